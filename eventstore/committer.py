@@ -1,0 +1,125 @@
+"""Merges a process's transitions into few commits.
+
+What arrives while one call is in flight goes out together in the next. While another process holds a partition's lock,
+a call carries one partition's transitions only, so that waiting for one lock never holds others.
+"""
+
+import asyncio
+from collections import deque
+from uuid import UUID
+
+import msgspec
+
+from eventstore.database import until_available
+from eventstore.doorbell import Doorbell
+from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
+
+_MOST_PER_CALL = 200
+_CALLS_APART = 20
+"""How many calls keep to one partition after a contended one."""
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to one stream at once: events, and what becomes of the command that led to them."""
+
+    append: Append
+    settle: Ack | Defer | None = None
+
+
+class _Pending(msgspec.Struct, frozen=True):
+    transition: Transition
+    answer: asyncio.Future[Answer]
+
+
+class Committer:
+    """The one committer of a process. After `stop` (which may be called twice) a commit is refused with RuntimeError."""
+
+    def __init__(self, log: Log, doorbell: Doorbell) -> None:
+        self._log = log
+        self._doorbell = doorbell
+        self._pending: deque[_Pending] = deque()
+        self._arrived = asyncio.Event()
+        self._apart = 0
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def commit(self, transition: Transition) -> Answer:
+        """Write a transition, merged with others. Waits as long as the database is away; nothing is written twice."""
+        if self._stopped:
+            raise RuntimeError("the committer is stopped")
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="committer")
+        pending = _Pending(transition, asyncio.get_running_loop().create_future())
+        self._pending.append(pending)
+        self._arrived.set()
+        return await pending.answer
+
+    async def react(self, batch: Batch) -> Answers:
+        """Write a subscription's batch in a call of its own, since its unit of acceptance is the partition.
+
+        Not repeated here: after `DatabaseUnavailable` the subscription reads its checkpoints again.
+        """
+        answers = await self._log.commit(batch)
+        if batch.appends or batch.sends:
+            self._doorbell.ring()
+        return answers
+
+    async def stop(self) -> None:
+        """Write what is pending, for two seconds at most, then stop."""
+        self._stopped = True
+        if self._task is None:
+            return
+        self._arrived.set()
+        await asyncio.wait({self._task}, timeout=2)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        for pending in self._pending:
+            pending.answer.cancel()
+
+    async def _run(self) -> None:
+        while self._pending or not self._stopped:
+            if not self._pending:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            await self._call(await self._take())
+
+    async def _take(self) -> list[_Pending]:
+        """The next call's transitions: each stream once, one partition's only while locks are contended."""
+        partitions = await until_available("committer", self._log.partitions)
+        taken: dict[UUID, _Pending] = {}
+        left: deque[_Pending] = deque()
+        only: int | None = None
+        while self._pending and len(taken) < _MOST_PER_CALL:
+            pending = self._pending.popleft()
+            stream = pending.transition.append.stream
+            partition = stream.bytes[-1] & (partitions - 1)
+            if stream in taken or (only is not None and partition != only):
+                left.append(pending)
+                continue
+            taken[stream] = pending
+            if self._apart > 0:
+                only = partition
+        left.extend(self._pending)
+        self._pending = left
+        return list(taken.values())
+
+    async def _call(self, taken: list[_Pending]) -> None:
+        transitions = [pending.transition for pending in taken]
+        batch = Batch(
+            appends=[t.append for t in transitions],
+            acks=[t.settle for t in transitions if type(t.settle) is Ack],
+            defers=[t.settle for t in transitions if type(t.settle) is Defer],
+        )
+        try:
+            answers = await until_available("committer", lambda: self._log.commit(batch))
+        except Exception as error:  # noqa: BLE001  # each waiter gets it; the committer lives on
+            for pending in taken:
+                if not pending.answer.done():
+                    pending.answer.set_exception(error)
+            return
+        self._apart = _CALLS_APART if answers.contended else max(0, self._apart - 1)
+        for pending in taken:
+            if not pending.answer.done():
+                pending.answer.set_result(answers.streams[pending.transition.append.stream])
+        self._doorbell.ring()

@@ -1,0 +1,144 @@
+"""Connections to PostgreSQL that come back by themselves."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+import structlog
+
+from eventstore.errors import DatabaseUnavailable, SchemaMissing
+
+T = TypeVar("T")
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,  # shutdown, crash of another backend, starting up
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.TransactionRollbackError,  # a deadlock's victim
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
+)
+_MISSING = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
+
+_log = structlog.get_logger(__name__)
+
+
+class Database:
+    """A pool of connections. Reads are tried once more on a fresh connection; nothing else is repeated here.
+
+    url: PostgreSQL URL. listen_url: one that reaches the server directly, for LISTEN; None turns LISTEN off.
+    pooled: the URL leads through a pooler in transaction mode, so statements must not be cached by the client.
+    """
+
+    def __init__(
+        self, url: str, *, listen_url: str | None = None, size: int = 8, pooled: bool = False, role: str = "dreamforge"
+    ) -> None:
+        self.url = url
+        self.listen_url = listen_url
+        self._size = size
+        self._role = role
+        self._cache = 0 if pooled else 100
+        self._pool: asyncpg.Pool | None = None
+        self._opening = asyncio.Lock()
+
+    async def _opened(self) -> asyncpg.Pool:
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await asyncpg.create_pool(
+                        self.url,
+                        min_size=0,
+                        max_size=self._size,
+                        timeout=10,
+                        command_timeout=60,
+                        statement_cache_size=self._cache,
+                        server_settings={"timezone": "UTC", "application_name": self._role},
+                    )
+        return self._pool
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+        """A connection of the pool; failures of the connection or the server become `DatabaseUnavailable`."""
+        try:
+            pool = await self._opened()
+            async with pool.acquire(timeout=10) as connection:
+                yield connection
+        except _AWAY as error:
+            raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
+        except _MISSING as error:
+            raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
+
+    async def call(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        """Run one statement, once, in a transaction of its own."""
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
+
+    async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""
+        try:
+            return await self.call(sql, *args)
+        except DatabaseUnavailable:
+            return await self.call(sql, *args)
+
+    async def dedicated(self, url: str | None = None) -> asyncpg.Connection:
+        """A connection outside the pool, for LISTEN and NOTIFY; the caller closes it."""
+        try:
+            return await asyncpg.connect(
+                url or self.url,
+                timeout=10,
+                statement_cache_size=self._cache,
+                server_settings={"application_name": self._role},
+            )
+        except _AWAY as error:
+            raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Close every connection; a statement under way gets two seconds. A second call does nothing."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), 2)
+        except (TimeoutError, *_AWAY):
+            pool.terminate()
+
+
+class Backoff:
+    """Waiting times between tries: exponential with full jitter, from `first` up to `longest` seconds."""
+
+    def __init__(self, first: float = 0.05, longest: float = 5.0) -> None:
+        self._first = first
+        self._longest = longest
+        self.failures = 0
+
+    def reset(self) -> None:
+        """Note a success."""
+        self.failures = 0
+
+    async def wait(self) -> None:
+        """Note a failure and wait."""
+        ceiling = min(self._longest, self._first * 2 ** min(self.failures, 20))
+        self.failures += 1
+        await asyncio.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311  # jitter, no secret
+
+
+async def until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an attempt until the database is there. What it does must be safe to repeat."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await attempt()
+        except DatabaseUnavailable as error:
+            if backoff.failures % 10 == 0:
+                _log.warning("database unavailable, trying again", what=what, error=str(error))
+            await backoff.wait()
+
+
+Row = Any
+"""A row of a result: asyncpg ships no types."""

@@ -1,0 +1,310 @@
+"""The vocabulary of the log: every event as a type. Pure: no I/O, no clock, no randomness.
+
+An event's `data` is hashed with the log and can never change; `Private` text lies beside it, outside the hash, and can
+be erased. Data never uses the names ts, level, code, message, step or item_index for anything else.
+"""
+
+from datetime import datetime
+from typing import ClassVar, Literal
+from uuid import UUID
+
+import msgspec
+
+StepName = Literal["generate", "upscale"]
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Outcome = Literal["succeeded", "failed", "cancelled"]
+Level = Literal["info", "warning", "error"]
+ImageFormat = Literal["png", "jpg"]
+ErrorCode = Literal[
+    "oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"
+]
+
+
+class Private(msgspec.Struct, frozen=True, kw_only=True):
+    """Personal text of a job: what erasure takes away. All fields are None after it."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where an event came from: the request that caused it, and the process that appended it."""
+
+    request_id: str | None = None
+    traceparent: str | None = None
+    actor: str | None = None
+
+
+class GenerateParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of generate, defaults filled and the base seed drawn; the prompts are `Private`."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    scheduler: str | None
+    format: ImageFormat
+    embed_metadata: bool
+    seed: int
+    count: int
+    model_id: UUID | None
+    provider: str | None
+    engine: str | None
+
+
+class UpscaleParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of upscale."""
+
+    scale: Literal[2, 4]
+    impl: Literal["auto", "image", "gan", "diffusion"]
+    strict_scale: bool
+
+
+class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a job as planned when the job was created."""
+
+    step_id: UUID
+    name: StepName
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """The data of an event. Subclasses name their code, and the schema version that they write."""
+
+    code: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+
+    @property
+    def level(self) -> Level:
+        """How loudly a log line of this event speaks."""
+        return "info"
+
+    @property
+    def step(self) -> str | None:
+        """The name of the step that the event is about; None for an event of the whole job."""
+        return None
+
+    def message(self) -> str:
+        """One English sentence for people; not for parsing."""
+        raise NotImplementedError
+
+
+class StepBody(Body, frozen=True, kw_only=True):
+    """The data of an event of one step."""
+
+    step_id: UUID
+    step_name: StepName = msgspec.field(name="step")
+
+    @property
+    def step(self) -> str:
+        """The name of the step that the event is about."""
+        return self.step_name
+
+
+class JobCreated(Body, frozen=True, kw_only=True):
+    """A job was accepted: it, its steps and the duty to run the first are durable."""
+
+    code: ClassVar[str] = "job.created"
+    type: Literal["generate"]
+    steps: list[PlannedStep]
+    generate: GenerateParams
+    upscale: UpscaleParams | None
+
+    def message(self) -> str:
+        """One sentence for people."""
+        chain = " then ".join(step.name for step in self.steps)
+        return f"Job created: {chain}, {self.generate.count} image(s) of {self.generate.width}x{self.generate.height}."
+
+
+class StepStart(StepBody, frozen=True, kw_only=True):
+    """A runner took a step; the attempt number fences off every earlier runner of the step."""
+
+    code: ClassVar[str] = "step.start"
+    attempt: int
+    runner: str
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} started, attempt {self.attempt}."
+
+
+class ModelSelected(StepBody, frozen=True, kw_only=True):
+    """Which engine renders a step, and from where it came."""
+
+    code: ClassVar[str] = "model.selected"
+    attempt: int
+    model_id: UUID | None
+    engine: str
+    source: str
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} uses {self.engine} ({self.source})."
+
+
+class ArtifactWritten(StepBody, frozen=True, kw_only=True):
+    """An image of one item lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex."""
+
+    code: ClassVar[str] = "artifact.written"
+    attempt: int
+    item_index: int
+    artifact_id: UUID
+    format: ImageFormat
+    width: int
+    height: int
+    seed: int
+    s3_key: str
+    bytes: int
+    sha256: str
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} wrote item {self.item_index} ({self.width}x{self.height})."
+
+
+class StepRetry(StepBody, frozen=True, kw_only=True):
+    """An attempt ended without finishing the step, which waits to be taken again, `delay_s` seconds at least."""
+
+    code: ClassVar[str] = "step.retry"
+    attempt: int
+    reason: Literal["failure", "hand_back"]
+    error_code: ErrorCode | None
+    error_message: str | None
+    delay_s: float
+
+    @property
+    def level(self) -> Level:
+        """A failure is worth a warning, a runner that stops is not."""
+        return "warning" if self.reason == "failure" else "info"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        if self.reason == "hand_back":
+            return f"Step {self.step_name} was handed back by a runner that stops."
+        return f"Step {self.step_name} will be tried again in {self.delay_s:g} s: {self.error_message}"
+
+
+class StepFinish(StepBody, frozen=True, kw_only=True):
+    """A step reached its end."""
+
+    code: ClassVar[str] = "step.finish"
+    attempt: int
+    status: Outcome
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} {self.status}."
+
+
+class StepError(StepBody, frozen=True, kw_only=True):
+    """Why a step failed for good; `step.finish` follows in the same commit."""
+
+    code: ClassVar[str] = "error"
+    attempt: int
+    item_index: int | None
+    error_code: ErrorCode
+    error_message: str
+
+    @property
+    def level(self) -> Level:
+        """Always an error."""
+        return "error"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return self.error_message
+
+
+class CancelRequested(Body, frozen=True, kw_only=True):
+    """Somebody asked for the job to be cancelled."""
+
+    code: ClassVar[str] = "job.cancel_requested"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "Cancellation requested."
+
+
+class RetryRequested(StepBody, frozen=True, kw_only=True):
+    """Somebody asked for a failed job's failed step to run again."""
+
+    code: ClassVar[str] = "job.retry_requested"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Retry of step {self.step_name} requested."
+
+
+class JobFinish(Body, frozen=True, kw_only=True):
+    """The job reached its end (until a retry is asked for, if it failed)."""
+
+    code: ClassVar[str] = "job.finish"
+    status: Outcome
+
+    @property
+    def level(self) -> Level:
+        """A failed job is an error."""
+        return "error" if self.status == "failed" else "info"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Job {self.status}."
+
+
+JobBody = (
+    JobCreated
+    | StepStart
+    | ModelSelected
+    | ArtifactWritten
+    | StepRetry
+    | StepFinish
+    | StepError
+    | CancelRequested
+    | RetryRequested
+    | JobFinish
+)
+"""Every event of a job's stream: the tagged union, its tag being the column `code`."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event about to be appended. `ts` is the appender's clock, UTC."""
+
+    event_id: UUID
+    ts: datetime
+    body: Body
+    meta: Meta = Meta()
+    private: Private | None = None
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of the log, its texts verbatim. `codec` decodes them."""
+
+    partition: int
+    position: int
+    stream_id: UUID
+    version: int
+    category: str
+    tenant: str
+    event_id: UUID
+    code: str
+    schema_version: int
+    ts: datetime
+    recorded_at: datetime
+    data: str
+    meta: str
+    private: str | None
+    private_digest: bytes | None
+    hash: bytes
+    chain: bytes
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """An event decoded, as folds see it. body: None for one that this release does not know."""
+
+    stream_id: UUID
+    tenant: str
+    version: int
+    ts: datetime
+    body: Body | None
+    meta: Meta
+    private: Private

@@ -1,0 +1,242 @@
+"""The log: one way in (`Log.commit`), and the reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database, Row
+from eventstore.errors import LogDamaged, SchemaMissing
+from eventstore.events import Event, Recorded
+
+Queue = Literal["generate", "upscale"]
+Verdict = Literal["accepted", "mine", "conflict", "refused"]
+DEFAULT_TENANT = "default"
+
+
+class Append(msgspec.Struct, frozen=True, kw_only=True):
+    """Events to append to one stream, which must be at version `expected` (0: it must not exist)."""
+
+    stream: UUID
+    expected: int
+    events: tuple[Event, ...]
+    category: str = "job"
+    tenant: str = DEFAULT_TENANT
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True):
+    """A command for a queue, invisible for `delay` seconds."""
+
+    stream: UUID
+    queue: Queue
+    message: msgspec.Struct
+    delay: float = 0.0
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """Delete a message; `read_ct` is its owner's token, without which nothing happens."""
+
+    stream: UUID
+    queue: Queue
+    msg_id: int
+    read_ct: int
+
+
+class Defer(Ack, frozen=True, kw_only=True):
+    """Give a message back, to be shown again after `delay` seconds."""
+
+    delay: float
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """A subscription's checkpoint moves, if it still stands at `start`."""
+
+    subscription: str
+    partition: int
+    start: int = msgspec.field(name="from")
+    end: int = msgspec.field(name="to")
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call of `Log.commit` writes; a stream at most once."""
+
+    appends: Sequence[Append] = ()
+    sends: Sequence[Send] = ()
+    acks: Sequence[Ack] = ()
+    defers: Sequence[Defer] = ()
+    moves: Sequence[Move] = ()
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How the log took one append: `version` is the stream's newest after the call."""
+
+    verdict: Verdict
+    version: int
+
+    @property
+    def stands(self) -> bool:
+        """Do the events stand in the log, by this call or an earlier one whose answer was lost?"""
+        return self.verdict in {"accepted", "mine"}
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """How a checkpoint's move was taken: `position` is where it now stands."""
+
+    verdict: Verdict
+    position: int
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """How the log took a batch: per stream, and per partition whose checkpoint was to move."""
+
+    streams: Mapping[UUID, Answer]
+    moves: Mapping[int, Moved]
+    contended: bool
+
+
+_COLUMNS = (
+    "partition, position, stream_id, version, category, tenant, event_id, code, schema_version, "
+    "ts, recorded_at, data, meta, private, private_digest, hash, chain"
+)
+_COMMIT = (
+    "select kind, stream_id, partition, outcome, version, position "
+    "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
+)
+_STREAM = f"select {_COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
+_STREAMS = f"select {_COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
+_PARTITIONS = f"""
+select e.* from unnest($1::smallint[], $2::bigint[]) as c (of_partition, after)
+cross join lateral (
+    select {_COLUMNS} from eventstore.events
+    where partition = c.of_partition and position > c.after order by position limit $3
+) as e
+order by e.partition, e.position
+"""  # noqa: S608  # constants
+_HEADS = """
+select p as partition, coalesce((
+    select position from eventstore.events where partition = p order by position desc limit 1), 0) as position
+from eventstore.log, generate_series(0, partitions - 1) as p
+"""
+_CHECKPOINTS = "select partition, position from eventstore.checkpoints where subscription = $1"
+
+
+class Log:
+    """The log of everything that happened. Every method may raise `DatabaseUnavailable`."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._partitions: int | None = None
+
+    async def commit(self, batch: Batch) -> Answers:
+        """Write a batch in one autocommit statement.
+
+        After `DatabaseUnavailable` it is unknown whether it was written; repeating the very same batch is safe as
+        long as each of its sends stands beside an append or a move.
+        """
+        parts = (
+            [_append_text(append) for append in batch.appends],
+            batch.sends,
+            batch.acks,
+            batch.defers,
+            batch.moves,
+        )
+        rows = await self.database.call(_COMMIT, *(msgspec.json.encode(part).decode() for part in parts))
+        return _answers(rows)
+
+    async def partitions(self) -> int:
+        """How many partitions the log has: a power of two, fixed for its life."""
+        if self._partitions is None:
+            rows = await self.database.read("select partitions from eventstore.log")
+            if not rows:
+                raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
+            self._partitions = int(rows[0]["partitions"])
+        return self._partitions
+
+    async def stream(self, stream: UUID, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+        """Read the events of one stream after a version, oldest first."""
+        return recorded(await self.database.read(_STREAM, stream, after, limit))
+
+    async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
+        """Read the whole histories of several streams in one statement, so as of one moment."""
+        histories: dict[UUID, list[Recorded]] = {stream: [] for stream in streams}
+        if streams:
+            for event in recorded(await self.database.read(_STREAMS, list(histories))):
+                histories[event.stream_id].append(event)
+        return histories
+
+    async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[Recorded]]:
+        """Read at most `limit` events of each partition after its position in the cursor, without a gap.
+
+        Raises `LogDamaged` where a position is missing.
+        """
+        rows = await self.database.read(_PARTITIONS, list(cursor), list(cursor.values()), limit)
+        batches: dict[int, list[Recorded]] = {}
+        for event in recorded(rows):
+            batches.setdefault(event.partition, []).append(event)
+        for partition, events in batches.items():
+            expect_gapless(partition, cursor[partition], events)
+        return batches
+
+    async def heads(self) -> dict[int, int]:
+        """The newest position of every partition; 0 where it is empty."""
+        return {row["partition"]: row["position"] for row in await self.database.read(_HEADS)}
+
+    async def subscribe(self, subscription: str) -> None:
+        """Make sure that a subscription has its checkpoints; a new one starts at the log's beginning."""
+        await self.database.call("select eventstore.subscribe($1)", subscription)
+
+    async def checkpoints(self, subscription: str) -> dict[int, int]:
+        """Where a subscription stands in each partition."""
+        return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS, subscription)}
+
+
+def expect_gapless(partition: int, after: int, events: Sequence[Recorded]) -> None:
+    """Raise `LogDamaged` unless the events follow `after` without a gap."""
+    for position, event in enumerate(events, after + 1):
+        if event.position != position:
+            raise LogDamaged(
+                f"partition {partition}: position {position} is missing (next is {event.position}); "
+                "an event was removed: restore the log from a backup"
+            )
+
+
+def recorded(rows: Sequence[Row]) -> list[Recorded]:
+    """Rows of `eventstore.events` as values."""
+    return [Recorded(**row) for row in rows]
+
+
+def _append_text(append: Append) -> dict[str, Any]:
+    return {
+        "stream": append.stream,
+        "category": append.category,
+        "tenant": append.tenant,
+        "expected": append.expected,
+        "events": [
+            {
+                "event_id": event.event_id,
+                "code": event.body.code,
+                "schema_version": event.body.schema_version,
+                "ts": event.ts,
+                "data": codec.encode(event.body),
+                "meta": codec.encode(event.meta),
+                "private": None if event.private is None else codec.encode(event.private),
+            }
+            for event in append.events
+        ],
+    }
+
+
+def _answers(rows: Sequence[Row]) -> Answers:
+    streams: dict[UUID, Answer] = {}
+    moves: dict[int, Moved] = {}
+    contended = False
+    for row in rows:
+        if row["kind"] == "append":
+            streams[row["stream_id"]] = Answer(row["outcome"], row["version"])
+        elif row["kind"] == "move":
+            moves[row["partition"]] = Moved(row["outcome"], row["position"])
+        elif row["kind"] == "contended":
+            contended = True
+    return Answers(streams, moves, contended)

@@ -1,0 +1,96 @@
+"""The outbox: commands waiting in pgmq's queues, claimed with our own statements.
+
+A command is delivered at least once; what it causes happens once, since its handler folds the log first. `read_ct` is
+the token of a claim's owner: whoever lost the lease can no longer touch the message.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from eventstore.database import Database
+from eventstore.events import StepName
+from eventstore.log import Ack, Defer, Queue
+
+_FLOOR_AGE_S = 5.0
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue carries: run this step of this job. `version`: of the job's stream when it was decided."""
+
+    job_id: UUID
+    step_id: UUID
+    step: StepName
+    version: int
+    traceparent: str | None = None
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A claimed command. It is ours until its visibility ends, unless extended before."""
+
+    queue: Queue
+    msg_id: int
+    read_ct: int
+    enqueued_at: datetime
+    command: Command
+
+    def ack(self) -> Ack:
+        """What deletes the message."""
+        return Ack(stream=self.command.job_id, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct)
+
+    def defer(self, delay: float) -> Defer:
+        """What gives the message back, to be shown again after `delay` seconds."""
+        return Defer(
+            stream=self.command.job_id, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct, delay=delay
+        )
+
+
+class Outbox:
+    """Claims of one process. Every method may raise `DatabaseUnavailable`; all are safe to repeat."""
+
+    def __init__(self, database: Database, queues: Sequence[Queue]) -> None:
+        self._database = database
+        self._queues = list(queues)
+        self._floors = [0] * len(queues)
+        self._floors_at = 0.0
+
+    async def claim(self, slots: int, visibility: float) -> list[Claim]:
+        """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
+        await self._refresh_floors()
+        rows = await self._database.call(
+            "select * from eventstore.claim($1, $2, $3, $4)", self._queues, self._floors, slots, visibility
+        )
+        return [
+            Claim(
+                queue=row["queue"],
+                msg_id=row["msg_id"],
+                read_ct=row["read_ct"],
+                enqueued_at=row["enqueued_at"],
+                command=msgspec.json.decode(row["message"], type=Command),
+            )
+            for row in rows
+        ]
+
+    async def extend(self, claims: Sequence[Claim], visibility: float) -> list[Claim]:
+        """Keep claims for `visibility` seconds more. Answers those that were lost: stop working on them."""
+        rows = await self._database.call(
+            "select queue, msg_id from eventstore.extend($1, $2, $3, $4)",
+            [claim.queue for claim in claims],
+            [claim.msg_id for claim in claims],
+            [claim.read_ct for claim in claims],
+            visibility,
+        )
+        kept = {(row["queue"], row["msg_id"]) for row in rows}
+        return [claim for claim in claims if (claim.queue, claim.msg_id) not in kept]
+
+    async def _refresh_floors(self) -> None:
+        # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may
+        # still appear (ids are drawn before commit), so the floor is taken anew every few seconds.
+        if time.monotonic() - self._floors_at < _FLOOR_AGE_S:
+            return
+        rows = await self._database.read("select eventstore.floors($1) as floors", self._queues)
+        self._floors = rows[0]["floors"]
+        self._floors_at = time.monotonic()

@@ -1,0 +1,202 @@
+"""At every fact exactly once: read after the checkpoints, let a handler react, commit writes and moves together.
+
+The move is a compare-and-swap in the writes' own commit, so any number of processes may run one subscription, be
+killed at any instruction, and need neither locks nor a session.
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from eventstore import codec
+from eventstore.database import Backoff
+from eventstore.doorbell import Doorbell
+from eventstore.errors import DatabaseUnavailable, UnknownEvent
+from eventstore.events import Recorded
+from eventstore.log import Log, Move, Moved
+
+_BATCH = 500
+_LAZY_MOVE_S = 1.0
+_LONGEST_REST_S = 30.0
+_log = structlog.get_logger(__name__)
+
+
+class Handler(Protocol):
+    """What a subscription does with events."""
+
+    @property
+    def name(self) -> str:
+        """The subscription's name; its checkpoints bear it."""
+
+    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+        """React to events of some partitions, and commit the writes together with the moves.
+
+        Answers how each move was taken. None: there was nothing to write, and nothing was committed.
+        """
+
+    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+        """Commit the moves alone."""
+
+
+class Lane(msgspec.Struct):
+    """One partition as a subscription sees it: the checkpoint is at `stored`, events were handled up to `read`."""
+
+    partition: int
+    stored: int
+    read: int
+    moved_at: float = 0.0
+    rest_until: float = 0.0
+    overtaken: bool = False
+    failures: int = 0
+    failure: str | None = None
+
+
+class Subscription:
+    """Runs a handler over the log.
+
+    available: is the database there? lanes: where each partition stands, and why it stands still if it does.
+    """
+
+    def __init__(self, log: Log, doorbell: Doorbell, handler: Handler, *, poll_s: float = 1.0) -> None:
+        self._log = log
+        self._doorbell = doorbell
+        self._handler = handler
+        self._poll_s = poll_s
+        self._bind = {"subscription": handler.name}
+        self.lanes: dict[int, Lane] = {}
+        self.available = False
+
+    async def run(self) -> None:
+        """Follow the log until cancelled."""
+        waiter = self._doorbell.waiter()
+        backoff = Backoff()
+        try:
+            while True:
+                try:
+                    busy = await self.step()
+                except DatabaseUnavailable as error:
+                    if backoff.failures == 0:
+                        _log.warning("subscription waits for the database", error=str(error), **self._bind)
+                    self.available = False
+                    # Whether the last call was written is unknown: the checkpoints know.
+                    self.lanes.clear()
+                    await backoff.wait()
+                    continue
+                self.available = True
+                backoff.reset()
+                if not busy:
+                    await waiter.wait(self._poll_s)
+        finally:
+            self._doorbell.forget(waiter)
+
+    async def step(self) -> bool:
+        """Read and handle once. Answers whether there may be more to do at once."""
+        if not self.lanes:
+            await self._load()
+        await self._look_again()
+        now = time.monotonic()
+        ready = {lane.partition: lane.read for lane in self.lanes.values() if lane.rest_until <= now}
+        batches = await self._log.after(ready, limit=_BATCH) if ready else {}
+        if batches:
+            await self._handle(batches)
+        await self._move_lazily()
+        return bool(batches)
+
+    async def _load(self) -> None:
+        await self._log.subscribe(self._handler.name)
+        stored = await self._log.checkpoints(self._handler.name)
+        self.lanes = {partition: Lane(partition, position, position) for partition, position in stored.items()}
+
+    async def _look_again(self) -> None:
+        """A partition that another process took is tried again once its checkpoint stands still."""
+        now = time.monotonic()
+        due = [lane for lane in self.lanes.values() if lane.overtaken and lane.rest_until <= now]
+        if not due:
+            return
+        stored = await self._log.checkpoints(self._handler.name)
+        for lane in due:
+            position = stored[lane.partition]
+            lane.overtaken = position != lane.stored
+            if lane.overtaken:
+                lane.rest_until = now + _pause()
+            lane.stored = lane.read = position
+
+    async def _handle(self, batches: Mapping[int, Sequence[Recorded]]) -> None:
+        events: list[Recorded] = []
+        moves: list[Move] = []
+        for partition, batch in batches.items():
+            known = self._known(self.lanes[partition], batch)
+            if known:
+                events.extend(known)
+                moves.append(self._move(self.lanes[partition], known[-1].position))
+        if not moves:
+            return
+        try:
+            moved = await self._handler.handle(events, moves)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            if len(moves) > 1:
+                # One partition's trouble must stop that partition alone: take each by itself.
+                for partition, batch in batches.items():
+                    await self._handle({partition: batch})
+                return
+            _log.exception("subscription stands still", partition=moves[0].partition, **self._bind)
+            self._stop(self.lanes[moves[0].partition], error)
+            return
+        self._advance(moves, moved)
+
+    def _known(self, lane: Lane, batch: Sequence[Recorded]) -> list[Recorded]:
+        """The events before the first that this release doesn't know: it must not be skipped."""
+        for n, event in enumerate(batch):
+            if not codec.is_known(event.code, event.schema_version):
+                if n == 0:
+                    error = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
+                    _log.error("subscription stands still", error=str(error), **self._bind)
+                    self._stop(lane, error)
+                return list(batch[:n])
+        return list(batch)
+
+    def _advance(self, moves: Sequence[Move], moved: Mapping[int, Moved] | None) -> None:
+        for move in moves:
+            lane = self.lanes[move.partition]
+            if moved is None:
+                lane.read = move.end
+            else:
+                answer = moved.get(move.partition)
+                if answer is None or answer.verdict == "conflict":
+                    lane.overtaken = True
+                    lane.rest_until = time.monotonic() + _pause()
+                elif answer.verdict == "accepted":
+                    lane.stored = lane.read = answer.position
+                    lane.moved_at = time.monotonic()
+                # A refused one is read and folded again at once, from where it stands.
+                else:
+                    lane.read = lane.stored
+            lane.failures, lane.failure = 0, None
+
+    async def _move_lazily(self) -> None:
+        now = time.monotonic()
+        moves = [
+            self._move(lane, lane.read)
+            for lane in self.lanes.values()
+            if lane.read > lane.stored and not lane.overtaken and now - lane.moved_at >= _LAZY_MOVE_S
+        ]
+        if moves:
+            self._advance(moves, await self._handler.move(moves))
+
+    def _move(self, lane: Lane, end: int) -> Move:
+        return Move(subscription=self._handler.name, partition=lane.partition, start=lane.stored, end=end)
+
+    def _stop(self, lane: Lane, error: Exception) -> None:
+        lane.failure = str(error) or type(error).__name__
+        lane.rest_until = time.monotonic() + min(_LONGEST_REST_S, 0.5 * 2**lane.failures)
+        lane.failures = min(lane.failures + 1, 10)
+
+
+def _pause() -> float:
+    return 2.0 + 2.0 * random.random()  # noqa: S311  # jitter, no secret

@@ -1,0 +1,122 @@
+"""Feeds a process's live subscribers from one bounded ring, so that a thousand readers cost the database one.
+
+The ring holds the newest events of the log, indexed by stream. Who fell behind it reads the database by itself.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import structlog
+
+from eventstore.database import Backoff
+from eventstore.doorbell import Doorbell, Waiter
+from eventstore.errors import EventStoreError
+from eventstore.events import Recorded
+from eventstore.log import Log
+
+_BATCH = 1000
+_log = structlog.get_logger(__name__)
+
+
+class Tailer:
+    """The one tailer of a process. It reads only while somebody follows a stream.
+
+    capacity: events that the ring holds. poll_s: how late an event may come when a ring of the doorbell is lost.
+    """
+
+    def __init__(self, log: Log, doorbell: Doorbell, *, capacity: int = 10_000, poll_s: float = 0.5) -> None:
+        self._log = log
+        self._doorbell = doorbell
+        self._capacity = capacity
+        self._poll_s = poll_s
+        self._ring: deque[Recorded] = deque()
+        self._streams: dict[UUID, deque[Recorded]] = {}
+        self._followers: dict[UUID, set[Waiter]] = {}
+        self._cursor: dict[int, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def follow(self, stream: UUID) -> AsyncIterator[Waiter]:
+        """A sleeper that is woken whenever the stream has grown, or may have."""
+        waiter = Waiter()
+        self._followers.setdefault(stream, set()).add(waiter)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="tailer")
+        try:
+            yield waiter
+        finally:
+            followers = self._followers[stream]
+            followers.discard(waiter)
+            if not followers:
+                del self._followers[stream]
+
+    async def after(self, stream: UUID, version: int, *, limit: int = 500) -> list[Recorded]:
+        """Events of a stream after a version, oldest first; from the ring where it reaches back so far."""
+        held = self._streams.get(stream)
+        if held and held[0].version <= version + 1:
+            return [event for event in held if event.version > version][:limit]
+        return await self._log.stream(stream, after=version, limit=limit)
+
+    async def stop(self) -> None:
+        """Stop reading, and wake every follower once more. A second call does nothing."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._wake_all()
+
+    async def _run(self) -> None:
+        waiter = self._doorbell.waiter()
+        backoff = Backoff()
+        try:
+            while self._followers:
+                try:
+                    if not self._cursor:
+                        self._cursor = await self._log.heads()
+                        self._wake_all()
+                    grown = await self._read()
+                except EventStoreError as error:
+                    if backoff.failures == 0:
+                        _log.warning("tailer can't read the log, trying again", error=str(error))
+                    await backoff.wait()
+                    continue
+                backoff.reset()
+                if not grown:
+                    await waiter.wait(self._poll_s)
+        finally:
+            self._doorbell.forget(waiter)
+            self._ring.clear()
+            self._streams.clear()
+            self._cursor = {}
+            self._task = None
+
+    async def _read(self) -> bool:
+        batches = await self._log.after(self._cursor, limit=_BATCH)
+        grown: set[UUID] = set()
+        for partition, events in batches.items():
+            self._cursor[partition] = events[-1].position
+            for event in events:
+                self._keep(event)
+                grown.add(event.stream_id)
+        for stream in grown & self._followers.keys():
+            for waiter in self._followers[stream]:
+                waiter.wake()
+        return bool(grown)
+
+    def _keep(self, event: Recorded) -> None:
+        self._ring.append(event)
+        self._streams.setdefault(event.stream_id, deque()).append(event)
+        if len(self._ring) > self._capacity:
+            # The ring's oldest event is its stream's oldest, too.
+            oldest = self._ring.popleft().stream_id
+            self._streams[oldest].popleft()
+            if not self._streams[oldest]:
+                del self._streams[oldest]
+
+    def _wake_all(self) -> None:
+        for waiters in self._followers.values():
+            for waiter in waiters:
+                waiter.wake()

@@ -1,0 +1,209 @@
+"""Which events a command leads to, given a job's state. Pure: time, ids and seeds come with the command.
+
+A command that was carried out already leads to no event; one that the state forbids raises `Refused`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from eventstore.events import (
+    ArtifactWritten,
+    Body,
+    ErrorCode,
+    JobFinish,
+    ModelSelected,
+    Outcome,
+    StepError,
+    StepFinish,
+    StepRetry,
+    StepStart,
+)
+from orchestrator.state import JobState, StepState
+
+
+class Refused(Exception):
+    """The job's state forbids the command."""
+
+
+class StaleAttempt(Refused):
+    """The step has a newer attempt, or needs none: whoever asks has lost its lease and must stop."""
+
+
+class StartStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner takes a step. max_attempts: consecutive attempts without a new artifact before it fails for good."""
+
+    step_id: UUID
+    runner: str
+    engine: str
+    source: str
+    model_id: UUID | None
+    max_attempts: int
+
+
+class RecordItems(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt has put items into the store. The step finishes with its last item."""
+
+    step_id: UUID
+    attempt: int
+    items: Sequence[ArtifactWritten]
+
+
+class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt failed. delay_s: before the next one, if there is to be one."""
+
+    step_id: UUID
+    attempt: int
+    error_code: ErrorCode
+    error_message: str
+    item_index: int | None
+    retryable: bool
+    delay_s: float
+    max_attempts: int
+
+
+class HandBack(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner stops, and gives its step to the others."""
+
+    step_id: UUID
+    attempt: int
+
+
+class FinishJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The orchestrator closes the job."""
+
+    status: Outcome
+
+
+Command = StartStep | RecordItems | FailAttempt | HandBack | FinishJob
+
+
+def decide(state: JobState, command: Command) -> list[Body]:
+    """The events that the command leads to, none if there's nothing to do."""
+    match command:
+        case StartStep():
+            return _start(state, command)
+        case RecordItems():
+            return _record(state, command)
+        case FailAttempt():
+            return _fail(state, command)
+        case HandBack():
+            step = _current(state, command.step_id, command.attempt)
+            return [_cancelled(step) if state.cancel_pending else _retry(step, "hand_back", None, None, 0.0)]
+        case FinishJob():
+            return _finish_job(state, command)
+
+
+def may_start(state: JobState, step_id: UUID) -> bool:
+    """Is the step owed: not finished, in an open job, with its predecessors done?"""
+    step = state.step(step_id)
+    if state.finished is not None or step.status not in {"queued", "running"}:
+        return False
+    before = state.steps[: state.steps.index(step)]
+    return all(earlier.status == "succeeded" for earlier in before)
+
+
+def _start(state: JobState, command: StartStep) -> list[Body]:
+    if not may_start(state, command.step_id):
+        return []
+    step = state.step(command.step_id)
+    if state.cancel_pending:
+        return [_cancelled(step)]
+    if step.barren >= command.max_attempts:
+        why = f"step {step.name} was started {step.barren} times in a row without writing an image; its runner died"
+        return _give_up(step, "internal", why, None)
+    attempt = step.attempt + 1
+    return [
+        StepStart(step_id=step.step_id, step_name=step.name, attempt=attempt, runner=command.runner),
+        *(
+            [
+                ModelSelected(
+                    step_id=step.step_id,
+                    step_name=step.name,
+                    attempt=attempt,
+                    model_id=command.model_id,
+                    engine=command.engine,
+                    source=command.source,
+                )
+            ]
+            if step.name == "generate"
+            else []
+        ),
+    ]
+
+
+def _record(state: JobState, command: RecordItems) -> list[Body]:
+    step = _current(state, command.step_id, command.attempt)
+    fresh = [item for item in command.items if item.item_index not in step.artifacts]
+    events: list[Body] = list(fresh)
+    if len(step.artifacts) + len(fresh) >= state.generate.count:
+        # Completion wins over a pending cancel.
+        events.append(
+            StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded")
+        )
+    elif state.cancel_pending:
+        events.append(_cancelled(step))
+    return events
+
+
+def _fail(state: JobState, command: FailAttempt) -> list[Body]:
+    step = _current(state, command.step_id, command.attempt)
+    if state.cancel_pending:
+        return [_cancelled(step)]
+    if command.retryable and step.barren < command.max_attempts:
+        return [_retry(step, "failure", command.error_code, command.error_message, command.delay_s)]
+    return _give_up(step, command.error_code, command.error_message, command.item_index)
+
+
+def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
+    # A step that started before a cancel was reacted to finishes first: its finish is reacted to in turn.
+    if state.finished is not None or state.running is not None:
+        return []
+    return [JobFinish(status=command.status)]
+
+
+def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:
+    step = state.step(step_id)
+    if state.finished is not None or step.status != "running" or step.attempt != attempt:
+        raise StaleAttempt(
+            f"job {state.job_id}, step {step.name}: attempt {attempt} is over (attempt {step.attempt}, {step.status})"
+        )
+    return step
+
+
+def _cancelled(step: StepState) -> StepFinish:
+    return StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="cancelled")
+
+
+def _retry(
+    step: StepState,
+    reason: Literal["failure", "hand_back"],
+    error_code: ErrorCode | None,
+    error_message: str | None,
+    delay_s: float,
+) -> StepRetry:
+    return StepRetry(
+        step_id=step.step_id,
+        step_name=step.name,
+        attempt=step.attempt,
+        reason=reason,
+        error_code=error_code,
+        error_message=error_message,
+        delay_s=delay_s,
+    )
+
+
+def _give_up(step: StepState, error_code: ErrorCode, error_message: str, item_index: int | None) -> list[Body]:
+    return [
+        StepError(
+            step_id=step.step_id,
+            step_name=step.name,
+            attempt=step.attempt,
+            item_index=item_index,
+            error_code=error_code,
+            error_message=error_message,
+        ),
+        StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="failed"),
+    ]

@@ -1,0 +1,44 @@
+"""What a job's request means for each of its items: seeds, sizes and keys. Pure.
+
+A history replays to the same seeds and keys, since they follow from the job's first event (and the first start of a
+step) alone.
+"""
+
+from datetime import UTC, datetime
+from hashlib import sha256
+from uuid import UUID
+
+from eventstore.events import GenerateParams, StepName, UpscaleParams
+
+SEED_PRIME = 2**31 - 1
+"""A Mersenne prime: derived seeds are 1 to this number."""
+
+
+def item_seed(base: int, count: int, item_index: int) -> int:
+    """The seed of one item.
+
+    One item uses the base seed as it is. Several get distinct seeds 1 + (a + b·i) mod p with p = 2^31 - 1, a and b ≠ 0
+    from SHA-256 of the base seed's decimal digits: distinct for all i < p, since p is prime.
+    """
+    if count == 1:
+        return base
+    digest = sha256(f"dreamforge seed {base}".encode()).digest()
+    offset = int.from_bytes(digest[:8], "big") % SEED_PRIME
+    stride = 1 + int.from_bytes(digest[8:16], "big") % (SEED_PRIME - 1)
+    return 1 + (offset + stride * item_index) % SEED_PRIME
+
+
+def output_size(generate: GenerateParams, upscale: UpscaleParams | None, step: StepName) -> tuple[int, int]:
+    """Width and height in pixels of what a step writes."""
+    scale = upscale.scale if upscale is not None and step == "upscale" else 1
+    return generate.width * scale, generate.height * scale
+
+
+def object_key(
+    tenant: str, job_id: UUID, step: StepName, started_at: datetime, item_index: int, size: tuple[int, int], seed: int,
+    extension: str,
+) -> str:
+    """The S3 key of an item's object. started_at: of the step's first start, so that every attempt writes one key."""
+    stamp = started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
+    width, height = size
+    return f"dreamforge/{tenant}/jobs/{job_id}/{step}/{stamp}_{item_index}_{width}x{height}_{seed}.{extension}"

@@ -1,0 +1,59 @@
+"""What follows from an event: the whole table. Pure.
+
+| event                                                              | reaction                        |
+|--------------------------------------------------------------------|---------------------------------|
+| job.created                                                        | run the first step              |
+| step.finish succeeded, not last, no cancel pending                 | run the next step               |
+| step.finish succeeded, last                                        | finish the job: succeeded       |
+| step.finish failed                                                 | finish the job: failed          |
+| step.finish cancelled, or succeeded, not last, with cancel pending | finish the job: cancelled       |
+| job.cancel_requested, no step running                              | finish the job: cancelled       |
+| job.cancel_requested, a step running                               | nothing: its runner finishes it |
+| job.retry_requested                                                | run the failed step again       |
+"""
+
+from uuid import UUID
+
+import msgspec
+
+from eventstore.events import Body, CancelRequested, JobCreated, RetryRequested, StepFinish
+from orchestrator.decisions import FinishJob
+from orchestrator.state import JobState
+
+
+class RunStep(msgspec.Struct, frozen=True, kw_only=True):
+    """Send the command that runs a step."""
+
+    step_id: UUID
+
+
+Reaction = RunStep | FinishJob
+
+REACTED = {body.code for body in (JobCreated, StepFinish, CancelRequested, RetryRequested)}
+"""The codes that can have a reaction."""
+
+
+def react(state: JobState, body: Body) -> Reaction | None:
+    """What follows from an event; `state` is the job's after it."""
+    match body:
+        case JobCreated():
+            return RunStep(step_id=state.steps[0].step_id)
+        case StepFinish():
+            return _step_finished(state, body)
+        case CancelRequested():
+            return FinishJob(status="cancelled") if state.running is None else None
+        case RetryRequested():
+            return RunStep(step_id=body.step_id)
+        case _:
+            return None
+
+
+def _step_finished(state: JobState, body: StepFinish) -> Reaction:
+    if body.status != "succeeded":
+        return FinishJob(status=body.status)
+    following = state.after(state.step(body.step_id))
+    if following is None:
+        return FinishJob(status="succeeded")
+    if state.cancel_pending:
+        return FinishJob(status="cancelled")
+    return RunStep(step_id=following.step_id)

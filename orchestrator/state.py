@@ -1,0 +1,159 @@
+"""A job as its history tells it: what decisions are made on. Pure."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from eventstore.events import (
+    ArtifactWritten,
+    CancelRequested,
+    Fact,
+    GenerateParams,
+    JobCreated,
+    JobFinish,
+    Meta,
+    Outcome,
+    Private,
+    RetryRequested,
+    StepError,
+    StepFinish,
+    StepName,
+    StepRetry,
+    StepStart,
+    UpscaleParams,
+)
+
+StepStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class StepState(msgspec.Struct, frozen=True, kw_only=True):
+    """One step. `barren`: consecutive attempts that wrote no new artifact, the current one included."""
+
+    step_id: UUID
+    name: StepName
+    status: StepStatus = "queued"
+    attempt: int = 0
+    barren: int = 0
+    first_started_at: datetime | None = None
+    artifacts: dict[int, ArtifactWritten] = {}
+
+
+class JobState(msgspec.Struct, frozen=True, kw_only=True):
+    """One job. `finished`: its outcome, None while it's open; `error`: why a step last failed for good."""
+
+    job_id: UUID
+    tenant: str
+    version: int
+    generate: GenerateParams
+    upscale: UpscaleParams | None
+    private: Private
+    steps: tuple[StepState, ...]
+    cancel_pending: bool = False
+    finished: Outcome | None = None
+    error: StepError | None = None
+    cause: Meta = Meta()
+
+    def step(self, step_id: UUID) -> StepState:
+        """One of the job's steps; KeyError if it is none of them."""
+        for step in self.steps:
+            if step.step_id == step_id:
+                return step
+        raise KeyError(step_id)
+
+    def after(self, step: StepState) -> StepState | None:
+        """The step that follows, None after the last."""
+        place = self.steps.index(step) + 1
+        return self.steps[place] if place < len(self.steps) else None
+
+    @property
+    def running(self) -> StepState | None:
+        """The step that some runner has taken, if any."""
+        return next((step for step in self.steps if step.status == "running"), None)
+
+
+class BrokenHistory(Exception):
+    """A history that no run of the service can have written."""
+
+
+def fold(facts: Iterable[Fact]) -> JobState | None:
+    """The state after a whole history; None for an empty one."""
+    state: JobState | None = None
+    for fact in facts:
+        state = apply(state, fact)
+    return state
+
+
+def apply(state: JobState | None, fact: Fact) -> JobState:
+    """The state after one more event."""
+    expected = 1 if state is None else state.version + 1
+    if fact.version != expected:
+        raise BrokenHistory(f"job {fact.stream_id}: version {expected} is missing, found {fact.version}")
+    if isinstance(fact.body, JobCreated):
+        return _created(fact, fact.body)
+    if state is None:
+        raise BrokenHistory(f"job {fact.stream_id}: the history does not begin with job.created")
+    state = replace(state, version=fact.version)
+    match fact.body:
+        case StepStart() as body:
+            return _started(state, body, fact.ts)
+        case ArtifactWritten() as body:
+            return _wrote(state, body)
+        case StepRetry() as body:
+            step = state.step(body.step_id)
+            barren = 0 if body.reason == "hand_back" else step.barren
+            return _with(state, replace(step, status="queued", barren=barren))
+        case StepFinish() as body:
+            return _with(state, replace(state.step(body.step_id), status=body.status))
+        case StepError() as body:
+            return replace(state, error=body)
+        case CancelRequested():
+            return replace(state, cancel_pending=True, cause=fact.meta)
+        case RetryRequested() as body:
+            step = replace(state.step(body.step_id), status="queued", barren=0)
+            return _with(replace(state, finished=None, error=None, cancel_pending=False, cause=fact.meta), step)
+        case JobFinish() as body:
+            return replace(state, finished=body.status)
+        case _:
+            return state
+
+
+def _created(fact: Fact, body: JobCreated) -> JobState:
+    return JobState(
+        job_id=fact.stream_id,
+        tenant=fact.tenant,
+        version=fact.version,
+        generate=body.generate,
+        upscale=body.upscale,
+        private=fact.private,
+        steps=tuple(StepState(step_id=step.step_id, name=step.name) for step in body.steps),
+        cause=fact.meta,
+    )
+
+
+def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:
+    step = state.step(body.step_id)
+    return _with(
+        state,
+        replace(
+            step,
+            status="running",
+            attempt=body.attempt,
+            barren=step.barren + 1,
+            first_started_at=step.first_started_at or ts,
+        ),
+    )
+
+
+def _wrote(state: JobState, body: ArtifactWritten) -> JobState:
+    step = state.step(body.step_id)
+    artifacts = {**step.artifacts, body.item_index: body}
+    return _with(state, replace(step, artifacts=artifacts, barren=0))
+
+
+def _with(state: JobState, step: StepState) -> JobState:
+    steps = tuple(step if other.step_id == step.step_id else other for other in state.steps)
+    return replace(state, steps=steps)

@@ -1,0 +1,82 @@
+"""Fold, decide, append; and again when another came first."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+from eventstore import codec
+from eventstore.committer import Committer, Transition
+from eventstore.database import until_available
+from eventstore.events import Body, Event, Fact, Meta, Private
+from eventstore.ids import new_id
+from eventstore.log import Ack, Append, Defer, Log
+from orchestrator.decisions import Command, decide
+from orchestrator.state import JobState, apply, fold
+
+Settle = Callable[[Sequence[Body]], Ack | Defer | None]
+"""Given the decided events: what becomes of the command's message in the same commit."""
+
+
+def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
+    """An event that happens now."""
+    return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
+
+
+def append(state: JobState, bodies: Sequence[Body], actor: str) -> Append:
+    """Events at the end of a job's stream; their meta names the request that caused them, and the actor."""
+    meta = Meta(request_id=state.cause.request_id, traceparent=state.cause.traceparent, actor=actor)
+    return Append(
+        stream=state.job_id,
+        tenant=state.tenant,
+        expected=state.version,
+        events=tuple(event(body, meta) for body in bodies),
+    )
+
+
+def extended(state: JobState, appended: Append) -> JobState:
+    """The state after an append that the log accepted: no need to read it back."""
+    for version, done in enumerate(appended.events, state.version + 1):
+        fact = Fact(
+            stream_id=state.job_id,
+            tenant=state.tenant,
+            version=version,
+            ts=done.ts,
+            body=done.body,
+            meta=done.meta,
+            private=done.private or Private(),
+        )
+        state = apply(state, fact)
+    return state
+
+
+class Jobs:
+    """Decisions carried out on the log, by one process. actor: its name, kept in the events' meta."""
+
+    def __init__(self, log: Log, committer: Committer, actor: str) -> None:
+        self._log = log
+        self._committer = committer
+        self._actor = actor
+
+    async def load(self, job_id: UUID) -> JobState:
+        """The job as its history tells it. Waits while the database is away; LookupError if there is no such job."""
+        history = await until_available("job", lambda: self._log.stream(job_id))
+        state = fold(codec.fact(one) for one in history)
+        if state is None:
+            raise LookupError(f"job {job_id} has no history")
+        return state
+
+    async def carry_out(self, state: JobState, command: Command, settle: Settle) -> tuple[JobState, list[Body]]:
+        """Decide and append until the log accepts, folding again after each conflict.
+
+        Answers the state after it, and the events decided; where there are none nothing is written, and `settle` is
+        not asked. Raises `Refused` as `decide` does, each time on the newest state.
+        """
+        while True:
+            bodies = decide(state, command)
+            if not bodies:
+                return state, []
+            transition = Transition(append=append(state, bodies, self._actor), settle=settle(bodies))
+            answer = await self._committer.commit(transition)
+            if answer.stands:
+                return extended(state, transition.append), bodies
+            state = await self.load(state.job_id)

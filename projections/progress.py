@@ -1,0 +1,56 @@
+"""How far a job has come. Pure."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from eventstore.events import StepName
+from projections.views import JobView
+
+Weights = Mapping[StepName, float]
+EVEN: Weights = {"generate": 0.5, "upscale": 0.5}
+
+# What a job of one step reports as its stages: the parts in which the old service measured it.
+_SINGLE = (("queued_to_start", 0.1), ("sampling", 0.8), ("finalize", 0.1))
+
+
+class Item(msgspec.Struct, frozen=True):
+    """An item of the last step that has its artifact; progress is 1.0."""
+
+    item_index: int
+    progress: float
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """A part of the whole, with its share; the shares sum to 1."""
+
+    name: str
+    weight: float
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """progress: 0 to 1, six digits. per_step: each step's own, where it was asked for."""
+
+    progress: float
+    items: list[Item]
+    stages: list[Stage]
+    per_step: dict[str, float] | None = None
+
+
+def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -> Progress:
+    """Σ weight × completed / count over the steps; exactly 1.0 when every artifact exists. Needs the artifacts."""
+    done = {step.name: min(1.0, step.completed / job.count) for step in job.steps}
+    if len(job.steps) == 1:
+        total = done["generate"]
+        stages = [Stage(name, weight) for name, weight in _SINGLE]
+    else:
+        total = 1.0 if min(done.values()) >= 1.0 else sum(weights[name] * part for name, part in done.items())
+        stages = [Stage(step.name, weights[step.name]) for step in job.steps]
+    last = job.last_step.step_id
+    items = sorted(artifact.item_index for artifact in job.artifacts if artifact.step_id == last)
+    return Progress(
+        round(total, 6),
+        [Item(index, 1.0) for index in items],
+        stages,
+        {name: round(part, 6) for name, part in done.items()} if per_step else None,
+    )

@@ -1,0 +1,73 @@
+"""Reads of one job that are never stale: its row of the read model ⊕ the tail of its stream, as of one snapshot.
+
+The projector may lag, stand still or be rebuilding: whatever it has not yet seen is folded here.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database
+from projections.rows import Rows, to_view
+from projections.views import JobView, evolve
+
+# One statement, so one snapshot: an event is in the row or in the tail, never in neither.
+_JOB = """
+with kept as (select * from readmodel.jobs where job_id = $1)
+select
+    (select json_build_object(
+        'job', row_to_json(kept),
+        'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = $1),
+        'artifacts', case when $2 then coalesce((
+            select json_agg(a order by s.ordinal, a.item_index)
+            from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = $1), '[]') end
+    ) from kept) as rows,
+    (select json_agg(json_build_object(
+        'stream_id', e.stream_id, 'tenant', e.tenant, 'version', e.version, 'code', e.code, 'schema_version', e.schema_version, 'ts', e.ts,
+        'data', e.data::text, 'meta', e.meta::text, 'private', e.private) order by e.version)
+    from eventstore.events e
+    where e.stream_id = $1 and e.category = 'job'
+        and e.version > coalesce((select version from kept), 0)) as tail
+"""
+
+
+class _TailEvent(msgspec.Struct, frozen=True):
+    stream_id: UUID
+    tenant: str
+    version: int
+    code: str
+    schema_version: int
+    ts: datetime
+    data: str
+    meta: str
+    private: str | None
+
+
+_ROWS = msgspec.json.Decoder(Rows)
+_TAIL = msgspec.json.Decoder(list[_TailEvent])
+
+
+class Queries:
+    """What the API asks. Every method may raise `DatabaseUnavailable`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def job(self, job_id: UUID, *, artifacts: bool = False) -> JobView | None:
+        """A job as it is now, with its artifacts if asked for (by step, then item); None if there is none."""
+        row = (await self._database.read(_JOB, job_id, artifacts))[0]
+        view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
+        for event in [] if row["tail"] is None else _TAIL.decode(row["tail"]):
+            view = evolve(view, codec.fact(event))
+        if view is None or not artifacts:
+            return view
+        return _in_order(view)
+
+
+def _in_order(view: JobView) -> JobView:
+    order = {step.step_id: n for n, step in enumerate(view.steps)}
+    ordered = sorted(view.artifacts, key=lambda one: (order[one.step_id], one.item_index))
+    return msgspec.structs.replace(view, artifacts=tuple(ordered))
+

@@ -1,0 +1,206 @@
+"""A job as its users see it. Pure.
+
+`evolve` serves the projector, the reads, time travel and the live streams alike.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from eventstore.events import (
+    ArtifactWritten,
+    ErrorCode,
+    Fact,
+    ImageFormat,
+    JobCreated,
+    JobFinish,
+    ModelSelected,
+    RetryRequested,
+    Status,
+    StepError,
+    StepFinish,
+    StepName,
+    StepRetry,
+    StepStart,
+)
+
+
+class ArtifactView(msgspec.Struct, frozen=True, kw_only=True):
+    """One image in the object store."""
+
+    artifact_id: UUID
+    step_id: UUID
+    item_index: int
+    created_at: datetime
+    format: ImageFormat
+    width: int
+    height: int
+    seed: int
+    s3_key: str
+    bytes: int
+    sha256: str
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step. completed: items that have their artifact."""
+
+    step_id: UUID
+    name: StepName
+    status: Status = "queued"
+    attempt: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    completed: int = 0
+    metadata: dict[str, Any] = {}
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """One job. artifacts: those of the events seen so far, or none if the view was loaded without them."""
+
+    job_id: UUID
+    tenant: str
+    type: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    count: int
+    params: dict[str, Any]
+    metadata: dict[str, str]
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+    steps: tuple[StepView, ...]
+    artifacts: tuple[ArtifactView, ...] = ()
+
+    @property
+    def terminal(self) -> bool:
+        """Has the job reached its end?"""
+        return self.status in {"succeeded", "failed", "cancelled"}
+
+    @property
+    def last_step(self) -> StepView:
+        """The step whose artifacts are the job's result."""
+        return self.steps[-1]
+
+
+class ViewGap(Exception):
+    """An event came before the one that precedes it."""
+
+
+def view(facts: Iterable[Fact]) -> JobView | None:
+    """The view after a whole history; None for an empty one."""
+    seen: JobView | None = None
+    for fact in facts:
+        seen = evolve(seen, fact)
+    return seen
+
+
+def evolve(seen: JobView | None, fact: Fact) -> JobView:
+    """The view after one more event. One that was applied already changes nothing; a gap raises `ViewGap`."""
+    version = 0 if seen is None else seen.version
+    if seen is not None and fact.version <= version:
+        return seen
+    if fact.version != version + 1:
+        raise ViewGap(f"job {fact.stream_id}: the view is at version {version}, event {fact.version} can't follow")
+    if seen is None:
+        if not isinstance(fact.body, JobCreated):
+            raise ViewGap(f"job {fact.stream_id}: the history does not begin with job.created")
+        return _created(fact, fact.body)
+    seen = replace(seen, version=fact.version, updated_at=fact.ts)
+    match fact.body:
+        case StepStart() as body:
+            return _started(seen, body, fact.ts)
+        case ModelSelected() as body:
+            chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
+            return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
+        case ArtifactWritten() as body:
+            return _wrote(seen, body, fact.ts)
+        case StepRetry() as body:
+            return _with(seen, body.step_id, lambda step: replace(step, status="queued"))
+        case StepFinish() as body:
+            return _with(seen, body.step_id, lambda step: replace(step, status=body.status, finished_at=fact.ts))
+        case StepError() as body:
+            return replace(seen, error_code=body.error_code, error_message=body.error_message)
+        case RetryRequested() as body:
+            seen = replace(seen, status="queued", error_code=None, error_message=None)
+            return _with(seen, body.step_id, lambda step: replace(step, status="queued", finished_at=None))
+        case JobFinish() as body:
+            return _finished(seen, body, fact.ts)
+        case _:
+            return seen
+
+
+def _created(fact: Fact, body: JobCreated) -> JobView:
+    metadata = {"upscale": {"scale": body.upscale.scale, "impl": body.upscale.impl}} if body.upscale else {}
+    params = {
+        "type": body.type,
+        "prompt": fact.private.prompt,
+        "negative_prompt": fact.private.negative_prompt,
+        **msgspec.to_builtins(body.generate),
+        "chain": None if body.upscale is None else {"upscale": asdict(body.upscale)},
+    }
+    return JobView(
+        job_id=fact.stream_id,
+        tenant=fact.tenant,
+        type=body.type,
+        status="queued",
+        created_at=fact.ts,
+        updated_at=fact.ts,
+        version=fact.version,
+        count=body.generate.count,
+        params=params,
+        metadata=fact.private.metadata or {},
+        steps=tuple(
+            StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {}))
+            for step in body.steps
+        ),
+    )
+
+
+def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
+    def start(step: StepView) -> StepView:
+        return replace(
+            step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None
+        )
+
+    return _with(replace(seen, status="running"), body.step_id, start)
+
+
+def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
+    artifact = ArtifactView(
+        artifact_id=body.artifact_id,
+        step_id=body.step_id,
+        item_index=body.item_index,
+        created_at=ts,
+        format=body.format,
+        width=body.width,
+        height=body.height,
+        seed=body.seed,
+        s3_key=body.s3_key,
+        bytes=body.bytes,
+        sha256=body.sha256,
+    )
+    seen = replace(seen, artifacts=(*seen.artifacts, artifact))
+    return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
+
+
+def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
+    seen = replace(seen, status=body.status)
+    if body.status == "succeeded":
+        return seen
+    if body.status == "cancelled":
+        seen = replace(seen, error_code="cancelled", error_message="The job was cancelled.")
+        for step in seen.steps:
+            if step.status in {"queued", "running"}:
+                seen = _with(seen, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts))
+    return seen
+
+
+def _with(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
+    return replace(
+        seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps)
+    )

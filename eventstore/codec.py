@@ -1,13 +1,11 @@
 """Events to and from their stored text. Pure."""
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any, Protocol, cast, get_args
-from uuid import UUID
+from typing import Any, cast, get_args
 
 import msgspec
 
-from eventstore.events import Body, Fact, JobBody, Meta, Private
+from eventstore.events import Body, Fact, JobBody, Meta, Private, Stored
 
 _BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody)}
 _DECODERS: dict[str, msgspec.json.Decoder[Body]] = {
@@ -31,29 +29,6 @@ def is_known(code: str, schema_version: int) -> bool:
     """Can this release decode such an event?"""
     body = _BODIES.get(code)
     return body is not None and schema_version <= body.schema_version
-
-
-class Stored(Protocol):
-    """The parts of a stored event that its meaning depends on."""
-
-    @property
-    def stream_id(self) -> UUID: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def schema_version(self) -> int: ...
-    @property
-    def ts(self) -> datetime: ...
-    @property
-    def data(self) -> str: ...
-    @property
-    def meta(self) -> str: ...
-    @property
-    def private(self) -> str | None: ...
 
 
 def body(event: Stored) -> Body | None:

@@ -32,7 +32,7 @@ class _Pending(msgspec.Struct, frozen=True):
 
 
 class Committer:
-    """The one committer of a process. After `stop` (which may be called twice) a commit is refused with RuntimeError."""
+    """The one committer of a process. `stop` may be called twice; a commit after it is refused with RuntimeError."""
 
     def __init__(self, log: Log, doorbell: Doorbell) -> None:
         self._log = log
@@ -92,6 +92,8 @@ class Committer:
         only: int | None = None
         while self._pending and len(taken) < _MOST_PER_CALL:
             pending = self._pending.popleft()
+            if pending.answer.done():  # its waiter gave up before it was sent
+                continue
             stream = pending.transition.append.stream
             partition = stream.bytes[-1] & (partitions - 1)
             if stream in taken or (only is not None and partition != only):

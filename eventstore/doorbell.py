@@ -28,14 +28,15 @@ class Waiter:
         """End the current or the next `wait`."""
         self._rung.set()
 
-    async def wait(self, timeout: float) -> None:
-        """Sleep until woken, `timeout` seconds at most."""
+    async def wait(self, seconds: float) -> bool:
+        """Sleep until woken, `seconds` at most. Answers whether it was woken."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await self._rung.wait()
         except TimeoutError:
-            pass
+            return False
         self._rung.clear()
+        return True
 
 
 class Doorbell:

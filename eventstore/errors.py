@@ -1,10 +1,10 @@
 """The errors of the event store.
 
-    EventStoreError
-    ├── DatabaseUnavailable    try again: the connection or the server is away
-    ├── SchemaMissing          the database has no schema, or one of another release
-    ├── UnknownEvent           a code or schema version this release does not know
-    └── LogDamaged             the log contradicts itself: a gap, a missing event
+EventStoreError
+├── DatabaseUnavailable    try again: the connection or the server is away
+├── SchemaMissing          the database has no schema, or one of another release
+├── UnknownEvent           a code or schema version this release does not know
+└── LogDamaged             the log contradicts itself: a gap, a missing event
 """
 
 

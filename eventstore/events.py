@@ -15,9 +15,7 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Level = Literal["info", "warning", "error"]
 ImageFormat = Literal["png", "jpg"]
-ErrorCode = Literal[
-    "oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"
-]
+ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"]
 
 
 class Private(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,23 +274,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     private: Private | None = None
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of the log, its texts verbatim. `codec` decodes them."""
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a stored event that its meaning depends on, its texts verbatim; `codec` decodes them."""
 
-    partition: int
-    position: int
     stream_id: UUID
-    version: int
-    category: str
     tenant: str
-    event_id: UUID
+    version: int
     code: str
     schema_version: int
     ts: datetime
-    recorded_at: datetime
     data: str
     meta: str
     private: str | None
+
+
+class Recorded(Stored, frozen=True, kw_only=True):
+    """A whole event of the log."""
+
+    partition: int
+    position: int
+    category: str
+    event_id: UUID
+    recorded_at: datetime
     private_digest: bytes | None
     hash: bytes
     chain: bytes

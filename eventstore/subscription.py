@@ -139,7 +139,7 @@ class Subscription:
             moved = await self._handler.handle(events, moves)
         except DatabaseUnavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a handler may break in any way; its partition waits
             if len(moves) > 1:
                 # One partition's trouble must stop that partition alone: take each by itself.
                 for partition, batch in batches.items():

@@ -140,9 +140,7 @@ def _record(state: JobState, command: RecordItems) -> list[Body]:
     events: list[Body] = list(fresh)
     if len(step.artifacts) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
-        events.append(
-            StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded")
-        )
+        events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))
     elif state.cancel_pending:
         events.append(_cancelled(step))
     return events

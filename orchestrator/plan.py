@@ -35,7 +35,13 @@ def output_size(generate: GenerateParams, upscale: UpscaleParams | None, step: S
 
 
 def object_key(
-    tenant: str, job_id: UUID, step: StepName, started_at: datetime, item_index: int, size: tuple[int, int], seed: int,
+    tenant: str,
+    job_id: UUID,
+    step: StepName,
+    started_at: datetime,
+    item_index: int,
+    size: tuple[int, int],
+    seed: int,
     extension: str,
 ) -> str:
     """The S3 key of an item's object. started_at: of the step's first start, so that every attempt writes one key."""

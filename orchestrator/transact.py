@@ -9,7 +9,7 @@ from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.events import Body, Event, Fact, Meta, Private
 from eventstore.ids import new_id
-from eventstore.log import Ack, Append, Defer, Log
+from eventstore.log import Ack, Append, Batch, Defer, Log
 from orchestrator.decisions import Command, decide
 from orchestrator.state import JobState, apply, fold
 
@@ -64,6 +64,10 @@ class Jobs:
         if state is None:
             raise LookupError(f"job {job_id} has no history")
         return state
+
+    async def settle(self, ack: Ack) -> None:
+        """Acknowledge a command that there is nothing to do for. Waits while the database is away."""
+        await until_available("acknowledge", lambda: self._log.commit(Batch(acks=[ack])))
 
     async def carry_out(self, state: JobState, command: Command, settle: Settle) -> tuple[JobState, list[Body]]:
         """Decide and append until the log accepts, folding again after each conflict.

@@ -38,7 +38,10 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -> Progress:
-    """Σ weight × completed / count over the steps; exactly 1.0 when every artifact exists. Needs the artifacts."""
+    """The sum of weight * completed / count over the steps, exactly 1.0 when every artifact exists.
+
+    The view must have been loaded with its artifacts.
+    """
     done = {step.name: min(1.0, step.completed / job.count) for step in job.steps}
     if len(job.steps) == 1:
         total = done["generate"]

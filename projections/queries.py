@@ -3,13 +3,13 @@
 The projector may lag, stand still or be rebuilding: whatever it has not yet seen is folded here.
 """
 
-from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
 from eventstore import codec
 from eventstore.database import Database
+from eventstore.events import Stored
 from projections.rows import Rows, to_view
 from projections.views import JobView, evolve
 
@@ -25,7 +25,8 @@ select
             from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = $1), '[]') end
     ) from kept) as rows,
     (select json_agg(json_build_object(
-        'stream_id', e.stream_id, 'tenant', e.tenant, 'version', e.version, 'code', e.code, 'schema_version', e.schema_version, 'ts', e.ts,
+        'stream_id', e.stream_id, 'tenant', e.tenant, 'version', e.version, 'code', e.code,
+        'schema_version', e.schema_version, 'ts', e.ts,
         'data', e.data::text, 'meta', e.meta::text, 'private', e.private) order by e.version)
     from eventstore.events e
     where e.stream_id = $1 and e.category = 'job'
@@ -33,20 +34,8 @@ select
 """
 
 
-class _TailEvent(msgspec.Struct, frozen=True):
-    stream_id: UUID
-    tenant: str
-    version: int
-    code: str
-    schema_version: int
-    ts: datetime
-    data: str
-    meta: str
-    private: str | None
-
-
 _ROWS = msgspec.json.Decoder(Rows)
-_TAIL = msgspec.json.Decoder(list[_TailEvent])
+_TAIL = msgspec.json.Decoder(list[Stored])
 
 
 class Queries:
@@ -70,4 +59,3 @@ def _in_order(view: JobView) -> JobView:
     order = {step.step_id: n for n, step in enumerate(view.steps)}
     ordered = sorted(view.artifacts, key=lambda one: (order[one.step_id], one.item_index))
     return msgspec.structs.replace(view, artifacts=tuple(ordered))
-

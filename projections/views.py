@@ -99,7 +99,7 @@ def view(facts: Iterable[Fact]) -> JobView | None:
     return seen
 
 
-def evolve(seen: JobView | None, fact: Fact) -> JobView:
+def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
     """The view after one more event. One that was applied already changes nothing; a gap raises `ViewGap`."""
     version = 0 if seen is None else seen.version
     if seen is not None and fact.version <= version:
@@ -122,7 +122,7 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:
         case StepRetry() as body:
             return _with(seen, body.step_id, lambda step: replace(step, status="queued"))
         case StepFinish() as body:
-            return _with(seen, body.step_id, lambda step: replace(step, status=body.status, finished_at=fact.ts))
+            return _step_finished(seen, body, fact.ts)
         case StepError() as body:
             return replace(seen, error_code=body.error_code, error_message=body.error_message)
         case RetryRequested() as body:
@@ -155,17 +155,14 @@ def _created(fact: Fact, body: JobCreated) -> JobView:
         params=params,
         metadata=fact.private.metadata or {},
         steps=tuple(
-            StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {}))
-            for step in body.steps
+            StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {})) for step in body.steps
         ),
     )
 
 
 def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
     def start(step: StepView) -> StepView:
-        return replace(
-            step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None
-        )
+        return replace(step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None)
 
     return _with(replace(seen, status="running"), body.step_id, start)
 
@@ -188,6 +185,10 @@ def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
     return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
 
 
+def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
+    return _with(seen, body.step_id, lambda step: replace(step, status=body.status, finished_at=ts))
+
+
 def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
     seen = replace(seen, status=body.status)
     if body.status == "succeeded":
@@ -201,6 +202,4 @@ def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
 
 
 def _with(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
-    return replace(
-        seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps)
-    )
+    return replace(seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps))

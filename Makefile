@@ -1,0 +1,92 @@
+# The verbs of the project. `make help` lists them; needed are Python 3.11+, make and git, nothing else.
+# Kept to GNU make 3.81 and a POSIX shell, which is what macOS ships.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+# What a target does depends on the variables documented in `make help` alone: settings that lie about in the
+# environment stay outside. DF_TEST_* are the tests' own knobs.
+unexport $(filter-out DF_TEST_%,$(filter DF_% AWS_%,$(.VARIABLES)))
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+# $(value …) keeps a `$` in a prompt as it was typed; the recipes read these as shell variables, so that quotes
+# survive too.
+override PROMPT := $(value PROMPT)
+override COUNT := $(value COUNT)
+override SCALE := $(value SCALE)
+override SIZE := $(value SIZE)
+override PORT := $(value PORT)
+export PROMPT COUNT SCALE SIZE PORT
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := api dreamforge eventstore orchestrator projections runners tests
+
+.PHONY: help install demo up test lint fmt type floors check clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  make demo PROMPT=\"a knight's castle\" COUNT=4 SCALE=2|4 SIZE=512|640x384"
+	@echo "  make up PORT=8001"
+	@echo "  make test ARGS=\"-k 'chain or seeds' -x\""
+
+install: $(VENV)/.installed ## Create .venv and install the service into it
+
+demo: $(VENV)/.installed ## Run one chained job on an embedded stack and show what comes out (in demo-output/)
+	@$(PY) -m dreamforge.demo --prompt="$$PROMPT" --count="$$COUNT" --scale="$$SCALE" --size="$$SIZE"
+
+up: $(VENV)/.installed ## Start everything on this machine: database, object store, API and workers
+	@$(PY) -m dreamforge --no-env-file up --port="$$PORT"
+
+test: $(VENV)/.installed-dev ## Run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style and formatting
+	@$(PY) -m ruff check $(SOURCES)
+	@$(PY) -m ruff format --check $(SOURCES)
+
+fmt: $(VENV)/.installed-dev ## Format the code and repair what can be repaired
+	@$(PY) -m ruff check --fix-only $(SOURCES)
+	@$(PY) -m ruff format $(SOURCES)
+
+type: $(VENV)/.installed-dev ## Check the types
+	@$(PY) -m mypy
+
+floors: $(VENV)/.installed-dev ## Check who imports whom
+	@$(VENV)/bin/lint-imports --no-logo
+
+check: lint type floors ## Everything that can be checked without running the code
+
+clean: ## Remove all that make made (.dreamforge, your data, stays)
+	@rm -rf $(VENV) .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment, by uv where there is one, else by the first Python on the PATH that is new enough.
+$(PY):
+	@rm -rf $(VENV)
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --python '>=3.11' $(VENV); exit; \
+	fi; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+		if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+			echo "$$python cannot create virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+		fi; \
+		"$$python" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+		exit 0; \
+	done; \
+	echo "No Python 3.11 or newer found on the PATH. Install one (https://www.python.org/downloads/), or uv." >&2; exit 1
+
+$(VENV)/.installed: EXTRA :=
+$(VENV)/.installed-dev: EXTRA := [dev]
+$(VENV)/.installed $(VENV)/.installed-dev: $(PY) pyproject.toml
+	@echo "Installing dream-forge$(EXTRA) into $(VENV) …"
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(PY) -e '.$(EXTRA)'; \
+	else \
+		$(PY) -m pip install --quiet -e '.$(EXTRA)'; \
+	fi
+	@touch $(VENV)/.installed $@

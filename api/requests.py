@@ -1,0 +1,215 @@
+"""The body of POST /v1/jobs, checked and normalised. Pure.
+
+Three forms ask for the same kinds of job: the legacy form (generate alone), `chain`, and `pipeline`.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import asdict
+
+from api.errors import ApiError, invalid
+from eventstore.events import GenerateParams, ImageFormat, JobCreated, PlannedStep, Private, UpscaleParams
+from orchestrator.plan import output_size
+
+Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
+Impl = Literal["auto", "image", "gan", "diffusion"]
+Side = Annotated[int, Meta(ge=16, le=4096)]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+LARGEST_SEED = 2**53 - 1
+T = TypeVar("T")
+
+
+class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Enlarge every generated image."""
+
+    scale: Literal[2, 4] = 2
+    impl: Impl = "auto"
+    strict_scale: bool = False
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What follows generate."""
+
+    upscale: Upscale | None = None
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Make images from a prompt."""
+
+    type: Literal["generate"]
+    prompt: Annotated[str, Meta(min_length=1, max_length=4096)]
+    negative_prompt: Annotated[str, Meta(max_length=4096)] | None = None
+    width: Side = 1024
+    height: Side = 1024
+    steps: Annotated[int, Meta(ge=1, le=200)] = 30
+    guidance: Annotated[float, Meta(ge=0, le=50)] = 7.0
+    scheduler: Scheduler | None = None
+    format: ImageFormat = "png"
+    embed_metadata: bool = True
+    seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)] | None = None
+    count: Annotated[int, Meta(ge=1, le=100)] = 1
+    model_id: UUID | None = None
+    provider: str | None = None
+    engine: Literal["sdxl", "flux-srpo"] | None = None
+
+
+class JobRequest(Generate, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The legacy form and `chain`."""
+
+    chain: Chain | None = None
+    metadata: Metadata = {}
+
+
+class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The second element of `pipeline`."""
+
+    type: Literal["upscale"]
+    scale: Literal[2, 4] = 2
+    mode: Literal["image"] = "image"
+
+
+_BESIDE_PIPELINE = {"pipeline", "metadata"}
+_PIPELINE = ApiError(
+    "invalid_input",
+    "pipeline: M5 only supports [generate, upscale]",
+    {"field": "pipeline", "reason": "M5 only supports [generate, upscale]"},
+)
+# msgspec names the place in the message only: "Expected `int` <= 100 - at `$.count`".
+_PLACE = re.compile(r"^(?P<reason>.*?)(?: - at `(?P<key>key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+
+
+def parse(body: bytes) -> JobRequest:
+    """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid("body", f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise invalid("body", "nested too deeply") from None
+    if not isinstance(given, dict):
+        raise invalid("body", "must be a JSON object")
+    given = _cleaned(given, "")
+    return _from_pipeline(given) if given.get("pipeline") is not None else _from_chain(given)
+
+
+def events(
+    request: JobRequest, *, seed: int, step_ids: tuple[UUID, UUID], max_pixels: int
+) -> tuple[JobCreated, Private]:
+    """The first event of the job that a request asks for, and its private part.
+
+    seed: used where the request names none. Raises `ApiError` for what would come out too large.
+    """
+    upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
+    if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
+        raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
+    if request.model_id is not None:
+        raise invalid("model_id", "no such model is installed and enabled")
+    wanted = asdict(request)
+    generate = GenerateParams(
+        **{name: wanted[name] for name in GenerateParams.__struct_fields__ if name != "seed"},
+        seed=seed if request.seed is None else request.seed,
+    )
+    params = None if upscale is None else UpscaleParams(**asdict(upscale))
+    _bound(generate, params, max_pixels)
+    steps = [PlannedStep(step_id=step_ids[0], name="generate")]
+    if params is not None:
+        steps.append(PlannedStep(step_id=step_ids[1], name="upscale"))
+    created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params)
+    private = Private(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
+    return created, private
+
+
+def _bound(generate: GenerateParams, upscale: UpscaleParams | None, max_pixels: int) -> None:
+    width, height = output_size(generate, upscale, "upscale" if upscale else "generate")
+    if width * height > max_pixels:
+        field = "chain.upscale.scale" if upscale else "width"
+        raise invalid(field, f"the output of {width}x{height} pixels is over the limit", max_pixels=max_pixels)
+
+
+def _cleaned(value: Any, place: str) -> Any:
+    """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case str() if "\0" in value:
+            raise invalid(place or "body", "contains U+0000")
+        case dict():
+            for key in value:
+                _cleaned(key, place)
+            return {key: _cleaned(one, f"{place}.{key}" if place else key) for key, one in value.items()}
+        case list():
+            return [_cleaned(one, f"{place}[{n}]") for n, one in enumerate(value)]
+        case _:
+            return value
+
+
+def _present(given: dict[str, Any]) -> dict[str, Any]:
+    """A field that is null is as good as absent."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _from_chain(given: dict[str, Any]) -> JobRequest:
+    given = _present(given)
+    chain = given.get("chain")
+    if isinstance(chain, dict):
+        chain = _present(chain)
+        if isinstance(chain.get("upscale"), dict):
+            chain["upscale"] = _present(chain["upscale"])
+        given["chain"] = chain
+    return _convert(given, JobRequest, "")
+
+
+def _from_pipeline(given: dict[str, Any]) -> JobRequest:
+    given = _present(given)
+    for name in given:
+        if name not in _BESIDE_PIPELINE:
+            known = name in JobRequest.__struct_fields__
+            raise invalid(name, "can't stand beside pipeline" if known else "unknown field")
+    match given["pipeline"]:
+        case [{"type": "generate"} as first, {"type": "upscale"} as second]:
+            pass
+        case _:
+            raise _PIPELINE
+    second = _present(second)
+    for name in second:
+        if name not in PipelineUpscale.__struct_fields__:
+            raise invalid(f"pipeline[1].{name}", "unknown field")
+    try:
+        upscale = msgspec.convert(second, PipelineUpscale)
+    except msgspec.ValidationError:
+        raise _PIPELINE from None
+    generate = _convert(_present(first), Generate, "pipeline[0]")
+    metadata = _convert({"metadata": given.get("metadata", {})}, _JobMetadata, "").metadata
+    chain = Chain(upscale=Upscale(scale=upscale.scale, impl="image"))
+    return JobRequest(**asdict(generate), chain=chain, metadata=metadata)
+
+
+class _JobMetadata(msgspec.Struct, frozen=True):
+    metadata: Metadata
+
+
+def _convert(given: object, kind: type[T], place: str) -> T:
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), place) from None
+
+
+def _explained(text: str, place: str) -> ApiError:
+    """An error of msgspec, with the field's place put into words of the contract."""
+    found = _PLACE.match(text)
+    reason, path = (found["reason"], found["path"] or "") if found else (text, "")
+    path = path.removesuffix("[...]")
+    named = _NAMED.match(reason)
+    if named:
+        path = f"{path}.{named['name']}"
+        reason = "unknown field" if "unknown" in reason else "required"
+    field = (place + path).lstrip(".") or "body"
+    return invalid(field, reason.replace("`", ""))

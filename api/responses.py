@@ -1,0 +1,132 @@
+"""The JSON that clients read. Pure. Documented fields are always present, null where unknown."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.events import Recorded
+from projections.views import ArtifactView, JobView, StepView
+
+
+def stamp(moment: datetime) -> str:
+    """RFC 3339, UTC, six fractional digits."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    return None if moment is None else stamp(moment)
+
+
+def links(job_id: UUID) -> dict[str, str]:
+    """Where the rest of a job is to be found."""
+    base = f"/v1/jobs/{job_id}"
+    return {
+        "self": base,
+        "artifacts": f"{base}/artifacts",
+        "progress": f"{base}/progress",
+        "stream": f"{base}/progress/stream",
+        "events": f"{base}/events",
+    }
+
+
+def created(job_id: UUID, status: str, created_at: datetime) -> dict[str, Any]:
+    """The answer of POST /v1/jobs."""
+    return {
+        "job": {
+            "id": job_id,
+            "status": status,
+            "type": "generate",
+            "created_at": stamp(created_at),
+            "links": links(job_id),
+        }
+    }
+
+
+def job(view: JobView) -> dict[str, Any]:
+    """The answer of GET /v1/jobs/{id}."""
+    return {
+        "id": view.job_id,
+        "type": view.type,
+        "status": view.status,
+        "created_at": stamp(view.created_at),
+        "updated_at": stamp(view.updated_at),
+        "version": view.version,
+        "params": view.params,
+        "metadata": view.metadata,
+        "steps": [_step(step) for step in view.steps],
+        "summary": {"count": view.count, "completed": view.last_step.completed},
+        "error_code": view.error_code,
+        "error_message": view.error_message,
+        "links": links(view.job_id),
+    }
+
+
+def _step(step: StepView) -> dict[str, Any]:
+    return {
+        "id": step.step_id,
+        "name": step.name,
+        "status": step.status,
+        "attempt": step.attempt,
+        "started_at": _stamp(step.started_at),
+        "finished_at": _stamp(step.finished_at),
+        "metadata": step.metadata,
+    }
+
+
+def artifacts(
+    view: JobView, chosen: Sequence[ArtifactView], urls: Sequence[str], expires_at: datetime
+) -> dict[str, Any]:
+    """The answer of GET /v1/jobs/{id}/artifacts; a URL for each chosen one."""
+    names = {step.step_id: step.name for step in view.steps}
+    return {
+        "artifacts": [
+            {
+                "id": one.artifact_id,
+                "step": names[one.step_id],
+                "format": one.format,
+                "width": one.width,
+                "height": one.height,
+                "seed": one.seed,
+                "item_index": one.item_index,
+                "s3_key": one.s3_key,
+                "bytes": one.bytes,
+                "sha256": one.sha256,
+                "url": url,
+                "expires_at": stamp(expires_at),
+            }
+            for one, url in zip(chosen, urls, strict=True)
+        ]
+    }
+
+
+def history(events: Sequence[Recorded], *, has_more: bool) -> dict[str, Any]:
+    """The answer of GET /v1/jobs/{id}/events. data and meta are text, as it was hashed."""
+    return {
+        "events": [_event(event) for event in events],
+        "next_after_version": events[-1].version if has_more else None,
+        "has_more": has_more,
+    }
+
+
+def _event(event: Recorded) -> dict[str, Any]:
+    body = codec.body(event)
+    return {
+        "version": event.version,
+        "event_id": event.event_id,
+        "code": event.code,
+        "ts": stamp(event.ts),
+        "level": "info" if body is None else body.level,
+        "step": None if body is None else body.step,
+        "data": event.data,
+        "meta": event.meta,
+        "hash": event.hash.hex(),
+    }
+
+
+def encode(value: object) -> bytes:
+    """Compact JSON, UTF-8."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,70 @@
+"""The database and the object store of a process: those that the settings name, or embedded ones."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
+from dreamforge.settings import Settings, SettingsError
+
+
+def configured(settings: Settings) -> Settings:
+    """The settings of a role that runs alone: it needs a database and an object store of its own to share."""
+    if settings.db_url is None:
+        raise SettingsError("DF_DB_URL is not set; name the database, or run `dreamforge up`, which brings one.")
+    return settings
+
+
+def with_store(settings: Settings) -> Settings:
+    """The settings of a role that needs the object store too."""
+    for name, value in (
+        ("DF_S3_ENDPOINT", settings.s3_endpoint),
+        ("DF_S3_ACCESS_KEY", settings.s3_access_key),
+        ("DF_S3_SECRET_KEY", settings.s3_secret_key),
+    ):
+        if value is None:
+            raise SettingsError(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
+    return configured(settings)
+
+
+async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
+    """The settings with what they leave open started from the home; the stack stops it all, the database last."""
+    if settings.db_url is not None and settings.s3_endpoint is not None:
+        return with_store(settings)
+    home = Home(settings.home)
+    home.lock()
+    stack.callback(home.release)
+    postgres, seaweed = await _started(home.path, settings)
+    if postgres is not None:
+        stack.push_async_callback(asyncio.to_thread, postgres.stop)
+        settings = replace(settings, db_url=postgres.url, db_listen_url=postgres.url, db_pooler=None)
+    if seaweed is not None:
+        stack.push_async_callback(asyncio.to_thread, seaweed.stop)
+        settings = replace(
+            settings,
+            s3_endpoint=seaweed.endpoint,
+            s3_access_key=seaweed.access_key,
+            s3_secret_key=seaweed.secret_key,
+            s3_public_endpoint=None,
+        )
+    return with_store(settings)
+
+
+async def _started(home: Path, settings: Settings) -> tuple[EmbeddedPostgres | None, EmbeddedSeaweed | None]:
+    """Start both at once; if one fails, the other is stopped again."""
+
+    async def postgres() -> EmbeddedPostgres | None:
+        return await asyncio.to_thread(EmbeddedPostgres.start, home) if settings.db_url is None else None
+
+    async def seaweed() -> EmbeddedSeaweed | None:
+        return await asyncio.to_thread(EmbeddedSeaweed.start, home) if settings.s3_endpoint is None else None
+
+    first, second = await asyncio.gather(postgres(), seaweed(), return_exceptions=True)
+    for one, other in ((first, second), (second, first)):
+        if isinstance(one, BaseException):
+            if other is not None and not isinstance(other, BaseException):
+                await asyncio.to_thread(other.stop)
+            raise one
+    return first, second  # type: ignore[return-value]  # neither is an exception by now

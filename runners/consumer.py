@@ -1,0 +1,117 @@
+"""Claims commands, keeps their leases, and runs them, as many at once as the process has slots.
+
+claim ─▶ run ─▶ (heartbeats meanwhile) ─▶ settled by the run itself, in the commit of what it caused
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+
+from eventstore.database import Backoff
+from eventstore.doorbell import Doorbell
+from eventstore.errors import DatabaseUnavailable
+from eventstore.outbox import Claim, Outbox
+
+Run = Callable[[Claim], Awaitable[None]]
+
+_POLL_S = 1.0
+"""Claims are polled at least so often, whatever the doorbell: a dead runner's lease ends without a ring."""
+
+_MARGIN_S = 3.0
+"""What is left of a lease for the next owner to claim and start."""
+
+_log = structlog.get_logger(__name__)
+
+
+def visibility(lease_s: float) -> float:
+    """How long a claim hides its message. The lease is the promise from a runner's death to the start elsewhere."""
+    return max(lease_s - _MARGIN_S, lease_s / 2)
+
+
+class Consumer:
+    """Runs claimed commands. `stop` ends `run`; the runs under way are awaited by it.
+
+    slots: commands run at once. lease_s: seconds from a runner's death to the step's start elsewhere, at most.
+    """
+
+    def __init__(self, outbox: Outbox, doorbell: Doorbell, run: Run, *, slots: int, lease_s: float) -> None:
+        self._outbox = outbox
+        self._doorbell = doorbell
+        self._run = run
+        self._slots = slots
+        self._visibility = visibility(lease_s)
+        self._active: dict[Claim, asyncio.Task[None]] = {}
+        self._waiter = doorbell.waiter()
+        self._stopping = False
+        self.available = False
+
+    async def run(self) -> None:
+        """Claim and run until stopped, then wait for what is under way."""
+        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        backoff = Backoff()
+        try:
+            while not self._stopping:
+                try:
+                    await self._fill()
+                except DatabaseUnavailable as error:
+                    if backoff.failures == 0:
+                        _log.warning("no claims while the database is away", error=str(error))
+                    self.available = False
+                    await backoff.wait()
+                    continue
+                self.available = True
+                backoff.reset()
+                await self._waiter.wait(_POLL_S)
+            if self._active:
+                await asyncio.wait(self._active.values())
+        finally:
+            heartbeat.cancel()
+            for task in self._active.values():
+                task.cancel()
+            await asyncio.gather(heartbeat, *self._active.values(), return_exceptions=True)
+            self._doorbell.forget(self._waiter)
+
+    def stop(self) -> None:
+        """Claim no more. A second call does nothing."""
+        self._stopping = True
+        self._waiter.wake()
+
+    async def _fill(self) -> None:
+        free = self._slots - len(self._active)
+        if free <= 0:
+            return
+        for claim in await self._outbox.claim(free, self._visibility):
+            task = asyncio.create_task(self._guarded(claim), name=f"run-{claim.command.job_id}")
+            self._active[claim] = task
+            task.add_done_callback(partial(self._done, claim))
+
+    def _done(self, claim: Claim, _task: asyncio.Task[None]) -> None:
+        del self._active[claim]
+        self._waiter.wake()
+
+    async def _guarded(self, claim: Claim) -> None:
+        try:
+            await self._run(claim)
+        except Exception:  # noqa: BLE001  # one run's trouble must not end the others
+            # The message shows again when its lease ends; attempts are counted from the log.
+            _log.exception("a command's run broke", job_id=str(claim.command.job_id), step=claim.command.step)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(self._visibility / 3)
+            held = list(self._active)
+            if not held:
+                continue
+            try:
+                lost = await self._outbox.extend(held, self._visibility)
+            except DatabaseUnavailable as error:
+                _log.warning("heartbeat missed", error=str(error))
+                continue
+            for claim in lost:
+                task = self._active.get(claim)
+                # A run that has just settled its message is gone from the queue, and not lost.
+                if task is not None and not task.done():
+                    _log.warning("lease lost", job_id=str(claim.command.job_id), step=claim.command.step)
+                    task.cancel()

@@ -1,0 +1,59 @@
+"""What a step does to one item, in a thread: request to picture, picture to larger picture, picture to bytes."""
+
+from collections.abc import Mapping
+
+from PIL import Image
+
+from orchestrator.plan import item_seed
+from orchestrator.state import JobState
+from runners.encoding import decode, encode
+from runners.engines import Engine, ImageRequest
+from runners.errors import InvalidInput
+from runners.faults import FaultPlan
+from runners.upscalers import Upscaler
+
+
+class Renderer:
+    """The engine and upscalers of a runner. Every method blocks; several threads may call them at once.
+
+    upscalers: by `impl`. max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
+    """
+
+    def __init__(
+        self, engine: Engine, upscalers: Mapping[str, Upscaler], *, faults: FaultPlan, max_pixels: int
+    ) -> None:
+        self.engine = engine
+        self._upscalers = upscalers
+        self._faults = faults
+        self._max_pixels = max_pixels
+
+    def generate(self, job: JobState, item_index: int) -> bytes:
+        """Render an item of a generate step."""
+        self._faults.check("generate", item_index, job.job_id)
+        wanted = job.generate
+        request = ImageRequest(
+            prompt=job.private.prompt or "",
+            negative_prompt=job.private.negative_prompt,
+            width=wanted.width,
+            height=wanted.height,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            scheduler=wanted.scheduler,
+            seed=item_seed(wanted.seed, wanted.count, item_index),
+        )
+        return encode(self.engine.render(request), wanted.format)
+
+    def upscale(self, job: JobState, item_index: int, source: bytes) -> bytes:
+        """Upscale an item that generate wrote."""
+        self._faults.check("upscale", item_index, job.job_id)
+        return encode(self._enlarged(job, decode(source, self._max_pixels)), job.generate.format)
+
+    def _enlarged(self, job: JobState, picture: Image.Image) -> Image.Image:
+        if job.upscale is None:
+            raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
+        impl = "image" if job.upscale.impl == "auto" else job.upscale.impl
+        upscaler = self._upscalers.get(impl)
+        if upscaler is None:
+            known = ", ".join(sorted(self._upscalers))
+            raise InvalidInput(f"this runner has no upscaler {impl!r}; it has: {known}")
+        return upscaler.upscale(picture, job.upscale.scale)

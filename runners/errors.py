@@ -1,0 +1,68 @@
+"""What can go wrong within a step.
+
+    StepError
+    ├── InvalidInput              final      invalid_input       what was asked for can't be done
+    │   └── InvalidSource         final      invalid_input       the source object is not a usable image
+    ├── ProviderError             final      provider_error      the engine or upscaler gave up
+    │   └── ObjectMissing         final      provider_error      an object is gone from the store
+    ├── ObjectStoreUnavailable    retryable  infra_unavailable   the object store is away, or refuses us
+    ├── OutOfMemory               retryable  oom                 the picture did not fit beside its neighbours
+    └── Unexpected                retryable  internal            a bug, or something that nobody foresaw
+
+After a retryable error the step is tried again, later and not for ever; after a final one its job fails.
+"""
+
+from typing import ClassVar
+
+from eventstore.events import ErrorCode
+
+
+class StepError(Exception):
+    """A step failed; the message says why, and stands in the job for its user to read."""
+
+    error_code: ClassVar[ErrorCode]
+    retryable: ClassVar[bool] = False
+
+
+class InvalidInput(StepError):
+    """What the job asks for can't be done."""
+
+    error_code = "invalid_input"
+
+
+class InvalidSource(InvalidInput):
+    """The source object holds no image, a broken one, or one of too many pixels."""
+
+
+class ProviderError(StepError):
+    """The engine or the upscaler gave up."""
+
+    error_code = "provider_error"
+
+
+class ObjectMissing(ProviderError):
+    """An object that the log says was written is not in the store: expired, or removed by hand."""
+
+
+class ObjectStoreUnavailable(StepError):
+    """The object store can't be reached or refuses the request; it works again once it, or its set-up, is mended."""
+
+    error_code = "infra_unavailable"
+    retryable = True
+
+
+class OutOfMemory(StepError):
+    """Memory ran out; beside other neighbours, or on another machine, the step may fit."""
+
+    error_code = "oom"
+    retryable = True
+
+
+class Unexpected(StepError):
+    """An error that no handler knows. The job tells its kind alone; the runner's log has the rest."""
+
+    error_code = "internal"
+    retryable = True
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the step broke on an unexpected {type(error).__name__}; see the runner's log")

@@ -34,6 +34,7 @@ help: ## Show this list
 	@echo "  make test ARGS=\"-k 'chain or seeds' -x\""
 
 install: $(VENV)/.installed ## Create .venv and install the service into it
+	@echo "Installed: $(VENV)/bin/dreamforge --help"
 
 demo: $(VENV)/.installed ## Run one chained job on an embedded stack and show what comes out (in demo-output/)
 	@$(PY) -m dreamforge.demo --prompt="$$PROMPT" --count="$$COUNT" --scale="$$SCALE" --size="$$SIZE"

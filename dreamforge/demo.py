@@ -1,0 +1,237 @@
+"""The demo: one chained job, from nothing to images, on an embedded stack of its own. `make demo` runs it."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Self
+
+import msgspec
+import psutil
+from PIL import Image
+from rich.console import Console
+
+from dreamforge import contact_sheet, show
+from dreamforge.cli import image_size
+from dreamforge.client import Client, ClientError, JsonObject
+from dreamforge.contact_sheet import Print
+from dreamforge.embedded.processes import LOOPBACK, choose_ports, end, is_running, tail, until
+from dreamforge.settings import unconfigured_environ
+
+HOME = Path(".demo")
+OUTPUT = Path("demo-output")
+STEPS = ("generate", "upscale")
+
+_PROMPT = "a lighthouse above a stormy sea at dusk"
+_START_S = 120.0
+_STOP_S = 30.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class DemoError(Exception):
+    """The demo did not come to its end; the message says why."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demo is to paint."""
+
+    prompt: str
+    count: int
+    scale: int
+    width: int
+    height: int
+
+    def request(self) -> JsonObject:
+        """The job to submit."""
+        fields = {name: getattr(self, name) for name in ("prompt", "count", "width", "height")}
+        return {"type": "generate", **fields, "chain": {"upscale": {"scale": self.scale}}}
+
+    def size(self, step: str) -> tuple[int, int]:
+        """The size of a step's images."""
+        factor = self.scale if step == "upscale" else 1
+        return self.width * factor, self.height * factor
+
+
+class Service:
+    """`dreamforge up` as a child process: ready on entering a `with` block, gone after it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.resolve()
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._log = self._home / "demo.log"
+        self._port = choose_ports(1, [])[0]
+        self.base_url = f"http://{LOOPBACK}:{self._port}"
+
+    def __enter__(self) -> Self:
+        environ = unconfigured_environ() | {"DF_HOME": str(self._home), "DF_FAKE_RUNNER": "1"}
+        command = [sys.executable, "-m", "dreamforge", "--no-env-file", "up", "--port", str(self._port)]
+        with self._log.open("wb") as log:
+            # In a session of its own: Ctrl-C reaches the demo alone, which then stops everything in order.
+            self._process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        killed = self._stop()
+        if killed:
+            raise DemoError(f"SIGTERM did not stop {', '.join(killed)}; killed. The log: {self._log}")
+
+    def _wait_until_ready(self) -> None:
+        with Client(self.base_url) as client:
+            if until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
+                return
+        raise DemoError(f"The service did not start. The end of its log, {self._log}:\n{tail(self._log)}")
+
+    def _stop(self) -> list[str]:
+        with _undisturbed():
+            self._process.terminate()
+            until(lambda: self._process.poll() is not None and not self._running(), _STOP_S)
+            left = self._running()
+            names = [f"{process.name()} ({process.pid})" for process in left]
+            end(left, grace_s=0)
+            self._process.wait()
+            return names
+
+    def _running(self) -> list[psutil.Process]:
+        """What runs of the service: its process group, and the servers, which live in folders of its home."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                in_group = os.getpgid(process.pid) == self._process.pid
+                if (in_group or Path(process.cwd()).is_relative_to(self._home)) and is_running(process):
+                    found.append(process)
+        return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 only if every image is there as it should be."""
+    wish = parse_wish(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on)
+    # Without a terminal nobody's screen sets the width of a table.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        run(wish, console)
+    except (DemoError, ClientError) as error:
+        console.print(f"The demo failed. {error}", style="red", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted; everything is stopped.")
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run(wish: Wish, console: Console) -> None:
+    """The whole story: start, submit, watch, download, check, show, stop."""
+    painted, upscaled = ("{}x{}".format(*wish.size(step)) for step in STEPS)
+    console.print(f'Dream Forge paints "{wish.prompt}", {wish.count} times, in {painted}, then upscales to {upscaled}.')
+    begun = time.monotonic()
+    with Service(HOME) as service, Client(service.base_url) as client:
+        console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
+        job_id = client.create_job(wish.request())["id"]
+        status = show.follow(client.job(job_id), client.stream(job_id), console)
+        if status != "succeeded":
+            job = client.job(job_id)
+            raise DemoError(f"The job {status}: {job['error_code']}: {job['error_message']}")
+        paths = _download(client, job_id)
+        check(wish, paths)
+        _write_sheet(wish, paths)
+        console.print(show.history_table(client.events(job_id)))
+    console.print(f"All {2 * wish.count} images are in {OUTPUT}/, side by side in {OUTPUT}/contact-sheet.png.")
+    console.print("Everything is stopped.")
+
+
+def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
+    """Every artifact of a job, by step and item, in place of those of the last demo."""
+    for step in STEPS:
+        shutil.rmtree(OUTPUT / step, ignore_errors=True)
+        (OUTPUT / step).mkdir(parents=True)
+    (OUTPUT / "contact-sheet.png").unlink(missing_ok=True)
+    return {
+        (artifact["step"], artifact["item_index"]): client.download(artifact, OUTPUT / artifact["step"])
+        for artifact in client.artifacts(job_id)
+    }
+
+
+def check(wish: Wish, paths: dict[tuple[str, int], Path]) -> None:
+    """Raise `DemoError` unless there is one image for each step and item, in its size, and no other."""
+    faults = []
+    for step in STEPS:
+        for item in range(wish.count):
+            path = paths.get((step, item))
+            if path is None:
+                faults.append(f"{step} {item} is missing")
+                continue
+            with Image.open(path) as image:
+                image.load()
+                if image.size != wish.size(step):
+                    faults.append(f"{path} is {image.width}x{image.height}, not {'{}x{}'.format(*wish.size(step))}")
+    if len(paths) > 2 * wish.count:
+        faults.append(f"there are {len(paths)} artifacts, not {2 * wish.count}")
+    if faults:
+        raise DemoError(f"The job succeeded, but {'; '.join(faults)}.")
+
+
+def _write_sheet(wish: Wish, paths: dict[tuple[str, int], Path]) -> None:
+    labels = {step: "{} · {}x{}".format(step, *wish.size(step)) for step in STEPS}
+    pairs = [
+        (Print(paths["generate", item], labels["generate"]), Print(paths["upscale", item], labels["upscale"]))
+        for item in range(wish.count)
+    ]
+    contact_sheet.write(OUTPUT / "contact-sheet.png", wish.prompt, pairs)
+
+
+def parse_wish(argv: Sequence[str] | None) -> Wish:
+    """The wish that `make demo`'s variables make; complains of a wrong one by the variable's name, and exits."""
+    parser = argparse.ArgumentParser(prog="make demo", description="Run one chained job and show what comes out.")
+    parser.add_argument("--prompt", default="", help="PROMPT, what to paint")
+    parser.add_argument("--count", default="", help="COUNT, how many images: 1 to 100")
+    parser.add_argument("--scale", default="", help="SCALE, by how much to upscale: 2 or 4")
+    parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")
+    args = parser.parse_args(argv)
+    # make passes an empty text for a variable that is not given.
+    count, scale = args.count or "4", args.scale or "2"
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= 100):
+        parser.error(f"COUNT is {count!r}; it must be a whole number from 1 to 100")
+    if scale not in {"2", "4"}:
+        parser.error(f"SCALE is {scale!r}; it must be 2 or 4")
+    try:
+        width, height = image_size(args.size or "512")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"SIZE: {error}")
+    if not (16 <= width <= 4096 and 16 <= height <= 4096):
+        parser.error(f"SIZE is {args.size!r}; each side must be from 16 to 4096")
+    prompt = args.prompt.strip() or _PROMPT
+    return Wish(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
+
+
+def _exit_on(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A block that no Ctrl-C breaks off."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

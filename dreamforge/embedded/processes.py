@@ -1,0 +1,147 @@
+"""Server processes that may outlive their parent: found again, started, awaited and ended."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+LOOPBACK = "127.0.0.1"
+
+# Below the ephemeral ranges of Linux and macOS: an outgoing connection cannot take a noted port between two runs.
+_PORTS = range(20000, 32768)
+_POLL_S = 0.02
+_LOG_LIMIT = 8 * 2**20
+_LOG_TAIL = 4096
+
+
+class Server:
+    """A server process: a child of this process, or one adopted from a parent that died."""
+
+    def __init__(self, process: psutil.Process, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.process = process
+        self._child = child
+
+    @classmethod
+    def spawn(cls, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> "Server":
+        """Start a server in a session of its own, where no Ctrl-C reaches it, with its output in a log file."""
+        _rotate(log)
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+            child = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return cls(psutil.Process(child.pid), child)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return int(self.process.pid)
+
+    def runs(self) -> bool:
+        """Whether it still runs; a zombie that nobody reaps does not."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return is_running(self.process)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; whether it ended."""
+        return until(lambda: not self.runs(), timeout_s)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.runs():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process.send_signal(number)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process runs: the same one, not a later one with its id, and no zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def running(name: str, mark: str) -> list[psutil.Process]:
+    """The processes of a name that bear a mark on their command line, or in the title that they gave themselves.
+
+    A process id noted in a file may by now be someone else's; and of another user's process, nothing but the command
+    line can be read without privileges that containers lack.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == name and mark in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def end(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
+    """Wait until processes have ended by themselves, and kill those that have not."""
+    until(lambda: not any(map(is_running, processes)), grace_s)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    until(lambda: not any(map(is_running, processes)), 5)
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait for a condition; whether it came true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def choose_ports(count: int, noted: Sequence[int]) -> list[int]:
+    """The noted ports where all are free still, else as many new ones."""
+    if len(noted) == count and all(map(is_free, noted)):
+        return list(noted)
+    candidates = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+    return [next(port for port in candidates if is_free(port)) for _ in range(count)]
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could bind a loopback port now."""
+    with socket.socket() as probe:
+        # As servers do, so that connections of the last run in TIME_WAIT do not count; listeners still do.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def accepts(port: int) -> bool:
+    """Whether a server accepts connections on a loopback port now."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, to be shown in an error."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-8:])
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_name(f"{log.name}.1"))

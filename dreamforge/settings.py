@@ -1,0 +1,352 @@
+"""Settings: the one place that reads the environment.
+
+`Settings` holds the types and defaults, `VARIABLES` says how each field is called and written outside. All other code
+receives finished values. `load` is pure; `from_process` gives it this process's environment.
+"""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+DEFAULT_WEIGHTS = {"generate": 0.5, "upscale": 0.5}
+
+_PREFIX = "DF_"
+_TEST_PREFIX = "DF_TEST_"  # read by the tests, so never a mistyped setting
+
+_DOTENV_LINE = re.compile(
+    r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
+    (?: '(?P<single>[^']*)' | "(?P<double>(?:[^"\\]|\\.)*)" | (?P<bare>(?!['"]).*?) )
+    \s*(?:(?<=\s)\#.*)?""",
+    re.VERBOSE | re.ASCII,
+)
+
+
+class SettingsError(Exception):
+    """A variable holds a value that cannot be used; the message names it and says what is accepted."""
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How a variable's text is written (`text` ends the sentence "must be …") and read (`parse`, or ValueError)."""
+
+    text: str
+    parse: Callable[[str], Any]
+
+
+def whole(low: int, high: int, *, clamp: bool = False) -> Form:
+    """A whole number between two bounds; with `clamp` one outside is moved to the nearer bound."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not clamp and not low <= value <= high:
+            raise ValueError
+        return min(max(value, low), high)
+
+    return Form(f"a whole number {'clamped to' if clamp else 'from'} {low} to {high}", parse)
+
+
+def number(low: float, high: float, *, above: bool = False) -> Form:
+    """A number between two bounds, the lower one excluded with `above`."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high or (above and value == low):
+            raise ValueError
+        return value
+
+    return Form(f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}", parse)
+
+
+def choice(*values: str) -> Form:
+    """One of a few words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in values:
+            raise ValueError
+        return text.lower()
+
+    return Form(f"one of {', '.join(values)}", parse)
+
+
+def _parse_flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError
+
+
+def _parse_database(text: str) -> str:
+    match = re.fullmatch(r"(?:postgresql|postgres)(?:\+\w+)?(://.+)", text, re.DOTALL)
+    if match is None:
+        raise ValueError
+    return f"postgresql{match[1]}"
+
+
+def _parse_url(text: str) -> str:
+    url = text if "://" in text else f"http://{text}"
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise ValueError
+    return url.rstrip("/")
+
+
+def _parse_bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", text):
+        raise ValueError
+    return text
+
+
+def _parse_status(text: str) -> int:
+    if text not in {"200", "202"}:
+        raise ValueError
+    return int(text)
+
+
+def _parse_failure(text: str) -> str:
+    if not re.fullmatch(r"(generate|upscale)(:\d*)?(:\d+)?", text, re.ASCII):
+        raise ValueError
+    return text
+
+
+def _parse_weights(text: str) -> dict[str, float]:
+    pairs = [pair.split(":") for pair in text.split(",")]
+    weights = {name.strip(): float(weight) for name, weight in pairs}
+    total = sum(weights.values())
+    if len(pairs) != len(weights) or weights.keys() != DEFAULT_WEIGHTS.keys():
+        raise ValueError
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
+        raise ValueError
+    return {name: weights[name] / total for name in DEFAULT_WEIGHTS}
+
+
+TEXT = Form("any text", str)
+PATH = Form("a path", lambda text: Path(text).expanduser())
+FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
+DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _parse_database)
+URL = Form("a URL like http://host:9000 or https://host", _parse_url)
+BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
+FAILURE = Form("generate or upscale, then optionally :item and :times, like upscale:2:1", _parse_failure)
+STATUS = Form("202 or 200", _parse_status)
+SECONDS = number(0, 86400, above=True)
+WEIGHTS = Form("both steps with weights of 0 or more and a sum above 0, like generate:0.5,upscale:0.5", _parse_weights)
+
+
+class Var(msgspec.Struct, frozen=True):
+    """Where a setting comes from: its variable, older names for it, and the form of its text."""
+
+    name: str
+    form: Form
+    doc: str
+    alias: str | None = None
+    secret: bool = False
+    lenient: bool = False  # text of the wrong form: warn and take the default, where others stop the start
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that is honoured, the strongest first."""
+        return (self.name,) if self.alias is None else (self.name, self.alias)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of all roles, as `VARIABLES` describes them; the defaults need no configuration at all."""
+
+    home: Path = Path(".dreamforge")
+    db_url: str | None = None
+    db_listen_url: str | None = None
+    db_pooler: str | None = None
+    s3_endpoint: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    s3_bucket: str = "dreamforge"
+    s3_region: str = "us-east-1"
+    s3_public_endpoint: str | None = None
+    presign_expires_s: int = 3600
+    host: str = "127.0.0.1"
+    port: int = 8001
+    api_base: str = "http://127.0.0.1:8001"
+    create_status: int = 202
+    max_body_bytes: int = 2**20
+    max_pixels: int = 64_000_000
+    sse_poll_ms: int = 500
+    sse_heartbeat_s: float = 15.0
+    progress_weights: dict[str, float] = msgspec.field(default_factory=DEFAULT_WEIGHTS.copy)
+    poll_s: float = 1.0
+    lease_s: float = 15.0
+    max_attempts: int = 3
+    retry_base_s: float = 1.0
+    retry_max_s: float = 60.0
+    runner_slots: int = 2
+    fake_runner: bool = False
+    fake_fail: str | None = None
+    log_level: str = "info"
+    log_format: str = "auto"
+    shutdown_grace_s: float = 10.0
+
+    def __repr__(self) -> str:
+        """The settings without their secrets, which would else end up in tracebacks and logs."""
+        shown = (
+            f"{field}={'***' if var.secret and value is not None else repr(value)}"
+            for field, var in VARIABLES.items()
+            for value in [getattr(self, field)]
+        )
+        return f"Settings({', '.join(shown)})"
+
+
+VARIABLES = {
+    "home": Var("DF_HOME", PATH, "Where the embedded services keep their data."),
+    "db_url": Var("DF_DB_URL", DATABASE, "The database; unset starts an embedded one.", secret=True),
+    "db_listen_url": Var(
+        "DF_DB_LISTEN_URL",
+        DATABASE,
+        "A direct connection for LISTEN, past any pooler; DF_DB_URL if unset.",
+        secret=True,
+    ),
+    "db_pooler": Var(
+        "DF_DB_POOLER", choice("transaction"), "The mode of the pooler in front of the database, if there is one."
+    ),
+    "s3_endpoint": Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
+    "s3_access_key": Var(
+        "DF_S3_ACCESS_KEY", TEXT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True
+    ),
+    "s3_secret_key": Var(
+        "DF_S3_SECRET_KEY", TEXT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True
+    ),
+    "s3_bucket": Var("DF_S3_BUCKET", BUCKET, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
+    "s3_region": Var("DF_S3_REGION", TEXT, "The object store's region.", "DF_MINIO_REGION"),
+    "s3_public_endpoint": Var(
+        "DF_S3_PUBLIC_ENDPOINT",
+        URL,
+        "The object store as clients reach it, for presigned URLs; DF_S3_ENDPOINT if unset.",
+        "DF_MINIO_PUBLIC_ENDPOINT",
+    ),
+    "presign_expires_s": Var(
+        "DF_PRESIGN_EXPIRES_S", whole(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
+    ),
+    "host": Var("DF_HOST", TEXT, "The address that the API listens on."),
+    "port": Var("DF_PORT", whole(0, 65535), "The port that the API listens on; 0 takes a free one."),
+    "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
+    "create_status": Var(
+        "DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."
+    ),
+    "max_body_bytes": Var("DF_MAX_BODY_BYTES", whole(1024, 2**30), "The largest request body."),
+    "max_pixels": Var("DF_MAX_PIXELS", whole(256, 2**40), "The largest image that a job may write, in pixels."),
+    "sse_poll_ms": Var(
+        "DF_SSE_POLL_MS", whole(1, 60_000), "How late a stream may be when its wake-up was lost, in milliseconds."
+    ),
+    "sse_heartbeat_s": Var("DF_SSE_HEARTBEAT_S", SECONDS, "The longest silence on a stream, in seconds."),
+    "progress_weights": Var("DF_PROGRESS_WEIGHTS", WEIGHTS, "Each step's share of a job's progress.", lenient=True),
+    "poll_s": Var(
+        "DF_POLL_S", SECONDS, "How long a subscription waits for a wake-up before it looks anyway, in seconds."
+    ),
+    "lease_s": Var(
+        "DF_LEASE_S",
+        number(3, 86400, above=True),
+        "The longest time from a runner's death to its step's start elsewhere, in seconds.",
+    ),
+    "max_attempts": Var(
+        "DF_MAX_ATTEMPTS", whole(1, 10_000), "Attempts in a row without a new artifact before a step fails."
+    ),
+    "retry_base_s": Var(
+        "DF_RETRY_BASE_S", number(0, 86400), "The pause before a step's first retry, in seconds; it doubles each time."
+    ),
+    "retry_max_s": Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
+    "runner_slots": Var("DF_RUNNER_SLOTS", whole(1, 1024), "How many steps one runner works on at once."),
+    "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Draw with Pillow instead of a diffusion model."),
+    "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
+    "log_level": Var(
+        "DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The least severe line that is logged."
+    ),
+    "log_format": Var(
+        "DF_LOG_FORMAT",
+        choice("auto", "json", "console"),
+        "The form of log lines; auto is console on a terminal, else json.",
+    ),
+    "shutdown_grace_s": Var(
+        "DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its open work, in seconds."
+    ),
+}
+
+
+def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settings, list[str]]:
+    """The settings that an environment and a .env file give (the environment wins), and warnings about them."""
+    given = _set(_read_dotenv(dotenv)) | _set(environ)
+    values: dict[str, Any] = {}
+    warnings = _unknown(given)
+    for field, var in VARIABLES.items():
+        name = next((name for name in var.names if name in given), None)
+        if name is None:
+            continue
+        try:
+            values[field] = var.form.parse(given[name])
+        except ValueError:
+            complaint = _complaint(name, given[name], var)
+            if not var.lenient:
+                raise SettingsError(complaint) from None
+            warnings.append(f"{complaint} The default is used.")
+    if values.get("db_url"):
+        values.setdefault("db_listen_url", values["db_url"])
+    settings = Settings(**values)
+    if "api_base" not in values:
+        settings = msgspec.structs.replace(settings, api_base=_loopback_url(settings.host, settings.port))
+    return settings, warnings
+
+
+def from_process(dotenv: Path | None = None) -> tuple[Settings, list[str]]:
+    """The settings of this process, and warnings about them."""
+    return load(os.environ, dotenv)
+
+
+def unconfigured_environ() -> dict[str, str]:
+    """This process's environment without any setting, for a child that must run on defaults."""
+    return {name: value for name, value in os.environ.items() if not name.startswith((_PREFIX, "AWS_"))}
+
+
+def _set(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value.strip() for name, value in environ.items() if value.strip()}
+
+
+def _read_dotenv(path: Path | None) -> dict[str, str]:
+    if path is None or not path.is_file():
+        return {}
+    values: dict[str, str] = {}
+    for position, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = _DOTENV_LINE.fullmatch(text)
+        if match is None:
+            raise SettingsError(f"{path}, line {position}: this is no NAME=value.")
+        values[match["name"]] = _dotenv_value(match)
+    return values
+
+
+def _dotenv_value(match: re.Match[str]) -> str:
+    if match["double"] is not None:
+        return re.sub(r"\\(.)", r"\1", match["double"])
+    return match["bare"] if match["single"] is None else match["single"]
+
+
+def _unknown(given: Mapping[str, str]) -> list[str]:
+    known = [name for var in VARIABLES.values() for name in var.names]
+    warnings = []
+    for name in sorted(given):
+        if not name.startswith(_PREFIX) or name.startswith(_TEST_PREFIX) or name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        warnings.append(f"{name} is no setting of this release{f'; is {close[0]} meant?' if close else '.'}")
+    return warnings
+
+
+def _complaint(name: str, text: str, var: Var) -> str:
+    found = "has a value that cannot be used" if var.secret else f"is {text!r}"
+    return f"{name} {found}; it must be {var.form.text}."
+
+
+def _loopback_url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,76 @@
+"""An incremental parser for server-sent events, to the letter of the WHATWG's "Interpreting an event stream".
+
+Pure: bytes go in as they come, cut anywhere; messages come out. https://html.spec.whatwg.org/multipage/#event-stream
+"""
+
+import codecs
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One dispatched event; `last_event_id` is the newest id that the stream has given so far."""
+
+    event: str
+    data: str
+    last_event_id: str
+
+
+class Parser:
+    """Parses one connection's bytes. A reconnect takes a new parser, with the last event id carried over."""
+
+    def __init__(self, last_event_id: str = "") -> None:
+        self.last_event_id = last_event_id
+        self.retry_ms: int | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._line = ""
+        self._started = False
+        self._after_cr = False
+        self._reset(last_event_id)
+
+    def feed(self, chunk: bytes) -> list[Message]:
+        """The messages that this chunk completes. What is unfinished at the end of the stream is never dispatched."""
+        messages = [self._take(line) for line in self._lines(self._decoder.decode(chunk))]
+        return [message for message in messages if message is not None]
+
+    def _lines(self, text: str) -> list[str]:
+        if not text:
+            return []
+        if not self._started:
+            self._started = True
+            text = text.removeprefix("\ufeff")
+        if self._after_cr:
+            # The LF of a CRLF that was cut in two ends no second line.
+            text = text.removeprefix("\n")
+            self._after_cr = False
+        self._after_cr = text.endswith("\r")
+        *complete, self._line = (self._line + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        return complete
+
+    def _take(self, line: str) -> Message | None:
+        if not line:
+            return self._dispatch()
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match name:
+            case "event":
+                self._event = value
+            case "data":
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if value.isascii() and value.isdigit():
+                self.retry_ms = int(value)
+        return None
+
+    def _dispatch(self) -> Message | None:
+        # The id counts even where there is nothing to dispatch: an id-only block moves the cursor.
+        self.last_event_id = self._id
+        event, data = self._event or "message", self._data
+        self._reset(self._id)
+        return Message(event, "\n".join(data), self.last_event_id) if data else None
+
+    def _reset(self, last_event_id: str) -> None:
+        self._id = last_event_id
+        self._event = ""
+        self._data: list[str] = []

@@ -1,0 +1,1 @@
+"""Tests, by what they need: `unit` needs nothing, `store` a database, `flow` the running stack."""

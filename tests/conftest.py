@@ -1,0 +1,179 @@
+"""One stack for the whole session; a database of its own for each test.
+
+DF_TEST_DB_URL and DF_TEST_S3_ENDPOINT (with DF_TEST_S3_ACCESS_KEY and DF_TEST_S3_SECRET_KEY) use given servers;
+DF_TEST_BACKEND=testcontainers starts containers where a Docker daemon answers; else the embedded ones are started.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+import pytest
+
+from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.ids import new_id
+from runners.objects import ObjectStore, S3Config
+from tests.kit import Api, Service, Store, roles_environ
+
+TEMPLATE = "dreamforge_template"
+
+
+class Backends(msgspec.Struct, frozen=True):
+    """Where the session's PostgreSQL and S3 are. db_url: of a user that may create databases."""
+
+    db_url: str
+    s3: S3Config
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    """The session's stack."""
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("DF_TEST_BACKEND") == "testcontainers":
+            yield _containers(stack)
+            return
+        home = tmp_path_factory.mktemp("home")
+        yield Backends(_database(stack, home), _store(stack, home))
+
+
+def _database(stack: contextlib.ExitStack, home: Path) -> str:
+    given = os.environ.get("DF_TEST_DB_URL")
+    if given:
+        return given
+    postgres = EmbeddedPostgres.start(home)
+    stack.callback(postgres.stop)
+    return postgres.url
+
+
+def _store(stack: contextlib.ExitStack, home: Path) -> S3Config:
+    bucket = f"test-{new_id().hex[-12:]}"
+    given = os.environ.get("DF_TEST_S3_ENDPOINT")
+    if given:
+        keys = (os.environ["DF_TEST_S3_ACCESS_KEY"], os.environ["DF_TEST_S3_SECRET_KEY"])
+        return S3Config(endpoint=given, access_key=keys[0], secret_key=keys[1], bucket=bucket)
+    seaweed = EmbeddedSeaweed.start(home)
+    stack.callback(seaweed.stop)
+    return S3Config(
+        endpoint=seaweed.endpoint, access_key=seaweed.access_key, secret_key=seaweed.secret_key, bucket=bucket
+    )
+
+
+def _containers(stack: contextlib.ExitStack) -> Backends:
+    from testcontainers.minio import MinioContainer  # noqa: PLC0415  # needs a Docker daemon, so only on request
+    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415  # likewise
+
+    postgres = stack.enter_context(PostgresContainer("postgres:17", driver=None))
+    minio = stack.enter_context(MinioContainer())
+    found = minio.get_config()
+    store = S3Config(
+        endpoint=f"http://{found['endpoint']}",
+        access_key=found["access_key"],
+        secret_key=found["secret_key"],
+        bucket="dreamforge-test",
+    )
+    return Backends(postgres.get_connection_url(), store)
+
+
+def database_named(url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+@pytest.fixture(scope="session")
+def template(backends: Backends) -> str:
+    """The name of a database with the schema installed, from which others are copied in a moment."""
+
+    async def make() -> None:
+        admin = await asyncpg.connect(backends.db_url)
+        try:
+            await admin.execute(f"drop database if exists {TEMPLATE}")
+            await admin.execute(f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'")
+        finally:
+            await admin.close()
+        database = Database(database_named(backends.db_url, TEMPLATE))
+        await schema.install(database)
+        await database.close()
+
+    asyncio.run(make())
+    return TEMPLATE
+
+
+@contextlib.contextmanager
+def fresh_database(backends: Backends, template: str | None) -> Iterator[str]:
+    """A database of one's own: a copy of the template, or an empty one."""
+    name = f"df_{new_id().hex[-16:]}"
+
+    async def execute(sql: str) -> None:
+        admin = await asyncpg.connect(backends.db_url)
+        try:
+            await admin.execute(sql)
+        finally:
+            await admin.close()
+
+    asyncio.run(execute(f"create database {name} template {template or 'template0'}"))
+    try:
+        yield database_named(backends.db_url, name)
+    finally:
+        asyncio.run(execute(f"drop database {name} with (force)"))
+
+
+@pytest.fixture
+def empty_url(backends: Backends) -> Iterator[str]:
+    """A database without our schema."""
+    with fresh_database(backends, None) as url:
+        yield url
+
+
+@pytest.fixture
+def db_url(backends: Backends, template: str) -> Iterator[str]:
+    """A database with the schema, for one test."""
+    with fresh_database(backends, template) as url:
+        yield url
+
+
+@pytest.fixture
+async def store(db_url: str) -> AsyncIterator[Store]:
+    """An event store on a database of its own."""
+    store = Store(db_url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture(scope="session")
+def s3_config(backends: Backends) -> S3Config:
+    """The session's object store, its bucket made."""
+
+    async def make() -> None:
+        store = ObjectStore(backends.s3)
+        await store.ensure_bucket()
+        await store.close()
+
+    asyncio.run(make())
+    return backends.s3
+
+
+@pytest.fixture(scope="session")
+def service(backends: Backends, template: str, s3_config: S3Config) -> Iterator[Service]:
+    """`dreamforge up` on a database of its own, for the tests that only speak HTTP to it."""
+    with fresh_database(backends, template) as url:
+        service = Service("up", roles_environ(url, s3_config))
+        try:
+            assert service.url
+            yield service
+        finally:
+            service.stop()
+
+
+@pytest.fixture
+def api(service: Service) -> Iterator[Api]:
+    """A REST consumer of the session's service."""
+    api = Api(service.url)
+    yield api
+    api.close()

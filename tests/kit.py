@@ -1,0 +1,390 @@
+"""The tests' shared vocabulary: backends, jobs as events, services as processes, and waiting."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import asyncpg
+import httpx
+import msgspec
+
+from eventstore import codec
+from eventstore.committer import Committer
+from eventstore.database import Database
+from eventstore.doorbell import Doorbell
+from eventstore.events import (
+    ArtifactWritten,
+    Body,
+    Event,
+    Fact,
+    GenerateParams,
+    JobCreated,
+    Meta,
+    PlannedStep,
+    Private,
+    StepFinish,
+    StepName,
+    StepStart,
+    UpscaleParams,
+)
+from eventstore.ids import new_id
+from eventstore.log import Append, Log
+from orchestrator.state import JobState, apply
+from runners.objects import S3Config
+
+T = TypeVar("T")
+TERMINAL = {"succeeded", "failed", "cancelled"}
+NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
+
+
+# Events ------------------------------------------------------------------------------------------
+
+
+def generate_params(**changes: Any) -> GenerateParams:
+    """What generate was asked for: one tiny image, unless changed."""
+    given: dict[str, Any] = {
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "guidance": 7.0,
+        "scheduler": None,
+        "format": "png",
+        "embed_metadata": True,
+        "seed": 7,
+        "count": 1,
+        "model_id": None,
+        "provider": None,
+        "engine": None,
+    }
+    return GenerateParams(**given | changes)
+
+
+def job_created(*, scale: int | None = 2, **generate: Any) -> JobCreated:
+    """The first event of a chained job, or of a single one without scale."""
+    names: list[StepName] = ["generate"] if scale is None else ["generate", "upscale"]
+    return JobCreated(
+        type="generate",
+        steps=[PlannedStep(step_id=new_id(), name=name) for name in names],
+        generate=generate_params(**generate),
+        upscale=None if scale is None else UpscaleParams(scale=scale, impl="auto", strict_scale=False),  # type: ignore[arg-type]
+    )
+
+
+def event(body: Body, *, private: Private | None = None, meta: Meta | None = None) -> Event:
+    """An event to append."""
+    return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta or Meta(), private=private)
+
+
+def some_append(stream: UUID | None = None, *, expected: int = 0, count: int = 1, **more: Any) -> Append:
+    """Events whose meaning doesn't matter."""
+    bodies = [StepStart(step_id=new_id(), step_name="generate", attempt=1, runner="r") for _ in range(count)]
+    return Append(stream=stream or new_id(), expected=expected, events=tuple(event(body) for body in bodies), **more)
+
+
+def stream_in(partition: int, partitions: int = 8) -> UUID:
+    """A new stream id of a partition."""
+    while True:
+        stream = new_id()
+        if stream.bytes[-1] & (partitions - 1) == partition:
+            return stream
+
+
+def fact(body: Body, version: int, *, job_id: UUID, ts: datetime = NOON, private: Private | None = None) -> Fact:
+    """An event as folds see it."""
+    return Fact(
+        stream_id=job_id, tenant="default", version=version, ts=ts, body=body, meta=Meta(), private=private or Private()
+    )
+
+
+class History:
+    """A job's history under construction, for given/when/then."""
+
+    def __init__(self, *, scale: int | None = 2, **generate: Any) -> None:
+        self.job_id = new_id()
+        self.created = job_created(scale=scale, **generate)
+        self.facts: list[Fact] = []
+        self.add(self.created, private=Private(prompt="a castle"))
+
+    def add(self, *bodies: Body, private: Private | None = None) -> Self:
+        """Append events."""
+        for body in bodies:
+            self.facts.append(fact(body, len(self.facts) + 1, job_id=self.job_id, private=private))
+        return self
+
+    def step_id(self, name: StepName) -> UUID:
+        """The id of one of the job's steps."""
+        return next(step.step_id for step in self.created.steps if step.name == name)
+
+    def started(self, name: StepName, attempt: int = 1) -> Self:
+        """A runner takes a step."""
+        return self.add(StepStart(step_id=self.step_id(name), step_name=name, attempt=attempt, runner="r"))
+
+    def item(self, name: StepName, index: int, attempt: int = 1) -> ArtifactWritten:
+        """An item of a step as it is written."""
+        return ArtifactWritten(
+            step_id=self.step_id(name),
+            step_name=name,
+            attempt=attempt,
+            item_index=index,
+            artifact_id=new_id(),
+            format="png",
+            width=64,
+            height=64,
+            seed=index + 1,
+            s3_key=f"{name}/{index}",
+            bytes=10,
+            sha256="0" * 64,
+        )
+
+    def wrote(self, name: StepName, *indexes: int, attempt: int = 1) -> Self:
+        """Items of a step are written."""
+        return self.add(*(self.item(name, index, attempt) for index in indexes))
+
+    def finished(self, name: StepName, status: Any = "succeeded", attempt: int = 1) -> Self:
+        """A step ends."""
+        return self.add(StepFinish(step_id=self.step_id(name), step_name=name, attempt=attempt, status=status))
+
+    @property
+    def state(self) -> JobState:
+        """The job's state after all of it."""
+        state: JobState | None = None
+        for one in self.facts:
+            state = apply(state, one)
+        assert state is not None
+        return state
+
+
+# The store ---------------------------------------------------------------------------------------
+
+
+class Store:
+    """An event store on a database of its own, as one process would hold it."""
+
+    def __init__(self, url: str, *, listen: bool = True) -> None:
+        self.database = Database(url, listen_url=url if listen else None)
+        self.log = Log(self.database)
+        self.doorbell = Doorbell(self.database)
+        self.committer = Committer(self.log, self.doorbell)
+
+    async def close(self) -> None:
+        """Give every connection back."""
+        await self.committer.stop()
+        await self.doorbell.stop()
+        await self.database.close()
+
+    async def codes(self, stream: UUID) -> list[str]:
+        """The codes of a stream's events."""
+        return [one.code for one in await self.log.stream(stream)]
+
+    async def state(self, job_id: UUID) -> JobState:
+        """A job as its history tells it."""
+        state: JobState | None = None
+        for one in await self.log.stream(job_id):
+            state = apply(state, codec.fact(one))
+        assert state is not None
+        return state
+
+
+async def connect(url: str) -> asyncpg.Connection:
+    """A plain connection, for whatever a test does behind the store's back."""
+    return await asyncpg.connect(url)
+
+
+async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = 20.0, what: str = "it") -> T:
+    """Wait until a probe's answer is true; the bound only ends a test that hangs."""
+    deadline = time.monotonic() + within
+    while True:
+        found = await probe()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"{what} did not come true within {within:g} s; last answer: {found!r}"
+        await asyncio.sleep(0.02)
+
+
+# Services ----------------------------------------------------------------------------------------
+
+
+class Service:
+    """One `dreamforge` process: started, spoken to, stopped, killed."""
+
+    def __init__(self, role: str, environ: Mapping[str, str], *arguments: str) -> None:
+        self.role = role
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dreamforge", "--no-env-file", role, *arguments],
+            env={**keep, "DF_LOG_FORMAT": "json", **environ},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._url: str | None = None
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for raw in self.process.stderr:
+            line = raw.decode(errors="replace")
+            self.lines.append(line)
+            if '"listening"' in line:
+                self._url = json.loads(line)["url"]
+                self._listening.set()
+        self._listening.set()
+
+    @property
+    def url(self) -> str:
+        """Where the API listens; waits until it does."""
+        assert self._listening.wait(60), f"{self.role} does not listen:\n{self.output}"
+        assert self._url is not None, f"{self.role} ended instead of listening:\n{self.output}"
+        return self._url
+
+    @property
+    def output(self) -> str:
+        """The end of what the process logged."""
+        return "".join(self.lines[-40:])
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self._wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self._wait(10)
+
+    def _wait(self, seconds: float) -> int:
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+            raise AssertionError(f"{self.role} did not stop within {seconds:g} s:\n{self.output}") from None
+        finally:
+            self._reader.join(10)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+        return code
+
+
+def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
+    """The environment of a role on given backends."""
+    return {
+        "DF_DB_URL": db_url,
+        "DF_S3_ENDPOINT": s3.endpoint or "",
+        "DF_S3_ACCESS_KEY": s3.access_key,
+        "DF_S3_SECRET_KEY": s3.secret_key,
+        "DF_S3_BUCKET": s3.bucket,
+        "DF_FAKE_RUNNER": "1",
+        "DF_PORT": "0",
+        **more,
+    }
+
+
+class Sse(msgspec.Struct, frozen=True):
+    """One server-sent event, as read off the wire."""
+
+    event: str
+    data: Any
+    id: str | None
+
+
+class Api:
+    """A REST consumer."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.http = httpx.Client(base_url=base, timeout=30, trust_env=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def post(self, body: object, **headers: str) -> httpx.Response:
+        """POST /v1/jobs."""
+        return self.http.post("/v1/jobs", json=body, headers=headers)
+
+    def create(self, *, scale: int | None = 2, **more: Any) -> str:
+        """A small job; answers its id."""
+        body: dict[str, Any] = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2} | more
+        if scale is not None:
+            body["chain"] = {"upscale": {"scale": scale}}
+        answer = self.post(body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["job"]["id"])
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET, expecting 200; answers the JSON."""
+        answer = self.http.get(path, params=params)
+        assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+        return answer.json()
+
+    def job(self, job_id: str) -> Any:
+        """GET /v1/jobs/{id}."""
+        return self.get(f"/v1/jobs/{job_id}")
+
+    def artifacts(self, job_id: str, **params: Any) -> list[Any]:
+        """GET /v1/jobs/{id}/artifacts."""
+        return list(self.get(f"/v1/jobs/{job_id}/artifacts", **params)["artifacts"])
+
+    def history(self, job_id: str) -> list[Any]:
+        """The whole history of a job."""
+        events: list[Any] = []
+        after = 0
+        while True:
+            page = self.get(f"/v1/jobs/{job_id}/events", after_version=after, limit=1000)
+            events.extend(page["events"])
+            if not page["has_more"]:
+                return events
+            after = page["next_after_version"]
+
+    def finished(self, job_id: str, *, within: float = 60.0) -> Any:
+        """The job once it is terminal."""
+        deadline = time.monotonic() + within
+        while True:
+            job = self.job(job_id)
+            if job["status"] in TERMINAL:
+                return job
+            assert time.monotonic() < deadline, f"job {job_id} is still {job['status']}: {job['steps']}"
+            time.sleep(0.03)
+
+    def stream(self, job_id: str, *, last_event_id: str | None = None, **params: Any) -> list[Sse]:
+        """The whole stream of a job, to the end that the server gives it."""
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        with self.http.stream("GET", f"/v1/jobs/{job_id}/progress/stream", params=params, headers=headers) as answer:
+            assert answer.status_code == 200
+            return parse_sse(answer.read().decode())
+
+
+def parse_sse(text: str) -> list[Sse]:
+    """The events of a transcript whose frames are as the contract says: event, data, id, each on a line."""
+    events: list[Sse] = []
+    for frame in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in frame.splitlines() if ": " in line)
+        if "data" in fields:
+            events.append(Sse(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id")))
+    return events
+
+
+def codes(events: Sequence[Any]) -> list[str]:
+    """The codes of a history."""
+    return [one["code"] for one in events]
+
+
+def project_root() -> Path:
+    """The checkout."""
+    return Path(__file__).parent.parent

@@ -1,0 +1,81 @@
+"""Invariant 1: what is in the log stays as it is; erasure takes private text alone."""
+
+import asyncpg
+import pytest
+
+from eventstore import codec
+from eventstore.chain import STREAM_GENESIS, event_hash
+from eventstore.events import Private
+from eventstore.log import Append, Batch
+from tests.kit import Store, connect, event, job_created, new_id, some_append
+
+FIELDS = (
+    "partition = partition + 1",
+    "position = position + 100",
+    "version = version + 100",
+    "code = 'x'",
+    "tenant = 'x'",
+    "ts = ts + interval '1 s'",
+    "data = '{}'",
+    "meta = '{\"a\":1}'",
+    "private = 'another prompt'",
+    "private = null",
+    "private_salt = null",
+    "private_digest = null",
+    "hash = '\\x00'",
+    "chain = '\\x00'",
+)
+
+
+@pytest.mark.parametrize("change", FIELDS)
+async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, change: str) -> None:
+    """Given an event with private text, when any field is updated, then the database refuses."""
+    first = event(job_created(), private=Private(prompt="a castle"))
+    await store.log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=(first,))]))
+    connection = await connect(db_url)
+    with pytest.raises(asyncpg.PostgresError, match="append-only"):
+        await connection.execute(f"update eventstore.events set {change}")
+    await connection.close()
+
+
+@pytest.mark.parametrize("deed", ["delete from eventstore.events", "truncate eventstore.events"])
+@pytest.mark.parametrize("replica", [False, True])
+async def test_no_event_can_be_removed(store: Store, db_url: str, deed: str, *, replica: bool) -> None:
+    """Neither DELETE nor TRUNCATE works, not even for a superuser who says that it is a replica."""
+    await store.log.commit(Batch(appends=[some_append()]))
+    connection = await connect(db_url)
+    if replica:
+        await connection.execute("set session_replication_role = replica")
+    with pytest.raises(asyncpg.PostgresError, match="append-only"):
+        await connection.execute(deed)
+    await connection.close()
+
+
+async def test_erasure_takes_the_private_text_and_every_hash_still_verifies(store: Store) -> None:
+    """Given two events with prompts, when the stream is erased, then no text is left and the chain holds."""
+    stream = new_id()
+    first = event(job_created(), private=Private(prompt="a castle"))
+    second = event(job_created(), private=Private(prompt="a moat"))
+    await store.log.commit(Batch(appends=[Append(stream=stream, expected=0, events=(first, second))]))
+    before = await store.log.stream(stream)
+    assert [codec.private(one).prompt for one in before] == ["a castle", "a moat"]
+
+    await store.database.call("select eventstore.erase($1)", stream)
+
+    after = await store.log.stream(stream)
+    assert [one.private for one in after] == [None, None]
+    assert [one.hash for one in after] == [one.hash for one in before]
+    previous = STREAM_GENESIS
+    for one in after:
+        assert event_hash(previous, one) == one.hash
+        previous = one.hash
+
+
+async def test_erasing_again_changes_nothing(store: Store) -> None:
+    """Erasure is safe to repeat, and says how many events it changed."""
+    stream = new_id()
+    first = event(job_created(), private=Private(prompt="a castle"))
+    await store.log.commit(Batch(appends=[Append(stream=stream, expected=0, events=(first,))]))
+    erased = "select eventstore.erase($1) as count"
+    assert (await store.database.call(erased, stream))[0]["count"] == 1
+    assert (await store.database.call(erased, stream))[0]["count"] == 0

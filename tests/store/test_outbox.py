@@ -1,0 +1,92 @@
+"""The outbox: a message belongs to whoever claimed it last."""
+
+import asyncio
+
+from eventstore.log import Batch, Send
+from eventstore.outbox import Claim, Command, Outbox
+from tests.kit import Store, connect, eventually, new_id, some_append
+
+
+async def send(store: Store, count: int = 1, *, queue: str = "generate", delay: float = 0.0) -> list[Command]:
+    """Put commands into a queue."""
+    commands = []
+    for _ in range(count):
+        one = some_append()
+        command = Command(job_id=one.stream, step_id=new_id(), step=queue, version=1)  # type: ignore[arg-type]
+        message = Send(stream=one.stream, queue=queue, message=command, delay=delay)  # type: ignore[arg-type]
+        await store.log.commit(Batch(appends=[one], sends=[message]))
+        commands.append(command)
+    return commands
+
+
+async def test_a_claim_hides_its_message_until_its_visibility_ends(store: Store) -> None:
+    """Given a claimed command, then nobody else gets it, until the lease is over."""
+    [command] = await send(store)
+    first, second = Outbox(store.database, ["generate"]), Outbox(store.database, ["generate"])
+    [claim] = await first.claim(5, 0.3)
+    assert claim.command == command
+    assert await second.claim(5, 0.3) == []
+    [again] = await eventually(lambda: second.claim(5, 60))
+    assert again.read_ct == claim.read_ct + 1
+
+
+async def test_concurrent_claims_share_the_messages_without_overlap(store: Store, db_url: str) -> None:
+    """Given 40 commands and eight claimers at once, then each command is claimed by exactly one."""
+    commands = await send(store, 40)
+    stores = [Store(db_url) for _ in range(8)]
+    claims = await asyncio.gather(*(Outbox(one.database, ["generate"]).claim(5, 60) for one in stores))
+    ids = [claim.command.job_id for found in claims for claim in found]
+    assert sorted(ids) == sorted(command.job_id for command in commands)
+    for one in stores:
+        await one.close()
+
+
+async def test_earlier_queues_are_emptied_first_and_slots_are_never_exceeded(store: Store) -> None:
+    """Given both queues full, then one claim fills its slots with upscales before it takes a generate."""
+    await send(store, 3, queue="generate")
+    await send(store, 2, queue="upscale")
+    claims = await Outbox(store.database, ["upscale", "generate"]).claim(3, 60)
+    assert [claim.queue for claim in claims] == ["upscale", "upscale", "generate"]
+
+
+async def test_a_lost_lease_is_reported_and_can_neither_extend_nor_settle(store: Store) -> None:
+    """Given a message that another claimed since, then its first owner's heartbeat, defer and ack change nothing."""
+    await send(store)
+    outbox = Outbox(store.database, ["generate"])
+    [zombie] = await outbox.claim(1, 0)
+    [owner] = await outbox.claim(1, 60)
+    assert await outbox.extend([zombie], 0) == [zombie]
+    assert await outbox.extend([owner], 60) == []
+    await store.log.commit(Batch(acks=[zombie.ack()], defers=[zombie.defer(0)]))
+    assert await outbox.claim(1, 60) == []
+    await store.log.commit(Batch(acks=[owner.ack()]))
+    assert (await store.database.read("select count(*) as n from pgmq.q_generate"))[0]["n"] == 0
+
+
+async def test_a_deferred_message_is_shown_again_after_its_delay(store: Store) -> None:
+    """Given a claim that is deferred, then it is hidden for the delay and claimable afterwards."""
+    await send(store)
+    outbox = Outbox(store.database, ["generate"])
+    [claim] = await outbox.claim(1, 60)
+    await store.log.commit(Batch(defers=[claim.defer(0.3)]))
+    assert await outbox.claim(1, 60) == []
+
+    async def shown() -> list[Claim]:
+        return await outbox.claim(1, 60)
+
+    assert await eventually(shown)
+
+
+async def test_a_message_below_the_floor_is_still_found(store: Store, db_url: str) -> None:
+    """Ids are drawn before commit: one that appears below a floor taken meanwhile is claimed after all."""
+    late = await connect(db_url)
+    await late.execute("begin")
+    await late.execute("""select pgmq.send('generate', '{"job_id": "018f0000-0000-7000-8000-000000000001",
+        "step_id": "018f0000-0000-7000-8000-000000000002", "step": "generate", "version": 1}')""")
+    await send(store)
+    outbox = Outbox(store.database, ["generate"])
+    assert len(await outbox.claim(5, 60)) == 1
+    await late.execute("commit")
+    await late.close()
+    outbox._floors_at = 0.0
+    assert len(await outbox.claim(5, 60)) == 1

@@ -1,0 +1,75 @@
+"""Installing the schema: one command, safe to run twice and by two processes at once."""
+
+import asyncio
+
+import pytest
+
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.errors import SchemaMissing
+from eventstore.log import Batch, Log
+from tests.kit import some_append
+
+
+async def test_parallel_and_repeated_installs_do_it_once(empty_url: str) -> None:
+    """Given four processes that install at once, then one does it, and the schema is whole."""
+    databases = [Database(empty_url) for _ in range(4)]
+    done = await asyncio.gather(*(schema.install(one) for one in databases))
+    assert sorted(done) == [False, False, False, True]
+    assert await schema.install(databases[0]) is False
+    one = some_append()
+    assert (await Log(databases[0]).commit(Batch(appends=[one]))).streams[one.stream].stands
+    for database in databases:
+        await database.close()
+
+
+async def test_a_database_without_schema_is_named_as_such(empty_url: str) -> None:
+    """Given an empty database, then check and use both say which command is missing."""
+    database = Database(empty_url)
+    with pytest.raises(SchemaMissing, match="dreamforge schema install"):
+        await schema.check(database)
+    with pytest.raises(SchemaMissing, match="dreamforge schema install"):
+        await Log(database).heads()
+    await database.close()
+
+
+async def test_a_newer_release_is_not_touched(db_url: str) -> None:
+    """Given a database of a later release, then this one refuses to install or run."""
+    database = Database(db_url)
+    await database.call("insert into eventstore.releases (release) values (99)")
+    for attempt in (schema.install(database), schema.check(database)):
+        with pytest.raises(SchemaMissing, match="99"):
+            await attempt
+    await database.close()
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 16])
+async def test_the_number_of_partitions_is_set_at_install(empty_url: str, partitions: int) -> None:
+    """Given a number of partitions, then streams spread over that many, and no more."""
+    database = Database(empty_url)
+    await schema.install(database, partitions=partitions)
+    log = Log(database)
+    await log.commit(Batch(appends=[some_append() for _ in range(200)]))
+    heads = await log.heads()
+    assert len(heads) == await log.partitions() == partitions
+    assert sum(heads.values()) == 200
+    assert min(heads.values()) > 0
+    await database.close()
+
+
+async def test_hot_reads_use_their_indexes(db_url: str) -> None:
+    """One stream by version, one partition by position, a queue by message: none scans its table."""
+    database = Database(db_url)
+    plans = {
+        "select * from eventstore.events where stream_id = '018f0000-0000-7000-8000-000000000001' and version > 3 order by version": "Index",
+        "select position from eventstore.events where partition = 1 order by position desc limit 1": "Index",
+        "select * from readmodel.steps where job_id = '018f0000-0000-7000-8000-000000000001' order by ordinal": "Index",
+        "select * from readmodel.artifacts where job_id = '018f0000-0000-7000-8000-000000000001'": "Index",
+    }
+    async with database.connection() as connection:
+        await connection.execute("set enable_seqscan = off")
+        for query, wanted in plans.items():
+            plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}"))
+            assert wanted in plan, plan
+            assert "Seq Scan" not in plan, plan
+    await database.close()

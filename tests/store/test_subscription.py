@@ -1,0 +1,208 @@
+"""Subscriptions: at every fact exactly once, whatever comes between."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from eventstore import codec
+from eventstore.events import CancelRequested, Recorded, StepFinish, StepStart
+from eventstore.log import Append, Batch, Move, Moved
+from eventstore.subscription import Subscription
+from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
+from orchestrator.loop import Orchestrator
+from orchestrator.transact import Jobs
+from tests.kit import History, Store, connect, event, eventually, job_created, new_id, some_append, stream_in
+
+
+class Recorder:
+    """A handler that keeps what it handled, and moves the checkpoint with it."""
+
+    name = "recorder"
+
+    def __init__(self, store: Store, seen: list[tuple[UUID, int]], *, quiet: bool = False) -> None:
+        self._store = store
+        self._seen = seen
+        self._quiet = quiet
+        self.poison: UUID | None = None
+        self.moves = 0
+
+    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+        if any(one.stream_id == self.poison for one in events):
+            raise ValueError("poison")
+        await asyncio.sleep(0)
+        if self._quiet:
+            return None
+        answers = await self._store.log.commit(Batch(moves=moves))
+        accepted = {partition for partition, move in answers.moves.items() if move.verdict == "accepted"}
+        self._seen.extend((one.stream_id, one.version) for one in events if one.partition in accepted)
+        return answers.moves
+
+    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+        self.moves += 1
+        return (await self._store.log.commit(Batch(moves=moves))).moves
+
+
+async def test_competing_processes_handle_every_event_exactly_once(store: Store, db_url: str) -> None:
+    """Given three processes on one subscription, two of which are killed midway, then each event is handled once."""
+    seen: list[tuple[UUID, int]] = []
+    stores = [Store(db_url) for _ in range(3)]
+    tasks = [
+        asyncio.create_task(Subscription(one.log, one.doorbell, Recorder(one, seen), poll_s=0.02).run())
+        for one in stores
+    ]
+    appends = [some_append(count=2) for _ in range(60)]
+    for n, one in enumerate(appends):
+        await store.log.commit(Batch(appends=[one]))
+        if n in {20, 40}:
+            tasks[n // 20 - 1].cancel()
+    expected = sorted((one.stream, version) for one in appends for version in (1, 2))
+
+    async def handled() -> bool:
+        return len(seen) >= len(expected)
+
+    await eventually(handled, within=30)
+    assert sorted(seen) == expected
+    tasks[2].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for other in stores:
+        await other.close()
+
+
+async def test_a_broken_handler_stops_its_partition_alone_and_skips_nothing(store: Store) -> None:
+    """Given a handler that breaks on one job, then other partitions go on, and that one resumes where it stood."""
+    seen: list[tuple[UUID, int]] = []
+    handler = Recorder(store, seen)
+    poisonous, beside, elsewhere = some_append(stream_in(1)), some_append(stream_in(1)), some_append(stream_in(2))
+    handler.poison = poisonous.stream
+    for one in (poisonous, beside, elsewhere):
+        await store.log.commit(Batch(appends=[one]))
+    subscription = Subscription(store.log, store.doorbell, handler, poll_s=0.02)
+    running = asyncio.create_task(subscription.run())
+
+    async def went_on() -> bool:
+        return seen == [(elsewhere.stream, 1)]
+
+    await eventually(went_on)
+    assert subscription.lanes[1].failure == "poison"
+    handler.poison = None
+
+    async def resumed() -> bool:
+        return [stream for stream, _ in seen] == [elsewhere.stream, poisonous.stream, beside.stream]
+
+    await eventually(resumed)
+    assert subscription.lanes[1].failure is None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("code", "schema_version"), [("job.teleported", 1), ("step.start", 99)])
+async def test_a_subscription_stops_before_what_it_does_not_know(
+    store: Store, db_url: str, code: str, schema_version: int
+) -> None:
+    """Invariant 6: given an event of a later release, then all before it is handled and nothing after it."""
+    seen: list[tuple[UUID, int]] = []
+    before, after = some_append(stream_in(3)), some_append(stream_in(3))
+    await store.log.commit(Batch(appends=[before]))
+    unknown = {
+        "stream": str(stream_in(3)),
+        "category": "job",
+        "tenant": "default",
+        "expected": 0,
+        "events": [
+            {
+                "event_id": str(new_id()),
+                "code": code,
+                "schema_version": schema_version,
+                "ts": "2026-01-01T00:00:00Z",
+                "data": "{}",
+                "meta": "{}",
+                "private": None,
+            }
+        ],
+    }
+    connection = await connect(db_url)
+    await connection.execute("select eventstore.commit($1::json)", msgspec.json.encode([unknown]).decode())
+    await connection.close()
+    await store.log.commit(Batch(appends=[after]))
+    subscription = Subscription(store.log, store.doorbell, Recorder(store, seen), poll_s=0.02)
+    for _ in range(3):
+        await subscription.step()
+    assert seen == [(before.stream, 1)]
+    failure = subscription.lanes[3].failure
+    assert failure is not None
+    assert code in failure
+    # Readers, unlike subscriptions, are given it as it is.
+    assert codec.body((await store.log.after({3: 1}, limit=1))[3][0]) is None
+
+
+async def test_checkpoints_move_past_events_without_reaction(store: Store) -> None:
+    """Given events that lead to nothing, then the checkpoint moves lazily, once for many events."""
+    handler = Recorder(store, [], quiet=True)
+    subscription = Subscription(store.log, store.doorbell, handler, poll_s=0.02)
+    for _ in range(5):
+        await store.log.commit(Batch(appends=[some_append(stream_in(0))]))
+        await subscription.step()
+
+    async def moved() -> bool:
+        await subscription.step()
+        return (await store.log.checkpoints("recorder"))[0] == 5
+
+    await eventually(moved)
+    assert handler.moves <= 3
+
+
+async def running_job(store: Store) -> tuple[Jobs, UUID, UUID]:
+    """A job whose generate step is running: its id, and the step's."""
+    job_id, created = new_id(), job_created(count=1)
+    step_id = created.steps[0].step_id
+    start = StepStart(step_id=step_id, step_name="generate", attempt=1, runner="a")
+    await store.log.commit(
+        Batch(appends=[Append(stream=job_id, expected=0, events=(event(created), event(start)))])
+    )
+    return Jobs(store.log, store.committer, "a"), job_id, step_id
+
+
+async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:
+    """Given a failed step and a cancel that slips in between fold and commit, then the job still finishes."""
+    _jobs, job_id, step_id = await running_job(store)
+    failed = StepFinish(step_id=step_id, step_name="generate", attempt=1, status="failed")
+    await store.log.commit(Batch(appends=[Append(stream=job_id, expected=2, events=(event(failed),))]))
+    slipped = False
+
+    real_streams = store.log.streams
+
+    async def streams(jobs: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
+        nonlocal slipped
+        found = await real_streams(jobs)
+        if not slipped:
+            slipped = True
+            cancel = Append(stream=job_id, expected=3, events=(event(CancelRequested()),))
+            await store.log.commit(Batch(appends=[cancel]))
+        return found
+
+    store.log.streams = streams  # type: ignore[method-assign]
+    subscription = Subscription(store.log, store.doorbell, Orchestrator(store.log, store.committer, "o"), poll_s=0.02)
+    for _ in range(3):
+        await subscription.step()
+    assert slipped
+    assert (await store.codes(job_id))[3:] == ["job.cancel_requested", "job.finish"]
+    assert (await store.state(job_id)).finished == "failed"
+
+
+async def test_a_zombie_that_folds_again_is_refused(store: Store) -> None:
+    """Given a runner whose step was started anew elsewhere, when it writes, then the newest fold refuses it."""
+    jobs, job_id, step_id = await running_job(store)
+    zombie = await jobs.load(job_id)
+    other = await jobs.load(job_id)
+    command = StartStep(step_id=step_id, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
+    await jobs.carry_out(other, command, lambda _: None)
+    history = History(scale=None)
+    item = RecordItems(step_id=step_id, attempt=1, items=[replace(history.item("generate", 0), step_id=step_id)])
+    with pytest.raises(StaleAttempt):
+        await jobs.carry_out(zombie, item, lambda _: None)
+    with pytest.raises(StaleAttempt):
+        await jobs.carry_out(await jobs.load(job_id), item, lambda _: None)

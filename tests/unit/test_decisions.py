@@ -1,0 +1,220 @@
+"""The pure core, given/when/then: which events a command leads to."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventstore.events import Body, CancelRequested, JobFinish, RetryRequested, StepName, StepRetry
+from orchestrator.decisions import (
+    FailAttempt,
+    FinishJob,
+    HandBack,
+    RecordItems,
+    StaleAttempt,
+    StartStep,
+    decide,
+    may_start,
+)
+from tests.kit import History
+
+
+def codes(bodies: list[Body]) -> list[str]:
+    """The codes, with the status of those that end something."""
+    return [f"{body.code} {body.status}" if hasattr(body, "status") else body.code for body in bodies]
+
+
+def start(history: History, name: StepName = "generate", max_attempts: int = 3) -> list[str]:
+    """What a runner's start of a step leads to."""
+    command = StartStep(
+        step_id=history.step_id(name), runner="r", engine="e", source="s", model_id=None, max_attempts=max_attempts
+    )
+    return codes(decide(history.state, command))
+
+
+def fail(history: History, name: StepName = "generate", attempt: int = 1, **more: Any) -> list[str]:
+    """What an attempt's failure leads to."""
+    command = FailAttempt(
+        step_id=history.step_id(name),
+        attempt=attempt,
+        error_code="infra_unavailable",
+        error_message="away",
+        item_index=0,
+        retryable=more.pop("retryable", True),
+        delay_s=1.0,
+        max_attempts=3,
+    )
+    return codes(decide(history.state, command))
+
+
+def record(history: History, *indexes: int, name: StepName = "generate", attempt: int = 1) -> list[str]:
+    """What storing items leads to."""
+    items = [history.item(name, index, attempt) for index in indexes]
+    return codes(decide(history.state, RecordItems(step_id=history.step_id(name), attempt=attempt, items=items)))
+
+
+def retried(history: History, attempt: int, reason: Any = "failure") -> History:
+    """An attempt at generate ends without finishing it."""
+    body = StepRetry(
+        step_id=history.step_id("generate"),
+        step_name="generate",
+        attempt=attempt,
+        reason=reason,
+        error_code=None,
+        error_message=None,
+        delay_s=0.0,
+    )
+    return history.add(body)
+
+
+def test_a_queued_step_starts() -> None:
+    assert start(History()) == ["step.start", "model.selected"]
+
+
+def test_an_upscale_starts_without_choosing_a_model_and_only_after_generate() -> None:
+    assert start(History(), "upscale") == []
+    assert start(History().started("generate").wrote("generate", 0).finished("generate"), "upscale") == ["step.start"]
+
+
+def test_a_redelivered_step_starts_with_the_next_attempt() -> None:
+    history = History().started("generate")
+    command = StartStep(
+        step_id=history.step_id("generate"), runner="b", engine="e", source="s", model_id=None, max_attempts=3
+    )
+    first = decide(history.state, command)[0]
+    assert first.attempt == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
+def test_a_finished_step_does_not_start_again(status: str) -> None:
+    assert start(History().started("generate").finished("generate", status)) == []
+
+
+def test_a_step_with_a_cancel_pending_is_cancelled_instead_of_started() -> None:
+    assert start(History().add(CancelRequested())) == ["step.finish cancelled"]
+
+
+def test_three_barren_starts_end_a_poisonous_step() -> None:
+    history = History().started("generate", 1).started("generate", 2).started("generate", 3)
+    assert start(history) == ["error", "step.finish failed"]
+
+
+def test_an_artifact_starts_the_count_of_barren_attempts_anew() -> None:
+    history = History(count=9).started("generate", 1).started("generate", 2).wrote("generate", 0, attempt=2)
+    assert start(history.started("generate", 3).started("generate", 4)) == ["step.start", "model.selected"]
+
+
+def test_hand_backs_do_not_count_as_barren() -> None:
+    """Three deploys must not kill a long step."""
+    history = History(count=9)
+    for attempt in range(1, 8):
+        retried(history.started("generate", attempt), attempt, "hand_back")
+    assert start(history) == ["step.start", "model.selected"]
+
+
+def test_items_are_recorded_as_they_come_and_the_last_finishes_the_step() -> None:
+    history = History(count=3).started("generate")
+    assert record(history, 0) == ["artifact.written"]
+    assert record(history.wrote("generate", 0), 1, 2) == ["artifact.written"] * 2 + ["step.finish succeeded"]
+
+
+def test_an_item_that_was_recorded_already_is_not_recorded_twice() -> None:
+    history = History(count=3).started("generate").wrote("generate", 0)
+    assert record(history, 0, 1) == ["artifact.written"]
+
+
+def test_a_cancel_stops_at_the_next_item_but_completion_wins() -> None:
+    history = History(count=2).started("generate").add(CancelRequested())
+    assert record(history, 0) == ["artifact.written", "step.finish cancelled"]
+    assert record(history, 0, 1) == ["artifact.written", "artifact.written", "step.finish succeeded"]
+
+
+def test_a_retryable_failure_is_tried_again_until_the_third_barren_attempt() -> None:
+    history = History().started("generate", 1)
+    assert fail(history, attempt=1) == ["step.retry"]
+    retried(history, 1).started("generate", 2)
+    assert fail(history, attempt=2) == ["step.retry"]
+    retried(history, 2).started("generate", 3)
+    assert fail(history, attempt=3) == ["error", "step.finish failed"]
+
+
+def test_a_final_failure_fails_at_once() -> None:
+    assert fail(History().started("generate"), retryable=False) == ["error", "step.finish failed"]
+
+
+def test_a_failure_with_a_cancel_pending_cancels() -> None:
+    assert fail(History().started("generate").add(CancelRequested())) == ["step.finish cancelled"]
+
+
+def test_an_older_attempt_is_refused_whatever_it_wants() -> None:
+    """The fence: an expected version alone would let a woken zombie succeed after folding again."""
+    history = History().started("generate", 1).started("generate", 2)
+    with pytest.raises(StaleAttempt):
+        record(history, 0, attempt=1)
+    with pytest.raises(StaleAttempt):
+        fail(history, attempt=1)
+    with pytest.raises(StaleAttempt):
+        decide(history.state, HandBack(step_id=history.step_id("generate"), attempt=1))
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
+def test_a_finished_step_refuses_its_own_attempt(status: str) -> None:
+    with pytest.raises(StaleAttempt):
+        record(History().started("generate").finished("generate", status), 0)
+
+
+def test_a_job_finishes_once_and_not_while_a_step_runs() -> None:
+    finish = FinishJob(status="cancelled")
+    assert codes(decide(History().state, finish)) == ["job.finish cancelled"]
+    assert decide(History().started("generate").state, finish) == []
+    assert decide(History().add(JobFinish(status="failed")).state, finish) == []
+
+
+def test_a_requested_retry_opens_the_job_and_counts_anew() -> None:
+    history = History(count=2).started("generate", 1).wrote("generate", 0).started("generate", 2)
+    history.started("generate", 3).finished("generate", "failed", 3).add(JobFinish(status="failed"))
+    history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate"))
+    assert history.state.finished is None
+    assert start(history) == ["step.start", "model.selected"]
+    assert list(history.state.step(history.step_id("generate")).artifacts) == [0]
+
+
+@given(st.lists(st.sampled_from(["start", "item0", "item1", "fail", "hand_back", "cancel"]), max_size=25))
+def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]) -> None:
+    """For any order of commands: no item is written twice, a step finishes once, nothing follows a finish."""
+    history = History(scale=None, count=2)
+    step_id = history.step_id("generate")
+    for step in steps:
+        attempt = history.state.step(step_id).attempt
+        commands: dict[str, Any] = {
+            "start": StartStep(
+                step_id=step_id, runner="r", engine="e", source="s", model_id=None, max_attempts=3
+            ),
+            "item0": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 0, attempt)]),
+            "item1": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 1, attempt)]),
+            "fail": FailAttempt(
+                step_id=step_id,
+                attempt=attempt,
+                error_code="oom",
+                error_message="m",
+                item_index=None,
+                retryable=True,
+                delay_s=0.0,
+                max_attempts=3,
+            ),
+            "hand_back": HandBack(step_id=step_id, attempt=attempt),
+        }
+        if step == "cancel":
+            if not history.state.cancel_pending:
+                history.add(CancelRequested())
+            continue
+        try:
+            history.add(*decide(history.state, commands[step]))
+        except StaleAttempt:
+            assert not (may_start(history.state, step_id) and history.state.running)
+    written = [one.body.item_index for one in history.facts if one.body is not None and one.body.code == "artifact.written"]  # type: ignore[attr-defined]
+    assert len(written) == len(set(written))
+    seen = [one.body.code for one in history.facts if one.body is not None and one.body.code != "job.cancel_requested"]
+    assert seen.count("step.finish") <= 1
+    assert "step.finish" not in seen[:-1]

@@ -1,0 +1,113 @@
+"""What the command line shows of a job."""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from dreamforge import show
+from dreamforge.client import JsonObject
+from dreamforge.sse import Message
+
+JOB = {
+    "id": "j1",
+    "status": "queued",
+    "steps": [{"name": "generate"}, {"name": "upscale"}],
+    "summary": {"count": 2, "completed": 0},
+}
+
+
+def message(event: str, **data: object) -> Message:
+    return Message(event, msgspec.json.encode(data).decode(), "1")
+
+
+def log(code: str, step: str | None = None, **payload: object) -> Message:
+    return message("log", code=code, message=f"{code} said.", step=step, payload=payload)
+
+
+def artifact(step: str, item: int) -> Message:
+    return message("artifact", code="artifact.written", step=step, item_index=item)
+
+
+def rendered(renderable: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200).print(renderable)
+    return out.getvalue()
+
+
+def test_a_course_counts_each_image_once() -> None:
+    """A replayed event adds nothing."""
+    course = show.Course(JOB)
+    lines = [course.take(artifact("generate", item)) for item in (0, 1, 1)]
+    assert lines == ["generate 1/2", "generate 2/2", "generate 2/2"]
+    assert (course.done("generate"), course.done("upscale")) == (2, 0)
+
+
+def test_a_course_follows_each_step_and_the_job() -> None:
+    course = show.Course(JOB)
+    seen = []
+    for one in (
+        log("step.start", "generate", attempt=1),
+        log("step.retry", "generate", attempt=1),
+        log("step.start", "generate", attempt=2),
+        log("step.finish", "generate", status="succeeded"),
+        log("step.start", "upscale", attempt=1),
+        log("step.finish", "upscale", status="failed"),
+        log("job.finish", status="failed"),
+    ):
+        assert course.take(one) is not None
+        seen.append((course.states["generate"], course.states["upscale"], course.status))
+    assert seen == [
+        ("running", "queued", "running"),
+        ("queued", "queued", "running"),
+        ("running", "queued", "running"),
+        ("succeeded", "queued", "running"),
+        ("succeeded", "running", "running"),
+        ("succeeded", "failed", "running"),
+        ("succeeded", "failed", "failed"),
+    ]
+
+
+def test_progress_and_errors_are_taken_in() -> None:
+    course = show.Course(JOB)
+    assert course.take(message("progress", progress=0.25, items=[], stages=[])) is None
+    assert course.progress == 0.25
+    assert course.take(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_following_ends_with_the_jobs_last_status(terminal: bool) -> None:  # noqa: FBT001 - a case
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    messages = [log("step.start", "generate"), artifact("generate", 0), log("job.finish", status="cancelled")]
+    assert show.follow(JOB, messages, console) == "cancelled"
+    assert "1/2" in out.getvalue()
+
+
+def test_a_history_tells_what_matters_of_each_event() -> None:
+    def event(version: int, code: str, step: str | None, data: JsonObject) -> JsonObject:
+        text = msgspec.json.encode(data).decode()
+        return {"version": version, "ts": "2026-01-02T03:04:05.678901Z", "code": code, "step": step, "data": text}
+
+    planned = {"generate": {"width": 64, "height": 32, "count": 2, "seed": 7}, "upscale": {"scale": 2}}
+    written = {"item_index": 1, "width": 128, "height": 64, "seed": 9, "bytes": 12345, "s3_key": "k", "attempt": 1}
+    failed = {"error_code": "timeout", "error_message": "too [slow]", "attempt": 3}
+    shown = rendered(
+        show.history_table(
+            [
+                event(1, "job.created", None, planned),
+                event(2, "artifact.written", "upscale", written),
+                event(3, "error", "upscale", failed),
+            ]
+        )
+    )
+    assert "2 images, 64x32, upscaled by 2, seed 7" in shown
+    assert "item 1, 128x64, seed 9, 12,345 bytes, attempt 1" in shown
+    assert "attempt 3, timeout, too [slow]" in shown
+
+
+def test_a_failed_job_says_why() -> None:
+    step = {"name": "generate", "status": "failed", "attempt": 3, "started_at": None, "finished_at": None}
+    failed = {"status": "failed", "steps": [step], "error_code": "oom", "error_message": "No [memory] left."}
+    assert "oom: No [memory] left." in rendered(show.job_table(JOB | failed))

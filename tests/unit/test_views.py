@@ -1,0 +1,163 @@
+"""What users see of a job, event by event."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventstore.events import CancelRequested, JobFinish, RetryRequested, StepError, StepRetry
+from projections.progress import progress
+from projections.rows import ArtifactRow, Rows, artifact_rows, job_row, step_rows, to_view
+from projections.views import JobView, ViewGap, evolve, view
+from tests.kit import NOON, History
+
+
+def seen(history: History) -> JobView:
+    """The view after a whole history."""
+    found = view(history.facts)
+    assert found is not None
+    return found
+
+
+def chained(count: int = 2) -> History:
+    """A chained job that went well, but for its last event."""
+    items = range(count)
+    history = History(count=count).started("generate").wrote("generate", *items).finished("generate")
+    return history.started("upscale").wrote("upscale", *items).finished("upscale")
+
+
+def test_a_new_job_is_queued_with_all_its_steps() -> None:
+    job = seen(History())
+    assert job.status == "queued"
+    assert [(step.name, step.status) for step in job.steps] == [("generate", "queued"), ("upscale", "queued")]
+    assert job.params["prompt"] == "a castle"
+    assert job.steps[1].metadata == {"scale": 2, "impl": "auto"}
+
+
+def test_a_chained_job_never_reads_succeeded_before_job_finish() -> None:
+    history = chained()
+    job: JobView | None = None
+    for fact in history.facts:
+        job = evolve(job, fact)
+        assert job.status in {"queued", "running"}
+    assert seen(history.add(JobFinish(status="succeeded"))).status == "succeeded"
+
+
+def test_a_step_that_never_started_stays_queued_in_a_failed_job() -> None:
+    history = History().started("generate")
+    error = StepError(
+        step_id=history.step_id("generate"),
+        step_name="generate",
+        attempt=1,
+        item_index=1,
+        error_code="provider_error",
+        error_message="no paint",
+    )
+    job = seen(history.add(error).finished("generate", "failed").add(JobFinish(status="failed")))
+    assert [step.status for step in job.steps] == ["failed", "queued"]
+    assert (job.status, job.error_code, job.error_message) == ("failed", "provider_error", "no paint")
+
+
+def test_a_step_that_never_started_is_cancelled_in_a_cancelled_job() -> None:
+    job = seen(History().add(CancelRequested(), JobFinish(status="cancelled")))
+    assert [step.status for step in job.steps] == ["cancelled", "cancelled"]
+    assert job.error_code == "cancelled"
+
+
+def test_a_retried_step_is_queued_and_keeps_its_first_start() -> None:
+    history = History(count=2).started("generate")
+    retry = StepRetry(
+        step_id=history.step_id("generate"),
+        step_name="generate",
+        attempt=1,
+        reason="failure",
+        error_code="oom",
+        error_message="m",
+        delay_s=1.0,
+    )
+    assert seen(history.add(retry)).steps[0].status == "queued"
+    again = seen(history.started("generate", 2))
+    assert (again.steps[0].status, again.steps[0].attempt, again.steps[0].started_at) == ("running", 2, NOON)
+
+
+def test_a_requested_retry_queues_the_job_again_and_forgets_the_error() -> None:
+    history = History().started("generate").finished("generate", "failed").add(JobFinish(status="failed"))
+    job = seen(history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate")))
+    assert (job.status, job.error_code, job.steps[0].status) == ("queued", None, "queued")
+
+
+def test_an_event_seen_before_changes_nothing_and_a_gap_is_refused() -> None:
+    history = chained()
+    job = seen(history)
+    assert evolve(job, history.facts[3]) is job
+    with pytest.raises(ViewGap):
+        evolve(seen(History()), history.facts[4])
+    with pytest.raises(ViewGap):
+        evolve(None, history.facts[1])
+
+
+def test_updated_at_is_the_newest_event() -> None:
+    history = History()
+    later = msgspec.structs.replace(history.started("generate").facts[-1], ts=NOON + timedelta(hours=1))
+    history.facts[-1] = later
+    job = seen(history)
+    assert (job.created_at, job.updated_at) == (NOON, NOON + timedelta(hours=1))
+
+
+@given(st.integers(min_value=1, max_value=5), st.data())
+def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) -> None:
+    """Read model ⊕ tail equals the whole fold, wherever the row stands."""
+    history = chained(count).add(JobFinish(status="succeeded"))
+    cut = data.draw(st.integers(min_value=1, max_value=len(history.facts)))
+    kept = view(history.facts[:cut])
+    assert kept is not None
+    stored = Rows(job=job_row(kept), steps=step_rows(kept), artifacts=artifact_rows(kept, kept.artifacts))
+    back: JobView | None = to_view(msgspec.json.decode(msgspec.json.encode(stored), type=Rows))
+    for fact in history.facts[cut:]:
+        back = evolve(back, fact)
+    assert back == seen(history)
+    assert all(isinstance(row, ArtifactRow) for row in stored.artifacts or [])
+
+
+def test_progress_is_the_weighted_average_of_both_steps() -> None:
+    history = History(count=4).started("generate").wrote("generate", 0, 1, 2)
+    assert progress(seen(history)).progress == 0.375
+    assert progress(seen(history), {"generate": 0.2, "upscale": 0.8}).progress == 0.15
+    assert [(stage.name, stage.weight) for stage in progress(seen(history)).stages] == [
+        ("generate", 0.5),
+        ("upscale", 0.5),
+    ]
+
+
+def test_progress_items_are_those_of_the_last_step() -> None:
+    history = History(count=2).started("generate").wrote("generate", 0, 1).finished("generate")
+    assert progress(seen(history)).items == []
+    found = progress(seen(history.started("upscale").wrote("upscale", 1)), per_step=True)
+    assert [(item.item_index, item.progress) for item in found.items] == [(1, 1.0)]
+    assert found.per_step == {"generate": 1.0, "upscale": 0.5}
+
+
+def test_progress_of_a_single_step_has_the_old_stages() -> None:
+    found = progress(seen(History(scale=None, count=3).started("generate").wrote("generate", 1)))
+    assert found.progress == 0.333333
+    assert [(stage.name, stage.weight) for stage in found.stages] == [
+        ("queued_to_start", 0.1),
+        ("sampling", 0.8),
+        ("finalize", 0.1),
+    ]
+
+
+@given(st.integers(min_value=1, max_value=100), st.floats(min_value=0, max_value=1))
+def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> None:
+    weights: Any = {"generate": weight, "upscale": 1 - weight}
+    job: JobView | None = None
+    last = 0.0
+    for fact in chained(min(count, 7)).facts:
+        job = evolve(job, fact)
+        now = progress(job, weights).progress
+        assert now >= last
+        last = now
+    assert last == 1.0

@@ -67,11 +67,13 @@ class Service:
         self._home.mkdir(parents=True, exist_ok=True)
         self._log = self._home / "demo.log"
         self._port = choose_ports(1, [])[0]
+        self._owns_home = False
         self.base_url = f"http://{LOOPBACK}:{self._port}"
 
     def __enter__(self) -> Self:
         environ = unconfigured_environ() | {"DF_HOME": str(self._home), "DF_FAKE_RUNNER": "1"}
         command = [sys.executable, "-m", "dreamforge", "--no-env-file", "up", "--port", str(self._port)]
+        self._log.unlink(missing_ok=True)  # rather than truncated: another demo may still be writing it
         with self._log.open("wb") as log:
             # In a session of its own: Ctrl-C reaches the demo alone, which then stops everything in order.
             self._process = subprocess.Popen(
@@ -84,34 +86,48 @@ class Service:
             raise
         return self
 
-    def __exit__(self, *_exc_info: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_exc_info: object) -> None:
         killed = self._stop()
-        if killed:
+        if killed and error is None:
             raise DemoError(f"SIGTERM did not stop {', '.join(killed)}; killed. The log: {self._log}")
 
     def _wait_until_ready(self) -> None:
         with Client(self.base_url) as client:
             if until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
+                self._owns_home = True
                 return
         raise DemoError(f"The service did not start. The end of its log, {self._log}:\n{tail(self._log)}")
 
     def _stop(self) -> list[str]:
+        """Stop all of it; what had to be killed."""
         with _undisturbed():
+            started = self._descendants()
             self._process.terminate()
-            until(lambda: self._process.poll() is not None and not self._running(), _STOP_S)
-            left = self._running()
+            until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
+            left = self._running(started)
             names = [f"{process.name()} ({process.pid})" for process in left]
             end(left, grace_s=0)
             self._process.wait()
             return names
 
-    def _running(self) -> list[psutil.Process]:
-        """What runs of the service: its process group, and the servers, which live in folders of its home."""
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            started: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return started
+
+    def _running(self, started: Sequence[psutil.Process]) -> list[psutil.Process]:
+        """What runs of the service: what it started, its process group, and the servers in folders of its home.
+
+        The last are another demo's as long as this one was not ready, for then that one may hold the home.
+        """
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                in_group = os.getpgid(process.pid) == self._process.pid
-                if (in_group or Path(process.cwd()).is_relative_to(self._home)) and is_running(process):
+                ours = process in started or os.getpgid(process.pid) == self._process.pid
+                ours = ours or (self._owns_home and Path(process.cwd()).is_relative_to(self._home))
+                if ours and is_running(process):
                     found.append(process)
         return found
 
@@ -137,9 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(wish: Wish, console: Console) -> None:
     """The whole story: start, submit, watch, download, check, show, stop."""
     painted, upscaled = ("{}x{}".format(*wish.size(step)) for step in STEPS)
-    console.print(f'Dream Forge paints "{wish.prompt}", {wish.count} times, in {painted}, then upscales to {upscaled}.')
+    console.print(f'"{wish.prompt}": {wish.count} in {painted}, then upscaled to {upscaled}.')
     begun = time.monotonic()
-    with Service(HOME) as service, Client(service.base_url) as client:
+    with Service(HOME) as service, Client(service.base_url, patience_s=10) as client:
         console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
         job_id = client.create_job(wish.request())["id"]
         status = show.follow(client.job(job_id), client.stream(job_id), console)

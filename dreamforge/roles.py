@@ -286,6 +286,7 @@ def _bound(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(2048)  # from here on connections wait for the server rather than fail
     except OSError as error:
         bound.close()
         raise CannotStart(f"can't listen on {host}:{port} ({error}); choose another with --port or DF_PORT") from error

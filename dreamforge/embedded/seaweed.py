@@ -24,7 +24,7 @@ from dreamforge.embedded.processes import LOOPBACK, Server, accepts, choose_port
 _TRIES = 5
 _START_S = 60.0
 _ADOPT_S = 5.0
-_STOP_S = 8.0
+_STOP_S = 3.0
 _KILL_S = 3.0
 _ANSWER_S = 2.0
 _WAY_OUT = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."

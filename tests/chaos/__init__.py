@@ -1,0 +1,1 @@
+"""What the service promises while its processes are killed."""

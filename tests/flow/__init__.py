@@ -1,0 +1,1 @@
+"""The whole service, spoken to over HTTP."""

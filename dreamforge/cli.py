@@ -39,6 +39,7 @@ class PipeConsole(Console):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, as `--help` documents it."""
+    show.replace_unprintable()
     args = _parser().parse_args(argv)
     handler: Handler = args.handler
     try:

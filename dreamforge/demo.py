@@ -102,8 +102,9 @@ class Service:
         """Stop all of it; what had to be killed."""
         with _undisturbed():
             started = self._descendants()
-            self._process.terminate()
-            until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
+            if self._process.poll() is None:
+                self._process.terminate()
+                until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
             left = self._running(started)
             names = [f"{process.name()} ({process.pid})" for process in left]
             end(left, grace_s=0)
@@ -134,6 +135,7 @@ class Service:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 only if every image is there as it should be."""
+    show.replace_unprintable()
     wish = parse_wish(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on)

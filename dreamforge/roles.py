@@ -56,7 +56,10 @@ class CannotStart(Exception):
 
 
 class Core:
-    """What all roles of a process share. stopping: set when the stop begins. checks: of /readyz, by name."""
+    """What all roles of a process share.
+
+    stopping: set when the stop begins. checks: of /readyz, by name. url: where the API listens, if this process does.
+    """
 
     def __init__(self, settings: Settings, database: Database, stopping: asyncio.Event) -> None:
         self.settings = settings
@@ -66,6 +69,7 @@ class Core:
         self.log = Log(database)
         self.doorbell = Doorbell(database)
         self.committer = Committer(self.log, self.doorbell)
+        self.url = ""
         self.checks: dict[str, Check] = {"database": lambda: schema.check(database)}
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -264,7 +268,8 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
 
     stack.push_async_callback(stop)
     host, port = bound.getsockname()[:2]
-    _log.info("listening", url=f"http://{host}:{port}")
+    core.url = f"http://{host}:{port}"
+    _log.info("listening", url=core.url)
 
 
 def _api_config(settings: Settings) -> ApiConfig:

@@ -1,5 +1,7 @@
 """How the command line shows jobs: as tables, and a running one as it goes on."""
 
+import io
+import sys
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -29,6 +31,13 @@ _TOLD = {
     "error_code": "{}",
     "error_message": "{}",
 }
+
+
+def replace_unprintable() -> None:
+    """From now on, print what the terminal's encoding lacks as a question mark, where Python would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def job_table(job: JsonObject) -> Table:

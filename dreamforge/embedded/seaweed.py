@@ -10,8 +10,11 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import msgspec
 import psutil
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -146,27 +149,42 @@ class _Store:
         return Server.spawn(command, cwd=self.data, env=env, log=self.log)
 
     def _await(self, server: Server, ports: list[int], timeout_s: float) -> bool:
-        """Wait until the server answers to our keys and all of it is up, or it ends; whether it is up.
+        """Wait until the server is up, or ends; whether it is up."""
+        return until(lambda: not server.runs() or self._is_up(ports), timeout_s) and server.runs()
 
-        What starts after S3 counts too: its port being taken ends the whole server, a moment after S3 has answered.
+    def _is_up(self, ports: list[int]) -> bool:
+        """Whether S3 answers to our keys and everything behind it is there.
+
+        S3 alone says little: a part whose port is taken ends the whole server a moment later, and objects cannot be
+        read before the volumes have joined, which takes five seconds where they asked too early and ask again.
         """
+        url = f"http://{LOOPBACK}:{ports[0]}/"
+        request = AWSRequest(method="GET", url=url)
+        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
         return (
-            until(lambda: not server.runs() or (self._answers(ports[0]) and all(map(accepts, ports))), timeout_s)
-            and server.runs()
+            _get(url, dict(request.headers.items())) is not None
+            and all(map(accepts, ports))
+            and _volumes_joined(ports[_LISTENERS.index("master.port")])
         )
 
-    def _answers(self, port: int) -> bool:
-        request = AWSRequest(method="GET", url=f"http://{LOOPBACK}:{port}/")
-        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
-        # http.client knows of no proxies.
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_S)
-        try:
-            connection.request("GET", "/", headers=dict(request.headers.items()))
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+
+def _volumes_joined(master: int) -> bool:
+    answer = _get(f"http://{LOOPBACK}:{master}/dir/status", {})
+    return answer is not None and bool(msgspec.json.decode(answer)["Topology"]["DataCenters"])
+
+
+def _get(url: str, headers: Mapping[str, str]) -> bytes | None:
+    """The body of a 200, else nothing. http.client knows of no proxies."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.netloc, timeout=_ANSWER_S)
+    try:
+        connection.request("GET", address.path, headers=dict(headers))
+        response = connection.getresponse()
+        return response.read() if response.status == http.HTTPStatus.OK else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def _program() -> Path:

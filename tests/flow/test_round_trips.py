@@ -1,0 +1,90 @@
+"""How many commits and round trips a chained job costs, alone: counted, and bounded.
+
+docs/performance.md shows the table; `pytest -s tests/flow/test_round_trips.py` prints it.
+"""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from dreamforge import roles
+from dreamforge.settings import load
+from eventstore.database import Database
+from runners.objects import S3Config
+from tests.kit import TERMINAL, eventually, roles_environ
+
+COMMITS = 10
+
+
+class Counted(Database):
+    """Counts the statements that it runs, and those among them that write."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.statements: Counter[str] = Counter()
+        self.commits: Counter[str] = Counter()
+
+    async def call(self, sql: str, *args: object) -> list[Any]:
+        rows = await super().call(sql, *args)
+        kind = kind_of(sql)
+        self.statements[kind] += 1
+        # A claim that finds nothing writes nothing, and has no commit record.
+        if kind == "commit" or (kind == "claim" and rows):
+            self.commits[kind] += 1
+        return rows
+
+
+def kind_of(sql: str) -> str:
+    """What a statement is for."""
+    for mark, kind in (
+        ("eventstore.commit(", "commit"),
+        ("eventstore.claim(", "claim"),
+        ("eventstore.extend(", "extend"),
+        ("eventstore.floors(", "floors"),
+        ("of_partition", "read partitions"),
+        ("where stream_id", "read streams"),
+    ):
+        if mark in sql:
+            return kind
+    return "other"
+
+
+async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
+    db_url: str, s3_config: S3Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given API, orchestrator and runner with no projector, when one job of one item runs, then count."""
+    settings, _ = load(roles_environ(db_url, s3_config))
+    database = Counted(db_url)
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        core = roles.Core(settings, database, stopping)
+        stack.push_async_callback(database.close)
+        stack.push_async_callback(core.doorbell.stop)
+        stack.push_async_callback(core.committer.stop)
+        core.doorbell.start()
+        for role in (roles._api, roles._orchestrator, roles._runner):
+            await role(core, stack)
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=core.url, trust_env=False))
+        await asyncio.sleep(1.5)  # start-up, and the first refresh of the queues' floors
+        database.statements.clear()
+        database.commits.clear()
+        body = {"type": "generate", "prompt": "x", "width": 64, "height": 64, "chain": {"upscale": {}}}
+        job_id = (await http.post("/v1/jobs", json=body)).json()["job"]["id"]
+
+        async def done() -> bool:
+            rows = await Database.call(database, "select code from eventstore.events where stream_id = $1", job_id)
+            return any(row["code"] == "job.finish" for row in rows)
+
+        await eventually(done)
+        await asyncio.sleep(2.5)  # whatever trails behind counts too
+        commits, statements = Counter(database.commits), Counter(database.statements)
+        assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] in TERMINAL
+        stopping.set()
+    with capsys.disabled():
+        print(f"\ncommits {dict(commits)}, statements {dict(statements)}")
+    assert commits["claim"] == 2
+    assert sum(commits.values()) <= COMMITS

@@ -69,7 +69,7 @@ clean: ## Remove all that make made (.dreamforge, your data, stays)
 $(PY):
 	@rm -rf $(VENV)
 	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --quiet --python '>=3.11' $(VENV); exit; \
+		uv venv --quiet --seed --python '>=3.11' $(VENV); exit; \
 	fi; \
 	for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \

@@ -48,7 +48,8 @@ def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
             line["message"] = event.code if body is None else body.message()
             if body is not None and body.step is not None:
                 line["step"] = body.step
-    line["payload"] = msgspec.Raw(event.data.encode())
+    # The log keeps the text as it came, and a line break in it would end the frame.
+    line["payload"] = msgspec.Raw(msgspec.json.format(event.data, indent=-1).encode())
     return _frame(kind, msgspec.json.encode(line), event.version)
 
 

@@ -75,27 +75,21 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 _BESIDE_PIPELINE = {"pipeline", "metadata"}
-_PIPELINE = ApiError(
-    "invalid_input",
-    "pipeline: M5 only supports [generate, upscale]",
-    {"field": "pipeline", "reason": "M5 only supports [generate, upscale]"},
-)
-# msgspec names the place in the message only: "Expected `int` <= 100 - at `$.count`".
-_PLACE = re.compile(r"^(?P<reason>.*?)(?: - at `(?P<key>key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
+# msgspec names the place in the message only: "Expected `int` <= 100 - at `$.count`", "… - at `key` in `$.metadata`".
+_PLACE = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
 
 def parse(body: bytes) -> JobRequest:
     """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
     try:
-        given = msgspec.json.decode(body)
+        given = _cleaned(msgspec.json.decode(body), "")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid("body", f"not valid JSON: {error}") from None
     except RecursionError:
         raise invalid("body", "nested too deeply") from None
     if not isinstance(given, dict):
         raise invalid("body", "must be a JSON object")
-    given = _cleaned(given, "")
     return _from_pipeline(given) if given.get("pipeline") is not None else _from_chain(given)
 
 
@@ -176,7 +170,7 @@ def _from_pipeline(given: dict[str, Any]) -> JobRequest:
         case [{"type": "generate"} as first, {"type": "upscale"} as second]:
             pass
         case _:
-            raise _PIPELINE
+            raise _other_pipeline()
     second = _present(second)
     for name in second:
         if name not in PipelineUpscale.__struct_fields__:
@@ -184,11 +178,16 @@ def _from_pipeline(given: dict[str, Any]) -> JobRequest:
     try:
         upscale = msgspec.convert(second, PipelineUpscale)
     except msgspec.ValidationError:
-        raise _PIPELINE from None
+        raise _other_pipeline() from None
     generate = _convert(_present(first), Generate, "pipeline[0]")
     metadata = _convert({"metadata": given.get("metadata", {})}, _JobMetadata, "").metadata
     chain = Chain(upscale=Upscale(scale=upscale.scale, impl="image"))
     return JobRequest(**asdict(generate), chain=chain, metadata=metadata)
+
+
+def _other_pipeline() -> ApiError:
+    # A new one each time: an exception kept and raised again gathers the frames, and so the requests, of every raise.
+    return invalid("pipeline", "M5 only supports [generate, upscale]")
 
 
 class _JobMetadata(msgspec.Struct, frozen=True):

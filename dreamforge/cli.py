@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
+import structlog
 from rich.console import Console
 
 from dreamforge import __version__, logs, settings, show
@@ -25,6 +26,8 @@ exit codes:
   3  the service, or something that it needs, cannot be reached
   4  no such job
 """
+
+_log = structlog.get_logger(__name__)
 
 Handler = Callable[[argparse.Namespace, Settings], int]
 
@@ -44,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler: Handler = args.handler
     try:
         found, warnings = settings.from_process(args.env_file)
+        if handler is _run_role:
+            logs.configure(found.log_level, found.log_format)
         for warning in warnings:
-            print(f"dreamforge: warning: {warning}", file=sys.stderr)
+            _warn(warning, logged=handler is _run_role)
         code = handler(args, found)
         sys.stdout.flush()
     except SettingsError as error:
@@ -146,7 +151,6 @@ def _run_role(args: argparse.Namespace, found: Settings) -> int:
     from dreamforge import roles  # noqa: PLC0415 - `dreamforge jobs` starts without the services' imports
 
     given = {name: value for name in ("host", "port") if (value := getattr(args, name, None)) is not None}
-    logs.configure(found.log_level, found.log_format)
     starters: dict[str, Callable[[Settings], int]] = {
         "up": roles.up,
         "api": roles.api,
@@ -212,6 +216,13 @@ def _print(output: str, answer: object, shown: object) -> None:
     # Where nobody's terminal sets a width, a table may be as wide as it likes.
     console = PipeConsole() if sys.stdout.isatty() else PipeConsole(width=200)
     console.print(shown, highlight=False)
+
+
+def _warn(warning: str, *, logged: bool) -> None:
+    if logged:
+        _log.warning("setting ignored", reason=warning)
+    else:
+        print(f"dreamforge: warning: {warning}", file=sys.stderr)
 
 
 def _complain(code: int, message: str) -> int:

@@ -51,6 +51,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # As plain text, and redacted: the console's own tracebacks print the local variables of each frame.
                 structlog.processors.format_exc_info,
                 redact,
                 _renderer(form, target),
@@ -87,7 +88,4 @@ def _redacted(value: Any) -> Any:
 def _renderer(form: str, stream: TextIO) -> Processor:
     if form == "json" or (form == "auto" and not stream.isatty()):
         return structlog.processors.JSONRenderer()
-    # The default formatter prints the local variables of each frame: prompts and keys among them.
-    return structlog.dev.ConsoleRenderer(
-        colors=stream.isatty(), timestamp_key="ts", exception_formatter=structlog.dev.plain_traceback
-    )
+    return structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="ts")

@@ -153,6 +153,15 @@ def test_a_wrong_setting_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch
     assert capsys.readouterr().err.startswith("dreamforge: DF_PORT is 'x'")
 
 
+def test_an_unknown_setting_is_warned_of(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DF_PROT", "1")
+    serve({"GET /v1/jobs/j1": JOB})
+    assert cli.main(["jobs", "show", "j1"]) == 0
+    assert capsys.readouterr().err == "dreamforge: warning: DF_PROT is no setting of this release; is DF_PORT meant?\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -58,6 +58,12 @@ def test_a_stream_that_closes_without_the_jobs_end_is_resumed() -> None:
     assert script.resumed_from == [None, "1", "1"]
 
 
+def test_a_block_with_nothing_but_an_id_moves_the_place_to_resume_from() -> None:
+    script = Script(events(frame(1), "id: 5\n\n"), httpx.Response(204))
+    assert len(list(client(script).stream("j"))) == 1
+    assert script.resumed_from == [None, "5"]
+
+
 def test_a_finish_that_a_retry_follows_is_no_end() -> None:
     script = Script(events(frame(1, "job.finish"), frame(2, "job.retry_requested")), events(frame(3, "job.finish")))
     assert [message.last_event_id for message in client(script).stream("j")] == ["1", "2", "3"]

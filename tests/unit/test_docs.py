@@ -1,0 +1,113 @@
+"""The documentation says what the code says, wherever a table can be compared.
+
+`python -m tests.unit.test_docs` prints the settings' table, to be pasted into docs/operations.md.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.routing import Route
+
+from api.app import ROUTES
+from api.errors import STATUS
+from dreamforge.settings import VARIABLES, Settings, Var
+from eventstore.events import JobBody
+from tests.kit import project_root
+
+DOCS = project_root() / "docs"
+PAGES = sorted([project_root() / "README.md", *DOCS.rglob("*.md")])
+HEADING = "| variable | what it sets | accepted | default |"
+
+
+def settings_table() -> list[str]:
+    """The table of all settings, in the order in which the code lists them."""
+    defaults = Settings()
+    rows = [_row(var, getattr(defaults, field)) for field, var in VARIABLES.items()]
+    return [HEADING, "|---|---|---|---|", *rows]
+
+
+def _row(var: Var, default: Any) -> str:
+    old = f" Old name: `{var.alias}`." if var.alias else ""
+    accepted = var.form.text.replace("|", r"\|")
+    return f"| `{var.name}` | {var.doc}{old} | {accepted} | {_written(default)} |"
+
+
+def _written(default: Any) -> str:
+    """A default as it would be written in the environment."""
+    match default:
+        case None:
+            return "unset"
+        case bool():
+            return f"`{default:d}`"
+        case float():
+            return f"`{default:g}`"
+        case dict():
+            return f"`{','.join(f'{name}:{value:g}' for name, value in default.items())}`"
+        case _:
+            return f"`{default}`"
+
+
+def table(page: Path, heading: str) -> list[str]:
+    """The lines of the table that begins with a heading."""
+    lines = page.read_text("utf-8").splitlines()
+    assert heading in lines, f"{page} has no table {heading}"
+    begin = lines.index(heading)
+    end = next((n for n, line in enumerate(lines[begin:], begin) if not line.startswith("|")), len(lines))
+    return lines[begin:end]
+
+
+def cells(page: Path, heading: str) -> list[list[str]]:
+    """The cells of a table's rows, but for its heading."""
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table(page, heading)[2:]]
+
+
+def test_the_settings_table_is_the_codes() -> None:
+    assert table(DOCS / "operations.md", HEADING) == settings_table(), (
+        "paste what `python -m tests.unit.test_docs` prints into docs/operations.md"
+    )
+
+
+def test_the_contract_lists_every_route_and_no_other() -> None:
+    listed = {row[0].strip("`") for row in cells(DOCS / "contract.md", "| route | answers |")}
+    served = {
+        f"{method} {route.path.replace('{job_id}', '{id}')}"
+        for route in ROUTES
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert listed == served
+
+
+def test_the_contracts_errors_have_the_status_that_is_sent() -> None:
+    listed = {row[1].strip("`"): int(row[0]) for row in cells(DOCS / "contract.md", "| status | code | when |")}
+    assert listed.items() <= STATUS.items()
+
+
+def test_the_contract_names_every_event() -> None:
+    listed = [row[0].strip("`") for row in cells(DOCS / "contract.md", "| code | when | data |")]
+    assert listed == [body.code for body in JobBody.__args__]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(project_root()).as_posix())
+def test_every_link_within_the_checkout_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page}: {target} does not exist"
+
+
+def test_decisions_are_numbered_without_a_gap_and_dated() -> None:
+    decisions = sorted((DOCS / "adr").glob("*.md"))
+    assert [int(page.name[:4]) for page in decisions] == list(range(1, len(decisions) + 1))
+    for page in decisions:
+        lines = page.read_text("utf-8").splitlines()
+        assert lines[0].startswith(f"# {int(page.name[:4])}. ")
+        assert re.fullmatch(r"Date: \d{4}-\d\d-\d\d", lines[2])
+        for heading in ("## Context", "## Decision", "## Consequences"):
+            assert heading in lines, f"{page} has no part {heading}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join([*settings_table(), ""]))

@@ -33,7 +33,7 @@ class Backends(msgspec.Struct, frozen=True):
 
 
 @pytest.fixture(scope="session")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+def session_backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """The session's stack."""
     with contextlib.ExitStack() as stack:
         if os.environ.get("DF_TEST_BACKEND") == "testcontainers":
@@ -86,7 +86,13 @@ def database_named(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def backends(session_backends: Backends) -> Backends:
+    """The stack that the tests use; those of the store ask for other databases, too."""
+    return session_backends
+
+
+@pytest.fixture(scope="package")
 def template(backends: Backends) -> str:
     """The name of a database with the schema installed, from which others are copied in a moment."""
 
@@ -94,7 +100,9 @@ def template(backends: Backends) -> str:
         admin = await asyncpg.connect(backends.db_url)
         try:
             await admin.execute(f"drop database if exists {TEMPLATE}")
-            await admin.execute(f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'")
+            await admin.execute(
+                f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'"
+            )
         finally:
             await admin.close()
         database = Database(database_named(backends.db_url, TEMPLATE))
@@ -146,7 +154,7 @@ async def store(db_url: str) -> AsyncIterator[Store]:
     await store.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3_config(backends: Backends) -> S3Config:
     """The session's object store, its bucket made."""
 
@@ -159,7 +167,7 @@ def s3_config(backends: Backends) -> S3Config:
     return backends.s3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(backends: Backends, template: str, s3_config: S3Config) -> Iterator[Service]:
     """`dreamforge up` on a database of its own, for the tests that only speak HTTP to it."""
     with fresh_database(backends, template) as url:

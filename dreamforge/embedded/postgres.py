@@ -65,13 +65,16 @@ class EmbeddedPostgres:
         self._server = server
         self.adopted = adopted
         self.pid = server.pid
-        self.url = f"postgresql://{_NAME}:{cluster.password}@{LOOPBACK}:{port}/{_NAME}"
+        self.url = f"postgresql://{_NAME}:{cluster.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
 
     @classmethod
-    def start(cls, home: Path) -> "EmbeddedPostgres":
-        """Start the home's PostgreSQL, or adopt it where it outlived its parent, and wait until it answers."""
+    def start(cls, home: Path, programs: Path | None = None) -> "EmbeddedPostgres":
+        """Start the home's PostgreSQL, or adopt it where it outlived its parent, and wait until it answers.
+
+        programs: the directory of another PostgreSQL's programs, instead of the wheel's.
+        """
         try:
-            cluster = _Cluster(home.expanduser().resolve() / "postgres", _programs())
+            cluster = _Cluster(home.expanduser().resolve() / "postgres", programs or _programs())
             cluster.create()
             for _ in range(_TRIES):
                 if (adopted := cluster.adopt()) is not None:
@@ -219,8 +222,9 @@ class _Cluster:
     def _command(self, command: list[str | Path], reads: list[Path]) -> list[str | Path]:
         if self._account is None:
             return command
+        # In the wheel, which may lie in a private .venv; a system's own share is open to all.
         share = self._programs.parent / "share" / "postgres.bki"
-        return [*launch(command, self._account, [*reads, share])]
+        return [*launch(command, self._account, [*reads, share] if share.exists() else reads)]
 
     def _note(self) -> "_Note":
         """What the postmaster notes about itself."""

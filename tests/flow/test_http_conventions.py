@@ -5,7 +5,8 @@ import re
 import httpx
 import pytest
 
-from tests.kit import Api, new_id
+from eventstore.ids import new_id
+from tests.kit import Api
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 BODY = {"type": "generate", "prompt": "x", "width": 64, "height": 64}

@@ -70,7 +70,7 @@ def test_a_client_that_has_seen_the_end_gets_204(api: Api) -> None:
 
 
 def test_the_transcript_is_to_the_letter(api: Api) -> None:
-    """retry first; then frames of event, data, id, in this order, with LF."""
+    """Retry first; then frames of event, data, id, in this order, with LF."""
     job_id = api.create()
     api.finished(job_id)
     answer = api.http.get(f"/v1/jobs/{job_id}/progress/stream")

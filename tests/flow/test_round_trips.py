@@ -85,6 +85,6 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
         assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] in TERMINAL
         stopping.set()
     with capsys.disabled():
-        print(f"\ncommits {dict(commits)}, statements {dict(statements)}")
+        print(f"\ncommits {dict(commits)}, statements {dict(statements)}")  # noqa: T201  # docs/performance.md quotes it
     assert commits["claim"] == 2
     assert sum(commits.values()) <= COMMITS

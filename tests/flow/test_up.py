@@ -161,7 +161,7 @@ def test_schema_install_is_safe_to_run_twice(empty_url: str, s3_config: S3Config
 
 
 def test_the_command_line_runs_a_job_from_post_to_files(service: Service, tmp_path: Path) -> None:
-    """jobs create, watch, show and artifacts, as a script would use them."""
+    """Jobs create, watch, show and artifacts, as a script would use them."""
     given = {"DF_API_BASE": service.url}
     made = dreamforge(
         "jobs", "create", "--prompt", "a knight's castle", "--size", "64", "--count", "2", "--scale", "2",

@@ -6,8 +6,9 @@ import pytest
 from eventstore import codec
 from eventstore.chain import STREAM_GENESIS, event_hash
 from eventstore.events import Private
+from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from tests.kit import Store, connect, event, job_created, new_id, some_append
+from tests.kit import Store, connect, event, job_created, some_append
 
 FIELDS = (
     "partition = partition + 1",

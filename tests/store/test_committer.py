@@ -21,9 +21,7 @@ async def test_transitions_that_arrive_together_share_commits(store: Store) -> N
         return await commit(batch)
 
     store.log.commit = counted  # type: ignore[method-assign]
-    answers = await asyncio.gather(
-        *(store.committer.commit(Transition(append=some_append())) for _ in range(100))
-    )
+    answers = await asyncio.gather(*(store.committer.commit(Transition(append=some_append())) for _ in range(100)))
     assert {answer.verdict for answer in answers} == {"accepted"}
     assert calls <= 3
 
@@ -73,9 +71,7 @@ async def test_killed_backends_cost_nothing(store: Store, db_url: str) -> None:
     appends = [some_append() for _ in range(60)]
     answers = []
     for n in range(0, 60, 2):
-        answers += await asyncio.gather(
-            *(store.committer.commit(Transition(append=one)) for one in appends[n : n + 2])
-        )
+        answers += await asyncio.gather(*(store.committer.commit(Transition(append=one)) for one in appends[n : n + 2]))
     killing = False
     await killer
     assert all(answer.stands and answer.version == 1 for answer in answers)
@@ -94,8 +90,6 @@ async def test_while_a_lock_is_contended_a_call_keeps_to_one_partition(store: St
     await holder.execute("commit")
     assert (await stuck).verdict == "accepted"
     assert committer._apart > 0
-    for partition in (1, 2):
-        committer._pending.clear()
     taken = [
         asyncio.create_task(committer.commit(Transition(append=some_append(stream_in(partition)))))
         for partition in (1, 2, 1)

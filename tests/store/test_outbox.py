@@ -2,9 +2,10 @@
 
 import asyncio
 
+from eventstore.ids import new_id
 from eventstore.log import Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
-from tests.kit import Store, connect, eventually, new_id, some_append
+from tests.kit import Store, connect, eventually, some_append
 
 
 async def send(store: Store, count: int = 1, *, queue: str = "generate", delay: float = 0.0) -> list[Command]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import Body, CancelRequested, JobFinish, RetryRequested, StepName, StepRetry
+from eventstore.events import ArtifactWritten, Body, CancelRequested, JobFinish, RetryRequested, StepName, StepRetry
 from orchestrator.decisions import (
     FailAttempt,
     FinishJob,
@@ -188,9 +188,7 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
     for step in steps:
         attempt = history.state.step(step_id).attempt
         commands: dict[str, Any] = {
-            "start": StartStep(
-                step_id=step_id, runner="r", engine="e", source="s", model_id=None, max_attempts=3
-            ),
+            "start": StartStep(step_id=step_id, runner="r", engine="e", source="s", model_id=None, max_attempts=3),
             "item0": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 0, attempt)]),
             "item1": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 1, attempt)]),
             "fail": FailAttempt(
@@ -213,7 +211,7 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
             history.add(*decide(history.state, commands[step]))
         except StaleAttempt:
             assert not (may_start(history.state, step_id) and history.state.running)
-    written = [one.body.item_index for one in history.facts if one.body is not None and one.body.code == "artifact.written"]  # type: ignore[attr-defined]
+    written = [one.body.item_index for one in history.facts if isinstance(one.body, ArtifactWritten)]
     assert len(written) == len(set(written))
     seen = [one.body.code for one in history.facts if one.body is not None and one.body.code != "job.cancel_requested"]
     assert seen.count("step.finish") <= 1

@@ -22,9 +22,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 PY := $(VENV)/bin/python
-SOURCES := api dreamforge eventstore orchestrator projections runners tests
+SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up test lint fmt type floors check clean
+.PHONY: help install demo up test lint fmt type floors check mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ type: $(VENV)/.installed-dev ## Check the types
 
 floors: $(VENV)/.installed-dev ## Check who imports whom
 	@$(VENV)/bin/lint-imports --no-logo
+
+mutants: $(VENV)/.installed-dev ## Break each invariant on purpose, and see the test that protects it fail (minutes)
+	@$(PY) scripts/mutants.py $(ARGS)
 
 check: lint type floors ## Everything that can be checked without running the code
 

@@ -13,8 +13,12 @@ from eventstore import codec
 from eventstore.events import ArtifactWritten, Recorded, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
-RETRY = b"retry: 2000\n\n"
 HEARTBEAT = b":\n\n"
+
+
+def retry(millis: int) -> bytes:
+    """How long a client waits before it comes back."""
+    return b"retry: %d\n\n" % millis
 
 
 def of_event(event: Recorded, *, steps_apart: bool) -> bytes:

@@ -4,6 +4,7 @@ history ─▶ wait for the tailer ─▶ the new events, then progress ─▶ �
 """
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from projections.progress import progress
 from projections.views import JobView, evolve
 
 _PAGE = 500
+_RETRY_MS = 2000
 
 
 class EventStream(Response):
@@ -75,7 +77,7 @@ async def stream(request: Request) -> Response:
 
 async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncIterator[bytes]:
     """The frames of a job's stream after a version, to the job's end."""
-    yield frames.RETRY
+    yield frames.retry(_RETRY_MS)
     view: JobView | None = None
     async with services.tailer.follow(job) as waiter:
         while not services.stopping.is_set():
@@ -111,7 +113,8 @@ def _resume(request: Request, view: JobView) -> int:
 
 
 async def _shed() -> AsyncIterator[bytes]:
-    yield frames.RETRY
+    # Jitter, so that all who were sent away don't come back at once.
+    yield frames.retry(random.randint(2000, 8000))  # noqa: S311  # no secret
 
 
 async def _left(receive: Receive) -> None:

@@ -112,7 +112,8 @@ def up(settings: Settings) -> int:
             await schema.install(database)
         return found
 
-    return _main(start, [_api, _orchestrator, _projector, _runner])
+    # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
+    return _main(start, [_orchestrator, _projector, _runner, _api])
 
 
 def api(settings: Settings) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from runners.faults import FaultPlan
+
 DEFAULT_WEIGHTS = {"generate": 0.5, "upscale": 0.5}
 
 _PREFIX = "DF_"
@@ -108,8 +110,7 @@ def _parse_status(text: str) -> int:
 
 
 def _parse_failure(text: str) -> str:
-    if not re.fullmatch(r"(generate|upscale)(:\d*)?(:\d+)?", text, re.ASCII):
-        raise ValueError
+    FaultPlan.parse(text)
     return text
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.frames import HEARTBEAT, RETRY, of_event, of_progress
+from api.frames import HEARTBEAT, of_event, of_progress, retry
 from eventstore import codec
 from eventstore.events import Body, CancelRequested, JobFinish, Recorded, StepError, StepRetry
 from eventstore.ids import new_id
@@ -196,7 +196,7 @@ def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
 
 
 def test_what_keeps_a_stream_alive_has_no_id_either() -> None:
-    assert RETRY == b"retry: 2000\n\n"
+    assert retry(2000) == b"retry: 2000\n\n"
     assert HEARTBEAT == b":\n\n"
 
 

@@ -1,0 +1,205 @@
+"""Breaks each invariant on purpose, in a copy of the tree, and expects the test that protects it to fail.
+
+`make mutants` runs all; `python scripts/mutants.py NAME …` some. Exits 1 if a mutant survives.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("api", "dreamforge", "eventstore", "orchestrator", "projections", "runners", "tests")
+FILES = ("schema.sql", "pyproject.toml")
+
+
+class Mutant(NamedTuple):
+    """An invariant, one edit that breaks it, and the tests that must notice."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "1-append-only",
+        "schema.sql",
+        "    raise exception 'events are append-only: % refused', tg_op using errcode = 'DF001';",
+        "    return coalesce(new, old);",
+        "tests/store/test_append_only.py",
+    ),
+    Mutant(
+        "1-erasure-leaves-the-text",
+        "schema.sql",
+        "update eventstore.events set private = null, private_salt = null",
+        "update eventstore.events set private_salt = private_salt",
+        "tests/store/test_append_only.py -k erasure",
+    ),
+    Mutant(
+        "2-expected-version-ignored",
+        "schema.sql",
+        "when version = expected then 'accepted'",
+        "when version >= expected then 'accepted'",
+        "tests/store/test_commit.py -k exactly_one_wins",
+    ),
+    Mutant(
+        "3-lost-answer-not-recognised",
+        "schema.sql",
+        ") then 'mine'",
+        ") then 'conflict'",
+        "tests/store/test_commit.py -k lost",
+    ),
+    Mutant(
+        "3-one-conflict-spoils-all",
+        "schema.sql",
+        "            if subscribed then\n                spoilt := spoilt || a.partition;\n            end if;",
+        "            raise exception 'conflict';",
+        "tests/store/test_commit.py -k does_not_spoil",
+    ),
+    Mutant(
+        "3-refusal-leaves-the-partition-be",
+        "schema.sql",
+        "                spoilt := spoilt || a.partition;",
+        "                null;",
+        "tests/store/test_commit.py tests/store/test_subscription.py -k 'one_refusal or cancel_that_came_first'",
+    ),
+    Mutant(
+        "3-isolation-not-checked",
+        "schema.sql",
+        "if current_setting('transaction_isolation') <> 'read committed' then",
+        "if false then",
+        "tests/store/test_commit.py -k isolation",
+    ),
+    Mutant(
+        "3-transaction-held-open-by-the-client",
+        "eventstore/database.py",
+        "            return await connection.fetch(sql, *args)",
+        "            async with connection.transaction():\n"
+        "                rows = await connection.fetch(sql, *args)\n"
+        "                await asyncio.sleep(0.02)\n"
+        "            return rows",
+        "tests/store/test_commit.py -k frozen",
+    ),
+    Mutant(
+        "4-no-lock",
+        "schema.sql",
+        "            perform pg_advisory_xact_lock(lock_class, p);",
+        "            null;",
+        "tests/store/test_readers.py -k 'late or concurrent'",
+    ),
+    Mutant(
+        "4-order-by-transaction-id",
+        "eventstore/log.py",
+        "where partition = c.of_partition and position > c.after order by position limit $3\n"
+        ") as e\norder by e.partition, e.position",
+        "where partition = c.of_partition and position > c.after order by xmin::text::bigint, position limit $3\n"
+        ") as e\norder by e.partition",
+        "tests/store/test_readers.py -k early",
+    ),
+    Mutant(
+        "4-wait-for-the-oldest-transaction",
+        "eventstore/log.py",
+        "where partition = c.of_partition and position > c.after order by",
+        "where partition = c.of_partition and position > c.after\n"
+        "        and xmin::text::bigint < pg_snapshot_xmin(pg_current_snapshot())::text::bigint order by",
+        "tests/store/test_readers.py -k elsewhere",
+    ),
+    Mutant(
+        "4-gap-not-noticed",
+        "eventstore/log.py",
+        "        if event.position != position:",
+        "        if event.position < position:",
+        "tests/store/test_readers.py -k removed",
+    ),
+    Mutant(
+        "4-checkpoint-not-compared",
+        "schema.sql",
+        '    where c.position = m."from"\n',
+        "",
+        "tests/store/test_commit.py tests/store/test_subscription.py -k 'another_moved or competing'",
+    ),
+    Mutant(
+        "5-data-not-hashed",
+        "schema.sql",
+        "    data     bytea := convert_to(e.data::text, 'UTF8');",
+        "    data     bytea := '';",
+        "tests/store/test_hash_chain.py",
+    ),
+    Mutant(
+        "5-chain-without-clock",
+        "schema.sql",
+        '    select sha256(previous || int8send("position") || eventstore.micros(recorded_at) || hash)',
+        '    select sha256(previous || int8send("position") || hash)',
+        "tests/store/test_hash_chain.py",
+    ),
+    Mutant(
+        "6-unknown-events-skipped",
+        "eventstore/subscription.py",
+        "            if not codec.is_known(event.code, event.schema_version):",
+        "            if False:",
+        "tests/store/test_subscription.py -k does_not_know",
+    ),
+    Mutant(
+        "fence-by-version-only",
+        "orchestrator/decisions.py",
+        " or step.attempt != attempt:\n",
+        ":\n",
+        "tests/store/test_subscription.py tests/unit/test_decisions.py -k 'zombie or older_attempt'",
+    ),
+    Mutant(
+        "owner-not-asked",
+        "schema.sql",
+        "'on q.msg_id = mine.msg_id and q.read_ct = mine.read_ct order by",
+        "'on q.msg_id = mine.msg_id order by",
+        "tests/store/test_outbox.py -k lost_lease",
+    ),
+    Mutant(
+        "stale-reads",
+        "projections/queries.py",
+        "        and e.version > coalesce((select version from kept), 0)) as tail",
+        "        and e.version > coalesce((select version from kept), 0) and false) as tail",
+        "tests/flow/test_fleet.py -k without_a_projector",
+    ),
+)
+
+
+def survives(mutant: Mutant) -> bool:
+    """Do the tests pass although the invariant is broken?"""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as copied:
+        tree = Path(copied)
+        for part in PARTS:
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in FILES:
+            shutil.copy(ROOT / file, tree / file)
+        target = tree / mutant.path
+        text = target.read_text()
+        if mutant.old not in text:
+            sys.exit(f"{mutant.name}: {mutant.path} no longer holds {mutant.old!r}; bring the mutant up to date")
+        target.write_text(text.replace(mutant.old, mutant.new))
+        command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {mutant.tests}"
+        done = subprocess.run(command, shell=True, cwd=tree, capture_output=True, text=True, check=False)  # noqa: S602  # our own constants
+        if done.returncode not in {0, 1}:
+            sys.exit(f"{mutant.name}: pytest could not run\n{done.stdout}{done.stderr}")
+        return done.returncode == 0
+
+
+def main(names: list[str]) -> int:
+    """Run the chosen mutants, all by default."""
+    alive = []
+    for mutant in MUTANTS:
+        if names and mutant.name not in names:
+            continue
+        survived = survives(mutant)
+        print(f"{'SURVIVED' if survived else 'killed  '}  {mutant.name}", flush=True)  # noqa: T201  # its report
+        if survived:
+            alive.append(mutant.name)
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ DF_TEST_BACKEND=testcontainers starts containers where a Docker daemon answers; 
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -86,26 +87,32 @@ def database_named(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def backends(session_backends: Backends) -> Backends:
     """The stack that the tests use; those of the store ask for other databases, too."""
     return session_backends
 
 
-@pytest.fixture(scope="package")
-def template(backends: Backends) -> str:
-    """The name of a database with the schema installed, from which others are copied in a moment."""
+async def _execute(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@functools.cache
+def _template(url: str) -> str:
+    """A database with the schema installed, from which others are copied in a moment; one for each server."""
 
     async def make() -> None:
-        admin = await asyncpg.connect(backends.db_url)
-        try:
-            await admin.execute(f"drop database if exists {TEMPLATE}")
-            await admin.execute(
-                f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'"
-            )
-        finally:
-            await admin.close()
-        database = Database(database_named(backends.db_url, TEMPLATE))
+        await _execute(
+            url,
+            f"drop database if exists {TEMPLATE}",
+            f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'",
+        )
+        database = Database(database_named(url, TEMPLATE))
         await schema.install(database)
         await database.close()
 
@@ -114,35 +121,28 @@ def template(backends: Backends) -> str:
 
 
 @contextlib.contextmanager
-def fresh_database(backends: Backends, template: str | None) -> Iterator[str]:
-    """A database of one's own: a copy of the template, or an empty one."""
+def fresh_database(backends: Backends, *, installed: bool = True) -> Iterator[str]:
+    """A database of one's own, with our schema unless told otherwise."""
     name = f"df_{new_id().hex[-16:]}"
-
-    async def execute(sql: str) -> None:
-        admin = await asyncpg.connect(backends.db_url)
-        try:
-            await admin.execute(sql)
-        finally:
-            await admin.close()
-
-    asyncio.run(execute(f"create database {name} template {template or 'template0'}"))
+    template = _template(backends.db_url) if installed else "template0"
+    asyncio.run(_execute(backends.db_url, f"create database {name} template {template}"))
     try:
         yield database_named(backends.db_url, name)
     finally:
-        asyncio.run(execute(f"drop database {name} with (force)"))
+        asyncio.run(_execute(backends.db_url, f"drop database {name} with (force)"))
 
 
 @pytest.fixture
 def empty_url(backends: Backends) -> Iterator[str]:
     """A database without our schema."""
-    with fresh_database(backends, None) as url:
+    with fresh_database(backends, installed=False) as url:
         yield url
 
 
 @pytest.fixture
-def db_url(backends: Backends, template: str) -> Iterator[str]:
+def db_url(backends: Backends) -> Iterator[str]:
     """A database with the schema, for one test."""
-    with fresh_database(backends, template) as url:
+    with fresh_database(backends) as url:
         yield url
 
 
@@ -154,7 +154,7 @@ async def store(db_url: str) -> AsyncIterator[Store]:
     await store.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def s3_config(backends: Backends) -> S3Config:
     """The session's object store, its bucket made."""
 
@@ -167,10 +167,10 @@ def s3_config(backends: Backends) -> S3Config:
     return backends.s3
 
 
-@pytest.fixture(scope="package")
-def service(backends: Backends, template: str, s3_config: S3Config) -> Iterator[Service]:
+@pytest.fixture(scope="session")
+def service(backends: Backends, s3_config: S3Config) -> Iterator[Service]:
     """`dreamforge up` on a database of its own, for the tests that only speak HTTP to it."""
-    with fresh_database(backends, template) as url:
+    with fresh_database(backends) as url:
         service = Service("up", roles_environ(url, s3_config))
         try:
             assert service.url

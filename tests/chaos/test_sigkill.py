@@ -1,5 +1,6 @@
 """Nothing is lost and nothing happens twice when everything is killed, again and again."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -62,21 +63,26 @@ class Home:
     def kill_all(self, *, spare: str | None = None) -> list[int]:
         """SIGKILL everything at once, but for processes of the spared name; answers which were spared."""
         assert self.service is not None
-        spared = []
-        victims = [process for process in self.processes() if process.pid != self.service.process.pid]
         self.service.process.kill()
-        for process in victims:
-            if process.name() == spare:
-                spared.append(process.pid)
-            else:
-                process.kill()
+        while victims := [process for process in self.processes() if _name(process) != spare]:
+            for process in victims:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(victims, timeout=5)
         self.service.kill()
-        return spared
+        return [process.pid for process in self.processes()]
 
     def postmaster(self) -> int:
         """The pid of the embedded PostgreSQL."""
         [pidfile] = self.path.rglob("postmaster.pid")
         return int(pidfile.read_text().splitlines()[0])
+
+
+def _name(process: psutil.Process) -> str | None:
+    """The name of a process, None if it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return None
 
 
 @pytest.fixture
@@ -100,8 +106,7 @@ def test_a_job_survives_twenty_sigkills_of_everything_and_one_adoption(home: Hom
         time.sleep(dice.uniform(0.05, 1.2))
         assert api.job(job_id)["status"] not in TERMINAL, f"done before kill {kill + 1}: make the images larger"
         api.close()
-        home.kill_all()
-        assert home.processes() == []
+        assert home.kill_all() == []
         api = home.start()
     time.sleep(1)
     api.close()

@@ -10,11 +10,9 @@ from tests.kit import Api, Service, codes, roles_environ
 
 
 @pytest.fixture(scope="module", params=["upscale:1", "generate"])
-def failing(
-    request: pytest.FixtureRequest, backends: Backends, template: str, s3_config: S3Config
-) -> Iterator[tuple[str, Api]]:
+def failing(request: pytest.FixtureRequest, backends: Backends, s3_config: S3Config) -> Iterator[tuple[str, Api]]:
     """A service whose runner fails as DF_FAKE_FAIL says."""
-    with fresh_database(backends, template) as url:
+    with fresh_database(backends) as url:
         service = Service("up", roles_environ(url, s3_config, DF_FAKE_FAIL=request.param))
         api = Api(service.url)
         yield request.param, api

@@ -11,7 +11,7 @@ from tests.conftest import Backends
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 
-@pytest.fixture(scope="package", params=["18", "15"])
+@pytest.fixture(scope="session", params=["18", "15"])
 def backends(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, session_backends: Backends
 ) -> Iterator[Backends]:

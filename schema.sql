@@ -226,7 +226,22 @@ begin
         perform pgmq.send_batch(a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
     end loop;
 
-    -- Rows are locked in msg_id order, as everywhere, so that a heartbeat and a commit cannot deadlock.
+    -- All rows of a queue are locked first, in msg_id order as everywhere, so that a heartbeat and a commit cannot
+    -- deadlock: the groups below come in the order of their delays.
+    for a in
+        select x.queue, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
+        from (
+            select queue, msg_id, read_ct
+            from json_to_recordset(acks) as k (queue text, msg_id bigint, read_ct integer)
+            union all
+            select queue, msg_id, read_ct
+            from json_to_recordset(defers) as d (queue text, msg_id bigint, read_ct integer)
+        ) as x
+        group by x.queue order by x.queue
+    loop
+        perform eventstore.owned(a.queue, a.ids, a.tokens);
+    end loop;
+
     for a in
         select x.queue, x.delay, x.ack, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
         from (
@@ -249,7 +264,8 @@ begin
                 pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens;
         else
             execute format(
-                'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3) '
+                -- A new token: a heartbeat of the old owner that is still under way must not hide it again.
+                'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3), read_ct = q.read_ct + 1 '
                 'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id',
                 pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens, a.delay;
         end if;
@@ -525,7 +541,7 @@ end $$;
 
 -- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
 create function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
-returns table (queue text, msg_id bigint)
+returns table (queue text, msg_id bigint, read_ct integer)
 language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -539,7 +555,7 @@ begin
         return query execute format(
             'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3) '
             'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id '
-            'returning %2$L::text, q.msg_id',
+            'returning %2$L::text, q.msg_id, q.read_ct',
             pgmq.format_table_name(k.queue, 'q'), k.queue) using k.ids, k.tokens, visibility;
     end loop;
 end $$;

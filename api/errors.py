@@ -6,12 +6,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.responses import json_response
 from eventstore.errors import EventStoreError
 
 STATUS = {
@@ -71,7 +71,7 @@ def respond(request: Request, error: ApiError) -> Response:
     if error.details is not None:
         core["details"] = error.details
     body = {**core, "correlation_id": request.state.request_id, "detail": core}
-    return Response(msgspec.json.encode(body), STATUS[error.code], headers=error.headers, media_type="application/json")
+    return json_response(body, STATUS[error.code], error.headers)
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:

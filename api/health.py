@@ -6,19 +6,15 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.responses import encode
+from api.responses import json_response
 from api.services import Check, Services
 
 _CHECK_S = 3.0
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(encode(value), status, media_type="application/json")
-
-
 async def healthz(_request: Request) -> Response:
     """The process answers."""
-    return _json({"status": "ok", "ts": int(time.time())})
+    return json_response({"status": "ok", "ts": int(time.time())})
 
 
 async def readyz(request: Request) -> Response:
@@ -27,7 +23,7 @@ async def readyz(request: Request) -> Response:
     found = await asyncio.gather(*(_verdict(check) for check in services.checks.values()))
     checks = dict(zip(services.checks, found, strict=True))
     ready = all(verdict == "ok" for verdict in found)
-    return _json({"status": "ready" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+    return json_response({"status": "ready" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
 
 
 async def _verdict(check: Check) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from api import requests, responses
 from api.errors import ApiError, invalid, not_found, unavailable
+from api.responses import json_response
 from api.services import Services
 from eventstore.committer import Transition
 from eventstore.events import Meta
@@ -22,11 +22,6 @@ from projections.progress import progress as progress_of
 from projections.views import JobView
 
 _MOST_EVENTS = 1000
-
-
-def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Compact JSON."""
-    return Response(responses.encode(value), status, headers=headers, media_type="application/json")
 
 
 async def create(request: Request) -> Response:
@@ -58,7 +53,7 @@ async def show(request: Request) -> Response:
     """GET /v1/jobs/{id}."""
     view = await load(request)
     etag = f'"v{view.version}"'
-    if etag in _etags(request.headers.get("if-none-match", "")):
+    if {etag, "*"} & _etags(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers={"ETag": etag})
     return json_response(responses.job(view), headers={"ETag": etag})
 

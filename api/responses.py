@@ -1,11 +1,12 @@
 """The JSON that clients read. Pure. Documented fields are always present, null where unknown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
+from starlette.responses import Response
 
 from eventstore import codec
 from eventstore.events import Recorded
@@ -127,6 +128,6 @@ def _event(event: Recorded) -> dict[str, Any]:
     }
 
 
-def encode(value: object) -> bytes:
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Compact JSON, UTF-8."""
-    return msgspec.json.encode(value)
+    return Response(msgspec.json.encode(value), status, headers=headers, media_type="application/json")

@@ -5,7 +5,8 @@ history ─▶ wait for the tailer ─▶ the new events, then progress ─▶ �
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from uuid import UUID
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
-from api.errors import ApiError, invalid
+from api.errors import invalid
 from api.jobs import included, job_id, load
 from api.services import Services
 from eventstore import codec
@@ -31,7 +32,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
     charset = "utf-8"
 
-    def __init__(self, content: AsyncIterator[bytes], *, slow_s: float) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], *, slow_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._content = content
@@ -52,16 +53,16 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self._content:
-            async with asyncio.timeout(self._slow_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        # Closed at once, also when cut off: until then the tailer would follow for nobody.
+        async with aclosing(self._content) as content:
+            async for chunk in content:
+                async with asyncio.timeout(self._slow_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def stream(request: Request) -> Response:
     """GET /v1/jobs/{id}/progress/stream."""
-    if request.method == "HEAD":
-        raise ApiError("method_not_allowed", "A stream has no HEAD.", headers={"Allow": "GET"})
     services: Services = request.app.state.services
     try:
         view = await load(request)
@@ -75,7 +76,7 @@ async def stream(request: Request) -> Response:
     return EventStream(content, slow_s=services.config.slow_client_s)
 
 
-async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncIterator[bytes]:
+async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
     yield frames.retry(_RETRY_MS)
     view: JobView | None = None
@@ -112,7 +113,7 @@ def _resume(request: Request, view: JobView) -> int:
     return int(given)
 
 
-async def _shed() -> AsyncIterator[bytes]:
+async def _shed() -> AsyncGenerator[bytes, None]:
     # Jitter, so that all who were sent away don't come back at once.
     yield frames.retry(random.randint(2000, 8000))  # noqa: S311  # no secret
 

@@ -27,7 +27,7 @@ from eventstore import schema
 from eventstore.committer import Committer
 from eventstore.database import Database, until_available
 from eventstore.doorbell import Doorbell
-from eventstore.errors import DatabaseUnavailable, SchemaMissing
+from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
@@ -182,7 +182,7 @@ def _reported(work: Awaitable[None]) -> int:
 
     try:
         asyncio.run(run())
-    except (SettingsError, EmbeddedError, SchemaMissing, DatabaseUnavailable, CannotStart) as error:
+    except (SettingsError, EmbeddedError, EventStoreError, CannotStart) as error:
         _log.error("cannot start", reason=str(error))
         return 1
     return 0

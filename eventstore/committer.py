@@ -6,13 +6,14 @@ a call carries one partition's transitions only, so that waiting for one lock ne
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from uuid import UUID
 
 import msgspec
 
 from eventstore.database import until_available
 from eventstore.doorbell import Doorbell
-from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
+from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log, partition_of
 
 _MOST_PER_CALL = 200
 _CALLS_APART = 20
@@ -82,11 +83,16 @@ class Committer:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            await self._call(await self._take())
+            try:
+                partitions = await until_available("committer", self._log.partitions)
+            except Exception as error:  # noqa: BLE001  # each waiter gets it; the committer lives on
+                _fail(self._pending, error)
+                self._pending.clear()
+                continue
+            await self._call(self._take(partitions))
 
-    async def _take(self) -> list[_Pending]:
+    def _take(self, partitions: int) -> list[_Pending]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""
-        partitions = await until_available("committer", self._log.partitions)
         taken: dict[UUID, _Pending] = {}
         left: deque[_Pending] = deque()
         only: int | None = None
@@ -95,7 +101,7 @@ class Committer:
             if pending.answer.done():  # its waiter gave up before it was sent
                 continue
             stream = pending.transition.append.stream
-            partition = stream.bytes[-1] & (partitions - 1)
+            partition = partition_of(stream, partitions)
             if stream in taken or (only is not None and partition != only):
                 left.append(pending)
                 continue
@@ -115,13 +121,22 @@ class Committer:
         )
         try:
             answers = await until_available("committer", lambda: self._log.commit(batch))
-        except Exception as error:  # noqa: BLE001  # each waiter gets it; the committer lives on
+        except Exception as error:  # noqa: BLE001  # the one it concerns gets it; the committer lives on
+            if len(taken) == 1:
+                _fail(taken, error)
+                return
+            # One transition's fault must not spoil the others of its call.
             for pending in taken:
-                if not pending.answer.done():
-                    pending.answer.set_exception(error)
+                await self._call([pending])
             return
         self._apart = _CALLS_APART if answers.contended else max(0, self._apart - 1)
         for pending in taken:
             if not pending.answer.done():
                 pending.answer.set_result(answers.streams[pending.transition.append.stream])
         self._doorbell.ring()
+
+
+def _fail(waiting: Iterable[_Pending], error: Exception) -> None:
+    for pending in waiting:
+        if not pending.answer.done():
+            pending.answer.set_exception(error)

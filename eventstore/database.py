@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import asyncpg
 import structlog
 
-from eventstore.errors import DatabaseUnavailable, SchemaMissing
+from eventstore.errors import DatabaseRefused, DatabaseUnavailable, SchemaMissing
 
 T = TypeVar("T")
 
@@ -24,9 +24,22 @@ _AWAY = (
     asyncpg.TransactionRollbackError,  # a deadlock's victim
     asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
 )
+_REFUSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # wrong password included
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.exceptions.ClientConfigurationError,
+)
 _MISSING = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
 
 _log = structlog.get_logger(__name__)
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection of the pool. Every use is one statement that leaves no session state behind."""
+
+    def get_reset_query(self) -> str:
+        """Nothing to reset; asyncpg's default would double the round trips."""
+        return ""
 
 
 class Database:
@@ -45,14 +58,18 @@ class Database:
         self._role = role
         self._cache = 0 if pooled else 100
         self._pool: asyncpg.Pool | None = None
+        self._closed = False
         self._opening = asyncio.Lock()
 
     async def _opened(self) -> asyncpg.Pool:
+        if self._closed:
+            raise DatabaseUnavailable("the database was closed, since the process stops")
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
                         self.url,
+                        connection_class=_Connection,
                         min_size=0,
                         max_size=self._size,
                         timeout=10,
@@ -69,6 +86,8 @@ class Database:
             pool = await self._opened()
             async with pool.acquire(timeout=10) as connection:
                 yield connection
+        except _REFUSED as error:
+            raise DatabaseRefused(f"PostgreSQL refuses us: {error}; see DF_DB_URL") from error
         except _AWAY as error:
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
         except _MISSING as error:
@@ -100,6 +119,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; a statement under way gets two seconds. A second call does nothing."""
+        self._closed = True
         pool, self._pool = self._pool, None
         if pool is None:
             return

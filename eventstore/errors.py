@@ -16,6 +16,10 @@ class DatabaseUnavailable(EventStoreError):
     """PostgreSQL can't be reached, or ended the connection; the statement may or may not have taken effect."""
 
 
+class DatabaseRefused(EventStoreError):
+    """PostgreSQL answers, but lets us not in; the connection's settings are wrong."""
+
+
 class SchemaMissing(EventStoreError):
     """The database does not hold this release's schema; run `dreamforge schema install`."""
 

@@ -10,12 +10,14 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from eventstore.database import Database
 from eventstore.events import StepName
 from eventstore.log import Ack, Defer, Queue
 
 _FLOOR_AGE_S = 5.0
+_log = structlog.get_logger(__name__)
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,13 +31,17 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claimed command. It is ours until its visibility ends, unless extended before."""
+    """A claimed command. It is ours until its visibility ends, unless extended before.
+
+    expires: on this process's monotonic clock, when it ends at the latest if nothing extends it.
+    """
 
     queue: Queue
     msg_id: int
     read_ct: int
     enqueued_at: datetime
     command: Command
+    expires: float
 
     def ack(self) -> Ack:
         """What deletes the message."""
@@ -46,6 +52,9 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         return Defer(
             stream=self.command.job_id, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct, delay=delay
         )
+
+
+_COMMAND = msgspec.json.Decoder(Command)
 
 
 class Outbox:
@@ -60,31 +69,34 @@ class Outbox:
     async def claim(self, slots: int, visibility: float) -> list[Claim]:
         """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
         await self._refresh_floors()
+        expires = time.monotonic() + visibility
         rows = await self._database.call(
             "select * from eventstore.claim($1, $2, $3, $4)", self._queues, self._floors, slots, visibility
         )
-        return [
-            Claim(
-                queue=row["queue"],
-                msg_id=row["msg_id"],
-                read_ct=row["read_ct"],
-                enqueued_at=row["enqueued_at"],
-                command=msgspec.json.decode(row["message"], type=Command),
-            )
-            for row in rows
-        ]
+        claims = []
+        for row in rows:
+            try:
+                command = _COMMAND.decode(row["message"])
+            except msgspec.ValidationError:
+                # It would come back for ever; in pgmq's archive it is out of the way, and not lost.
+                _log.exception("unreadable command put aside", queue=row["queue"], msg_id=row["msg_id"])
+                await self._database.call("select pgmq.archive($1, $2::bigint)", row["queue"], row["msg_id"])
+                continue
+            given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
+            claims.append(Claim(**given, command=command, expires=expires))
+        return claims
 
     async def extend(self, claims: Sequence[Claim], visibility: float) -> list[Claim]:
         """Keep claims for `visibility` seconds more. Answers those that were lost: stop working on them."""
         rows = await self._database.call(
-            "select queue, msg_id from eventstore.extend($1, $2, $3, $4)",
+            "select queue, msg_id, read_ct from eventstore.extend($1, $2, $3, $4)",
             [claim.queue for claim in claims],
             [claim.msg_id for claim in claims],
             [claim.read_ct for claim in claims],
             visibility,
         )
-        kept = {(row["queue"], row["msg_id"]) for row in rows}
-        return [claim for claim in claims if (claim.queue, claim.msg_id) not in kept]
+        kept = {(row["queue"], row["msg_id"], row["read_ct"]) for row in rows}
+        return [claim for claim in claims if (claim.queue, claim.msg_id, claim.read_ct) not in kept]
 
     async def _refresh_floors(self) -> None:
         # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may

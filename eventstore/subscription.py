@@ -15,9 +15,9 @@ import structlog
 from eventstore import codec
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell
-from eventstore.errors import DatabaseUnavailable, UnknownEvent
+from eventstore.errors import DatabaseUnavailable, LogDamaged, UnknownEvent
 from eventstore.events import Recorded
-from eventstore.log import Log, Move, Moved
+from eventstore.log import Log, Move, Moved, expect_gapless
 
 _BATCH = 500
 _LAZY_MOVE_S = 1.0
@@ -114,12 +114,16 @@ class Subscription:
     async def _look_again(self) -> None:
         """A partition that another process took is tried again once its checkpoint stands still."""
         now = time.monotonic()
-        due = [lane for lane in self.lanes.values() if lane.overtaken and lane.rest_until <= now]
+        due = [lane for lane in self.lanes.values() if (lane.overtaken or lane.failure) and lane.rest_until <= now]
         if not due:
             return
         stored = await self._log.checkpoints(self._handler.name)
         for lane in due:
             position = stored[lane.partition]
+            if position > lane.read:
+                lane.failures, lane.failure = 0, None  # another process got past what this one could not
+            elif lane.failure:
+                continue
             lane.overtaken = position != lane.stored
             if lane.overtaken:
                 lane.rest_until = now + _pause()
@@ -151,13 +155,19 @@ class Subscription:
         self._advance(moves, moved)
 
     def _known(self, lane: Lane, batch: Sequence[Recorded]) -> list[Recorded]:
-        """The events before the first that this release doesn't know: it must not be skipped."""
+        """The events before the first that is missing, or that this release doesn't know: it must not be skipped."""
+        try:
+            expect_gapless(lane.partition, lane.read, batch)
+        except LogDamaged as error:
+            _log.exception("subscription stands still", **self._bind)
+            self._stop(lane, error)
+            return []
         for n, event in enumerate(batch):
             if not codec.is_known(event.code, event.schema_version):
                 if n == 0:
-                    error = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
-                    _log.error("subscription stands still", error=str(error), **self._bind)
-                    self._stop(lane, error)
+                    unknown = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
+                    _log.error("subscription stands still", error=str(unknown), **self._bind)
+                    self._stop(lane, unknown)
                 return list(batch[:n])
         return list(batch)
 

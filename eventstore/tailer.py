@@ -13,7 +13,6 @@ import structlog
 
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell, Waiter
-from eventstore.errors import EventStoreError
 from eventstore.events import Recorded
 from eventstore.log import Log
 
@@ -78,7 +77,7 @@ class Tailer:
                         self._cursor = await self._log.heads()
                         self._wake_all()
                     grown = await self._read()
-                except EventStoreError as error:
+                except Exception as error:  # noqa: BLE001  # followers must not wait for ever, whatever it was
                     if backoff.failures == 0:
                         _log.warning("tailer can't read the log, trying again", error=str(error))
                     await backoff.wait()

@@ -33,9 +33,14 @@ class StaleAttempt(Refused):
 
 
 class StartStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A runner takes a step. max_attempts: consecutive attempts without a new artifact before it fails for good."""
+    """A runner takes a step.
+
+    after: the step's attempt when its command was claimed; a newer one belongs to whoever holds the lease by now.
+    max_attempts: consecutive attempts without a new artifact before it fails for good.
+    """
 
     step_id: UUID
+    after: int
     runner: str
     engine: str
     source: str
@@ -109,6 +114,8 @@ def _start(state: JobState, command: StartStep) -> list[Body]:
     if not may_start(state, command.step_id):
         return []
     step = state.step(command.step_id)
+    if step.attempt != command.after:
+        raise StaleAttempt(f"job {state.job_id}, step {step.name}: attempt {step.attempt} began after the claim")
     if state.cancel_pending:
         return [_cancelled(step)]
     if step.barren >= command.max_attempts:

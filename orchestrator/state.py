@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -19,6 +18,7 @@ from eventstore.events import (
     Outcome,
     Private,
     RetryRequested,
+    Status,
     StepError,
     StepFinish,
     StepName,
@@ -27,15 +27,13 @@ from eventstore.events import (
     UpscaleParams,
 )
 
-StepStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
     """One step. `barren`: consecutive attempts that wrote no new artifact, the current one included."""
 
     step_id: UUID
     name: StepName
-    status: StepStatus = "queued"
+    status: Status = "queued"
     attempt: int = 0
     barren: int = 0
     first_started_at: datetime | None = None

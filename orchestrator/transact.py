@@ -1,20 +1,18 @@
 """Fold, decide, append; and again when another came first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
 from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
-from eventstore.events import Body, Event, Fact, Meta, Private
+from eventstore.events import Body, Event, Fact, Meta, Private, StepFinish, StepRetry
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Defer, Log
+from eventstore.outbox import Claim
 from orchestrator.decisions import Command, decide
 from orchestrator.state import JobState, apply, fold
-
-Settle = Callable[[Sequence[Body]], Ack | Defer | None]
-"""Given the decided events: what becomes of the command's message in the same commit."""
 
 
 def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
@@ -65,22 +63,34 @@ class Jobs:
             raise LookupError(f"job {job_id} has no history")
         return state
 
-    async def settle(self, ack: Ack) -> None:
-        """Acknowledge a command that there is nothing to do for. Waits while the database is away."""
-        await until_available("acknowledge", lambda: self._log.commit(Batch(acks=[ack])))
+    async def settle(self, settlement: Ack | Defer) -> None:
+        """Acknowledge or defer a command that no event goes with. Waits while the database is away."""
+        batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
+        await until_available("settle", lambda: self._log.commit(batch))
 
-    async def carry_out(self, state: JobState, command: Command, settle: Settle) -> tuple[JobState, list[Body]]:
+    async def carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[Body]]:
         """Decide and append until the log accepts, folding again after each conflict.
 
-        Answers the state after it, and the events decided; where there are none nothing is written, and `settle` is
-        not asked. Raises `Refused` as `decide` does, each time on the newest state.
+        Answers the state after it, and the events decided; where there are none nothing is written. The claimed
+        message is settled in the commit of the event that ends the attempt. Raises `Refused` as `decide` does, each
+        time on the newest state.
         """
         while True:
             bodies = decide(state, command)
             if not bodies:
                 return state, []
-            transition = Transition(append=append(state, bodies, self._actor), settle=settle(bodies))
-            answer = await self._committer.commit(transition)
+            appended = append(state, bodies, self._actor)
+            answer = await self._committer.commit(Transition(append=appended, settle=settlement(claim, bodies)))
             if answer.stands:
-                return extended(state, transition.append), bodies
+                return extended(state, appended), bodies
             state = await self.load(state.job_id)
+
+
+def settlement(claim: Claim, bodies: Sequence[Body]) -> Ack | Defer | None:
+    """A finished step's command is acknowledged, a retried one deferred; while the step runs it is kept."""
+    for body in bodies:
+        if isinstance(body, StepFinish):
+            return claim.ack()
+        if isinstance(body, StepRetry):
+            return claim.defer(body.delay_s)
+    return None

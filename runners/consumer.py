@@ -22,6 +22,7 @@ _POLL_S = 1.0
 _MARGIN_S = 3.0
 """What is left of a lease for the next owner to claim and start."""
 
+_SETTLED_S = 0.2
 _log = structlog.get_logger(__name__)
 
 
@@ -54,6 +55,8 @@ class Consumer:
         try:
             while not self._stopping:
                 try:
+                    if not self.available:
+                        await self._beat()  # what was held through an outage is taken back before others are claimed
                     await self._fill()
                 except DatabaseUnavailable as error:
                     if backoff.failures == 0:
@@ -101,17 +104,21 @@ class Consumer:
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._visibility / 3)
-            held = list(self._active)
-            if not held:
-                continue
             try:
-                lost = await self._outbox.extend(held, self._visibility)
+                await self._beat()
             except DatabaseUnavailable as error:
                 _log.warning("heartbeat missed", error=str(error))
-                continue
-            for claim in lost:
-                task = self._active.get(claim)
-                # A run that has just settled its message is gone from the queue, and not lost.
-                if task is not None and not task.done():
-                    _log.warning("lease lost", job_id=str(claim.command.job_id), step=claim.command.step)
-                    task.cancel()
+            except Exception:  # noqa: BLE001  # whatever it was, the next beat must come
+                _log.exception("heartbeat broke")
+
+    async def _beat(self) -> None:
+        held = list(self._active)
+        if not held:
+            return
+        lost = await self._outbox.extend(held, self._visibility)
+        for claim in lost:
+            task = self._active.get(claim)
+            # A run that has just settled its message ends by itself a moment later: that is no loss.
+            if task is not None and not (await asyncio.wait({task}, timeout=_SETTLED_S))[0]:
+                _log.warning("lease lost", job_id=str(claim.command.job_id), step=claim.command.step)
+                task.cancel()

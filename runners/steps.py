@@ -5,7 +5,8 @@ fold ─▶ step.start ─▶ for each item without an artifact: render, put, ar
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +14,8 @@ from functools import partial
 import msgspec
 import structlog
 
-from eventstore.events import ArtifactWritten, Body, StepFinish, StepRetry
+from eventstore.events import ArtifactWritten, Body, StepFinish
 from eventstore.ids import new_id
-from eventstore.log import Ack, Defer
 from eventstore.outbox import Claim
 from orchestrator.decisions import FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, object_key, output_size
@@ -64,85 +64,94 @@ class StepRunner:
     async def run(self, claim: Claim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
         log = _log.bind(job_id=str(claim.command.job_id), step=claim.command.step)
+        if self._stopping:
+            await self._jobs.settle(claim.defer(0))
+            return
         try:
             state = await self._jobs.load(claim.command.job_id)
+            step = state.step(claim.command.step_id)
         except LookupError as error:
-            log.warning("command without a job", error=str(error))
+            log.warning("command without a step", error=str(error))
             await self._jobs.settle(claim.ack())
             return
-        started = await self._start(state, claim)
-        if started is None:
+        if time.monotonic() > claim.expires:
+            log.warning("claim is over before its step began")
             return
-        attempt = started.step(claim.command.step_id).attempt
-        log = log.bind(attempt=attempt)
-        log.info("step started")
         try:
-            await self._attempt(started, claim, attempt)
+            started = await self._start(state, step, claim)
+            if started is not None:
+                log.info("step started", attempt=started.step(step.step_id).attempt)
+                await self._attempt(started, claim)
         except StaleAttempt as error:
             log.warning("fenced off", error=str(error))
-        except _ItemFailed as failure:
-            log.warning("step failed", item_index=failure.item_index, error=str(failure))
-            await self._fail(started, claim, attempt, failure)
+            # A message that another has claimed since bears another token, and stays; a duplicate goes, lest the two
+            # fence each other off until the step fails.
+            await self._jobs.settle(claim.ack())
 
-    async def _start(self, state: JobState, claim: Claim) -> JobState | None:
+    async def _start(self, state: JobState, step: StepState, claim: Claim) -> JobState | None:
         """The state with the new attempt; None if the step isn't owed, or ended instead of starting."""
         command = StartStep(
-            step_id=claim.command.step_id,
+            step_id=step.step_id,
+            after=step.attempt,
             runner=self._name,
             engine=self._renderer.engine.name,
             source=self._renderer.engine.source,
             model_id=None,
             max_attempts=self._retry.max_attempts,
         )
-        state, bodies = await self._jobs.carry_out(state, command, _settle(claim))
+        state, bodies = await self._jobs.carry_out(state, command, claim)
         if not bodies:
             await self._jobs.settle(claim.ack())
             return None
-        return None if _finish(bodies) else state
+        return None if _finishes(bodies) else state
 
-    async def _attempt(self, state: JobState, claim: Claim, attempt: int) -> None:
+    async def _attempt(self, state: JobState, claim: Claim) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
         harvest = _Harvest()
         producer = asyncio.create_task(self._produce(state, step, harvest))
         try:
             while items := await harvest.take():
-                command = RecordItems(step_id=step.step_id, attempt=attempt, items=items)
-                state, bodies = await self._jobs.carry_out(state, command, _settle(claim))
-                if _finish(bodies):
+                command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
+                state, bodies = await self._jobs.carry_out(state, command, claim)
+                if _finishes(bodies):
                     return
             await producer
         finally:
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
-        await self._jobs.carry_out(state, HandBack(step_id=step.step_id, attempt=attempt), _settle(claim))
+        if harvest.failure is None:
+            await self._jobs.carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
+        else:
+            await self._fail(state, claim, step, harvest.failure)
 
     async def _produce(self, state: JobState, step: StepState, harvest: "_Harvest") -> None:
-        """Render the missing items one by one, storing a few at a time; ends early when the runner stops."""
+        """Render the missing items one by one, storing a few at a time.
+
+        Ends early when the runner stops, or with the first item that fails; what was rendered before is stored.
+        """
         places = asyncio.Semaphore(_UPLOADS)
+        uploads: list[asyncio.Task[None]] = []
 
         async def put(index: int, body: bytes) -> None:
-            try:
-                with _item(index):
-                    harvest.add(await self._put(state, step, index, body))
-            finally:
-                places.release()
+            with harvest.item(index):
+                harvest.add(await self._put(state, step, index, body))
+            places.release()
 
         try:
-            async with asyncio.TaskGroup() as uploads:
-                for index in range(state.generate.count):
-                    if index in step.artifacts:
-                        continue
-                    if self._stopping:
-                        break
-                    await places.acquire()
-                    with _item(index):
-                        body = await self._render(state, step, index)
-                    uploads.create_task(put(index, body))
-        except ExceptionGroup as group:
-            # One item's failure ends the attempt; the others were cancelled with it.
-            raise group.exceptions[0] from None
+            for index in range(state.generate.count):
+                if index in step.artifacts:
+                    continue
+                await places.acquire()
+                if self._stopping or harvest.failure is not None:
+                    break
+                with harvest.item(index):
+                    body = await self._render(state, step, index)
+                    uploads.append(asyncio.create_task(put(index, body)))
+            await asyncio.gather(*uploads)
         finally:
+            for upload in uploads:
+                upload.cancel()
             harvest.close()
 
     async def _render(self, state: JobState, step: StepState, index: int) -> bytes:
@@ -177,49 +186,40 @@ class StepRunner:
             sha256=stored.sha256,
         )
 
-    async def _fail(self, state: JobState, claim: Claim, attempt: int, failure: "_ItemFailed") -> None:
-        step = (await self._jobs.load(state.job_id)).step(claim.command.step_id)
+    async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: "_Failure") -> None:
+        _log.warning("step failed", job_id=str(state.job_id), step=step.name, error=str(failure.cause))
         command = FailAttempt(
             step_id=step.step_id,
-            attempt=attempt,
+            attempt=step.attempt,
             error_code=failure.cause.error_code,
-            error_message=str(failure),
+            error_message=str(failure.cause),
             item_index=failure.item_index,
             retryable=failure.cause.retryable,
-            delay_s=self._retry.delay(step.barren),
+            delay_s=self._retry.delay(state.step(step.step_id).barren),
             max_attempts=self._retry.max_attempts,
         )
-        try:
-            await self._jobs.carry_out(state, command, _settle(claim))
-        except StaleAttempt as stale:
-            _log.warning("fenced off", job_id=str(state.job_id), error=str(stale))
+        await self._jobs.carry_out(state, command, claim)
 
 
-def _settle(claim: Claim) -> Callable[[Sequence[Body]], Ack | Defer | None]:
-    """A finished step's command is acknowledged, a retried one deferred, in the commit of the event that says so."""
-
-    def settle(bodies: Sequence[Body]) -> Ack | Defer | None:
-        for body in bodies:
-            if isinstance(body, StepFinish):
-                return claim.ack()
-            if isinstance(body, StepRetry):
-                return claim.defer(body.delay_s)
-        return None
-
-    return settle
-
-
-def _finish(bodies: Sequence[Body]) -> bool:
+def _finishes(bodies: Sequence[Body]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)
 
 
+class _Failure(msgspec.Struct, frozen=True):
+    """What befell which item."""
+
+    item_index: int
+    cause: StepError
+
+
 class _Harvest:
-    """What an attempt has stored, and not yet told the log."""
+    """What an attempt has stored and not yet told the log, and the first failure, which ends it."""
 
     def __init__(self) -> None:
         self._items: list[ArtifactWritten] = []
         self._closed = False
         self._changed = asyncio.Event()
+        self.failure: _Failure | None = None
 
     def add(self, item: ArtifactWritten) -> None:
         self._items.append(item)
@@ -237,25 +237,20 @@ class _Harvest:
         items, self._items = self._items, []
         return items
 
-
-class _ItemFailed(Exception):
-    """An item's failure, on its way to the attempt that it ends."""
-
-    def __init__(self, item_index: int, cause: StepError) -> None:
-        super().__init__(str(cause))
-        self.item_index = item_index
-        self.cause = cause
-
-
-@contextmanager
-def _item(item_index: int) -> Iterator[None]:
-    """Let a failure say which item it befell."""
-    try:
-        yield
-    except StepError as error:
-        raise _ItemFailed(item_index, error) from error
-    except MemoryError as error:
-        raise _ItemFailed(item_index, OutOfMemory("the image did not fit into the memory")) from error
-    except Exception as error:
-        _log.exception("an item broke", item_index=item_index)
-        raise _ItemFailed(item_index, Unexpected(error)) from error
+    @contextmanager
+    def item(self, item_index: int) -> Iterator[None]:
+        """Keep the failure of an item's work, if it is the first."""
+        cause: StepError
+        try:
+            yield
+        except StepError as error:
+            cause = error
+        except MemoryError:
+            cause = OutOfMemory("the image did not fit into the memory")
+        except Exception as error:  # noqa: BLE001  # an engine may break in any way
+            _log.exception("an item broke", item_index=item_index)
+            cause = Unexpected(error)
+        else:
+            return
+        if self.failure is None:
+            self.failure = _Failure(item_index, cause)

@@ -114,7 +114,7 @@ MUTANTS = (
         "eventstore/log.py",
         "        if event.position != position:",
         "        if event.position < position:",
-        "tests/store/test_readers.py -k removed",
+        "tests/store/test_subscription.py -k removed",
     ),
     Mutant(
         "4-checkpoint-not-compared",
@@ -150,6 +150,13 @@ MUTANTS = (
         " or step.attempt != attempt:\n",
         ":\n",
         "tests/store/test_subscription.py tests/unit/test_decisions.py -k 'zombie or older_attempt'",
+    ),
+    Mutant(
+        "start-not-fenced",
+        "orchestrator/decisions.py",
+        "    if step.attempt != command.after:",
+        "    if False:",
+        "tests/unit/test_decisions.py -k since_the_claim",
     ),
     Mutant(
         "owner-not-asked",

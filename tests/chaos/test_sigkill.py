@@ -81,7 +81,7 @@ class Home:
 def _name(process: psutil.Process) -> str | None:
     """The name of a process, None if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name()
+        return str(process.name())
     return None
 
 

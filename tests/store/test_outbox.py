@@ -91,3 +91,52 @@ async def test_a_message_below_the_floor_is_still_found(store: Store, db_url: st
     await late.close()
     outbox._floors_at = 0.0
     assert len(await outbox.claim(5, 60)) == 1
+
+
+async def test_an_unreadable_message_is_put_aside_and_the_others_are_claimed(store: Store) -> None:
+    """It must neither end the runner nor come back, nor be lost."""
+    await store.database.call("""select pgmq.send('generate', '{"x": 1}')""")
+    [command] = await send(store)
+    claims = await Outbox(store.database, ["generate"]).claim(5, 60)
+    assert [claim.command for claim in claims] == [command]
+    archived = await store.database.read("select message from pgmq.a_generate")
+    assert [row["message"] for row in archived] == ['{"x": 1}']
+
+
+async def test_a_late_heartbeat_does_not_undo_a_hand_back(store: Store) -> None:
+    """Given a deferred message, when its former owner's heartbeat arrives, then it stays claimable."""
+    await send(store)
+    outbox = Outbox(store.database, ["generate"])
+    [claim] = await outbox.claim(1, 60)
+    await store.log.commit(Batch(defers=[claim.defer(0)]))
+    assert await outbox.extend([claim], 60) == [claim]
+    assert len(await outbox.claim(1, 60)) == 1
+
+
+async def test_of_two_claims_of_one_message_only_the_newer_is_kept(store: Store) -> None:
+    """Given a process that claimed a message again after its lease had ended, then the older run learns of it."""
+    await send(store)
+    outbox = Outbox(store.database, ["generate"])
+    [older] = await outbox.claim(1, 0)
+    [newer] = await outbox.claim(1, 60)
+    assert await outbox.extend([older, newer], 60) == [older]
+
+
+async def test_heartbeats_and_deferrals_cannot_deadlock(store: Store, db_url: str) -> None:
+    """Given deferrals whose delays run against the order of their messages, beside heartbeats of the same, all pass."""
+    await send(store, 12)
+    other = Store(db_url)
+    outbox = Outbox(other.database, ["generate"])
+    claims = await outbox.claim(12, 60)
+
+    async def beat() -> None:
+        for _ in range(60):
+            await outbox.extend(claims, 60)
+
+    async def defer() -> None:
+        for _ in range(20):
+            delays = [claim.defer(60 - n) for n, claim in enumerate(claims)]
+            await store.log.commit(Batch(defers=delays))
+
+    await asyncio.gather(beat(), beat(), defer())
+    await other.close()

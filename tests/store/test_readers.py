@@ -6,9 +6,7 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-import pytest
 
-from eventstore.errors import LogDamaged
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, _append_text
 from eventstore.tailer import Tailer
@@ -121,18 +119,6 @@ async def test_readers_see_every_event_once_and_in_order_under_concurrent_writer
     writing = False
     seen = await following
     assert seen == {stream: list(range(1, count + 1)) for stream, count in written.items() if count}
-
-
-async def test_a_removed_event_is_noticed(store: Store, db_url: str) -> None:
-    """Given an event removed behind the log's back, then a reader that would pass over it raises instead."""
-    for _ in range(3):
-        await store.log.commit(Batch(appends=[some_append(stream_in(6))]))
-    connection = await connect(db_url)
-    await connection.execute("alter table eventstore.events disable trigger all")
-    await connection.execute("delete from eventstore.events where partition = 6 and position = 2")
-    with pytest.raises(LogDamaged, match="position 2 is missing"):
-        await store.log.after({6: 0}, limit=10)
-    await connection.close()
 
 
 async def test_a_tailer_feeds_its_followers_from_history_and_ring(store: Store) -> None:

@@ -12,11 +12,22 @@ from eventstore import codec
 from eventstore.events import CancelRequested, Recorded, StepFinish, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Moved
+from eventstore.outbox import Claim, Command
 from eventstore.subscription import Subscription
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
-from tests.kit import History, Store, connect, event, eventually, job_created, some_append, stream_in
+from tests.kit import NOON, History, Store, connect, event, eventually, job_created, some_append, stream_in
+
+CLAIM = Claim(
+    queue="generate",
+    msg_id=1,
+    read_ct=1,
+    enqueued_at=NOON,
+    command=Command(job_id=new_id(), step_id=new_id(), step="generate", version=1),
+    expires=0.0,
+)
+"""A claim for runs whose message doesn't matter."""
 
 
 class Recorder:
@@ -141,6 +152,47 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     assert codec.body((await store.log.after({3: 1}, limit=1))[3][0]) is None
 
 
+async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: str) -> None:
+    """Given an event removed behind the log's back, then its partition stands still before it, and says so."""
+    seen: list[tuple[UUID, int]] = []
+    appends = [some_append(stream_in(6)) for _ in range(3)]
+    elsewhere = some_append(stream_in(1))
+    for one in (*appends, elsewhere):
+        await store.log.commit(Batch(appends=[one]))
+    connection = await connect(db_url)
+    await connection.execute("alter table eventstore.events disable trigger all")
+    await connection.execute("delete from eventstore.events where partition = 6 and position = 1")
+    await connection.close()
+    subscription = Subscription(store.log, store.doorbell, Recorder(store, seen), poll_s=0.02)
+    await subscription.step()
+    assert seen == [(elsewhere.stream, 1)]
+    assert "position 1 is missing" in (subscription.lanes[6].failure or "")
+
+
+async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: Store) -> None:
+    """Given a poisonous event that a newer process handles, then the older one forgets its failure and follows."""
+    seen: list[tuple[UUID, int]] = []
+    older = Recorder(store, seen)
+    poisonous, after = some_append(stream_in(1)), some_append(stream_in(1))
+    older.poison = poisonous.stream
+    await store.log.commit(Batch(appends=[poisonous]))
+    subscription = Subscription(store.log, store.doorbell, older, poll_s=0.02)
+    await subscription.step()
+    failures = [subscription.lanes[1].failure]
+    await Subscription(store.log, store.doorbell, Recorder(store, seen)).step()
+    await store.log.commit(Batch(appends=[after]))
+
+    async def followed() -> bool:
+        subscription.lanes[1].rest_until = 0.0
+        await subscription.step()
+        return (after.stream, 1) in seen
+
+    await eventually(followed)
+    failures.append(subscription.lanes[1].failure)
+    assert failures == ["poison", None]
+    assert seen == [(poisonous.stream, 1), (after.stream, 1)]
+
+
 async def test_checkpoints_move_past_events_without_reaction(store: Store) -> None:
     """Given events that lead to nothing, then the checkpoint moves lazily, once for many events."""
     handler = Recorder(store, [], quiet=True)
@@ -198,11 +250,11 @@ async def test_a_zombie_that_folds_again_is_refused(store: Store) -> None:
     jobs, job_id, step_id = await running_job(store)
     zombie = await jobs.load(job_id)
     other = await jobs.load(job_id)
-    command = StartStep(step_id=step_id, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
-    await jobs.carry_out(other, command, lambda _: None)
+    command = StartStep(step_id=step_id, after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
+    await jobs.carry_out(other, command, CLAIM)
     history = History(scale=None)
     item = RecordItems(step_id=step_id, attempt=1, items=[replace(history.item("generate", 0), step_id=step_id)])
     with pytest.raises(StaleAttempt):
-        await jobs.carry_out(zombie, item, lambda _: None)
+        await jobs.carry_out(zombie, item, CLAIM)
     with pytest.raises(StaleAttempt):
-        await jobs.carry_out(await jobs.load(job_id), item, lambda _: None)
+        await jobs.carry_out(await jobs.load(job_id), item, CLAIM)

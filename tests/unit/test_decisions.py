@@ -28,7 +28,13 @@ def codes(bodies: list[Body]) -> list[str]:
 def start(history: History, name: StepName = "generate", max_attempts: int = 3) -> list[str]:
     """What a runner's start of a step leads to."""
     command = StartStep(
-        step_id=history.step_id(name), runner="r", engine="e", source="s", model_id=None, max_attempts=max_attempts
+        step_id=history.step_id(name),
+        after=history.state.step(history.step_id(name)).attempt,
+        runner="r",
+        engine="e",
+        source="s",
+        model_id=None,
+        max_attempts=max_attempts,
     )
     return codes(decide(history.state, command))
 
@@ -80,7 +86,7 @@ def test_an_upscale_starts_without_choosing_a_model_and_only_after_generate() ->
 def test_a_redelivered_step_starts_with_the_next_attempt() -> None:
     history = History().started("generate")
     command = StartStep(
-        step_id=history.step_id("generate"), runner="b", engine="e", source="s", model_id=None, max_attempts=3
+        step_id=history.step_id("generate"), after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3
     )
     first = decide(history.state, command)[0]
     assert first.attempt == 2  # type: ignore[attr-defined]
@@ -164,6 +170,16 @@ def test_a_finished_step_refuses_its_own_attempt(status: str) -> None:
         record(History().started("generate").finished("generate", status), 0)
 
 
+def test_a_start_is_refused_if_another_began_since_the_claim() -> None:
+    """A runner frozen between claim and start must not take the step from whoever holds the lease by now."""
+    history = History().started("generate")
+    command = StartStep(
+        step_id=history.step_id("generate"), after=0, runner="z", engine="e", source="s", model_id=None, max_attempts=3
+    )
+    with pytest.raises(StaleAttempt, match="began after the claim"):
+        decide(history.state, command)
+
+
 def test_a_job_finishes_once_and_not_while_a_step_runs() -> None:
     finish = FinishJob(status="cancelled")
     assert codes(decide(History().state, finish)) == ["job.finish cancelled"]
@@ -188,7 +204,9 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
     for step in steps:
         attempt = history.state.step(step_id).attempt
         commands: dict[str, Any] = {
-            "start": StartStep(step_id=step_id, runner="r", engine="e", source="s", model_id=None, max_attempts=3),
+            "start": StartStep(
+                step_id=step_id, after=attempt, runner="r", engine="e", source="s", model_id=None, max_attempts=3
+            ),
             "item0": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 0, attempt)]),
             "item1": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 1, attempt)]),
             "fail": FailAttempt(

@@ -93,10 +93,10 @@ class Database:
         except _MISSING as error:
             raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
 
-    async def call(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        """Run one statement, once, in a transaction of its own."""
+    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
+        """Run one statement, once, in a transaction of its own; `seconds` bounds it (60 if not given)."""
         async with self.connection() as connection:
-            return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
+            return await connection.fetch(sql, *args, timeout=seconds)  # type: ignore[no-any-return]  # asyncpg ships no types
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""

@@ -71,7 +71,12 @@ class Outbox:
         await self._refresh_floors()
         expires = time.monotonic() + visibility
         rows = await self._database.call(
-            "select * from eventstore.claim($1, $2, $3, $4)", self._queues, self._floors, slots, visibility
+            "select * from eventstore.claim($1, $2, $3, $4)",
+            self._queues,
+            self._floors,
+            slots,
+            visibility,
+            seconds=_patience(visibility),
         )
         claims = []
         for row in rows:
@@ -94,6 +99,7 @@ class Outbox:
             [claim.msg_id for claim in claims],
             [claim.read_ct for claim in claims],
             visibility,
+            seconds=_patience(visibility),
         )
         kept = {(row["queue"], row["msg_id"], row["read_ct"]) for row in rows}
         return [claim for claim in claims if (claim.queue, claim.msg_id, claim.read_ct) not in kept]
@@ -106,3 +112,8 @@ class Outbox:
         rows = await self._database.read("select eventstore.floors($1) as floors", self._queues)
         self._floors = rows[0]["floors"]
         self._floors_at = time.monotonic()
+
+
+def _patience(visibility: float) -> float:
+    """How long to wait for an answer: a connection that went dead must not cost the leases of all that is held."""
+    return max(1.0, visibility / 3)

@@ -93,7 +93,8 @@ def backends(session_backends: Backends) -> Backends:
     return session_backends
 
 
-async def _execute(url: str, *statements: str) -> None:
+async def execute(url: str, *statements: str) -> None:
+    """Run statements on a connection of their own."""
     connection = await asyncpg.connect(url)
     try:
         for statement in statements:
@@ -107,7 +108,7 @@ def _template(url: str) -> str:
     """A database with the schema installed, from which others are copied in a moment; one for each server."""
 
     async def make() -> None:
-        await _execute(
+        await execute(
             url,
             f"drop database if exists {TEMPLATE}",
             f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'",
@@ -125,11 +126,11 @@ def fresh_database(backends: Backends, *, installed: bool = True) -> Iterator[st
     """A database of one's own, with our schema unless told otherwise."""
     name = f"df_{new_id().hex[-16:]}"
     template = _template(backends.db_url) if installed else "template0"
-    asyncio.run(_execute(backends.db_url, f"create database {name} template {template}"))
+    asyncio.run(execute(backends.db_url, f"create database {name} template {template}"))
     try:
         yield database_named(backends.db_url, name)
     finally:
-        asyncio.run(_execute(backends.db_url, f"drop database {name} with (force)"))
+        asyncio.run(execute(backends.db_url, f"drop database {name} with (force)"))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Many processes of each role on one database, and one role missing."""
 
+import asyncio
 import itertools
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from runners.objects import S3Config
+from tests.conftest import execute
 from tests.kit import TERMINAL, Api, Service, codes, roles_environ
 
 JOBS = 200
@@ -144,6 +146,23 @@ def test_a_killed_runners_step_is_taken_by_another(db_url: str, s3_config: S3Con
         assert_exactly_once(history, 12)
         attempts = [event for event in history if event["code"] == "step.start" and event["step"] == "generate"]
         assert len(attempts) == 2
+
+
+def test_a_command_that_was_sent_twice_does_no_harm(db_url: str, s3_config: S3Config) -> None:
+    """Given a second message for a running step, then one run takes over, the other ends, and the job succeeds."""
+    with ExitStack() as stack:
+        fleet = Fleet(roles_environ(db_url, s3_config, DF_LEASE_S="4", DF_RUNNER_SLOTS="1"), stack)
+        api = fleet.api()
+        fleet.start("orchestrator")
+        for _ in range(2):
+            fleet.start("runner")
+        job_id = api.create(count=12, width=1024, height=1024)
+        while api.get(f"/v1/jobs/{job_id}/progress")["progress"] < 0.1:
+            time.sleep(0.02)
+        copy = "select pgmq.send('generate', message) from pgmq.q_generate"
+        asyncio.run(execute(db_url, copy))
+        assert api.finished(job_id, within=90)["status"] == "succeeded"
+        assert_exactly_once(api.history(job_id), 12)
 
 
 def test_a_stopped_runner_hands_its_step_back_at_once(db_url: str, s3_config: S3Config) -> None:

@@ -28,8 +28,8 @@ class Counted(Database):
         self.statements: Counter[str] = Counter()
         self.commits: Counter[str] = Counter()
 
-    async def call(self, sql: str, *args: object) -> list[Any]:
-        rows = await super().call(sql, *args)
+    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
+        rows = await super().call(sql, *args, seconds=seconds)
         kind = kind_of(sql)
         self.statements[kind] += 1
         # A claim that finds nothing writes nothing, and has no commit record.

@@ -150,6 +150,15 @@ def test_a_role_alone_wants_a_database(role: str) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_a_database_that_refuses_us_is_said_to(db_url: str, s3_config: S3Config) -> None:
+    """A wrong name or password is not worth waiting for."""
+    for wrong in (db_url.replace("/df_", "/nowhere_"), db_url.replace("dreamforge:", "dreamforge:x")):
+        refused = dreamforge("orchestrator", **roles_environ(wrong, s3_config))
+        assert refused.returncode == 1
+        assert "DF_DB_URL" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_schema_install_is_safe_to_run_twice(empty_url: str, s3_config: S3Config) -> None:
     """And until it was run, a role says that it is missing."""
     given = roles_environ(empty_url, s3_config)

@@ -55,11 +55,11 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     completed: int = 0
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict, name="metadata_json")
 
 
-class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """One job. artifacts: those of the events seen so far, or none if the view was loaded without them."""
+class JobHead(msgspec.Struct, frozen=True, kw_only=True):
+    """One job, but for its steps and artifacts."""
 
     job_id: UUID
     tenant: str
@@ -73,6 +73,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     error_code: ErrorCode | None = None
     error_message: str | None = None
+
+
+class JobView(JobHead, frozen=True, kw_only=True):
+    """One job. artifacts: those of the events seen so far, or none if the view was loaded without them."""
+
     steps: tuple[StepView, ...]
     artifacts: tuple[ArtifactView, ...] = ()
 

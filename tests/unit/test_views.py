@@ -114,7 +114,7 @@ def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) 
     cut = data.draw(st.integers(min_value=1, max_value=len(history.facts)))
     kept = view(history.facts[:cut])
     assert kept is not None
-    stored = Rows(job=job_row(kept), steps=step_rows(kept), artifacts=artifact_rows(kept, kept.artifacts))
+    stored = Rows(job=job_row(kept), steps=tuple(step_rows(kept)), artifacts=tuple(artifact_rows(kept, kept.artifacts)))
     back: JobView | None = to_view(msgspec.json.decode(msgspec.json.encode(stored), type=Rows))
     for fact in history.facts[cut:]:
         back = evolve(back, fact)

@@ -89,7 +89,8 @@ class Committer:
                 _fail(self._pending, error)
                 self._pending.clear()
                 continue
-            await self._call(self._take(partitions))
+            if taken := self._take(partitions):
+                await self._call(taken)
 
     def _take(self, partitions: int) -> list[_Pending]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""
@@ -121,6 +122,10 @@ class Committer:
         )
         try:
             answers = await until_available("committer", lambda: self._log.commit(batch))
+        except asyncio.CancelledError:
+            for pending in taken:
+                pending.answer.cancel()
+            raise
         except Exception as error:  # noqa: BLE001  # the one it concerns gets it; the committer lives on
             if len(taken) == 1:
                 _fail(taken, error)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -67,18 +68,19 @@ def _store(stack: contextlib.ExitStack, home: Path) -> S3Config:
 
 
 def _containers(stack: contextlib.ExitStack) -> Backends:
-    from testcontainers.minio import MinioContainer  # noqa: PLC0415  # needs a Docker daemon, so only on request
-    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415  # likewise
+    # Imported here, since they want a Docker daemon the moment they are.
+    from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
+    from testcontainers.core.container import DockerContainer  # noqa: PLC0415
+    from testcontainers.core.wait_strategies import HttpWaitStrategy  # noqa: PLC0415
 
+    key, secret = "dreamforge", secrets.token_hex(16)
     postgres = stack.enter_context(PostgresContainer("postgres:17", driver=None))
-    minio = stack.enter_context(MinioContainer())
-    found = minio.get_config()
-    store = S3Config(
-        endpoint=f"http://{found['endpoint']}",
-        access_key=found["access_key"],
-        secret_key=found["secret_key"],
-        bucket="dreamforge-test",
-    )
+    minio = DockerContainer("minio/minio", command="server /data", ports=[9000])
+    minio.with_envs(MINIO_ROOT_USER=key, MINIO_ROOT_PASSWORD=secret)
+    minio.waiting_for(HttpWaitStrategy(9000, "/minio/health/ready"))
+    stack.enter_context(minio)
+    endpoint = f"http://{minio.get_container_host_ip()}:{minio.get_exposed_port(9000)}"
+    store = S3Config(endpoint=endpoint, access_key=key, secret_key=secret, bucket="dreamforge-test")
     return Backends(postgres.get_connection_url(), store)
 
 

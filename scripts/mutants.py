@@ -78,9 +78,9 @@ MUTANTS = (
     Mutant(
         "3-transaction-held-open-by-the-client",
         "eventstore/database.py",
-        "            return await connection.fetch(sql, *args)",
+        "            return await connection.fetch(sql, *args, timeout=seconds)",
         "            async with connection.transaction():\n"
-        "                rows = await connection.fetch(sql, *args)\n"
+        "                rows = await connection.fetch(sql, *args, timeout=seconds)\n"
         "                await asyncio.sleep(0.02)\n"
         "            return rows",
         "tests/store/test_commit.py -k frozen",

@@ -40,7 +40,7 @@ demo: $(VENV)/.installed ## Run one chained job on an embedded stack and show wh
 	@$(PY) -m dreamforge.demo --prompt="$$PROMPT" --count="$$COUNT" --scale="$$SCALE" --size="$$SIZE"
 
 up: $(VENV)/.installed ## Start everything on this machine: database, object store, API and workers
-	@$(PY) -m dreamforge --no-env-file up --port="$$PORT"
+	@DF_FAKE_RUNNER=1 $(PY) -m dreamforge --no-env-file up --port="$$PORT"
 
 test: $(VENV)/.installed-dev ## Run the tests
 	@$(PY) -m pytest $(ARGS)

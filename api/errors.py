@@ -96,7 +96,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
     code = _CODES.get(error.status_code, "internal")
     message = {
-        "not_found": f"There is nothing at {request.url.path}.",
+        "not_found": f"There is nothing at {request.url.path[:200]}.",
         "method_not_allowed": f"{request.method} is not possible here; see the header Allow.",
     }.get(code, error.detail)
     return respond(request, ApiError(code, message, headers=headers))

@@ -136,6 +136,9 @@ def _etags(header: str) -> set[str]:
 async def _body(request: Request, most: int) -> bytes:
     _expect_json(request.headers.get("content-type", ""))
     too_large = ApiError("payload_too_large", f"The body is over {most} bytes.", {"field": "body", "max_bytes": most})
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise too_large
     body = bytearray()
     try:
         async for chunk in request.stream():

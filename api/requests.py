@@ -4,7 +4,7 @@ Three forms ask for the same kinds of job: the legacy form (generate alone), `ch
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -17,6 +17,8 @@ from orchestrator.plan import output_size
 
 Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
 Impl = Literal["auto", "image", "gan", "diffusion"]
+Engine = Literal["sdxl", "flux-srpo"]
+Scale = Literal[2, 4]
 Side = Annotated[int, Meta(ge=16, le=4096)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
@@ -28,7 +30,7 @@ T = TypeVar("T")
 class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Enlarge every generated image."""
 
-    scale: Literal[2, 4] = 2
+    scale: Scale = 2
     impl: Impl = "auto"
     strict_scale: bool = False
 
@@ -56,7 +58,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     count: Annotated[int, Meta(ge=1, le=100)] = 1
     model_id: UUID | None = None
     provider: str | None = None
-    engine: Literal["sdxl", "flux-srpo"] | None = None
+    engine: Engine | None = None
 
 
 class JobRequest(Generate, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,22 +72,34 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The second element of `pipeline`."""
 
     type: Literal["upscale"]
-    scale: Literal[2, 4] = 2
+    scale: Scale = 2
     mode: Literal["image"] = "image"
 
 
 _BESIDE_PIPELINE = {"pipeline", "metadata"}
 # msgspec names the place in the message only: "Expected `int` <= 100 - at `$.count`", "… - at `key` in `$.metadata`".
 _PLACE = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_QUOTED = re.compile(r"`([^`]*)`")
+_JSON_NAMES = {"int": "integer", "str": "string", "float": "number", "bool": "boolean"}
+_CHOICES = {
+    "type": ("generate",),
+    "scheduler": get_args(Scheduler),
+    "format": get_args(ImageFormat),
+    "engine": get_args(Engine),
+    "impl": get_args(Impl),
+    "scale": get_args(Scale),
+}
 _NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
 
 def parse(body: bytes) -> JobRequest:
     """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
+    if not body.strip():
+        raise invalid("body", "empty; send a JSON object")
     try:
         given = _cleaned(msgspec.json.decode(body), "")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid("body", f"not valid JSON: {error}") from None
+        raise invalid("body", _not_json(body, error)) from None
     except RecursionError:
         raise invalid("body", "nested too deeply") from None
     if not isinstance(given, dict):
@@ -120,11 +134,17 @@ def events(
     return created, private
 
 
+def _not_json(body: bytes, error: Exception) -> str:
+    # msgspec takes the lone half of a surrogate pair for a text that was cut off.
+    hint = " (perhaps a lone surrogate, an escape like \\ud800)" if rb"\ud" in body.lower() else ""
+    return f"not valid JSON: {error}{hint}"
+
+
 def _bound(generate: GenerateParams, upscale: UpscaleParams | None, max_pixels: int) -> None:
     width, height = output_size(generate, upscale, "upscale" if upscale else "generate")
     if width * height > max_pixels:
         field = "chain.upscale.scale" if upscale else "width"
-        raise invalid(field, f"the output of {width}x{height} pixels is over the limit", max_pixels=max_pixels)
+        raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
 
 
 def _cleaned(value: Any, place: str) -> Any:
@@ -144,24 +164,24 @@ def _cleaned(value: Any, place: str) -> Any:
             return value
 
 
-def _present(given: dict[str, Any]) -> dict[str, Any]:
-    """A field that is null is as good as absent."""
-    return {name: value for name, value in given.items() if value is not None}
+def _present(given: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """A known field that is null is as good as absent."""
+    return {name: value for name, value in given.items() if value is not None or name not in kind.__struct_fields__}
 
 
 def _from_chain(given: dict[str, Any]) -> JobRequest:
-    given = _present(given)
+    given = _present({name: value for name, value in given.items() if name != "pipeline"}, JobRequest)
     chain = given.get("chain")
     if isinstance(chain, dict):
-        chain = _present(chain)
+        chain = _present(chain, Chain)
         if isinstance(chain.get("upscale"), dict):
-            chain["upscale"] = _present(chain["upscale"])
+            chain["upscale"] = _present(chain["upscale"], Upscale)
         given["chain"] = chain
     return _convert(given, JobRequest, "")
 
 
 def _from_pipeline(given: dict[str, Any]) -> JobRequest:
-    given = _present(given)
+    given = _present(given, JobRequest)
     for name in given:
         if name not in _BESIDE_PIPELINE:
             known = name in JobRequest.__struct_fields__
@@ -171,7 +191,7 @@ def _from_pipeline(given: dict[str, Any]) -> JobRequest:
             pass
         case _:
             raise _other_pipeline()
-    second = _present(second)
+    second = _present(second, PipelineUpscale)
     for name in second:
         if name not in PipelineUpscale.__struct_fields__:
             raise invalid(f"pipeline[1].{name}", "unknown field")
@@ -179,7 +199,7 @@ def _from_pipeline(given: dict[str, Any]) -> JobRequest:
         upscale = msgspec.convert(second, PipelineUpscale)
     except msgspec.ValidationError:
         raise _other_pipeline() from None
-    generate = _convert(_present(first), Generate, "pipeline[0]")
+    generate = _convert(_present(first, Generate), Generate, "pipeline[0]")
     metadata = _convert({"metadata": given.get("metadata", {})}, _JobMetadata, "").metadata
     chain = Chain(upscale=Upscale(scale=upscale.scale, impl="image"))
     return JobRequest(**asdict(generate), chain=chain, metadata=metadata)
@@ -211,4 +231,13 @@ def _explained(text: str, place: str) -> ApiError:
         path = f"{path}.{named['name']}"
         reason = "unknown field" if "unknown" in reason else "required"
     field = (place + path).lstrip(".") or "body"
-    return invalid(field, reason.replace("`", ""))
+    choices = _CHOICES.get(path.rpartition(".")[2])
+    if choices and reason.startswith("Invalid enum value"):
+        reason = f"must be one of {', '.join(map(str, choices))}"
+    return invalid(field, _QUOTED.sub(_plain, reason))
+
+
+def _plain(quoted: re.Match[str]) -> str:
+    """Python's names of types as JSON calls them."""
+    names = [_JSON_NAMES.get(name, name) for name in quoted[1].split(" | ") if name != "null"]
+    return " or ".join(names)

@@ -68,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def unicode_text(text: str) -> str:
+    """An argument that is sound Unicode; a terminal of another encoding, or a stray byte, makes lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("this is not valid UTF-8") from None
+    return text
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Width and height from `512` or `640x384`."""
     width, _, height = text.lower().partition("x")
@@ -136,8 +145,8 @@ def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True, help="what to paint")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid")
+    parser.add_argument("--prompt", required=True, type=unicode_text, help="what to paint")
+    parser.add_argument("--negative-prompt", type=unicode_text, metavar="TEXT", help="what to avoid")
     parser.add_argument("--count", type=int, metavar="N", help="how many images")
     parser.add_argument("--size", type=image_size, metavar="SIZE", help="like 512 or 640x384")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
@@ -238,6 +247,8 @@ def _code_of(error: ApiError) -> int:
 
 def _told(error: ApiError) -> str:
     field, reason = error.details.get("field"), error.details.get("reason")
+    if reason and str(reason) in error.message:
+        return error.message
     place = f" ({field}: {reason})" if field and reason else f" ({field})" if field else ""
     return f"{error.message}{place}"
 

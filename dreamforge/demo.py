@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from dreamforge import contact_sheet, show
-from dreamforge.cli import image_size
+from dreamforge.cli import image_size, unicode_text
 from dreamforge.client import Client, ClientError, JsonObject
 from dreamforge.contact_sheet import Print
 from dreamforge.embedded.processes import LOOPBACK, choose_ports, end, is_running, tail, until
@@ -214,8 +214,12 @@ def _write_sheet(wish: Wish, paths: dict[tuple[str, int], Path]) -> None:
 
 def parse_wish(argv: Sequence[str] | None) -> Wish:
     """The wish that `make demo`'s variables make; complains of a wrong one by the variable's name, and exits."""
-    parser = argparse.ArgumentParser(prog="make demo", description="Run one chained job and show what comes out.")
-    parser.add_argument("--prompt", default="", help="PROMPT, what to paint")
+    parser = argparse.ArgumentParser(
+        prog="make demo",
+        usage="make demo PROMPT=… COUNT=… SCALE=2|4 SIZE=512|640x384",
+        description="Run one chained job and show what comes out.",
+    )
+    parser.add_argument("--prompt", default="", type=unicode_text, help="PROMPT, what to paint")
     parser.add_argument("--count", default="", help="COUNT, how many images: 1 to 100")
     parser.add_argument("--scale", default="", help="SCALE, by how much to upscale: 2 or 4")
     parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")

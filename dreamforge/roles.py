@@ -207,8 +207,10 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
         core.doorbell.start()
         for role in roles:
             await role(core, stack)
+        _log.info("running", roles=[role.__name__.strip("_") for role in roles])
         await stopping.wait()
         _log.info("stopping")
+    _log.info("stopped")
     failed = [task.exception() for task in core.tasks if task.done() and not task.cancelled() and task.exception()]
     if failed:
         raise CannotStart("a role broke; see the log above")

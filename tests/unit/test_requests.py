@@ -406,3 +406,24 @@ def test_any_json_is_a_request_or_a_refusal(body: object) -> None:
 def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
     only_a_request_or_a_refusal(body)
     only_a_request_or_a_refusal(b'{"type":"generate","prompt":"x",' + body + b"}")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "empty"),
+        (b'{"type":"generate","prompt":"\\ud800"}', "lone surrogate"),
+        (b'{"type":"upscale","prompt":"x"}', "must be one of generate"),
+        (b'{"type":"generate","prompt":"x","format":"gif"}', "must be one of png, jpg"),
+        (b'{"type":"generate","prompt":"x","chain":{"upscale":{"scale":3}}}', "must be one of 2, 4"),
+        (b'{"type":"generate","prompt":"x","seed":1.5}', "integer"),
+        (b'{"type":"generate","prompt":"x","bogus":null}', "unknown field"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed(body: bytes, said: str) -> None:
+    """In words of JSON, not of Python."""
+    with pytest.raises(ApiError) as refused:
+        parse(body)
+    assert refused.value.details is not None
+    assert said in refused.value.details["reason"]
+    assert "int |" not in refused.value.message

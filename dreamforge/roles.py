@@ -11,9 +11,10 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 import uvicorn
@@ -174,14 +175,10 @@ def _main(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequenc
     return _reported(_serve(start, roles))
 
 
-def _reported(work: Awaitable[None]) -> int:
+def _reported(work: Coroutine[Any, Any, None]) -> int:
     """Run to the end; a reason not to start is told in a sentence."""
-
-    async def run() -> None:
-        await work
-
     try:
-        asyncio.run(run())
+        asyncio.run(work)
     except (SettingsError, EmbeddedError, EventStoreError, CannotStart) as error:
         _log.error("cannot start", reason=str(error))
         return 1

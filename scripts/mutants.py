@@ -159,6 +159,27 @@ MUTANTS = (
         "tests/unit/test_decisions.py -k since_the_claim",
     ),
     Mutant(
+        "claim-never-runs-out",
+        "runners/steps.py",
+        "        if time.monotonic() > claim.expires:",
+        "        if False:",
+        "tests/store/test_step_runner.py -k ran_out",
+    ),
+    Mutant(
+        "fenced-run-keeps-its-message",
+        "runners/steps.py",
+        "            await self._jobs.settle(claim.ack())\n\n    async def _start",
+        "\n    async def _start",
+        "tests/store/test_step_runner.py -k takes_its_own",
+    ),
+    Mutant(
+        "hand-back-keeps-its-token",
+        "schema.sql",
+        ", read_ct = q.read_ct + 1 '\n                'from",
+        " '\n                'from",
+        "tests/store/test_outbox.py -k late_heartbeat",
+    ),
+    Mutant(
         "owner-not-asked",
         "schema.sql",
         "'on q.msg_id = mine.msg_id and q.read_ct = mine.read_ct order by",

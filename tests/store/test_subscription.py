@@ -1,6 +1,7 @@
 """Subscriptions: at every fact exactly once, whatever comes between."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from eventstore import codec
 from eventstore.events import CancelRequested, Recorded, StepFinish, StepStart
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Move, Moved
+from eventstore.log import Append, Batch, Move, Moved, Send
 from eventstore.outbox import Claim, Command
 from eventstore.subscription import Subscription
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
@@ -58,26 +59,46 @@ class Recorder:
         return (await self._store.log.commit(Batch(moves=moves))).moves
 
 
+class Forwarder(Recorder):
+    """A handler that sends a command for each event, in the commit of the move: what it did outlives its death."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, [])
+
+    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+        sends = [
+            Send(
+                stream=one.stream_id,
+                queue="generate",
+                message=Command(job_id=one.stream_id, step_id=new_id(), step="generate", version=one.version),
+            )
+            for one in events
+        ]
+        return (await self._store.log.commit(Batch(sends=sends, moves=moves))).moves
+
+
 async def test_competing_processes_handle_every_event_exactly_once(store: Store, db_url: str) -> None:
     """Given three processes on one subscription, two of which are killed midway, then each event is handled once."""
-    seen: list[tuple[UUID, int]] = []
     stores = [Store(db_url) for _ in range(3)]
     tasks = [
-        asyncio.create_task(Subscription(one.log, one.doorbell, Recorder(one, seen), poll_s=0.02).run())
-        for one in stores
+        asyncio.create_task(Subscription(one.log, one.doorbell, Forwarder(one), poll_s=0.02).run()) for one in stores
     ]
     appends = [some_append(count=2) for _ in range(60)]
     for n, one in enumerate(appends):
         await store.log.commit(Batch(appends=[one]))
         if n in {20, 40}:
             tasks[n // 20 - 1].cancel()
-    expected = sorted((one.stream, version) for one in appends for version in (1, 2))
+    expected = sorted((str(one.stream), version) for one in appends for version in (1, 2))
 
-    async def handled() -> bool:
-        return len(seen) >= len(expected)
+    async def handled() -> list[tuple[str, int]]:
+        rows = await store.database.read("select message from pgmq.q_generate")
+        return sorted((found["job_id"], found["version"]) for row in rows for found in [json.loads(row["message"])])
 
-    await eventually(handled, within=30)
-    assert sorted(seen) == expected
+    async def all_handled() -> bool:
+        return len(await handled()) >= len(expected)
+
+    await eventually(all_handled, within=30)
+    assert await handled() == expected
     tasks[2].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for other in stores:

@@ -16,7 +16,8 @@ override COUNT := $(value COUNT)
 override SCALE := $(value SCALE)
 override SIZE := $(value SIZE)
 override PORT := $(value PORT)
-export PROMPT COUNT SCALE SIZE PORT
+override BASE := $(value BASE)
+export PROMPT COUNT SCALE SIZE PORT BASE
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -24,13 +25,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up test lint fmt type floors check mutants clean
+.PHONY: help install demo up up-fake test test-eager contract openapi e2e-m4 lint fmt type floors check mutants clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo PROMPT=\"a knight's castle\" COUNT=4 SCALE=2|4 SIZE=512|640x384"
 	@echo "  make up PORT=8001"
+	@echo "  make e2e-m4 BASE=http://127.0.0.1:8001"
 	@echo "  make test ARGS=\"-k 'chain or seeds' -x\""
 
 install: $(VENV)/.installed ## Create .venv and install the service into it
@@ -39,11 +41,26 @@ install: $(VENV)/.installed ## Create .venv and install the service into it
 demo: $(VENV)/.installed ## Run one chained job on an embedded stack and show what comes out (in demo-output/)
 	@$(PY) -m dreamforge.demo --prompt="$$PROMPT" --count="$$COUNT" --scale="$$SCALE" --size="$$SIZE"
 
-up: $(VENV)/.installed ## Start everything on this machine: database, object store, API and workers
+up: up-fake ## Start everything on this machine; the same as up-fake as long as no engine has a model
+
+up-fake: $(VENV)/.installed ## Start database, object store, API and workers, which paint with the fake engine
 	@DF_FAKE_RUNNER=1 $(PY) -m dreamforge --no-env-file up --port="$$PORT"
 
 test: $(VENV)/.installed-dev ## Run the tests
 	@$(PY) -m pytest $(ARGS)
+
+test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one process that answers a job when it has ended
+	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest tests/http tests/flow/test_m5_*.py \
+		--ignore=tests/http/test_schemathesis.py --ignore=tests/http/test_browser.py $(ARGS)
+
+contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
+	@DF_TEST_EXAMPLES=200 $(PY) -m pytest tests/http/test_schemathesis.py $(ARGS)
+
+openapi: $(VENV)/.installed-dev ## Write docs/openapi/openapi.v1.json from the code; a test keeps the two equal
+	@$(PY) -m api.openapi > docs/openapi/openapi.v1.json
+
+e2e-m4: $(VENV)/.installed ## Validate from outside a stack that is started for it, or the service at BASE
+	@$(PY) scripts/e2e.py --base="$$BASE"
 
 lint: $(VENV)/.installed-dev ## Check style and formatting
 	@$(PY) -m ruff check $(SOURCES)

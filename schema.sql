@@ -60,6 +60,10 @@ create table eventstore.events (
     unique (stream_id, version)           -- histories read one stream by version; also the last line of defence
 );
 
+-- The few streams that are no job's (models), read whole: without it every read of them would scan all jobs' events.
+-- Partial, so that an append to a job pays nothing for it.
+create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
+
 create function eventstore.refuse_change() returns trigger
 language plpgsql as $$
 begin
@@ -592,6 +596,11 @@ create table readmodel.jobs (
     error_code    text,
     error_message text
 );
+
+-- The list of jobs, read backwards. None of these columns ever changes, so that a job's row is updated in place.
+create index jobs_listed on readmodel.jobs (tenant, created_at, job_id);
+-- The list by a status that few jobs have for long; most have succeeded, and are found through the index above.
+create index jobs_by_status on readmodel.jobs (tenant, status, created_at, job_id) where status <> 'succeeded';
 
 create table readmodel.steps (
     step_id       uuid        primary key,

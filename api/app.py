@@ -1,48 +1,94 @@
 """The routes."""
 
-from collections.abc import Awaitable, Callable
-
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from api import health, jobs, stream
+from api import commands, docs, feed, jobs, models, schemas, stream
 from api.errors import HANDLERS
+from api.event_stream import Endpoint, shedding
+from api.health import Health, healthz, metrics, readyz
+from api.metrics import RequestMetrics
 from api.middleware import RequestIds
 from api.responses import json_response
 from api.services import Services
 
+_GZIP_FROM = 1000
+_EXPOSED = ["ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"]
+
 
 async def service(_request: Request) -> Response:
     """GET /v1/: who answers."""
-    return json_response({"service": "dream-forge", "version": "v1"})
+    return json_response(schemas.Service())
 
 
-def _streaming(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+async def _jobs(request: Request) -> Response:
+    # One route: of two with the same path, Starlette would name the first one's methods alone in Allow.
+    return await (commands.create if request.method == "POST" else jobs.list_jobs)(request)
+
+
+def _streaming(path: str, endpoint: Endpoint) -> Route:
     """A route of a stream, which has no HEAD."""
-    route = Route(path, endpoint)
+    route = Route(path, shedding(endpoint))
     route.methods = {"GET"}
     return route
 
 
+HEALTH_ROUTES = [
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+    Route("/metrics", metrics),
+]
 ROUTES = [
     Route("/v1/", service),
-    Route("/v1/jobs", jobs.create, methods=["POST"]),
+    Route("/v1/jobs", _jobs, methods=["GET", "POST"]),
     Route("/v1/jobs/{job_id}", jobs.show),
     Route("/v1/jobs/{job_id}/artifacts", jobs.artifacts),
+    Route("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
+    Route("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
     Route("/v1/jobs/{job_id}/progress", jobs.progress),
     _streaming("/v1/jobs/{job_id}/progress/stream", stream.stream),
     Route("/v1/jobs/{job_id}/events", jobs.events),
-    Route("/healthz", health.healthz),
-    Route("/readyz", health.readyz),
+    Route("/v1/jobs/{job_id}/logs", jobs.logs),
+    Route("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),
+    Route("/v1/events", feed.page),
+    _streaming("/v1/events/stream", feed.stream),
+    Route("/v1/models", models.list_models),
+    Route("/v1/models/{model_id}", models.show),
+    *HEALTH_ROUTES,
+    Route("/openapi.json", docs.document),
+    Route("/docs", docs.page),
 ]
 
 
-def build(services: Services) -> ASGIApp:
+def build(services: Services, health: Health) -> ASGIApp:
     """The ASGI application."""
-    app = Starlette(routes=ROUTES, exception_handlers=HANDLERS)
-    app.state.services = services
-    # Around everything: an answer of 500, too, must carry its request's id.
-    return RequestIds(app)
+    starlette = Starlette(routes=[*ROUTES, Mount("/docs/assets", docs.assets())], exception_handlers=HANDLERS)
+    starlette.state.services = services
+    starlette.state.health = health
+    app: ASGIApp = GZipMiddleware(starlette, minimum_size=_GZIP_FROM)
+    if services.config.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=services.config.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    return _observed(app)
+
+
+def build_health(health: Health) -> ASGIApp:
+    """The application of a role that serves nothing else."""
+    starlette = Starlette(routes=HEALTH_ROUTES, exception_handlers=HANDLERS)
+    starlette.state.health = health
+    return _observed(starlette)
+
+
+def _observed(app: ASGIApp) -> ASGIApp:
+    # Around everything: an answer of 500, too, is counted, and must carry its request's id.
+    return RequestIds(RequestMetrics(app))

@@ -1,4 +1,4 @@
-"""The server-sent events of a job (WHATWG HTML, section 9.2). Pure.
+"""The server-sent events (WHATWG HTML, section 9.2). Pure.
 
 Frames are `event:`, `data:`, `id:`, in this order, with LF. Only events of the log carry an id, so that a resume by
 Last-Event-ID can skip nothing.
@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from api.responses import stamp
+from api import lines
+from api.responses import log_event
 from eventstore import codec
 from eventstore.events import ArtifactWritten, Recorded, StepError, StepFinish, StepStart
 from projections.progress import Progress
@@ -22,16 +23,13 @@ def retry(millis: int) -> bytes:
 
 
 def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
-    """One event of the log. steps_apart: step.start and step.finish as `event: step` rather than `event: log`."""
+    """One event of a job. steps_apart: step.start and step.finish as `event: step` rather than `event: log`."""
     body = codec.body(event)
-    line: dict[str, Any] = {
-        "ts": stamp(event.ts),
-        "level": "info" if body is None else body.level,
-        "code": event.code,
-    }
+    line = lines.head(event, body)
     match body:
         case ArtifactWritten():
             kind = "artifact"
+            del line["message"]
             line |= {
                 "step": body.step_name,
                 "item_index": body.item_index,
@@ -44,24 +42,31 @@ def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
             }
         case StepError():
             kind = "error"
-            line |= {"code": body.error_code, "message": body.message(), "step": body.step_name}
+            line |= {"code": body.error_code, "step": body.step_name}
             if body.item_index is not None:
                 line["item_index"] = body.item_index
         case _:
             kind = "step" if steps_apart and isinstance(body, StepStart | StepFinish) else "log"
-            line["message"] = event.code if body is None else body.message()
-            if body is not None and body.step is not None:
-                line["step"] = body.step
+            line |= lines.data(event)
     # The log keeps the text as it came, and a line break in it would end the frame.
     line["payload"] = msgspec.Raw(msgspec.json.format(event.data, indent=-1).encode())
-    return _frame(kind, msgspec.json.encode(line), event.version)
+    return _frame(kind, line, event.version)
 
 
 def of_progress(progress: Progress) -> bytes:
     """How far the job has come by now."""
-    return _frame("progress", msgspec.json.encode(progress), None)
+    return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress)
 
 
-def _frame(kind: str, data: bytes, version: int | None) -> bytes:
-    tail = b"\n" if version is None else b"id: %d\n\n" % version
-    return b"event: %s\ndata: %s\n%s" % (kind.encode(), data, tail)
+def of_log_event(event: Recorded, cursor: str) -> bytes:
+    """One event of the whole log, as a message without a name."""
+    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
+
+
+def place(cursor: str) -> bytes:
+    """Where a subscriber of the whole log stands: moves its Last-Event-ID, and no message comes of it."""
+    return b"id: %s\n\n" % cursor.encode()
+
+
+def _frame(kind: str, line: dict[str, Any], version: int) -> bytes:
+    return b"event: %s\ndata: %s\nid: %d\n\n" % (kind.encode(), msgspec.json.encode(line), version)

@@ -1,29 +1,58 @@
-"""Is the service alive, and is it ready?"""
+"""Is the service alive, is it ready, and how is it doing?"""
 
 import asyncio
 import time
+from collections.abc import Mapping
 
+import msgspec
+from prometheus_client import REGISTRY, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.metrics import HEALTHZ_HITS
 from api.responses import json_response
-from api.services import Check, Services
+from api.services import Check
+from eventstore.metrics import Backlog
 
 _CHECK_S = 3.0
 
+# Otherwise every counter and histogram has a second series with its time of birth, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the one function there without annotations
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start."""
+
+    checks: Mapping[str, Check]
+    backlog: Backlog
+
 
 async def healthz(_request: Request) -> Response:
-    """The process answers."""
+    """GET /healthz: the process answers."""
+    HEALTHZ_HITS.inc()
     return json_response({"status": "ok", "ts": int(time.time())})
 
 
 async def readyz(request: Request) -> Response:
-    """Everything that the process needs is there; 503 names what isn't."""
-    services: Services = request.app.state.services
-    found = await asyncio.gather(*(_verdict(check) for check in services.checks.values()))
-    checks = dict(zip(services.checks, found, strict=True))
+    """GET /readyz: everything that the process needs is there; 503 names what isn't."""
+    checks = dict(_health(request).checks)
+    found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     ready = all(verdict == "ok" for verdict in found)
-    return json_response({"status": "ready" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+    verdicts = dict(zip(checks, found, strict=True))
+    return json_response({"status": "ready" if ready else "unavailable", "checks": verdicts}, 200 if ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics: all metrics of the process, in the form that the scraper asks for."""
+    await _health(request).backlog.refresh()
+    body, content_type = _exposition(", ".join(request.headers.getlist("accept")))
+    return Response(body, headers={"Content-Type": content_type})
+
+
+def _health(request: Request) -> Health:
+    health: Health = request.app.state.health
+    return health
 
 
 async def _verdict(check: Check) -> str:
@@ -35,3 +64,11 @@ async def _verdict(check: Check) -> str:
     except Exception as error:  # noqa: BLE001  # whatever is wrong is the answer
         return str(error) or type(error).__name__
     return "ok"
+
+
+def _exposition(accept: str) -> tuple[bytes, str]:
+    try:
+        encode, content_type = choose_encoder(accept)
+        return encode(REGISTRY), content_type
+    except TypeError:  # how the library takes a version that is no number
+        return generate_latest(REGISTRY), CONTENT_TYPE_PLAIN_0_0_4

@@ -1,161 +1,190 @@
-"""The handlers of /v1/jobs."""
+"""The handlers that read jobs."""
 
-import asyncio
-import secrets
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from typing import get_args
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
-from api import requests, responses
-from api.errors import ApiError, invalid, not_found, unavailable
+from api import lines, preferences, responses
+from api.cursors import JobsCursor
+from api.errors import invalid, not_found
+from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
 from api.responses import json_response
 from api.services import Services
-from eventstore.committer import Transition
-from eventstore.events import Meta
-from eventstore.ids import new_id
-from eventstore.log import Append
-from orchestrator.plan import SEED_PRIME
-from orchestrator.transact import event
+from eventstore import codec
+from eventstore.events import Recorded, Status, StepName
+from eventstore.log import DEFAULT_TENANT
 from projections.progress import progress as progress_of
-from projections.views import JobView
+from projections.views import JobView, view
 
 _MOST_EVENTS = 1000
+_PAGE = 500
+_LARGEST_VERSION = 2**31 - 1
 
 
-async def create(request: Request) -> Response:
-    """POST /v1/jobs: the job, its steps and the duty to run the first are durable when this answers."""
+async def list_jobs(request: Request) -> Response:
+    """GET /v1/jobs: the newest first, page by page."""
     services: Services = request.app.state.services
-    wanted = requests.parse(await _body(request, services.config.max_body_bytes))
-    created, private = requests.events(
-        wanted,
-        seed=1 + secrets.randbelow(SEED_PRIME),
-        step_ids=(new_id(), new_id()),
-        max_pixels=services.config.max_pixels,
+    limit = clamped_number(request, "limit", default=20, least=1, most=200)
+    status = one_of(request, "status", get_args(Status))
+    cursor = _jobs_cursor(request)
+    found = await services.queries.jobs(
+        DEFAULT_TENANT,
+        status=status,  # type: ignore[arg-type]  # one of them, as just checked
+        before=None if cursor is None else (cursor.created_at, cursor.job_id),
+        limit=limit + 1,
     )
-    job_id = new_id()
-    first = event(created, Meta(request_id=request.state.request_id), private=private)
-    transition = Transition(append=Append(stream=job_id, expected=0, events=(first,)))
+    page, more = found[:limit], found[limit:]
+    next_cursor = JobsCursor(page[-1].created_at, page[-1].job_id).encode() if more else None
+    return json_response(responses.job_list(page, next_cursor))
+
+
+def _jobs_cursor(request: Request) -> JobsCursor | None:
+    given = request.query_params.get("cursor")
+    if given is None:
+        return None
     try:
-        async with asyncio.timeout(services.config.commit_timeout_s):
-            await services.committer.commit(transition)
-    except TimeoutError:
-        raise unavailable() from None
-    return json_response(
-        responses.created(job_id, "queued", first.ts),
-        services.config.create_status,
-        {"Location": f"/v1/jobs/{job_id}", "ETag": '"v1"'},
-    )
+        return JobsCursor.decode(given)
+    except ValueError:
+        raise invalid("cursor", "is none of this list; take it from next_cursor as it stands") from None
 
 
 async def show(request: Request) -> Response:
-    """GET /v1/jobs/{id}."""
-    view = await load(request)
-    etag = f'"v{view.version}"'
-    if {etag, "*"} & _etags(request.headers.get("if-none-match", "")):
-        return Response(status_code=304, headers={"ETag": etag})
-    return json_response(responses.job(view), headers={"ETag": etag})
+    """GET /v1/jobs/{id}: as it is, as it was, or once it has ended."""
+    services: Services = request.app.state.services
+    headers: dict[str, str] = {}
+    seen = await _as_it_was(request)
+    if seen is None:
+        seen = await load(request)
+        patience = preferences.wait(request)
+        if patience is not None and not seen.terminal:
+            seen = await preferences.until_terminal(services, seen.job_id, patience) or seen
+        headers = preferences.applied(patience)
+    headers["ETag"] = responses.etag(seen.version)
+    if {headers["ETag"], "*"} & _etags(request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=headers)
+    return json_response(responses.job(seen), headers=headers)
+
+
+async def _as_it_was(request: Request) -> JobView | None:
+    """The job after a version, or at a time: after the longest beginning of its history whose `ts` are all by then."""
+    version = request.query_params.get("as_of_version")
+    at = moment(request, "as_of")
+    if version is None and at is None:
+        return None
+    if version is not None and at is not None:
+        raise invalid("as_of", "can't stand beside as_of_version; give one of them")
+    history = await _history(request)
+    if at is not None:
+        count = next((n for n, event in enumerate(history) if event.ts > at), len(history))
+    else:
+        count = whole_number(request, "as_of_version", default=0, least=0, most=_LARGEST_VERSION)
+        if count > len(history):
+            raise invalid("as_of_version", f"the job is at version {len(history)}", version=len(history))
+    seen = view(codec.fact(event) for event in history[:count])
+    if seen is None:
+        raise not_found(f"job {job_id(request)} at that time")
+    return seen
+
+
+async def _history(request: Request) -> list[Recorded]:
+    services: Services = request.app.state.services
+    job = job_id(request)
+    history = await services.log.stream(job)
+    if not history or history[0].category != "job":
+        raise not_found(f"job {job}")
+    return history
 
 
 async def artifacts(request: Request) -> Response:
     """GET /v1/jobs/{id}/artifacts."""
     services: Services = request.app.state.services
-    view = await load(request, artifacts=True)
-    chosen = list(view.artifacts)
-    wanted = request.query_params.get("step")
-    if wanted is not None:
-        if wanted not in {"generate", "upscale"}:
-            raise invalid("step", "must be generate or upscale")
-        ids = {step.step_id for step in view.steps if step.name == wanted}
-        chosen = [one for one in chosen if one.step_id in ids]
+    wanted = one_of(request, "step", get_args(StepName))
+    seen = await load(request, artifacts=True)
+    ids = {step.step_id for step in seen.steps if wanted in {None, step.name}}
+    chosen = [one for one in seen.artifacts if one.step_id in ids]
     expires_s = services.config.presign_expires_s
     expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
     urls = await services.presign([one.s3_key for one in chosen], expires_s)
-    return json_response(responses.artifacts(view, chosen, urls, expires_at))
+    return json_response(responses.artifacts(seen, chosen, urls, expires_at))
+
+
+async def content(request: Request) -> Response:
+    """GET /v1/jobs/{id}/artifacts/{artifact_id}/content: to where the bytes are."""
+    services: Services = request.app.state.services
+    artifact_id = path_id(request, "artifact_id", "artifact")
+    seen = await load(request, artifacts=True)
+    key = next((one.s3_key for one in seen.artifacts if one.artifact_id == artifact_id), None)
+    if key is None:
+        raise not_found(f"artifact {artifact_id} of job {seen.job_id}")
+    url = (await services.presign([key], services.config.presign_expires_s))[0]
+    return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
 
 
 async def progress(request: Request) -> Response:
     """GET /v1/jobs/{id}/progress."""
     services: Services = request.app.state.services
-    view = await load(request, artifacts=True)
+    seen = await load(request, artifacts=True)
     per_step = "per_step" in included(request)
-    return json_response(progress_of(view, services.config.weights, per_step=per_step))
+    return json_response(progress_of(seen, services.config.weights, per_step=per_step))
 
 
 async def events(request: Request) -> Response:
     """GET /v1/jobs/{id}/events: the whole history, page by page."""
     services: Services = request.app.state.services
     job = job_id(request)
-    after = whole_number(request, "after_version", default=0, least=0, most=2**31 - 1)
+    after = whole_number(request, "after_version", default=0, least=0, most=_LARGEST_VERSION)
     limit = whole_number(request, "limit", default=100, least=1, most=_MOST_EVENTS)
     found = await services.log.stream(job, after=after, limit=limit + 1)
-    if not found:
+    if not found or found[0].category != "job":
+        found = []
         await load(request)
     return json_response(responses.history(found[:limit], has_more=len(found) > limit))
+
+
+async def logs(request: Request) -> Response:
+    """GET /v1/jobs/{id}/logs: the history as lines of NDJSON, streamed; or the end of it."""
+    services: Services = request.app.state.services
+    since = moment(request, "since_ts")
+    most = services.config.logs_tail_max
+    tail = whole_number(request, "tail", default=services.config.logs_tail_default, least=1, most=most)
+    seen = await load(request)
+    first = 1 if since is None else await first_since(services, seen, since)
+    if since is None or "tail" in request.query_params:
+        first = max(first, seen.version - tail + 1)
+    return StreamingResponse(_lines(services, seen, first), media_type="application/x-ndjson")
+
+
+async def _lines(services: Services, seen: JobView, first: int) -> AsyncGenerator[bytes, None]:
+    while first <= seen.version:
+        limit = min(_PAGE, seen.version - first + 1)
+        page = await services.log.stream(seen.job_id, after=first - 1, limit=limit)
+        yield b"".join(lines.line(event) for event in page)
+        first += limit
+
+
+async def first_since(services: Services, seen: JobView, since: datetime) -> int:
+    """The version of a job's first event that did not happen before a time; the next one to come if all did.
+
+    From there on nothing is left out, even where the clocks of two appenders disagree.
+    """
+    if seen.created_at >= since:
+        return 1
+    history = await services.log.stream(seen.job_id)
+    return next((event.version for event in history if event.ts >= since), len(history) + 1)
 
 
 async def load(request: Request, *, artifacts: bool = False) -> JobView:
     """The job that the path names; 404 where there's none."""
     services: Services = request.app.state.services
     job = job_id(request)
-    view = await services.queries.job(job, artifacts=artifacts)
-    if view is None:
+    found = await services.queries.job(job, artifacts=artifacts)
+    if found is None:
         raise not_found(f"job {job}")
-    return view
-
-
-def job_id(request: Request) -> UUID:
-    """The id in the path; one that is no UUID names no job."""
-    given = request.path_params["job_id"]
-    try:
-        return UUID(given)
-    except ValueError:
-        raise not_found(f"job {given}") from None
-
-
-def included(request: Request) -> set[str]:
-    """What `include` asks for: names with commas between, or the parameter repeated."""
-    return {name.strip() for value in request.query_params.getlist("include") for name in value.split(",")}
-
-
-def whole_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
-    """A query parameter within bounds."""
-    given = request.query_params.get(name)
-    if given is None:
-        return default
-    if not (given.isascii() and given.isdigit() and len(given) < 20 and least <= int(given) <= most):
-        raise invalid(name, f"must be a whole number from {least} to {most}")
-    return int(given)
+    return found
 
 
 def _etags(header: str) -> set[str]:
     return {tag.strip().removeprefix("W/") for tag in header.split(",")}
-
-
-async def _body(request: Request, most: int) -> bytes:
-    _expect_json(request.headers.get("content-type", ""))
-    too_large = ApiError("payload_too_large", f"The body is over {most} bytes.", {"field": "body", "max_bytes": most})
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise too_large
-    except ClientDisconnect:
-        raise invalid("body", "the connection ended before the body did") from None
-    return bytes(body)
-
-
-def _expect_json(content_type: str) -> None:
-    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
-    if kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json")):
-        return
-    raise ApiError(
-        "unsupported_media_type",
-        f"The body is declared as {kind}; send application/json.",
-        {"field": "Content-Type", "reason": "must be application/json"},
-    )

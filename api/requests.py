@@ -3,7 +3,9 @@
 Three forms ask for the same kinds of job: the legacy form (generate alone), `chain`, and `pipeline`.
 """
 
+import hmac
 import re
+from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from uuid import UUID
 
@@ -12,7 +14,15 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
-from eventstore.events import GenerateParams, ImageFormat, JobCreated, PlannedStep, Private, UpscaleParams
+from eventstore.events import (
+    GenerateParams,
+    Idempotency,
+    ImageFormat,
+    JobCreated,
+    PlannedStep,
+    Private,
+    UpscaleParams,
+)
 from orchestrator.plan import output_size
 
 Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
@@ -76,6 +86,22 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     mode: Literal["image"] = "image"
 
 
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """A request in two readings: `request` with its defaults filled, `given` as it came, but for its form."""
+
+    request: JobRequest
+    given: dict[str, Any]
+
+    def idempotency(self, key: bytes) -> Idempotency:
+        """What is kept of an Idempotency-Key, and of the request that came with it.
+
+        The request is kept as an HMAC under the key, which is nowhere kept itself: it would else tell a short prompt
+        after its erasure. Of the request as given, so that a later release's defaults make no false conflict.
+        """
+        canonical = msgspec.json.encode(self.given, order="sorted")
+        return Idempotency(key_sha256=sha256(key).hexdigest(), request_hmac=hmac.digest(key, canonical, "sha256").hex())
+
+
 _BESIDE_PIPELINE = {"pipeline", "metadata"}
 # msgspec names the place in the message only: "Expected `int` <= 100 - at `$.count`", "… - at `key` in `$.metadata`".
 _PLACE = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -92,7 +118,7 @@ _CHOICES = {
 _NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
 
-def parse(body: bytes) -> JobRequest:
+def parse(body: bytes) -> Submission:
     """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
     if not body.strip():
         raise invalid("body", "empty; send a JSON object")
@@ -108,7 +134,12 @@ def parse(body: bytes) -> JobRequest:
 
 
 def events(
-    request: JobRequest, *, seed: int, step_ids: tuple[UUID, UUID], max_pixels: int
+    request: JobRequest,
+    *,
+    seed: int,
+    step_ids: tuple[UUID, UUID],
+    max_pixels: int,
+    idempotency: Idempotency | None = None,
 ) -> tuple[JobCreated, Private]:
     """The first event of the job that a request asks for, and its private part.
 
@@ -117,8 +148,6 @@ def events(
     upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
     if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
         raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
-    if request.model_id is not None:
-        raise invalid("model_id", "no such model is installed and enabled")
     wanted = asdict(request)
     generate = GenerateParams(
         **{name: wanted[name] for name in GenerateParams.__struct_fields__ if name != "seed"},
@@ -129,7 +158,7 @@ def events(
     steps = [PlannedStep(step_id=step_ids[0], name="generate")]
     if params is not None:
         steps.append(PlannedStep(step_id=step_ids[1], name="upscale"))
-    created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params)
+    created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params, idempotency=idempotency)
     private = Private(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
     return created, private
 
@@ -169,7 +198,7 @@ def _present(given: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any
     return {name: value for name, value in given.items() if value is not None or name not in kind.__struct_fields__}
 
 
-def _from_chain(given: dict[str, Any]) -> JobRequest:
+def _from_chain(given: dict[str, Any]) -> Submission:
     given = _present({name: value for name, value in given.items() if name != "pipeline"}, JobRequest)
     chain = given.get("chain")
     if isinstance(chain, dict):
@@ -177,10 +206,13 @@ def _from_chain(given: dict[str, Any]) -> JobRequest:
         if isinstance(chain.get("upscale"), dict):
             chain["upscale"] = _present(chain["upscale"], Upscale)
         given["chain"] = chain
-    return _convert(given, JobRequest, "")
+    request = _convert(given, JobRequest, "")
+    if not given.get("chain"):
+        given.pop("chain", None)
+    return Submission(request=request, given=given)
 
 
-def _from_pipeline(given: dict[str, Any]) -> JobRequest:
+def _from_pipeline(given: dict[str, Any]) -> Submission:
     given = _present(given, JobRequest)
     for name in given:
         if name not in _BESIDE_PIPELINE:
@@ -199,10 +231,16 @@ def _from_pipeline(given: dict[str, Any]) -> JobRequest:
         upscale = msgspec.convert(second, PipelineUpscale)
     except msgspec.ValidationError:
         raise _other_pipeline() from None
-    generate = _convert(_present(first, Generate), Generate, "pipeline[0]")
+    first = _present(first, Generate)
+    generate = _convert(first, Generate, "pipeline[0]")
     metadata = _convert({"metadata": given.get("metadata", {})}, _JobMetadata, "").metadata
     chain = Chain(upscale=Upscale(scale=upscale.scale, impl="image"))
-    return JobRequest(**asdict(generate), chain=chain, metadata=metadata)
+    scale = {name: value for name, value in second.items() if name == "scale"}
+    beside = {name: value for name, value in given.items() if name == "metadata"}
+    return Submission(
+        request=JobRequest(**asdict(generate), chain=chain, metadata=metadata),
+        given=first | beside | {"chain": {"upscale": scale | {"impl": "image"}}},
+    )
 
 
 def _other_pipeline() -> ApiError:

@@ -1,4 +1,4 @@
-"""The JSON that clients read. Pure. Documented fields are always present, null where unknown."""
+"""What clients read, made from views and events. Pure."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,8 +8,10 @@ from uuid import UUID
 import msgspec
 from starlette.responses import Response
 
+from api import schemas
 from eventstore import codec
-from eventstore.events import Recorded
+from eventstore.events import Recorded, Status
+from projections.queries import Listed
 from projections.views import ArtifactView, JobView, StepView
 
 
@@ -22,98 +24,117 @@ def _stamp(moment: datetime | None) -> str | None:
     return None if moment is None else stamp(moment)
 
 
-def links(job_id: UUID) -> dict[str, str]:
+def etag(version: int) -> str:
+    """The entity tag (RFC 9110, section 8.8.3) of a job at a version."""
+    return f'"v{version}"'
+
+
+def links(job_id: UUID) -> schemas.Links:
     """Where the rest of a job is to be found."""
     base = f"/v1/jobs/{job_id}"
-    return {
-        "self": base,
-        "artifacts": f"{base}/artifacts",
-        "progress": f"{base}/progress",
-        "stream": f"{base}/progress/stream",
-        "events": f"{base}/events",
-    }
+    return schemas.Links(
+        this=base,
+        artifacts=f"{base}/artifacts",
+        progress=f"{base}/progress",
+        stream=f"{base}/progress/stream",
+        events=f"{base}/events",
+    )
 
 
-def created(job_id: UUID, status: str, created_at: datetime) -> dict[str, Any]:
-    """The answer of POST /v1/jobs."""
-    return {
-        "job": {
-            "id": job_id,
-            "status": status,
-            "type": "generate",
-            "created_at": stamp(created_at),
-            "links": links(job_id),
-        }
-    }
+def job_answer(job_id: UUID, status: Status, created_at: datetime) -> schemas.JobAnswer:
+    """The answer of submitting, cancelling and retrying a job."""
+    stub = schemas.JobStub(id=job_id, status=status, type="generate", created_at=stamp(created_at), links=links(job_id))
+    return schemas.JobAnswer(job=stub)
 
 
-def job(view: JobView) -> dict[str, Any]:
+def job(view: JobView) -> schemas.Job:
     """The answer of GET /v1/jobs/{id}."""
-    return {
-        "id": view.job_id,
-        "type": view.type,
-        "status": view.status,
-        "created_at": stamp(view.created_at),
-        "updated_at": stamp(view.updated_at),
-        "version": view.version,
-        "params": view.params,
-        "metadata": view.metadata,
-        "steps": [_step(step) for step in view.steps],
-        "summary": {"count": view.count, "completed": view.last_step.completed},
-        "error_code": view.error_code,
-        "error_message": view.error_message,
-        "links": links(view.job_id),
-    }
+    return schemas.Job(
+        id=view.job_id,
+        type="generate",
+        status=view.status,
+        created_at=stamp(view.created_at),
+        updated_at=stamp(view.updated_at),
+        version=view.version,
+        params=msgspec.convert(view.params, schemas.JobParams),
+        metadata=view.metadata,
+        steps=[_step(step) for step in view.steps],
+        summary=schemas.Summary(count=view.count, completed=view.last_step.completed),
+        error_code=view.error_code,
+        error_message=view.error_message,
+        links=links(view.job_id),
+    )
 
 
-def _step(step: StepView) -> dict[str, Any]:
-    return {
-        "id": step.step_id,
-        "name": step.name,
-        "status": step.status,
-        "attempt": step.attempt,
-        "started_at": _stamp(step.started_at),
-        "finished_at": _stamp(step.finished_at),
-        "metadata": step.metadata,
-    }
+def _step(step: StepView) -> schemas.Step:
+    return schemas.Step(
+        id=step.step_id,
+        name=step.name,
+        status=step.status,
+        attempt=step.attempt,
+        started_at=_stamp(step.started_at),
+        finished_at=_stamp(step.finished_at),
+        metadata=step.metadata,
+    )
+
+
+def job_list(listed: Sequence[Listed], next_cursor: str | None) -> schemas.JobList:
+    """The answer of GET /v1/jobs."""
+    jobs = [
+        schemas.JobListItem(
+            id=one.job_id,
+            type="generate",
+            status=one.status,
+            created_at=stamp(one.created_at),
+            updated_at=stamp(one.updated_at),
+            summary=schemas.Summary(count=one.count, completed=one.completed),
+        )
+        for one in listed
+    ]
+    return schemas.JobList(jobs=jobs, next_cursor=next_cursor)
 
 
 def artifacts(
     view: JobView, chosen: Sequence[ArtifactView], urls: Sequence[str], expires_at: datetime
-) -> dict[str, Any]:
+) -> schemas.ArtifactList:
     """The answer of GET /v1/jobs/{id}/artifacts; a URL for each chosen one."""
     names = {step.step_id: step.name for step in view.steps}
-    return {
-        "artifacts": [
-            {
-                "id": one.artifact_id,
-                "step": names[one.step_id],
-                "format": one.format,
-                "width": one.width,
-                "height": one.height,
-                "seed": one.seed,
-                "item_index": one.item_index,
-                "s3_key": one.s3_key,
-                "bytes": one.bytes,
-                "sha256": one.sha256,
-                "url": url,
-                "expires_at": stamp(expires_at),
-            }
+    return schemas.ArtifactList(
+        artifacts=[
+            schemas.Artifact(
+                id=one.artifact_id,
+                step=names[one.step_id],
+                format=one.format,
+                width=one.width,
+                height=one.height,
+                seed=one.seed,
+                item_index=one.item_index,
+                s3_key=one.s3_key,
+                bytes=one.bytes,
+                sha256=one.sha256,
+                url=url,
+                expires_at=stamp(expires_at),
+            )
             for one, url in zip(chosen, urls, strict=True)
         ]
-    }
+    )
 
 
-def history(events: Sequence[Recorded], *, has_more: bool) -> dict[str, Any]:
-    """The answer of GET /v1/jobs/{id}/events. data and meta are text, as it was hashed."""
-    return {
-        "events": [_event(event) for event in events],
-        "next_after_version": events[-1].version if has_more else None,
-        "has_more": has_more,
-    }
+def history(events: Sequence[Recorded], *, has_more: bool) -> schemas.History:
+    """The answer of GET /v1/jobs/{id}/events."""
+    return schemas.History(
+        events=[schemas.HistoryEvent(**_recorded(event)) for event in events],
+        next_after_version=events[-1].version if has_more else None,
+        has_more=has_more,
+    )
 
 
-def _event(event: Recorded) -> dict[str, Any]:
+def log_event(event: Recorded) -> schemas.LogEvent:
+    """One event of the whole log."""
+    return schemas.LogEvent(**_recorded(event), stream=event.stream_id, category=event.category)
+
+
+def _recorded(event: Recorded) -> dict[str, Any]:
     body = codec.body(event)
     return {
         "version": event.version,

@@ -1,13 +1,16 @@
 """What the handlers work with, given by the composition root."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
 from eventstore.committer import Committer
 from eventstore.log import Log
 from eventstore.tailer import Tailer
+from orchestrator.transact import Jobs
+from projections.model_queries import Models
 from projections.progress import EVEN, Weights
 from projections.queries import Queries
 
@@ -19,16 +22,38 @@ Check = Callable[[], Awaitable[None]]
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be set. Times in seconds, sizes in bytes."""
+    """What can be set. Times in seconds, sizes in bytes. eager_s: how long every POST waits for its job's end."""
 
     create_status: int = 202
+    eager_s: float | None = None
     max_body_bytes: int = 1 << 20
     max_pixels: int = 64_000_000
     presign_expires_s: int = 3600
+    logs_tail_default: int = 500
+    logs_tail_max: int = 2000
+    cors_origins: tuple[str, ...] = ()
+    max_streams: int = 10_000
+    stream_max_s: float | None = None
     sse_heartbeat_s: float = 15.0
     slow_client_s: float = 30.0
     commit_timeout_s: float = 10.0
     weights: Weights = msgspec.field(default_factory=lambda: EVEN)
+
+
+class OpenStreams:
+    """Counts the live streams that a process serves."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count one more while it is open."""
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +61,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 
     log: Log
     committer: Committer
+    jobs: Jobs
     tailer: Tailer
     queries: Queries
+    models: Models
     presign: Presign
-    checks: Mapping[str, Check]
     config: ApiConfig
     stopping: asyncio.Event
+    open_streams: OpenStreams = msgspec.field(default_factory=OpenStreams)

@@ -1,7 +1,8 @@
 """The database and the object store of a process: those that the settings name, or embedded ones."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -27,6 +28,31 @@ def with_store(settings: Settings) -> Settings:
         if value is None:
             raise SettingsError(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
     return configured(settings)
+
+
+@contextmanager
+def given_or_home(settings: Settings) -> Iterator[Settings]:
+    """The settings of a command that needs the database alone: the one that they name, or else the home's.
+
+    The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts.
+    """
+    if settings.db_url is not None:
+        yield settings
+        return
+    url = EmbeddedPostgres.running_url(settings.home)
+    if url is not None:
+        yield replace(settings, db_url=url, db_pooler=None)
+        return
+    home = Home(settings.home)
+    home.lock()
+    try:
+        postgres = EmbeddedPostgres.start(home.path)
+        try:
+            yield replace(settings, db_url=postgres.url, db_pooler=None)
+        finally:
+            postgres.stop()
+    finally:
+        home.release()
 
 
 async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:

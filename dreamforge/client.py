@@ -5,10 +5,12 @@ ClientError
 └── ApiError       the service answered with an error
 """
 
+import contextlib
 import hashlib
 import ipaddress
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -19,13 +21,17 @@ import msgspec
 from dreamforge.sse import Message, Parser
 
 JsonObject = dict[str, Any]
+Params = Mapping[str, str | int | None]
 T = TypeVar("T")
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+# A service that runs with DF_EAGER answers when the job has ended, by default after 300 seconds at the latest.
+_CREATE_TIMEOUT = httpx.Timeout(330.0, connect=5.0)
 # A stream's heartbeat comes every 15 seconds unless the server says otherwise; four missed ones are a dead line.
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _PAUSE_S = 2.0
 _PAGE = 1000
+_JOBS_PAGE = 200
 
 
 class ClientError(Exception):
@@ -84,55 +90,104 @@ class Client:
         except Unreachable:
             return False
 
-    def create_job(self, request: Mapping[str, Any]) -> JsonObject:
-        """Submit a job; the answer's `job`."""
-        job: JsonObject = self._json("POST", "/v1/jobs", body=request)["job"]
-        return job
+    def create_job(
+        self, request: Mapping[str, Any] | bytes, *, idempotency_key: str | None = None, wait_s: int | None = None
+    ) -> JsonObject:
+        """Submit a job; the answer's `job`. A request in bytes is sent as it is.
 
-    def job(self, job_id: str) -> JsonObject:
-        """A job as it stands."""
-        return self._json("GET", _path(job_id))
+        idempotency_key: names this request, so that sending it again makes no second job. wait_s: the service is to
+        answer when the job has ended, or after so many seconds.
+        """
+        headers = {b"Content-Type": b"application/json"}
+        if idempotency_key is not None:
+            headers[b"Idempotency-Key"] = idempotency_key.encode()
+        if wait_s is not None:
+            headers[b"Prefer"] = b"wait=%d" % wait_s
+        body = request if isinstance(request, bytes) else msgspec.json.encode(request)
+        return _job_of(self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT))
+
+    def job(self, job_id: str, *, as_of: str | None = None, as_of_version: int | None = None) -> JsonObject:
+        """A job as it stands, or as it stood at a time or after a version of its history."""
+        return self._get(_path(job_id), as_of=as_of, as_of_version=as_of_version)
+
+    def jobs(self, *, status: str | None = None, limit: int | None = None) -> Iterator[JsonObject]:
+        """Jobs, the newest first: `limit` of them, or all."""
+        return islice(self._jobs(status, min(limit or _JOBS_PAGE, _JOBS_PAGE)), limit)
+
+    def cancel(self, job_id: str) -> JsonObject:
+        """Ask for a job to be cancelled; the answer's `job`."""
+        return _job_of(self._request("POST", _path(job_id, "cancel")))
+
+    def retry(self, job_id: str) -> JsonObject:
+        """Ask for the failed step of a job to run again; the answer's `job`."""
+        return _job_of(self._request("POST", _path(job_id, "retry")))
 
     def artifacts(self, job_id: str) -> list[JsonObject]:
         """The artifacts that a job has written so far, by step, then item."""
-        artifacts: list[JsonObject] = self._json("GET", _path(job_id, "artifacts"))["artifacts"]
+        artifacts: list[JsonObject] = self._get(_path(job_id, "artifacts"))["artifacts"]
         return artifacts
 
-    def progress(self, job_id: str) -> JsonObject:
-        """A job's progress, each step's included."""
-        return self._json("GET", _path(job_id, "progress"), include="per_step")
+    def progress(self, job_id: str, *, include: str | None = "per_step") -> JsonObject:
+        """A job's progress, each step's included unless told otherwise."""
+        return self._get(_path(job_id, "progress"), include=include)
+
+    def logs(self, job_id: str, *, tail: int | None = None, since: str | None = None) -> Iterator[str]:
+        """A job's history as lines of JSON, verbatim, as they come: the last `tail`, or those since a time."""
+        with self.streamed(_path(job_id, "logs"), tail=tail, since_ts=since) as response:
+            rest = b""
+            for chunk in response.iter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode() for line in lines)
 
     def events(self, job_id: str) -> Iterator[JsonObject]:
         """A job's whole history, page by page."""
         after_version, has_more = 0, True
         while has_more:
-            page = self._json("GET", _path(job_id, "events"), after_version=after_version, limit=_PAGE)
+            page = self._get(_path(job_id, "events"), after_version=after_version, limit=_PAGE)
             yield from page["events"]
             after_version, has_more = page["next_after_version"], page["has_more"]
 
-    def stream(self, job_id: str, last_event_id: str = "") -> Iterator[Message]:
-        """A job's events as they happen, from after `last_event_id` to the job's end.
+    def log_events(self, *, codes: str | None = None, category: str | None = None) -> Iterator[JsonObject]:
+        """The whole log, page by page, or what of it has certain codes (with commas between) or one category."""
+        cursor, has_more = None, True
+        while has_more:
+            page = self._get("/v1/events", cursor=cursor, limit=_PAGE, codes=codes, category=category)
+            yield from page["events"]
+            cursor, has_more = page["next_cursor"], page["has_more"]
+
+    def stream(self, job_id: str, last_event_id: str = "", *, since: str | None = None) -> Iterator[Message]:
+        """A job's events as they happen, from after `last_event_id`, or since a time, to the job's end.
 
         A lost connection is made anew and resumes where it broke off; a service that stays away for longer than the
         client's patience is `Unreachable`.
         """
-        url = self.base_url + _path(job_id, "progress", "stream")
-        place = _Place(last_event_id=last_event_id)
-        silent_since: float | None = None
-        while True:
-            try:
-                for message in self._connection_to(url, place):
-                    silent_since = None
-                    yield message
-            except httpx.TransportError:
-                pass  # a broken line and a server that closes mean the same: resume
-            if place.at_end:
-                return
-            now = time.monotonic()
-            silent_since = now if silent_since is None else silent_since
-            if now - silent_since > self._patience_s:
-                raise Unreachable(f"The service at {self.base_url} went away and did not come back.")
-            time.sleep(place.pause_s)
+        place = _Place(last_event_id=last_event_id, ends=_ends_job)
+        return self._resumed(_path(job_id, "progress", "stream"), place, {"since_ts": since})
+
+    def log_stream(
+        self, begin: str = "start", *, codes: str | None = None, category: str | None = None
+    ) -> Iterator[Message]:
+        """The whole log as it grows, from its start or from now on, without end; resumed like a job's stream."""
+        # A stream waits for a service that went away; one that never was there is an error at once.
+        self._get("/v1/")
+        params = {"from": begin, "codes": codes, "category": category}
+        yield from self._resumed("/v1/events/stream", _Place(last_event_id=""), params)
+
+    @contextlib.contextmanager
+    def streamed(self, path: str, *, last_event_id: str = "", **params: str | int | None) -> Iterator[httpx.Response]:
+        """GET something whose body is to be read as it comes."""
+        url = self.base_url + path
+        headers = {"Cache-Control": "no-store"}
+        if last_event_id:
+            headers["Last-Event-ID"] = last_event_id
+        given = _given(params)
+        try:
+            with self._http(url).stream("GET", url, params=given, headers=headers, timeout=_STREAM_TIMEOUT) as response:
+                if not response.is_success:
+                    response.read()
+                yield _checked(response)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
 
     def download(self, artifact: JsonObject, folder: Path) -> Path:
         """Fetch an artifact by its presigned URL, check it, and name it as in the object store.
@@ -162,46 +217,67 @@ class Client:
         except httpx.TransportError as error:
             raise Unreachable(f"The download of {shown} broke off ({str(error) or type(error).__name__}).") from error
 
-    def _connection_to(self, url: str, place: "_Place") -> Iterator[Message]:
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
-        if place.last_event_id:
-            headers["Last-Event-ID"] = place.last_event_id
-        with self._http(url).stream("GET", url, headers=headers, timeout=_STREAM_TIMEOUT) as response:
+    def _jobs(self, status: str | None, page_size: int) -> Iterator[JsonObject]:
+        cursor: str | None = None
+        while True:
+            page = self._get("/v1/jobs", status=status, limit=page_size, cursor=cursor)
+            yield from page["jobs"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+    def _resumed(self, path: str, place: "_Place", params: Params) -> Iterator[Message]:
+        while True:
+            # A broken line, a server that closes and one that is away for a moment mean the same: resume.
+            with contextlib.suppress(Unreachable):
+                yield from self._connection_to(path, place, params)
+            if place.at_end:
+                return
+            now = time.monotonic()
+            place.silent_since = now if place.silent_since is None else place.silent_since
+            if now - place.silent_since > self._patience_s:
+                raise Unreachable(f"The service at {self.base_url} went away and did not come back.")
+            time.sleep(place.pause_s)
+
+    def _connection_to(self, path: str, place: "_Place", params: Params) -> Iterator[Message]:
+        with self.streamed(path, last_event_id=place.last_event_id, **params) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
                 place.at_end = True
                 return
-            if not response.is_success:
-                response.read()
-                raise _error(response)
             parser = Parser(place.last_event_id)
             for chunk in response.iter_bytes():
                 for message in parser.feed(chunk):
                     place.pass_by(message)
                     yield message
+                if parser.told:
+                    place.silent_since = None
                 place.last_event_id = parser.last_event_id
                 place.pause_s = _PAUSE_S if parser.retry_ms is None else parser.retry_ms / 1000
-        place.at_end = place.finished
+        place.at_end = place.ended
 
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None, **params: str | int) -> JsonObject:
-        response = self._request(method, path, body, params)
-        if not response.is_success:
-            raise _error(response)
-        return _decoded(response, JsonObject)
+    def _get(self, path: str, **params: str | int | None) -> JsonObject:
+        return _decoded(_checked(self._request("GET", path, params=_given(params))), JsonObject)
 
     def _request(
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
-        params: Mapping[str, str | int] | None = None,
+        *,
+        params: Params | None = None,
+        headers: Mapping[bytes, bytes] | None = None,
+        content: bytes | None = None,
+        timeout: httpx.Timeout = _TIMEOUT,
     ) -> httpx.Response:
         url = self.base_url + path
         try:
-            return self._http(url).request(method, url, json=body, params=params)
+            return self._http(url).request(
+                method, url, params=params, headers=headers, content=content, timeout=timeout
+            )
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise Unreachable(
-                f"No service answers at {self.base_url} ({str(error) or type(error).__name__})."
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"No service answers at {self.base_url} ({str(error) or type(error).__name__}).")
 
     def _http(self, url: str) -> httpx.Client:
         # A proxy named in the environment cannot reach this machine's own addresses.
@@ -214,23 +290,51 @@ class Client:
 
 
 class _Place(msgspec.Struct):
-    """Where a stream has got to, across its connections."""
+    """Where a stream has got to, across its connections. ends: whether an event is a stream's last."""
 
     last_event_id: str
+    ends: Callable[[Message], bool] = lambda _message: False
     pause_s: float = _PAUSE_S
-    finished: bool = False  # the newest event ends the job
+    silent_since: float | None = None
+    ended: bool = False  # the newest event was the last
     at_end: bool = False
 
     def pass_by(self, message: Message) -> None:
         if message.last_event_id != self.last_event_id:
             self.last_event_id = message.last_event_id
-            self.finished = message.event == "log" and msgspec.json.decode(message.data)["code"] == "job.finish"
+            self.ended = self.ends(message)
 
 
 class _ErrorBody(msgspec.Struct):
     code: str
     message: str
     details: JsonObject | None = None
+
+
+def log_line(job_id: str, message: Message) -> JsonObject:
+    """A message of a job's stream as the line that `/logs` has for the same event."""
+    data = msgspec.json.decode(message.data, type=JsonObject)
+    line = {name: data.get(name) for name in ("ts", "level", "code", "message")}
+    match message.event:
+        case "error":
+            line["code"] = "error"  # data's own code is the job's error code
+        case "artifact":
+            size = f"{data['width']}x{data['height']}"
+            line["message"] = f"Step {data['step']} wrote item {data['item_index']} ({size})."
+    return {**line, "job_id": job_id, **data["payload"]}
+
+
+def _job_of(response: httpx.Response) -> JsonObject:
+    job: JsonObject = _decoded(_checked(response), JsonObject)["job"]
+    return job
+
+
+def _ends_job(message: Message) -> bool:
+    return message.event == "log" and msgspec.json.decode(message.data)["code"] == "job.finish"
+
+
+def _given(params: Params) -> dict[str, str | int]:
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _path(job_id: str, *rest: str) -> str:
@@ -254,6 +358,8 @@ def _decoded(response: httpx.Response, form: type[T]) -> T:
         ) from error
 
 
-def _error(response: httpx.Response) -> ApiError:
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
     body = _decoded(response, _ErrorBody)
-    return ApiError(response.status_code, body.code, body.message, body.details)
+    raise ApiError(response.status_code, body.code, body.message, body.details)

@@ -1,38 +1,28 @@
 """The demo: one chained job, from nothing to images, on an embedded stack of its own. `make demo` runs it."""
 
 import argparse
-import contextlib
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, Self
 
 import msgspec
-import psutil
 from PIL import Image
 from rich.console import Console
 
 from dreamforge import contact_sheet, show
-from dreamforge.cli import image_size, unicode_text
+from dreamforge.arguments import image_size, unicode_text
 from dreamforge.client import Client, ClientError, JsonObject
 from dreamforge.contact_sheet import Print
-from dreamforge.embedded.processes import LOOPBACK, choose_ports, end, is_running, tail, until
-from dreamforge.settings import unconfigured_environ
+from dreamforge.stack import Stack, StackError, exit_on_signals
 
 HOME = Path(".demo")
 OUTPUT = Path("demo-output")
 STEPS = ("generate", "upscale")
 
 _PROMPT = "a lighthouse above a stormy sea at dusk"
-_START_S = 120.0
-_STOP_S = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoError(Exception):
@@ -59,91 +49,16 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         return self.width * factor, self.height * factor
 
 
-class Service:
-    """`dreamforge up` as a child process: ready on entering a `with` block, gone after it."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home.resolve()
-        self._home.mkdir(parents=True, exist_ok=True)
-        self._log = self._home / "demo.log"
-        self._port = choose_ports(1, [])[0]
-        self._owns_home = False
-        self.base_url = f"http://{LOOPBACK}:{self._port}"
-
-    def __enter__(self) -> Self:
-        environ = unconfigured_environ() | {"DF_HOME": str(self._home), "DF_FAKE_RUNNER": "1"}
-        command = [sys.executable, "-m", "dreamforge", "--no-env-file", "up", "--port", str(self._port)]
-        self._log.unlink(missing_ok=True)  # rather than truncated: another demo may still be writing it
-        with self._log.open("wb") as log:
-            # In a session of its own: Ctrl-C reaches the demo alone, which then stops everything in order.
-            self._process = subprocess.Popen(
-                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_exc_info: object) -> None:
-        killed = self._stop()
-        if killed and error is None:
-            raise DemoError(f"SIGTERM did not stop {', '.join(killed)}; killed. The log: {self._log}")
-
-    def _wait_until_ready(self) -> None:
-        with Client(self.base_url) as client:
-            if until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
-                self._owns_home = True
-                return
-        raise DemoError(f"The service did not start. The end of its log, {self._log}:\n{tail(self._log)}")
-
-    def _stop(self) -> list[str]:
-        """Stop all of it; what had to be killed."""
-        with _undisturbed():
-            started = self._descendants()
-            if self._process.poll() is None:
-                self._process.terminate()
-                until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
-            left = self._running(started)
-            names = [f"{process.name()} ({process.pid})" for process in left]
-            end(left, grace_s=0)
-            self._process.wait()
-            return names
-
-    def _descendants(self) -> list[psutil.Process]:
-        try:
-            started: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-        return started
-
-    def _running(self, started: Sequence[psutil.Process]) -> list[psutil.Process]:
-        """What runs of the service: what it started, its process group, and the servers in folders of its home.
-
-        The last are another demo's as long as this one was not ready, for then that one may hold the home.
-        """
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                ours = process in started or os.getpgid(process.pid) == self._process.pid
-                ours = ours or (self._owns_home and Path(process.cwd()).is_relative_to(self._home))
-                if ours and is_running(process):
-                    found.append(process)
-        return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 only if every image is there as it should be."""
     show.replace_unprintable()
     wish = parse_wish(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit_on)
+    exit_on_signals()
     # Without a terminal nobody's screen sets the width of a table.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     try:
         run(wish, console)
-    except (DemoError, ClientError) as error:
+    except (DemoError, StackError, ClientError) as error:
         console.print(f"The demo failed. {error}", style="red", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -157,7 +72,7 @@ def run(wish: Wish, console: Console) -> None:
     painted, upscaled = ("{}x{}".format(*wish.size(step)) for step in STEPS)
     console.print(f'"{wish.prompt}": {wish.count} in {painted}, then upscaled to {upscaled}.')
     begun = time.monotonic()
-    with Service(HOME) as service, Client(service.base_url, patience_s=10) as client:
+    with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
         console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
         job_id = client.create_job(wish.request())["id"]
         status = show.follow(client.job(job_id), client.stream(job_id), console)
@@ -238,21 +153,6 @@ def parse_wish(argv: Sequence[str] | None) -> Wish:
         parser.error(f"SIZE is {args.size!r}; each side must be from 16 to 4096")
     prompt = args.prompt.strip() or _PROMPT
     return Wish(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
-
-
-def _exit_on(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A block that no Ctrl-C breaks off."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,20 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
-import uvicorn
+from starlette.types import ASGIApp
 
-from api.app import build
+from api.app import build, build_health
+from api.health import Health
 from api.services import ApiConfig, Check, Services
 from dreamforge.backends import configured, embedded, with_store
 from dreamforge.embedded import EmbeddedError
+from dreamforge.http_server import Server, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -30,17 +32,20 @@ from eventstore.database import Database, until_available
 from eventstore.doorbell import Doorbell
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
+from eventstore.metrics import SUBSCRIPTION_FAILED, Backlog
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
+from projections.model_queries import Models
 from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
 from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
+from runners.metrics import WORKER_READY
 from runners.objects import ObjectStore, S3Config
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
@@ -72,6 +77,7 @@ class Core:
         self.committer = Committer(self.log, self.doorbell)
         self.url = ""
         self.checks: dict[str, Check] = {"database": lambda: schema.check(database)}
+        self.health = Health(self.checks, Backlog(database))
         self.tasks: list[asyncio.Task[None]] = []
 
     def store(self) -> ObjectStore:
@@ -114,7 +120,9 @@ def up(settings: Settings) -> int:
         return found
 
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
-    return _main(start, [_orchestrator, _projector, _runner, _api])
+    # The runner's own port as well: dashboards of the old service scrape it.
+    health = _health("runner", settings.worker_metrics_port)
+    return _main(start, [_orchestrator, _projector, health, _runner, _api])
 
 
 def api(settings: Settings) -> int:
@@ -124,17 +132,19 @@ def api(settings: Settings) -> int:
 
 def orchestrator(settings: Settings) -> int:
     """Run the orchestrator alone."""
-    return _main(_given(configured, settings), [_orchestrator])
+    health = _health("orchestrator", settings.orchestrator_metrics_port)
+    return _main(_given(configured, settings), [health, _orchestrator])
 
 
 def projector(settings: Settings) -> int:
     """Run the projector alone."""
-    return _main(_given(configured, settings), [_projector])
+    health = _health("projector", settings.projector_metrics_port)
+    return _main(_given(configured, settings), [health, _projector])
 
 
 def runner(settings: Settings) -> int:
     """Run a runner alone."""
-    return _main(_given(with_store, settings), [_runner])
+    return _main(_given(with_store, settings), [_health("runner", settings.worker_metrics_port), _runner])
 
 
 def install_schema(settings: Settings) -> int:
@@ -226,14 +236,6 @@ async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the process, which stops all its roles in order."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _api(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
     store = core.store()
@@ -242,34 +244,50 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     services = Services(
         log=core.log,
         committer=core.committer,
+        jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,
         queries=Queries(core.database),
+        models=Models(core.log),
         presign=store.presign_many,
-        checks=core.checks,
         config=_api_config(settings),
         stopping=core.stopping,
     )
-    bound = _bound(settings.host, settings.port)
-    config = uvicorn.Config(
-        build(services),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
-    server = _Server(config)
-    serving = core.spawn(server.serve(sockets=[bound]), "api")
+    try:
+        bound = listen(settings.host, settings.port)
+    except OSError as error:
+        place = f"{settings.host}:{settings.port}"
+        raise CannotStart(f"can't listen on {place} ({error}); choose another with --port or DF_PORT") from error
+    core.url = _serve_http(core, stack, build(services, core.health), bound, "api")
+    stack.push_async_callback(tailer.stop)
+    _log.info("listening", url=core.url)
+
+
+def _health(role: str, port: int) -> Role:
+    """Serves /healthz, /readyz and /metrics on a port of the role's own. Before the role, so that it stops after it."""
+
+    async def health(core: Core, stack: AsyncExitStack) -> None:
+        host = core.settings.metrics_host
+        try:
+            bound = listen_nearby(host, port)
+        except OSError as error:
+            raise CannotStart(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
+        url = _serve_http(core, stack, build_health(core.health), bound, "health")
+        _log.info("serving health", role=role, url=url)
+
+    return health
+
+
+def _serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: socket.socket, name: str) -> str:
+    """Serve an application on a socket that listens; answers where."""
+    server = Server(app)
+    serving = core.spawn(server.serve(sockets=[bound]), name)
 
     async def stop() -> None:
-        await tailer.stop()
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=settings.shutdown_grace_s)
+        await asyncio.wait({serving}, timeout=core.settings.shutdown_grace_s)
 
     stack.push_async_callback(stop)
-    host, port = bound.getsockname()[:2]
-    core.url = f"http://{host}:{port}"
-    _log.info("listening", url=core.url)
+    return url_of(bound)
 
 
 def _api_config(settings: Settings) -> ApiConfig:
@@ -277,25 +295,18 @@ def _api_config(settings: Settings) -> ApiConfig:
     weights: Weights = {"generate": given["generate"], "upscale": given["upscale"]}
     return ApiConfig(
         create_status=settings.create_status,
+        eager_s=settings.eager_timeout_s if settings.eager else None,
         max_body_bytes=settings.max_body_bytes,
         max_pixels=settings.max_pixels,
         presign_expires_s=settings.presign_expires_s,
+        logs_tail_default=min(settings.logs_tail_default, settings.logs_tail_max),
+        logs_tail_max=settings.logs_tail_max,
+        cors_origins=settings.cors_origins,
+        max_streams=settings.max_streams,
+        stream_max_s=settings.stream_max_s,
         sse_heartbeat_s=settings.sse_heartbeat_s,
         weights=weights,
     )
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(2048)  # from here on connections wait for the server rather than fail
-    except OSError as error:
-        bound.close()
-        raise CannotStart(f"can't listen on {host}:{port} ({error}); choose another with --port or DF_PORT") from error
-    return bound
 
 
 async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
@@ -320,6 +331,9 @@ def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     core.checks[handler.name] = check
+    SUBSCRIPTION_FAILED.labels(handler.name).set_function(
+        lambda: float(any(lane.failure is not None for lane in subscription.lanes.values()))
+    )
     stack.push_async_callback(stop)
 
 
@@ -329,6 +343,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
     store = core.store()
     stack.push_async_callback(store.close)
+    core.checks["object_store"] = store.ready
     await _bucket(core, store)
     executor = ThreadPoolExecutor(settings.runner_slots, thread_name_prefix="render")
     stack.callback(executor.shutdown, wait=False, cancel_futures=True)
@@ -353,6 +368,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     outbox = Outbox(core.database, ["upscale", "generate"])
     consumer = Consumer(outbox, core.doorbell, steps.run, slots=settings.runner_slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
+    WORKER_READY.set_function(lambda: float(consumer.ready))
 
     async def stop() -> None:
         steps.stop()
@@ -361,7 +377,6 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
-    core.checks["object_store"] = store.ready
     stack.push_async_callback(stop)
 
 

@@ -125,6 +125,13 @@ def _parse_weights(text: str) -> dict[str, float]:
     return {name: weights[name] / total for name in DEFAULT_WEIGHTS}
 
 
+def _parse_origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip().rstrip("/") for origin in text.split(","))
+    if not all(origin == "*" or re.fullmatch(r"https?://[^\s/?#]+", origin) for origin in origins):
+        raise ValueError
+    return origins
+
+
 TEXT = Form("any text", str)
 PATH = Form("a path", lambda text: Path(text).expanduser())
 FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
@@ -132,6 +139,7 @@ DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _par
 URL = Form("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAILURE = Form("generate or upscale, then optionally :item and :times, like upscale:2:1", _parse_failure)
+ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
 STATUS = Form("202 or 200", _parse_status)
 SECONDS = number(0, 86400, above=True)
 WEIGHTS = Form("both steps with weights of 0 or more and a sum above 0, like generate:0.5,upscale:0.5", _parse_weights)
@@ -171,8 +179,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8001
     api_base: str = "http://127.0.0.1:8001"
     create_status: int = 202
+    eager: bool = False
+    eager_timeout_s: float = 300.0
     max_body_bytes: int = 2**20
     max_pixels: int = 64_000_000
+    logs_tail_default: int = 500
+    logs_tail_max: int = 2000
+    cors_origins: tuple[str, ...] = ()
+    max_streams: int = 10_000
+    stream_max_s: float | None = None
     sse_poll_ms: int = 500
     sse_heartbeat_s: float = 15.0
     progress_weights: dict[str, float] = msgspec.field(default_factory=DEFAULT_WEIGHTS.copy)
@@ -186,6 +201,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fake_fail: str | None = None
     log_level: str = "info"
     log_format: str = "auto"
+    metrics_host: str = "127.0.0.1"
+    worker_metrics_port: int = 9009
+    orchestrator_metrics_port: int = 9010
+    projector_metrics_port: int = 9011
     shutdown_grace_s: float = 10.0
 
     def __repr__(self) -> str:
@@ -234,8 +253,31 @@ VARIABLES = {
     "create_status": Var(
         "DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."
     ),
+    "eager": Var(
+        "DF_EAGER", FLAG, "A submitted job is answered when it has ended, for clients and tests.", "DF_CELERY_EAGER"
+    ),
+    "eager_timeout_s": Var("DF_EAGER_TIMEOUT_S", SECONDS, "How long DF_EAGER waits for a job's end, in seconds."),
     "max_body_bytes": Var("DF_MAX_BODY_BYTES", whole(1024, 2**30), "The largest request body."),
     "max_pixels": Var("DF_MAX_PIXELS", whole(256, 2**40), "The largest image that a job may write, in pixels."),
+    "logs_tail_default": Var(
+        "DF_LOGS_TAIL_DEFAULT",
+        whole(1, 100_000),
+        "How many lines `/logs` answers unless told; DF_LOGS_TAIL_MAX bounds it.",
+    ),
+    "logs_tail_max": Var("DF_LOGS_TAIL_MAX", whole(1, 100_000), "The largest `tail` that `/logs` takes."),
+    "cors_origins": Var(
+        "DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."
+    ),
+    "max_streams": Var(
+        "DF_MAX_STREAMS",
+        whole(1, 1_000_000),
+        "Live streams that one process serves at once; more are told to come back.",
+    ),
+    "stream_max_s": Var(
+        "DF_STREAM_MAX_S",
+        SECONDS,
+        "When a live stream ends and its client comes back, perhaps to another server, in seconds; unset: never.",
+    ),
     "sse_poll_ms": Var(
         "DF_SSE_POLL_MS", whole(1, 60_000), "How late a stream may be when its wake-up was lost, in milliseconds."
     ),
@@ -266,6 +308,18 @@ VARIABLES = {
         "DF_LOG_FORMAT",
         choice("auto", "json", "console"),
         "The form of log lines; auto is console on a terminal, else json.",
+    ),
+    "metrics_host": Var(
+        "DF_METRICS_HOST", TEXT, "The address on which roles without an API serve /metrics, /healthz and /readyz."
+    ),
+    "worker_metrics_port": Var(
+        "DF_WORKER_METRICS_PORT", whole(0, 65535), "The runner's port for them; where it is taken, a free one."
+    ),
+    "orchestrator_metrics_port": Var(
+        "DF_ORCHESTRATOR_METRICS_PORT", whole(0, 65535), "The orchestrator's port for them, likewise."
+    ),
+    "projector_metrics_port": Var(
+        "DF_PROJECTOR_METRICS_PORT", whole(0, 65535), "The projector's port for them, likewise."
     ),
     "shutdown_grace_s": Var(
         "DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its open work, in seconds."

@@ -52,6 +52,15 @@ def job_table(job: JsonObject) -> Table:
     return table
 
 
+def job_list_table(jobs: Iterable[JsonObject]) -> Table:
+    """Many jobs, a line each."""
+    table = _table("Jobs", "id", "status", "created", "updated", "images")
+    for job in jobs:
+        images = f"{job['summary']['completed']}/{job['summary']['count']}"
+        table.add_row(job["id"], _status(job["status"]), _day(job["created_at"]), _day(job["updated_at"]), images)
+    return table
+
+
 def artifact_table(artifacts: Iterable[JsonObject]) -> Table:
     """The artifacts of a job."""
     table = _table("Artifacts", "step", "item", "size", "seed", "bytes", "key")
@@ -68,6 +77,18 @@ def history_table(events: Iterable[JsonObject]) -> Table:
         details = escape(_details(msgspec.json.decode(event["data"], type=JsonObject)))
         table.add_row(str(event["version"]), _time(event["ts"]), event["code"], event["step"] or "", details)
     return table
+
+
+def log_text(line: JsonObject) -> str:
+    """A line of a job's log, for people."""
+    return f"{_time(line['ts'])}  {line['level']:<7}  {line['code']:<20}  {line['message']}"
+
+
+def event_text(event: JsonObject) -> str:
+    """An event of the whole log, in a line."""
+    details = _details(msgspec.json.decode(event["data"], type=JsonObject))
+    place = f"{event['category']} {event['stream']} {event['version']:>4}"
+    return f"{_day(event['ts'])}  {place}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
 
 
 class Course:
@@ -153,6 +174,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _status(text: str) -> str:
     return f"[{_STYLES.get(text, 'default')}]{text}[/]"
+
+
+def _day(ts: str) -> str:
+    return datetime.fromisoformat(ts).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _time(ts: str | None) -> str:

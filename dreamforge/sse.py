@@ -17,11 +17,15 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Parser:
-    """Parses one connection's bytes. A reconnect takes a new parser, with the last event id carried over."""
+    """Parses one connection's bytes. A reconnect takes a new parser, with the last event id carried over.
+
+    told: whether this connection brought anything but comments and `retry:`.
+    """
 
     def __init__(self, last_event_id: str = "") -> None:
         self.last_event_id = last_event_id
         self.retry_ms: int | None = None
+        self.told = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._line = ""
         self._started = False
@@ -58,13 +62,14 @@ class Parser:
             case "data":
                 self._data.append(value)
             case "id" if "\0" not in value:
-                self._id = value
+                self._id, self._id_given = value, True
             case "retry" if value.isascii() and value.isdigit():
                 self.retry_ms = int(value)
         return None
 
     def _dispatch(self) -> Message | None:
         # The id counts even where there is nothing to dispatch: an id-only block moves the cursor.
+        self.told = self.told or bool(self._data) or self._id_given
         self.last_event_id = self._id
         event, data = self._event or "message", self._data
         self._reset(self._id)
@@ -72,5 +77,6 @@ class Parser:
 
     def _reset(self, last_event_id: str) -> None:
         self._id = last_event_id
+        self._id_given = False
         self._event = ""
         self._data: list[str] = []

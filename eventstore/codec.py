@@ -5,9 +5,12 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from eventstore.events import Body, Fact, JobBody, Meta, Private, Stored
+from eventstore.events import Body, Fact, JobBody, Meta, ModelBody, Private, Stored
 
-_BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody)}
+_BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody | ModelBody)}
+CODES = frozenset(_BODIES)
+"""Every code that this release knows."""
+
 _DECODERS: dict[str, msgspec.json.Decoder[Body]] = {
     code: cast("msgspec.json.Decoder[Body]", msgspec.json.Decoder(body)) for code, body in _BODIES.items()
 }

@@ -5,16 +5,18 @@ be erased. Data never uses the names ts, level, code, message, step or item_inde
 """
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
 
+Category = Literal["job", "model"]
 StepName = Literal["generate", "upscale"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Level = Literal["info", "warning", "error"]
 ImageFormat = Literal["png", "jpg"]
+ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
 ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"]
 
 
@@ -99,6 +101,13 @@ class StepBody(Body, frozen=True, kw_only=True):
         return self.step_name
 
 
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """By what a repeated request is known, in lower-case hex: SHA-256 of its key, HMAC-SHA-256 of it under the key."""
+
+    key_sha256: str
+    request_hmac: str
+
+
 class JobCreated(Body, frozen=True, kw_only=True):
     """A job was accepted: it, its steps and the duty to run the first are durable."""
 
@@ -107,6 +116,7 @@ class JobCreated(Body, frozen=True, kw_only=True):
     steps: list[PlannedStep]
     generate: GenerateParams
     upscale: UpscaleParams | None
+    idempotency: Idempotency | None = None
 
     def message(self) -> str:
         """One sentence for people."""
@@ -262,6 +272,76 @@ JobBody = (
     | JobFinish
 )
 """Every event of a job's stream: the tagged union, its tag being the column `code`."""
+
+
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a model. path: relative, with slashes; sha256: of its bytes, lower-case hex; size: in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class ModelRegistered(Body, frozen=True, kw_only=True):
+    """A model was made known, its files read. It may be used once it is enabled, too.
+
+    version: the model's own. parameters_schema: JSON Schema of what may be asked of it.
+    """
+
+    code: ClassVar[str] = "model.registered"
+    name: str
+    kind: ModelKind
+    version: str
+    source_uri: str
+    local_path: str
+    files: list[ModelFile]
+    capabilities: list[StepName]
+    parameters_schema: dict[str, Any]
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Model {self.name} {self.version} registered: {self.kind}, {len(self.files)} file(s)."
+
+
+class ModelEnabled(Body, frozen=True, kw_only=True):
+    """Jobs may use the model."""
+
+    code: ClassVar[str] = "model.enabled"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "Model enabled."
+
+
+class ModelDisabled(Body, frozen=True, kw_only=True):
+    """No new job may use the model."""
+
+    code: ClassVar[str] = "model.disabled"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "Model disabled."
+
+
+class ModelVerified(Body, frozen=True, kw_only=True):
+    """The model's files were read again. problems: a sentence for each difference; none if it is intact."""
+
+    code: ClassVar[str] = "model.verified"
+    intact: bool
+    problems: list[str]
+
+    @property
+    def level(self) -> Level:
+        """A damaged model is worth a warning."""
+        return "info" if self.intact else "warning"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "Model verified: intact." if self.intact else f"Model damaged: {'; '.join(self.problems)}."
+
+
+ModelBody = ModelRegistered | ModelEnabled | ModelDisabled | ModelVerified
+"""Every event of a model's stream."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

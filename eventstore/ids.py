@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from hashlib import sha256
 from uuid import UUID
 
 
@@ -12,4 +13,12 @@ def new_id() -> UUID:
     """
     millis = time.time_ns() // 1_000_000
     value = (millis & (2**48 - 1)) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return UUID(int=value)
+
+
+def derived_id(*parts: bytes) -> UUID:
+    """The UUIDv8 (RFC 9562, section 5.8) that follows from some bytes: 122 bits of SHA-256 over the framed parts."""
+    framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    value = int.from_bytes(sha256(b"dreamforge id" + framed).digest()[:16], "big")
+    value = value & ~(0xF << 76 | 0b11 << 62) | 0x8 << 76 | 0b10 << 62
     return UUID(int=value)

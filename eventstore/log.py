@@ -1,5 +1,6 @@
 """The log: one way in (`Log.commit`), and the reads."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
@@ -10,6 +11,7 @@ from eventstore import codec
 from eventstore.database import Database, Row
 from eventstore.errors import LogDamaged, SchemaMissing
 from eventstore.events import Event, Recorded
+from eventstore.metrics import APPEND_SECONDS
 
 Queue = Literal["generate", "upscale"]
 Verdict = Literal["accepted", "mine", "conflict", "refused"]
@@ -88,6 +90,20 @@ class Moved(msgspec.Struct, frozen=True):
     position: int
 
 
+class End(msgspec.Struct, frozen=True):
+    """The newest event of a partition, and its chain hash; position 0 and no hash where there is none."""
+
+    position: int
+    chain: bytes
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The identity of a log, and where each partition ends."""
+
+    log_id: UUID
+    ends: Mapping[int, End]
+
+
 class Answers(msgspec.Struct, frozen=True):
     """How the log took a batch: per stream, and per partition whose checkpoint was to move."""
 
@@ -106,6 +122,11 @@ _COMMIT = (
 )
 _STREAM = f"select {_COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
 _STREAMS = f"select {_COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
+# The second condition is the index's own: without it the planner can't tell that the index holds what $1 asks for.
+_CATEGORY = f"""
+select {_COLUMNS} from eventstore.events where category = $1 and category <> 'job'
+order by stream_id, version
+"""  # noqa: S608  # constants
 _PARTITIONS = f"""
 select e.* from unnest($1::smallint[], $2::bigint[]) as c (of_partition, after)
 cross join lateral (
@@ -115,9 +136,15 @@ cross join lateral (
 order by e.partition, e.position
 """  # noqa: S608  # constants
 _HEADS = """
-select p as partition, coalesce((
-    select position from eventstore.events where partition = p order by position desc limit 1), 0) as position
-from eventstore.log, generate_series(0, partitions - 1) as p
+select log_id, p as partition, coalesce(e.position, 0) as position, coalesce(e.chain, '') as chain
+from eventstore.log
+cross join generate_series(0, partitions - 1) as p
+left join lateral (
+    select position, chain from eventstore.events where partition = p order by position desc limit 1) as e on true
+"""
+_CHAINS = """
+select partition, chain from unnest($1::smallint[], $2::bigint[]) as c (partition, position)
+join eventstore.events using (partition, position)
 """
 _CHECKPOINTS = "select partition, position from eventstore.checkpoints where subscription = $1"
 
@@ -142,7 +169,10 @@ class Log:
             batch.defers,
             batch.moves,
         )
-        rows = await self.database.call(_COMMIT, *(msgspec.json.encode(part).decode() for part in parts))
+        texts = [msgspec.json.encode(part).decode() for part in parts]
+        began = time.perf_counter()
+        rows = await self.database.call(_COMMIT, *texts)
+        APPEND_SECONDS.observe(time.perf_counter() - began)
         return _answers(rows)
 
     async def partitions(self) -> int:
@@ -166,6 +196,13 @@ class Log:
                 histories[event.stream_id].append(event)
         return histories
 
+    async def category(self, category: Literal["model"]) -> dict[UUID, list[Recorded]]:
+        """Read the whole histories of all streams of a category that has few: not that of jobs."""
+        histories: dict[UUID, list[Recorded]] = {}
+        for event in recorded(await self.database.read(_CATEGORY, category)):
+            histories.setdefault(event.stream_id, []).append(event)
+        return histories
+
     async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[Recorded]]:
         """Read at most `limit` events of each partition after its position in the cursor, in order.
 
@@ -177,9 +214,18 @@ class Log:
             batches.setdefault(event.partition, []).append(event)
         return batches
 
-    async def heads(self) -> dict[int, int]:
-        """The newest position of every partition; 0 where it is empty."""
-        return {row["partition"]: row["position"] for row in await self.database.read(_HEADS)}
+    async def head(self) -> Head:
+        """Which log this is, and the newest event of every partition, as of one moment."""
+        rows = await self.database.read(_HEADS)
+        if not rows:
+            raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
+        ends = {row["partition"]: End(row["position"], row["chain"]) for row in rows}
+        return Head(rows[0]["log_id"], ends)
+
+    async def chains(self, positions: Mapping[int, int]) -> dict[int, bytes]:
+        """The chain hash of the event at a position of each partition; nothing where there is no such event."""
+        rows = await self.database.read(_CHAINS, list(positions), list(positions.values()))
+        return {row["partition"]: row["chain"] for row in rows}
 
     async def subscribe(self, subscription: str) -> None:
         """Make sure that a subscription has its checkpoints; a new one starts at the log's beginning."""

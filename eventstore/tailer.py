@@ -1,12 +1,14 @@
 """Feeds a process's live subscribers from one bounded ring, so that a thousand readers cost the database one.
 
-The ring holds the newest events of the log, indexed by stream. Who fell behind it reads the database by itself.
+The ring holds the newest events of the log, indexed by stream and by partition. Who fell behind it reads the database
+by itself.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import islice
 from uuid import UUID
 
 import structlog
@@ -14,7 +16,7 @@ import structlog
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell, Waiter
 from eventstore.events import Recorded
-from eventstore.log import Log
+from eventstore.log import Log, expect_gapless
 
 _BATCH = 1000
 _log = structlog.get_logger(__name__)
@@ -33,13 +35,14 @@ class Tailer:
         self._poll_s = poll_s
         self._ring: deque[Recorded] = deque()
         self._streams: dict[UUID, deque[Recorded]] = {}
-        self._followers: dict[UUID, set[Waiter]] = {}
+        self._partitions: dict[int, deque[Recorded]] = {}
+        self._followers: dict[UUID | None, set[Waiter]] = {}
         self._cursor: dict[int, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def follow(self, stream: UUID) -> AsyncIterator[Waiter]:
-        """A sleeper that is woken whenever the stream has grown, or may have."""
+    async def follow(self, stream: UUID | None) -> AsyncIterator[Waiter]:
+        """A sleeper that is woken whenever the stream has grown, or may have; with None, the whole log."""
         waiter = Waiter()
         self._followers.setdefault(stream, set()).add(waiter)
         if self._task is None:
@@ -59,6 +62,28 @@ class Tailer:
             return [event for event in held if event.version > version][:limit]
         return await self._log.stream(stream, after=version, limit=limit)
 
+    async def everything(self, positions: Mapping[int, int], *, limit: int = 500) -> dict[int, list[Recorded]]:
+        """At most `limit` events of each partition after its position, in order; from the ring where it reaches back.
+
+        Raises `LogDamaged` for a gap.
+        """
+        found: dict[int, list[Recorded]] = {}
+        behind: dict[int, int] = {}
+        for partition, position in positions.items():
+            held = self._partitions.get(partition)
+            if position >= self._cursor.get(partition, position + 1):
+                continue
+            if held and held[0].position <= position + 1:
+                start = position + 1 - held[0].position
+                found[partition] = list(islice(held, start, start + limit))
+            else:
+                behind[partition] = position
+        if behind:
+            found |= await self._log.after(behind, limit=limit)
+        for partition, events in found.items():
+            expect_gapless(partition, positions[partition], events)
+        return found
+
     async def stop(self) -> None:
         """Stop reading, and wake every follower once more. A second call does nothing."""
         task, self._task = self._task, None
@@ -74,7 +99,8 @@ class Tailer:
             while self._followers:
                 try:
                     if not self._cursor:
-                        self._cursor = await self._log.heads()
+                        head = await self._log.head()
+                        self._cursor = {partition: end.position for partition, end in head.ends.items()}
                         self._wake_all()
                     grown = await self._read()
                 except Exception as error:  # noqa: BLE001  # followers must not wait for ever, whatever it was
@@ -89,12 +115,13 @@ class Tailer:
             self._doorbell.forget(waiter)
             self._ring.clear()
             self._streams.clear()
+            self._partitions.clear()
             self._cursor = {}
             self._task = None
 
     async def _read(self) -> bool:
         batches = await self._log.after(self._cursor, limit=_BATCH)
-        grown: set[UUID] = set()
+        grown: set[UUID | None] = {None} if batches else set()
         for partition, events in batches.items():
             self._cursor[partition] = events[-1].position
             for event in events:
@@ -108,12 +135,14 @@ class Tailer:
     def _keep(self, event: Recorded) -> None:
         self._ring.append(event)
         self._streams.setdefault(event.stream_id, deque()).append(event)
+        self._partitions.setdefault(event.partition, deque()).append(event)
         if len(self._ring) > self._capacity:
-            # The ring's oldest event is its stream's oldest, too.
-            oldest = self._ring.popleft().stream_id
-            self._streams[oldest].popleft()
-            if not self._streams[oldest]:
-                del self._streams[oldest]
+            # The ring's oldest event is its stream's and its partition's oldest, too.
+            oldest = self._ring.popleft()
+            self._partitions[oldest.partition].popleft()
+            self._streams[oldest.stream_id].popleft()
+            if not self._streams[oldest.stream_id]:
+                del self._streams[oldest.stream_id]
 
     def _wake_all(self) -> None:
         for waiters in self._followers.values():

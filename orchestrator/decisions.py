@@ -12,10 +12,12 @@ import msgspec
 from eventstore.events import (
     ArtifactWritten,
     Body,
+    CancelRequested,
     ErrorCode,
     JobFinish,
     ModelSelected,
     Outcome,
+    RetryRequested,
     StepError,
     StepFinish,
     StepRetry,
@@ -82,10 +84,19 @@ class FinishJob(msgspec.Struct, frozen=True, kw_only=True):
     status: Outcome
 
 
-Command = StartStep | RecordItems | FailAttempt | HandBack | FinishJob
+class RequestCancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody asks for the job to end early."""
 
 
-def decide(state: JobState, command: Command) -> list[Body]:
+class RequestRetry(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody asks for a failed job's failed step to run again."""
+
+
+Request = RequestCancel | RequestRetry
+Command = StartStep | RecordItems | FailAttempt | HandBack | FinishJob | Request
+
+
+def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  # one case a command
     """The events that the command leads to, none if there's nothing to do."""
     match command:
         case StartStep():
@@ -99,6 +110,10 @@ def decide(state: JobState, command: Command) -> list[Body]:
             return [_cancelled(step) if state.cancel_pending else _retry(step, "hand_back", None, None, 0.0)]
         case FinishJob():
             return _finish_job(state, command)
+        case RequestCancel():
+            return _request_cancel(state)
+        case RequestRetry():
+            return _request_retry(state)
 
 
 def may_start(state: JobState, step_id: UUID) -> bool:
@@ -167,6 +182,22 @@ def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
     if state.finished is not None or state.running is not None:
         return []
     return [JobFinish(status=command.status)]
+
+
+def _request_cancel(state: JobState) -> list[Body]:
+    if state.finished == "cancelled":
+        return []
+    if state.finished is not None:
+        raise Refused(f"The job's status is {state.finished}; only a job that has not ended can be cancelled.")
+    return [] if state.cancel_pending else [CancelRequested()]
+
+
+def _request_retry(state: JobState) -> list[Body]:
+    if state.finished != "failed":
+        found = "it has not ended" if state.finished is None else f"its status is {state.finished}"
+        raise Refused(f"Only a failed job can be retried; {found}.")
+    failed = next(step for step in state.steps if step.status == "failed")
+    return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 
 
 def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:

@@ -11,7 +11,7 @@ from eventstore.events import Body, Event, Fact, Meta, Private, StepFinish, Step
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
-from orchestrator.decisions import Command, decide
+from orchestrator.decisions import Command, Request, decide
 from orchestrator.state import JobState, apply, fold
 
 
@@ -20,9 +20,10 @@ def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
     return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
 
 
-def append(state: JobState, bodies: Sequence[Body], actor: str) -> Append:
+def append(state: JobState, bodies: Sequence[Body], actor: str, cause: Meta | None = None) -> Append:
     """Events at the end of a job's stream; their meta names the request that caused them, and the actor."""
-    meta = Meta(request_id=state.cause.request_id, traceparent=state.cause.traceparent, actor=actor)
+    cause = cause or state.cause
+    meta = Meta(request_id=cause.request_id, traceparent=cause.traceparent, actor=actor)
     return Append(
         stream=state.job_id,
         tenant=state.tenant,
@@ -58,10 +59,25 @@ class Jobs:
     async def load(self, job_id: UUID) -> JobState:
         """The job as its history tells it. Waits while the database is away; LookupError if there is no such job."""
         history = await until_available("job", lambda: self._log.stream(job_id))
-        state = fold(codec.fact(one) for one in history)
+        state = fold(codec.fact(one) for one in history if one.category == "job")
         if state is None:
             raise LookupError(f"job {job_id} has no history")
         return state
+
+    async def request(self, job_id: UUID, request: Request, cause: Meta) -> JobState:
+        """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
+
+        cause: the request, kept in its events' meta. Raises LookupError as `load` does, and `Refused`.
+        """
+        while True:
+            state = await self.load(job_id)
+            bodies = decide(state, request)
+            if not bodies:
+                return state
+            appended = append(state, bodies, self._actor, cause)
+            answer = await self._committer.commit(Transition(append=appended))
+            if answer.stands:
+                return extended(state, appended)
 
     async def settle(self, settlement: Ack | Defer) -> None:
         """Acknowledge or defer a command that no event goes with. Waits while the database is away."""

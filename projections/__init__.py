@@ -1,7 +1,9 @@
-"""What users read: pure views of a job, the tables that keep them, and reads that are never stale.
+"""What users read: pure views of jobs and models, the tables that keep them, and reads that are never stale.
 
-- `views`      `JobView`, and `evolve`: the only place that knows what an event does to a view
-- `progress`   how far a job has come, with weights
-- `projector`  keeps the tables: a subscription of its own
-- `queries`    a job's row of the tables ⊕ the tail of its stream, in one statement
+- `views`          `JobView`, and `evolve`: the only place that knows what an event does to a view
+- `progress`       how far a job has come, with weights
+- `projector`      keeps the tables: a subscription of its own
+- `queries`        a job's row of the tables ⊕ the tail of its stream, in one statement
+- `models`         `ModelView`, likewise, and the order of models
+- `model_queries`  models, folded from the log on each read: they are few
 """

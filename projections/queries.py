@@ -3,13 +3,15 @@
 The projector may lag, stand still or be rebuilding: whatever it has not yet seen is folded here.
 """
 
+from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
 from eventstore import codec
 from eventstore.database import Database
-from eventstore.events import Stored
+from eventstore.events import Status, Stored
 from projections.rows import Rows, to_view
 from projections.views import JobView, evolve
 
@@ -34,8 +36,32 @@ select
 """
 
 
+# Each of the two is read from an index of its own, which schema.sql says more about.
+_LIST = """
+select j.job_id, j.status, j.created_at, j.updated_at, j.count, (
+    select s.completed from readmodel.steps s where s.job_id = j.job_id order by s.ordinal desc limit 1) as completed
+from readmodel.jobs j
+where j.tenant = $1 and {status}
+    and (j.created_at, j.job_id) < (coalesce($3, 'infinity'::timestamptz), coalesce($4, $5::uuid))
+order by j.created_at desc, j.job_id desc limit $6
+"""
+_LIST_ANY = _LIST.format(status="($2::text is null or j.status = $2)")
+_LIST_OPEN = _LIST.format(status="j.status <> 'succeeded' and j.status = $2")
+_LAST_ID = UUID(int=2**128 - 1)
+
 _ROWS = msgspec.json.Decoder(Rows)
 _TAIL = msgspec.json.Decoder(list[Stored])
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as a list shows it. completed: images that its last step has written."""
+
+    job_id: UUID
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    count: int
+    completed: int
 
 
 class Queries:
@@ -53,6 +79,15 @@ class Queries:
         if view is None or not artifacts:
             return view
         return _in_order(view)
+
+    async def jobs(
+        self, tenant: str, *, status: Status | None, before: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Listed]:
+        """Jobs by (created_at, id), the newest first, from before one of them; as far as the projector has come."""
+        statement = _LIST_ANY if status in {None, "succeeded"} else _LIST_OPEN
+        created_at, job_id = before or (None, None)
+        rows = await self._database.read(statement, tenant, status, created_at, job_id, _LAST_ID, limit)
+        return [Listed(**row) for row in rows]
 
 
 def _in_order(view: JobView) -> JobView:

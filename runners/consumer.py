@@ -76,6 +76,11 @@ class Consumer:
             await asyncio.gather(heartbeat, *self._active.values(), return_exceptions=True)
             self._doorbell.forget(self._waiter)
 
+    @property
+    def ready(self) -> bool:
+        """Did the last claim reach the queues, and will there be a next?"""
+        return self.available and not self._stopping
+
     def stop(self) -> None:
         """Claim no more. A second call does nothing."""
         self._stopping = True

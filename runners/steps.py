@@ -17,10 +17,11 @@ import structlog
 from eventstore.events import ArtifactWritten, Body, StepFinish
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
-from orchestrator.decisions import FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
+from runners import metrics
 from runners.encoding import content_type
 from runners.errors import OutOfMemory, StepError, Unexpected
 from runners.objects import ObjectStore
@@ -96,14 +97,20 @@ class StepRunner:
             runner=self._name,
             engine=self._renderer.engine.name,
             source=self._renderer.engine.source,
-            model_id=None,
+            model_id=state.generate.model_id,
             max_attempts=self._retry.max_attempts,
         )
-        state, bodies = await self._jobs.carry_out(state, command, claim)
+        state, bodies = await self._carry_out(state, command, claim)
         if not bodies:
             await self._jobs.settle(claim.ack())
             return None
         return None if _finishes(bodies) else state
+
+    async def _carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[Body]]:
+        """As `Jobs.carry_out` does, and count what came of it."""
+        state, bodies = await self._jobs.carry_out(state, command, claim)
+        metrics.count(bodies)
+        return state, bodies
 
     async def _attempt(self, state: JobState, claim: Claim) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
@@ -113,7 +120,7 @@ class StepRunner:
         try:
             while items := await harvest.take():
                 command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
-                state, bodies = await self._jobs.carry_out(state, command, claim)
+                state, bodies = await self._carry_out(state, command, claim)
                 if _finishes(bodies):
                     return
             await producer
@@ -121,7 +128,7 @@ class StepRunner:
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
         if harvest.failure is None:
-            await self._jobs.carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
+            await self._carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, harvest.failure)
 
@@ -198,7 +205,7 @@ class StepRunner:
             delay_s=self._retry.delay(state.step(step.step_id).barren),
             max_attempts=self._retry.max_attempts,
         )
-        await self._jobs.carry_out(state, command, claim)
+        await self._carry_out(state, command, claim)
 
 
 def _finishes(bodies: Sequence[Body]) -> bool:

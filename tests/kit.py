@@ -17,6 +17,7 @@ from uuid import UUID
 import asyncpg
 import httpx
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from eventstore import codec
 from eventstore.committer import Committer
@@ -30,6 +31,8 @@ from eventstore.events import (
     GenerateParams,
     JobCreated,
     Meta,
+    ModelFile,
+    ModelRegistered,
     PlannedStep,
     Private,
     StepFinish,
@@ -78,6 +81,21 @@ def job_created(*, scale: int | None = 2, **generate: Any) -> JobCreated:
         generate=generate_params(**generate),
         upscale=None if scale is None else UpscaleParams(scale=scale, impl="auto", strict_scale=False),  # type: ignore[arg-type]
     )
+
+
+def model_registered(**changes: Any) -> ModelRegistered:
+    """The first event of a model: a generator of one small file, unless changed."""
+    given: dict[str, Any] = {
+        "name": "castles",
+        "kind": "generator",
+        "version": "1",
+        "source_uri": "file:///models/castles",
+        "local_path": "/models/castles",
+        "files": [ModelFile(path="weights.bin", sha256="0" * 64, size=10)],
+        "capabilities": ["generate"],
+        "parameters_schema": {"type": "object"},
+    }
+    return ModelRegistered(**given | changes)
 
 
 def event(body: Body, *, private: Private | None = None, meta: Meta | None = None) -> Event:
@@ -228,8 +246,8 @@ class Service:
             start_new_session=True,
         )
         self.lines: list[str] = []
-        self._url: str | None = None
-        self._listening = threading.Event()
+        self._urls: dict[str, str] = {}
+        self._told = {"listening": threading.Event(), "serving health": threading.Event()}
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -238,17 +256,27 @@ class Service:
         for raw in self.process.stderr:
             line = raw.decode(errors="replace")
             self.lines.append(line)
-            if '"listening"' in line:
-                self._url = json.loads(line)["url"]
-                self._listening.set()
-        self._listening.set()
+            for event, told in self._told.items():
+                if f'"{event}"' in line:
+                    self._urls[event] = json.loads(line)["url"]
+                    told.set()
+        for told in self._told.values():
+            told.set()
 
     @property
     def url(self) -> str:
         """Where the API listens; waits until it does."""
-        assert self._listening.wait(60), f"{self.role} does not listen:\n{self.output}"
-        assert self._url is not None, f"{self.role} ended instead of listening:\n{self.output}"
-        return self._url
+        return self._announced("listening")
+
+    @property
+    def health_url(self) -> str:
+        """Where a role without an API serves its health; waits until it does."""
+        return self._announced("serving health")
+
+    def _announced(self, event: str) -> str:
+        assert self._told[event].wait(60), f"{self.role} does not say {event!r}:\n{self.output}"
+        assert event in self._urls, f"{self.role} ended before it said {event!r}:\n{self.output}"
+        return self._urls[event]
 
     @property
     def output(self) -> str:
@@ -291,6 +319,9 @@ def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
         "DF_S3_BUCKET": s3.bucket,
         "DF_FAKE_RUNNER": "1",
         "DF_PORT": "0",
+        "DF_WORKER_METRICS_PORT": "0",
+        "DF_ORCHESTRATOR_METRICS_PORT": "0",
+        "DF_PROJECTOR_METRICS_PORT": "0",
         **more,
     }
 
@@ -378,6 +409,25 @@ def parse_sse(text: str) -> list[Sse]:
         if "data" in fields:
             events.append(Sse(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id")))
     return events
+
+
+class Metrics:
+    """What a process answers a scraper."""
+
+    def __init__(self, base: str) -> None:
+        answer = httpx.get(f"{base}/metrics", timeout=30, trust_env=False)
+        assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+        self.samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """A sample's value; None if there is none by this name with exactly these labels."""
+        found = [one.value for one in self.samples if (one.name, one.labels) == (name, labels)]
+        assert len(found) <= 1, f"{name} is there twice"
+        return found[0] if found else None
+
+    def labelled(self, name: str, label: str) -> set[str]:
+        """The values that a label of a metric has."""
+        return {one.labels[label] for one in self.samples if one.name == name}
 
 
 def codes(events: Sequence[Any]) -> list[str]:

@@ -65,7 +65,7 @@ class EmbeddedPostgres:
         self._server = server
         self.adopted = adopted
         self.pid = server.pid
-        self.url = f"postgresql://{_NAME}:{cluster.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
+        self.url = cluster.url(port)
 
     @classmethod
     def start(cls, home: Path, programs: Path | None = None) -> "EmbeddedPostgres":
@@ -84,6 +84,15 @@ class EmbeddedPostgres:
         except (OSError, psutil.AccessDenied) as error:
             raise EmbeddedError(f"The embedded PostgreSQL in {home} cannot be used: {error}. {_WAY_OUT}") from error
         raise EmbeddedError(f"{_TRIES} ports in a row were taken while the embedded PostgreSQL started. {_WAY_OUT}")
+
+    @staticmethod
+    def running_url(home: Path) -> str | None:
+        """How to reach the home's PostgreSQL, which stays its owner's; None where none takes connections."""
+        path = home.expanduser().resolve() / "postgres"
+        try:
+            return _Cluster(path, _programs()).running_url() if (path / "data").exists() else None
+        except (OSError, psutil.AccessDenied) as error:
+            raise EmbeddedError(f"The embedded PostgreSQL in {home} cannot be used: {error}. {_WAY_OUT}") from error
 
     def stop(self) -> None:
         """Shut it down within seconds, at first gently. A second call does nothing."""
@@ -115,6 +124,17 @@ class _Cluster:
         self._mark = f"{_NAME}-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]}"
         self._password = path / "password"
         self.password = notes.secret(self._password)
+
+    def url(self, port: int) -> str:
+        """How the database is reached on a port."""
+        return f"postgresql://{_NAME}:{self.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
+
+    def running_url(self) -> str | None:
+        """How the server is reached, if it runs and takes connections."""
+        note = self._note()
+        if note.port is None or not note.ready or note.pid not in {process.pid for process in self._running()}:
+            return None
+        return self.url(note.port)
 
     def create(self) -> None:
         """Make the data directory, unless it is there already."""

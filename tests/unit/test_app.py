@@ -6,9 +6,11 @@ import httpx
 import pytest
 
 from api.app import build
-from api.services import Services
+from api.health import Health
+from api.services import ApiConfig
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
+from eventstore.metrics import Backlog
 
 
 class Broken:
@@ -17,13 +19,16 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
+    config = ApiConfig()
+
     def __getattr__(self, _name: str) -> Any:
         raise self._error
 
 
 async def answer(error: Exception, path: str) -> httpx.Response:
     """What a GET is answered while everything below breaks."""
-    app = build(cast("Services", Broken(error)))
+    broken = cast("Any", Broken(error))
+    app = build(broken, Health({}, Backlog(broken)))
     transport = httpx.ASGITransport(app=cast("Any", app), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.get(path, headers={"X-Request-Id": "mine"})
@@ -45,6 +50,6 @@ async def test_an_absent_database_is_a_503_that_says_when_to_come_back() -> None
     assert int(found.headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/v1/"])
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/"])
 async def test_what_needs_nothing_answers_all_the_same(path: str) -> None:
     assert (await answer(DatabaseUnavailable("away"), path)).status_code == 200

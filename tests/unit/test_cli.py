@@ -1,6 +1,6 @@
 """The command line: what it sends, what it prints, how it exits."""
 
-import argparse
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from dreamforge import cli
+from dreamforge import cli, jobs_cli
 from dreamforge.client import Client
 from dreamforge.settings import VARIABLES, Settings
 
@@ -21,6 +21,33 @@ JOB = {
     "summary": {"count": 2, "completed": 2},
     "error_code": None,
     "error_message": None,
+}
+
+TIME = "2026-01-02T12:00:00.000000Z"
+LISTED = {
+    "id": "j1",
+    "status": "queued",
+    "created_at": TIME,
+    "updated_at": TIME,
+    "summary": {"count": 2, "completed": 0},
+}
+EVENT = {
+    "version": 4,
+    "code": "job.finish",
+    "ts": TIME,
+    "step": None,
+    "data": '{"status":"failed"}',
+    "stream": "s1",
+    "category": "job",
+}
+ARTIFACT = {
+    "step": "generate",
+    "item_index": 0,
+    "width": 64,
+    "height": 64,
+    "seed": 7,
+    "bytes": 9,
+    "s3_key": "generate/a.png",
 }
 
 Serve = Callable[[dict[str, Any]], list[httpx.Request]]
@@ -37,7 +64,10 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Answer the command's requests by `METHOD path`, with JSON, a response or an exception; the requests made."""
+    """Answer the command's requests by `METHOD path`: JSON, a response, an exception, or a function that gives one.
+
+    Returns the requests made.
+    """
 
     def serve(answers: dict[str, Any]) -> list[httpx.Request]:
         requests: list[httpx.Request] = []
@@ -45,11 +75,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
         def handler(request: httpx.Request) -> httpx.Response:
             requests.append(request)
             answer = answers[f"{request.method} {request.url.path}"]
-            if isinstance(answer, Exception):
+            if callable(answer):
+                answer = answer()
+            if isinstance(answer, BaseException):
                 raise answer
             return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
-        monkeypatch.setattr(cli, "Client", partial(Client, transport=httpx.MockTransport(handler)))
+        monkeypatch.setattr(jobs_cli, "Client", partial(Client, transport=httpx.MockTransport(handler)))
         return requests
 
     return serve
@@ -60,7 +92,15 @@ def stream(outcome: str) -> httpx.Response:
         data = {"code": code, "message": f"{code}.", "step": "generate", "payload": payload}
         return f"event: log\ndata: {msgspec.json.encode(data).decode()}\nid: {version}\n\n"
 
-    image = 'event: artifact\ndata: {"code":"artifact.written","step":"generate","item_index":0}\nid: 3\n\n'
+    written = {
+        "code": "artifact.written",
+        "step": "generate",
+        "item_index": 0,
+        "width": 64,
+        "height": 64,
+        "payload": {},
+    }
+    image = f"event: artifact\ndata: {msgspec.json.encode(written).decode()}\nid: 3\n\n"
     progress = 'event: progress\ndata: {"progress":0.5}\n\n'
     text = log(2, "step.start") + image + progress + log(4, "job.finish", status=outcome)
     return httpx.Response(200, text=text)
@@ -79,7 +119,11 @@ def test_create_sends_only_what_was_given(serve: Serve, capsys: pytest.CaptureFi
 
 def test_create_sends_all_that_was_given(serve: Serve) -> None:
     requests = serve({"POST /v1/jobs": {"job": {"id": "j1", "status": "queued"}}})
-    given = "--count 3 --size 640x384 --steps 9 --guidance 2.5 --seed 0 --format jpg --scale 4 --negative-prompt fog"
+    given = (
+        "--count 3 --size 640x384 --steps 9 --guidance 2.5 --seed 0 --format jpg --negative-prompt fog --model-id m1 "
+        "--engine sdxl --scheduler euler --no-embed-metadata --scale 4 --impl gan --strict-scale "
+        "--metadata project=harbour --metadata note=a=b --idempotency-key k-1 --wait 9"
+    )
     assert cli.main(["jobs", "create", "--prompt", "p", *given.split()]) == 0
     assert msgspec.json.decode(requests[0].content) == {
         "type": "generate",
@@ -90,10 +134,143 @@ def test_create_sends_all_that_was_given(serve: Serve) -> None:
         "height": 384,
         "steps": 9,
         "guidance": 2.5,
+        "scheduler": "euler",
         "seed": 0,
         "format": "jpg",
-        "chain": {"upscale": {"scale": 4}},
+        "embed_metadata": False,
+        "model_id": "m1",
+        "engine": "sdxl",
+        "chain": {"upscale": {"scale": 4, "impl": "gan", "strict_scale": True}},
+        "metadata": {"project": "harbour", "note": "a=b"},
     }
+    assert (requests[0].headers["Idempotency-Key"], requests[0].headers["Prefer"]) == ("k-1", "wait=9")
+
+
+def test_a_whole_request_is_sent_as_it_is(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file or from standard input, malformed or not: the service is to judge."""
+    requests = serve({"POST /v1/jobs": {"job": {"id": "j1", "status": "queued"}}})
+    (tmp_path / "request.json").write_bytes(b'{"pipeline": [] }\n')
+    assert cli.main(["jobs", "create", "--file", "request.json"]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"not json")))
+    assert cli.main(["jobs", "create", "--file", "-"]) == 0
+    assert [request.content for request in requests] == [b'{"pipeline": [] }\n', b"not json"]
+    assert {request.headers["Content-Type"] for request in requests} == {"application/json"}
+
+
+def test_no_field_stands_beside_a_whole_request(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = serve({})
+    Path("request.json").touch()
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["jobs", "create", "--file", "request.json", "--count", "3", "--impl", "gan"])
+    assert exited.value.code == 2
+    assert "count, chain can't be given beside --file" in capsys.readouterr().err
+    assert requests == []
+
+
+@pytest.mark.parametrize(("status", "code"), [("queued", 0), ("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_create_exits_as_the_answer_says(serve: Serve, status: str, code: int) -> None:
+    """An answer that waited may report a job that has failed already."""
+    serve({"POST /v1/jobs": {"job": {"id": "j1", "status": status}}})
+    assert cli.main(["jobs", "create", "--prompt", "p", "--wait", "5"]) == code
+
+
+def test_list_asks_for_as_many_as_are_wanted(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """20 unless told; more than a page comes in pages."""
+    requests = serve({"GET /v1/jobs": {"jobs": [LISTED] * 200, "next_cursor": "c"}})
+    assert cli.main(["jobs", "list"]) == 0
+    assert cli.main(["jobs", "list", "--limit", "300", "--status", "failed", "--output", "json"]) == 0
+    asked = [dict(request.url.params) for request in requests]
+    page = {"limit": "200", "status": "failed"}
+    assert asked == [{"limit": "20"}, page, page | {"cursor": "c"}]
+    out = capsys.readouterr().out
+    assert out.count("0/2") == 20
+    assert len(msgspec.json.decode(out[out.index("[\n") :])) == 300
+
+
+def test_show_asks_for_the_moment_that_is_wanted(serve: Serve) -> None:
+    requests = serve({"GET /v1/jobs/j1": JOB})
+    assert cli.main(["jobs", "show", "j1", "--as-of-version", "3"]) == 0
+    assert cli.main(["jobs", "show", "j1", "--as-of", "2026-01-02T12:00:00+01:00"]) == 0
+    asked = [dict(request.url.params) for request in requests]
+    assert asked == [{"as_of_version": "3"}, {"as_of": "2026-01-02T12:00:00+01:00"}]
+
+
+def test_logs_are_printed_verbatim_or_as_text(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    line = '{"ts":"2026-01-02T12:00:00.000000Z","level":"info","code":"step.start","message":"It\u2028 started."}'
+    requests = serve({"GET /v1/jobs/j1/logs": httpx.Response(200, text=line + "\n")})
+    assert cli.main(["jobs", "logs", "j1", "--output", "json", "--tail", "5", "--since", "2026-01-02T12:00:00Z"]) == 0
+    assert capsys.readouterr().out == line + "\n"
+    assert dict(requests[0].url.params) == {"tail": "5", "since_ts": "2026-01-02T12:00:00Z"}
+    assert cli.main(["jobs", "logs", "j1"]) == 0
+    assert capsys.readouterr().out.split(maxsplit=3)[1:] == ["info", "step.start", "It\u2028 started.\n"]
+
+
+def test_followed_logs_come_from_the_stream_alone(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last ones of those that are there, and then the rest."""
+    requests = serve({"GET /v1/jobs/j1": JOB | {"version": 3}, "GET /v1/jobs/j1/progress/stream": stream("failed")})
+    assert cli.main(["jobs", "logs", "j1", "--follow", "--tail", "2", "--output", "json"]) == 0
+    assert requests[1].headers["Last-Event-ID"] == "1"
+    lines = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["code"] for line in lines] == ["step.start", "artifact.written", "job.finish"]
+
+
+def test_the_whole_log_is_printed_line_by_line(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = serve({"GET /v1/events": {"events": [EVENT], "next_cursor": "c", "has_more": False}})
+    given = ["jobs", "events", "--all", "--codes", "job.finish,error", "--category", "job"]
+    assert cli.main([*given, "--output", "json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out) == EVENT
+    assert cli.main(given) == 0
+    assert "job s1    4  job.finish" in capsys.readouterr().out
+    assert dict(requests[0].url.params) == {"limit": "1000", "codes": "job.finish,error", "category": "job"}
+
+
+@pytest.mark.parametrize(("more", "begin"), [([], "start"), (["--new"], "now")])
+def test_the_whole_log_is_followed(
+    serve: Serve, capsys: pytest.CaptureFixture[str], more: list[str], begin: str
+) -> None:
+    """Until Ctrl-C."""
+    event = f"data: {msgspec.json.encode(EVENT).decode()}\nid: c1\n\n"
+    answers = iter([httpx.Response(200, text=event), KeyboardInterrupt()])
+    requests = serve({"GET /v1/": {}, "GET /v1/events/stream": lambda: next(answers)})
+    assert cli.main(["jobs", "events", "--all", "--follow", *more, "--output", "json"]) == 130
+    assert msgspec.json.decode(capsys.readouterr().out) == EVENT
+    assert requests[1].url.params["from"] == begin
+    assert requests[2].headers["Last-Event-ID"] == "c1"
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("cancelled", 0), ("succeeded", 1)])
+def test_cancel_waits_for_the_end_if_told(
+    serve: Serve, capsys: pytest.CaptureFixture[str], outcome: str, code: int
+) -> None:
+    """A job whose last image was written already may still succeed."""
+    asked = {"POST /v1/jobs/j1/cancel": httpx.Response(202, json={"job": JOB | {"status": "running"}})}
+    serve(asked)
+    assert cli.main(["jobs", "cancel", "j1"]) == 0
+    serve(asked | {"GET /v1/jobs/j1/progress/stream": stream(outcome), "GET /v1/jobs/j1": JOB | {"status": outcome}})
+    assert cli.main(["jobs", "cancel", "j1", "--wait"]) == code
+    assert capsys.readouterr().out == f"Job j1 is being cancelled.\nJob j1 is {outcome}.\n"
+
+
+def test_retry_can_be_watched(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    queued = httpx.Response(202, json={"job": JOB | {"status": "queued"}})
+    serve(
+        {
+            "POST /v1/jobs/j1/retry": queued,
+            "GET /v1/jobs/j1": JOB,
+            "GET /v1/jobs/j1/progress/stream": stream("succeeded"),
+        }
+    )
+    assert cli.main(["jobs", "retry", "j1"]) == 0
+    assert capsys.readouterr().out == "Job j1 is queued.\n"
+    assert cli.main(["jobs", "retry", "j1", "--watch"]) == 0
+    assert "Job j1 · succeeded" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_exits_2(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("taken").touch()
+    serve({"GET /v1/jobs/j1/artifacts": {"artifacts": [ARTIFACT]}})
+    assert cli.main(["jobs", "artifacts", "j1", "--download", "taken"]) == 2
+    assert capsys.readouterr().err == "dreamforge: taken/generate: Not a directory.\n"
 
 
 def test_json_output_is_the_services_answer(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +305,8 @@ def test_watch_exits_as_the_job_ended(
     [
         (error(404, "There is no such job."), 4, "There is no such job."),
         (error(422, "Refused.", field="count", reason="too many"), 2, "Refused. (count: too many)"),
+        (error(409, "It has ended.", field="status"), 5, "It has ended. (status)"),
+        (error(429, "Slower."), 3, "Slower."),
         (error(503, "Later."), 3, "Later."),
         (httpx.ConnectError("refused"), 3, "No service answers at http://127.0.0.1:8001 (refused)."),
     ],
@@ -169,6 +348,14 @@ def test_an_unknown_setting_is_warned_of(
         ["jobs", "show", ""],
         ["jobs", "create"],
         ["jobs", "create", "--prompt", "p", "--size", "12x"],
+        ["jobs", "create", "--prompt", "p", "--file", "-"],
+        ["jobs", "create", "--prompt", "p", "--watch", "--wait", "3"],
+        ["jobs", "list", "--limit", "0"],
+        ["jobs", "logs", "j1", "--follow", "--tail", "3", "--since", "2026-01-02T12:00:00Z"],
+        ["jobs", "events"],
+        ["jobs", "events", "j1", "--all"],
+        ["jobs", "events", "j1", "--follow"],
+        ["jobs", "events", "--all", "--new"],
         ["up", "--port", "70000"],
         ["--env-file", "nowhere", "up"],
     ],
@@ -177,17 +364,6 @@ def test_a_wrong_argument_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         cli.main(arguments)
     assert exited.value.code == 2
-
-
-@pytest.mark.parametrize(("text", "size"), [("512", (512, 512)), ("640x384", (640, 384)), ("640X384", (640, 384))])
-def test_sizes(text: str, size: tuple[int, int]) -> None:
-    assert cli.image_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "x", "12x", "x12", "1x2x3", "-4", "5.5", "٣"])
-def test_sizes_of_another_form_are_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        cli.image_size(text)
 
 
 @pytest.mark.parametrize(

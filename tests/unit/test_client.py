@@ -1,14 +1,16 @@
 """The HTTP client: resuming streams, telling errors apart, checking downloads."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
-from dreamforge.client import ApiError, Client, Damaged, Unreachable
+from dreamforge.client import ApiError, Client, Damaged, Unreachable, log_line
+from dreamforge.sse import Message
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -87,6 +89,50 @@ def test_a_refused_stream_is_an_error_at_once() -> None:
         list(client(Script(refusal)).stream("j"))
 
 
+def test_a_proxys_error_in_the_middle_is_waited_out() -> None:
+    """What stands in front of a service that restarts answers in its own words."""
+    script = Script(events(frame(1)), httpx.Response(502, text="<html>"), events(frame(2, "job.finish")))
+    assert [message.last_event_id for message in client(script).stream("j")] == ["1", "2"]
+
+
+def test_a_stream_may_start_at_a_time() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.params["since_ts"] == "2026-01-02T12:00:00+01:00"
+        return events(frame(8, "job.finish"))
+
+    assert len(list(client(handler).stream("j", since="2026-01-02T12:00:00+01:00"))) == 1
+
+
+def log_event(n: int) -> str:
+    return f'data: {{"version":{n}}}\nid: cursor-{n}\n\n'
+
+
+def test_the_whole_log_is_resumed_from_its_cursor() -> None:
+    """Also from one that came without an event."""
+    script = Script(httpx.Response(200, json={}), events(log_event(1), "id: cursor-5\n\n"), events(log_event(6)))
+    seen = [(message.event, message.last_event_id) for message in islice(client(script).log_stream(), 2)]
+    assert seen == [("message", "cursor-1"), ("message", "cursor-6")]
+    assert script.resumed_from == [None, None, "cursor-5"]
+
+
+def test_a_quiet_log_is_no_silence() -> None:
+    """Heartbeats tell that the service is there, however often the line is cut between them."""
+    stopped = httpx.Response(401, json={"code": "unauthorized", "message": "Enough."})
+    quiet = [events("id: cursor-5\n\n") for _ in range(5)]
+    with pytest.raises(ApiError, match="Enough"):
+        list(client(Script(httpx.Response(200, json={}), *quiet, stopped), patience_s=0).log_stream())
+
+
+def test_a_service_that_only_sends_away_is_given_up() -> None:
+    with pytest.raises(Unreachable, match="went away"):
+        list(client(lambda _: events(), patience_s=0).stream("j"))
+
+
+def test_the_log_of_a_service_that_was_never_there_is_an_error_at_once() -> None:
+    with pytest.raises(Unreachable, match="No service answers"):
+        next(client(Script(httpx.ConnectError("down"))).log_stream())
+
+
 def test_an_error_carries_what_the_service_said() -> None:
     body = {"code": "invalid_input", "message": "No.", "details": {"field": "count"}, "correlation_id": "c"}
     with pytest.raises(ApiError) as raised:
@@ -121,6 +167,78 @@ def test_the_history_is_read_page_by_page() -> None:
         )
 
     assert [event["version"] for event in client(handler).events("j")] == [1, 2, 3, 4, 5]
+
+
+def test_the_whole_log_is_read_page_by_page() -> None:
+    """A page may be empty where a filter lets nothing pass."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.params["codes"] == "error"
+        number = int(request.url.params.get("cursor", "0"))
+        found = [] if number == 1 else [{"version": number}]
+        return httpx.Response(200, json={"events": found, "next_cursor": str(number + 1), "has_more": number < 2})
+
+    assert [event["version"] for event in client(handler).log_events(codes="error")] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "count"), [(1, ["1"], 1), (200, ["200"], 200), (250, ["200"] * 2, 250), (None, ["200"] * 3, 450)]
+)
+def test_jobs_are_listed_page_by_page(limit: int | None, asked: list[str], count: int) -> None:
+    """No page is asked for whose jobs nobody wants."""
+    requests: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        start = int(request.url.params.get("cursor", "0"))
+        end = min(start + int(request.url.params["limit"]), 450)
+        page = [{"id": number} for number in range(start, end)]
+        return httpx.Response(200, json={"jobs": page, "next_cursor": str(end) if end < 450 else None})
+
+    assert [job["id"] for job in client(handler).jobs(limit=limit)] == list(range(count))
+    assert [request.url.params["limit"] for request in requests] == asked
+
+
+def test_log_lines_are_verbatim() -> None:
+    """Only a line feed ends a line: JSON may hold the line separators of Unicode."""
+    lines = ['{"message":"a\u2028b\u0085c"}', '{ "n": 1.0 }']
+    script = Script(httpx.Response(200, text="".join(line + "\n" for line in lines)))
+    assert list(client(script).logs("j")) == lines
+
+
+def test_logs_that_break_off_are_an_error() -> None:
+    class Broken(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b'{"code":"job.created"}\n{"co'
+            raise httpx.RemoteProtocolError("cut")
+
+    lines = client(Script(httpx.Response(200, stream=Broken()))).logs("j")
+    assert next(lines) == '{"code":"job.created"}'
+    with pytest.raises(Unreachable, match="cut"):
+        next(lines)
+
+
+def test_a_message_of_a_stream_becomes_a_line_of_the_log() -> None:
+    """With the event's code where the stream gives the job's error code."""
+    data = {
+        "ts": "t",
+        "level": "error",
+        "code": "oom",
+        "message": "No memory left.",
+        "step": "upscale",
+        "payload": {"step_id": "s", "step": "upscale", "attempt": 3, "error_code": "oom"},
+    }
+    assert log_line("j", Message("error", msgspec.json.encode(data).decode(), "7")) == {
+        "ts": "t",
+        "level": "error",
+        "code": "error",
+        "message": "No memory left.",
+        "job_id": "j",
+        "step_id": "s",
+        "step": "upscale",
+        "attempt": 3,
+        "error_code": "oom",
+    }
 
 
 def artifact(content: bytes) -> dict[str, object]:
@@ -172,3 +290,14 @@ def test_a_job_is_posted_as_json() -> None:
 
     assert client(handler).create_job({"prompt": "é"}) == {"id": "j"}
     assert bodies == [{"prompt": "é"}]
+
+
+def test_a_key_and_a_wait_are_headers() -> None:
+    """The key may hold any text; it goes as UTF-8."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        headers = dict(request.headers.raw)
+        assert (headers[b"Idempotency-Key"], headers[b"Prefer"]) == ("clé".encode(), b"wait=5")
+        return httpx.Response(200, json={"job": {"id": "j"}})
+
+    client(handler).create_job(b"{}", idempotency_key="clé", wait_s=5)

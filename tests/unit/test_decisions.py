@@ -12,6 +12,9 @@ from orchestrator.decisions import (
     FinishJob,
     HandBack,
     RecordItems,
+    Refused,
+    RequestCancel,
+    RequestRetry,
     StaleAttempt,
     StartStep,
     decide,
@@ -194,6 +197,27 @@ def test_a_requested_retry_opens_the_job_and_counts_anew() -> None:
     assert history.state.finished is None
     assert start(history) == ["step.start", "model.selected"]
     assert list(history.state.step(history.step_id("generate")).artifacts) == [0]
+
+
+def test_a_cancel_is_recorded_once_and_only_while_the_job_goes_on() -> None:
+    ask = RequestCancel()
+    assert codes(decide(History().started("generate").state, ask)) == ["job.cancel_requested"]
+    assert decide(History().add(CancelRequested()).state, ask) == []
+    assert decide(History().add(CancelRequested(), JobFinish(status="cancelled")).state, ask) == []
+    for outcome in ("succeeded", "failed"):
+        with pytest.raises(Refused, match=outcome):
+            decide(History().add(CancelRequested(), JobFinish(status=outcome)).state, ask)
+
+
+def test_a_retry_names_the_failed_step_and_needs_a_failed_job() -> None:
+    failed = History().started("generate").wrote("generate", 0).finished("generate").started("upscale")
+    failed.finished("upscale", "failed").add(JobFinish(status="failed"))
+    (found,) = decide(failed.state, RequestRetry())
+    assert isinstance(found, RetryRequested)
+    assert (found.step_id, found.step_name) == (failed.step_id("upscale"), "upscale")
+    for history in (failed.add(found), History(), History().add(JobFinish(status="cancelled"))):
+        with pytest.raises(Refused, match="Only a failed job"):
+            decide(history.state, RequestRetry())
 
 
 @given(st.lists(st.sampled_from(["start", "item0", "item1", "fail", "hand_back", "cancel"]), max_size=25))

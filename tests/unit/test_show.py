@@ -1,6 +1,7 @@
 """What the command line shows of a job."""
 
 import io
+import re
 
 import msgspec
 import pytest
@@ -111,3 +112,30 @@ def test_a_failed_job_says_why() -> None:
     step = {"name": "generate", "status": "failed", "attempt": 3, "started_at": None, "finished_at": None}
     failed = {"status": "failed", "steps": [step], "error_code": "oom", "error_message": "No [memory] left."}
     assert "oom: No [memory] left." in rendered(show.job_table(JOB | failed))
+
+
+def test_a_list_of_jobs_has_a_line_for_each() -> None:
+    times = {"created_at": "2026-01-02T03:04:05.678901Z", "updated_at": "2026-01-02T03:04:06.678901Z"}
+    shown = rendered(show.job_list_table([JOB | times, JOB | times | {"id": "j2", "status": "failed"}]))
+    assert [line.split()[1] for line in shown.splitlines() if "0/2" in line] == ["j1", "j2"]
+    assert "failed" in shown
+
+
+def test_a_log_line_tells_time_level_code_and_message() -> None:
+    line = {"ts": "2026-01-02T03:04:05.678901Z", "level": "error", "code": "job.finish", "message": "Job [b] failed."}
+    assert re.fullmatch(r"\d\d:\d\d:05\.678  error    job\.finish +Job \[b\] failed\.", show.log_text(line))
+
+
+def test_an_event_of_the_whole_log_names_its_stream() -> None:
+    event = {
+        "version": 9,
+        "ts": "2026-01-02T03:04:05.678901Z",
+        "code": "artifact.written",
+        "step": "upscale",
+        "data": '{"item_index":2}',
+        "stream": "018f0000-0000-7000-8000-000000000001",
+        "category": "job",
+    }
+    text = show.event_text(event)
+    assert "job 018f0000-0000-7000-8000-000000000001    9  artifact.written" in text
+    assert text.endswith("upscale   item 2")

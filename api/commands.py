@@ -1,0 +1,176 @@
+"""The handlers that write: submit a job, cancel it, retry it."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import preferences, requests, responses
+from api.errors import ApiError, invalid, not_found, unavailable
+from api.inputs import job_id, json_body, no_body
+from api.responses import json_response
+from api.services import Services
+from eventstore import codec
+from eventstore.committer import Transition
+from eventstore.events import Idempotency, JobCreated, Meta, Recorded
+from eventstore.ids import derived_id, new_id
+from eventstore.log import DEFAULT_TENANT, Append
+from orchestrator.decisions import Refused, RequestCancel, RequestRetry
+from orchestrator.plan import SEED_PRIME
+from orchestrator.transact import event
+
+_LONGEST_KEY = 255
+# W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
+_IDS = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(f"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-[ -~]{{0,200}})?")
+T = TypeVar("T")
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    """A job that stands in the log, by this request or, if replayed, by an earlier one."""
+
+    job_id: UUID
+    created_at: datetime
+    replayed: bool = False
+
+
+async def create(request: Request) -> Response:
+    """POST /v1/jobs: the job, its steps and the duty to run the first are durable when this answers."""
+    services: Services = request.app.state.services
+    submission = requests.parse(await json_body(request, services.config.max_body_bytes))
+    key = _idempotency_key(request)
+    if key is None:
+        accepted = await _accept(request, submission, new_id(), None)
+    else:
+        accepted = await _accept_once(request, submission, key)
+    return await _answer(request, accepted)
+
+
+async def cancel(request: Request) -> Response:
+    """POST /v1/jobs/{id}/cancel."""
+    return await _ask(request, RequestCancel())
+
+
+async def retry(request: Request) -> Response:
+    """POST /v1/jobs/{id}/retry."""
+    return await _ask(request, RequestRetry())
+
+
+async def _accept_once(request: Request, submission: requests.Submission, key: bytes) -> _Accepted:
+    """Accept a job under the id that its key stands for: of several that come at once the log lets one in."""
+    services: Services = request.app.state.services
+    job = derived_id(DEFAULT_TENANT.encode(), key)
+    idempotency = submission.idempotency(key)
+    earlier = await services.log.stream(job, limit=1)
+    if earlier:
+        return _replayed(earlier[0], idempotency)
+    accepted = await _accept(request, submission, job, idempotency)
+    if accepted.replayed:
+        return _replayed((await services.log.stream(job, limit=1))[0], idempotency)
+    return accepted
+
+
+async def _accept(
+    request: Request, submission: requests.Submission, job: UUID, idempotency: Idempotency | None
+) -> _Accepted:
+    """Append a job's first event; `replayed` if the job was there before."""
+    services: Services = request.app.state.services
+    model_id = submission.request.model_id
+    if model_id is not None and await services.models.generator(model_id) is None:
+        raise invalid("model_id", "must be a model that is installed, enabled and can generate; see /v1/models")
+    created, private = requests.events(
+        submission.request,
+        seed=1 + secrets.randbelow(SEED_PRIME),
+        step_ids=(new_id(), new_id()),
+        max_pixels=services.config.max_pixels,
+        idempotency=idempotency,
+    )
+    first = event(created, _cause(request), private=private)
+    transition = Transition(append=Append(stream=job, expected=0, events=(first,)))
+    answer = await _soon(services, services.committer.commit(transition))
+    return _Accepted(job, first.ts, replayed=not answer.stands)
+
+
+def _replayed(earlier: Recorded, idempotency: Idempotency) -> _Accepted:
+    created = codec.body(earlier)
+    if not isinstance(created, JobCreated) or created.idempotency != idempotency:
+        raise ApiError(
+            "conflict",
+            "This Idempotency-Key came with another body before; send a new key with a new request.",
+            {"field": "Idempotency-Key", "job_id": str(earlier.stream_id)},
+        )
+    return _Accepted(earlier.stream_id, earlier.ts, replayed=True)
+
+
+async def _answer(request: Request, accepted: _Accepted) -> Response:
+    """Answer at once, or when the job has ended if that was asked for or is set."""
+    services: Services = request.app.state.services
+    config = services.config
+    preferred = preferences.wait(request)
+    patience = preferred if config.eager_s is None else config.eager_s
+    view = None if patience is None else await preferences.until_terminal(services, accepted.job_id, patience)
+    headers = {
+        "Location": f"/v1/jobs/{accepted.job_id}",
+        "ETag": responses.etag(1 if view is None else view.version),
+        **preferences.applied(preferred),
+    }
+    if accepted.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    answer = responses.job_answer(accepted.job_id, "queued" if view is None else view.status, accepted.created_at)
+    ended = view is not None and view.terminal
+    return json_response(answer, 200 if ended else config.create_status, headers)
+
+
+async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Response:
+    services: Services = request.app.state.services
+    job = job_id(request)
+    await no_body(request, services.config.max_body_bytes)
+    try:
+        state = await _soon(services, services.jobs.request(job, asked, _cause(request)))
+    except LookupError:
+        raise not_found(f"job {job}") from None
+    except Refused as refusal:
+        raise ApiError("conflict", str(refusal), {"field": "status", "job_id": str(job)}) from None
+    view = await services.queries.job(job)
+    if view is None:
+        raise not_found(f"job {job}")
+    answer = responses.job_answer(job, view.status, view.created_at)
+    headers = {"Location": f"/v1/jobs/{job}", "ETag": responses.etag(view.version)}
+    return json_response(answer, 202 if state.finished is None else 200, headers)
+
+
+async def _soon(services: Services, work: Awaitable[T]) -> T:
+    """Await a write; one that the database keeps waiting is given up."""
+    try:
+        async with asyncio.timeout(services.config.commit_timeout_s):
+            return await work
+    except TimeoutError:
+        raise unavailable() from None
+
+
+def _cause(request: Request) -> Meta:
+    """What the events that a request causes say of it. A traceparent that is malformed counts as absent."""
+    given = request.headers.get("traceparent", "").strip()
+    traceparent = given if _TRACEPARENT.fullmatch(given) else None
+    return Meta(request_id=request.state.request_id, traceparent=traceparent)
+
+
+def _idempotency_key(request: Request) -> bytes | None:
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0].encode("latin-1")
+    try:
+        length = len(key.decode())
+    except UnicodeDecodeError:
+        length = len(key)
+    if len(given) > 1 or not 1 <= length <= _LONGEST_KEY:
+        raise invalid("Idempotency-Key", f"must be one key of 1 to {_LONGEST_KEY} characters")
+    return key

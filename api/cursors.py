@@ -1,0 +1,130 @@
+"""The opaque cursors that clients carry. Pure. Every decoder raises ValueError for a text that it did not write."""
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FORM = b"\x01"
+_LINK_BYTES = 6
+
+
+class JobsCursor(msgspec.Struct, frozen=True):
+    """Where a list of jobs, the newest first, goes on: after this one."""
+
+    created_at: datetime
+    job_id: UUID
+
+    def encode(self) -> str:
+        """The cursor as clients get it."""
+        micros = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        return _text(micros.to_bytes(8, "big", signed=True) + self.job_id.bytes)
+
+    @classmethod
+    def decode(cls, text: str) -> "JobsCursor":
+        """The cursor that a client gives back."""
+        raw = _bytes(text)
+        if len(raw) != 24:
+            raise ValueError("a cursor of this list has 24 bytes")
+        try:
+            created_at = _EPOCH + timedelta(microseconds=int.from_bytes(raw[:8], "big", signed=True))
+        except OverflowError as error:
+            raise ValueError(str(error)) from None
+        return cls(created_at, UUID(bytes=raw[8:]))
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The newest event of a partition that a client has seen. link: the beginning of its chain hash; none at 0."""
+
+    position: int
+    link: bytes
+
+    @classmethod
+    def at(cls, position: int, chain: bytes) -> "Mark":
+        """The mark of an event."""
+        return cls(position, chain[:_LINK_BYTES])
+
+    def holds(self, chain: bytes | None) -> bool:
+        """Is the event at this position, whose chain hash is given, the one that was seen?"""
+        return self.position == 0 or (chain is not None and chain.startswith(self.link))
+
+
+class LogCursor:
+    """How far a client has read the whole log: a mark for each partition, of this very log.
+
+    The links tell a log that was set back, by a restore say, from the one that was read: its positions are in use
+    again, by other events.
+    """
+
+    def __init__(self, log_id: UUID, marks: Mapping[int, Mark]) -> None:
+        self.log_id = log_id
+        self.marks = dict(marks)
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The position in each partition."""
+        return {partition: mark.position for partition, mark in self.marks.items()}
+
+    def encode(self) -> str:
+        """The cursor as clients get it."""
+        parts = [_FORM, self.log_id.bytes]
+        for partition in range(len(self.marks)):
+            mark = self.marks[partition]
+            parts += [_varint(mark.position), mark.link]
+        return _text(b"".join(parts))
+
+    @classmethod
+    def decode(cls, text: str) -> "LogCursor":
+        """The cursor that a client gives back."""
+        raw = _bytes(text)
+        if raw[:1] != _FORM or len(raw) < 17:
+            raise ValueError("no cursor of the log")
+        marks: list[Mark] = []
+        at = 17
+        while at < len(raw):
+            position, at = _read_varint(raw, at)
+            link = raw[at : at + _LINK_BYTES] if position else b""
+            at += len(link)
+            if position and len(link) < _LINK_BYTES:
+                raise ValueError("cut off")
+            marks.append(Mark(position, link))
+        return cls(UUID(bytes=raw[1:17]), dict(enumerate(marks)))
+
+
+def _text(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise ValueError(str(error)) from None
+    if _text(raw) != text:
+        raise ValueError("not in the form in which cursors are written")
+    return raw
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while at < len(raw) and shift < 63:
+        byte = raw[at]
+        number |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    raise ValueError("cut off")

@@ -1,0 +1,125 @@
+"""A response that goes on: server-sent events, for as long as the client reads them."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api import frames
+from api.errors import ApiError
+from api.services import Services
+
+RETRY_MS = 2000
+_SHED = {"rate_limited", "infra_unavailable", "internal"}
+_log = structlog.get_logger(__name__)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class EventStream(Response):
+    """Sends an iterator's frames as they come. A client that doesn't read for a while is cut off."""
+
+    media_type = "text/event-stream"
+    charset = "utf-8"
+
+    def __init__(self, services: Services, content: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._content = content
+        self._open_streams = services.open_streams
+        self._slow_s = services.config.slow_client_s
+        longest_s = services.config.stream_max_s
+        # With jitter, so that streams which began together don't all come back together.
+        self._longest_s = None if longest_s is None else longest_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the content ends or the client leaves."""
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            results = await asyncio.gather(sending, leaving, return_exceptions=True)
+        if isinstance(results[0], Exception) and not isinstance(results[0], TimeoutError):
+            raise results[0]
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        with self._open_streams.counted():
+            try:
+                async with asyncio.timeout(self._longest_s) as life:
+                    await self._send_all(send)
+            except TimeoutError:
+                if not life.expired():
+                    raise
+        async with asyncio.timeout(self._slow_s):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_all(self, send: Send) -> None:
+        # Closed at once, also when cut off: until then the tailer would follow for nobody.
+        async with aclosing(self._content) as content:
+            async for chunk in content:
+                async with asyncio.timeout(self._slow_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+
+class Pulse:
+    """When the next heartbeat is due: `seconds` after the last, however much was sent between."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._clock = asyncio.get_running_loop().time
+        self._next = self._clock() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds to the next heartbeat."""
+        return max(0.0, self._next - self._clock())
+
+    def beat(self) -> bool:
+        """Is one due? Then the next is due `seconds` from now."""
+        if self._clock() < self._next:
+            return False
+        self._next = self._clock() + self._seconds
+        return True
+
+
+def shedding(endpoint: Endpoint) -> Endpoint:
+    """A stream's endpoint that sends clients away for a while where others answer 429, 503 or 500.
+
+    Any status but 200 makes an EventSource give up for good.
+    """
+
+    async def guarded(request: Request) -> Response:
+        services: Services = request.app.state.services
+        try:
+            if services.open_streams.count < services.config.max_streams:
+                return await endpoint(request)
+            _log.warning("stream refused for now: DF_MAX_STREAMS are open", path=request.url.path)
+        except HTTPException:
+            raise
+        except ApiError as error:
+            if error.code not in _SHED:
+                raise
+        except Exception:  # noqa: BLE001  # whatever broke, the client is to come back
+            _log.exception("stream refused for now", path=request.url.path)
+        return EventStream(services, _come_back())
+
+    return guarded
+
+
+async def _come_back() -> AsyncGenerator[bytes, None]:
+    # Jitter, so that all who were sent away don't come back at once.
+    yield frames.retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,116 @@
+"""What a request carries beside its JSON: parameters of the path and the query, and the body's bytes, checked."""
+
+import re
+from datetime import UTC, datetime
+from uuid import UUID
+
+from starlette.requests import ClientDisconnect, Request
+
+from api.errors import ApiError, invalid, not_found
+
+# In a query a `+` that was not escaped arrives as a blank.
+_BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)", re.DOTALL)
+
+
+def job_id(request: Request) -> UUID:
+    """The job's id in the path; one that is no UUID names no job."""
+    return path_id(request, "job_id", "job")
+
+
+def path_id(request: Request, name: str, what: str) -> UUID:
+    """An id in the path; one that is no UUID names nothing."""
+    given = request.path_params[name]
+    try:
+        return UUID(given)
+    except ValueError:
+        raise not_found(f"{what} {given[:200]}") from None
+
+
+def included(request: Request) -> set[str]:
+    """What `include` asks for: names with commas between, or the parameter repeated."""
+    return {name.strip() for value in request.query_params.getlist("include") for name in value.split(",")}
+
+
+def whole_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
+    """A query parameter within bounds."""
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    if not (given.isascii() and given.isdigit() and len(given) < 20 and least <= int(given) <= most):
+        raise invalid(name, f"must be a whole number from {least} to {most}")
+    return int(given)
+
+
+def clamped_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
+    """A query parameter that is moved to the nearer bound when it is beyond."""
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    if not re.fullmatch(r"-?[0-9]{1,20}", given):
+        raise invalid(name, "must be a whole number")
+    return min(max(int(given), least), most)
+
+
+def one_of(request: Request, name: str, choices: tuple[str, ...]) -> str | None:
+    """A query parameter that is one of a few words; None where it is absent."""
+    given = request.query_params.get(name)
+    if given is not None and given not in choices:
+        raise invalid(name, f"must be one of {', '.join(choices)}")
+    return given
+
+
+def moment(request: Request, name: str) -> datetime | None:
+    """A point in time in a query parameter: RFC 3339 with any offset, none meaning UTC; None where it is absent."""
+    given = request.query_params.get(name)
+    if given is None:
+        return None
+    # fromisoformat reads digits of any script.
+    text = _BLANK_OFFSET.sub(r"\1+\2", given.upper()) if given.isascii() else ""
+    try:
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise invalid(name, "must be a time like 2026-01-02T12:00:00Z") from None
+
+
+async def json_body(request: Request, most: int) -> bytes:
+    """The body of a request that is to be JSON, `most` bytes at most."""
+    _expect_json(request.headers.get("content-type", ""))
+    return await _body(request, most)
+
+
+async def no_body(request: Request, most: int) -> None:
+    """Take the body of a request that needs none: nothing, null or {}."""
+    body = (await _body(request, most)).strip()
+    if not body:
+        return
+    _expect_json(request.headers.get("content-type", ""))
+    if body != b"null" and (body[:1] != b"{" or body[-1:] != b"}" or body[1:-1].strip()):
+        raise invalid("body", "must be empty, or {}")
+
+
+async def _body(request: Request, most: int) -> bytes:
+    too_large = ApiError("payload_too_large", f"The body is over {most} bytes.", {"field": "body", "max_bytes": most})
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise too_large
+    except ClientDisconnect:
+        raise invalid("body", "the connection ended before the body did") from None
+    return bytes(body)
+
+
+def _expect_json(content_type: str) -> None:
+    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
+    if kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    raise ApiError(
+        "unsupported_media_type",
+        f"The body is declared as {kind}; send application/json.",
+        {"field": "Content-Type", "reason": "must be application/json"},
+    )

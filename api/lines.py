@@ -1,0 +1,30 @@
+"""An event as a line of a log: for NDJSON and for the live streams. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from api.responses import stamp
+from eventstore import codec
+from eventstore.events import Body, Recorded
+
+
+def head(event: Recorded, body: Body | None) -> dict[str, Any]:
+    """What every line begins with. An event that this release does not know speaks by its code."""
+    return {
+        "ts": stamp(event.ts),
+        "level": "info" if body is None else body.level,
+        "code": event.code,
+        "message": event.code if body is None else body.message(),
+    }
+
+
+def data(event: Recorded) -> dict[str, Any]:
+    """The event's own members; they use none of the names of the head for anything else."""
+    found: dict[str, Any] = msgspec.json.decode(event.data)
+    return found
+
+
+def line(event: Recorded) -> bytes:
+    """A line of GET /v1/jobs/{id}/logs."""
+    return msgspec.json.encode(head(event, codec.body(event)) | {"job_id": event.stream_id} | data(event)) + b"\n"

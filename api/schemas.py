@@ -1,0 +1,253 @@
+"""The shape of every JSON answer, as types; the OpenAPI document is made from them. Pure.
+
+Documented fields are always present, null where unknown; `details` of an error and `per_step` alone may be missing.
+"""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from eventstore.events import ErrorCode, ImageFormat, Level, Status, StepName
+
+Timestamp = Annotated[
+    str,
+    Meta(
+        description="RFC 3339, UTC, six fractional digits.",
+        examples=["2026-01-02T12:00:00.000000Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="Lower-case hex.")]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What all answers have in common: they are values."""
+
+
+class Service(Answer, frozen=True, kw_only=True):
+    """Who answers."""
+
+    service: Literal["dream-forge"] = "dream-forge"
+    version: Literal["v1"] = "v1"
+
+
+class Links(Answer, frozen=True, kw_only=True):
+    """Where the rest of a job is to be found, as paths."""
+
+    this: str = msgspec.field(name="self")
+    artifacts: str
+    progress: str
+    stream: str
+    events: str
+
+
+class JobStub(Answer, frozen=True, kw_only=True):
+    """A job in few words."""
+
+    id: UUID
+    status: Status
+    type: Literal["generate"]
+    created_at: Timestamp
+    links: Links
+
+
+class JobAnswer(Answer, frozen=True, kw_only=True):
+    """What submitting, cancelling and retrying a job answer."""
+
+    job: JobStub
+
+
+class UpscaleParams(Answer, frozen=True, kw_only=True):
+    """The upscale that was asked for."""
+
+    scale: Literal[2, 4]
+    impl: Literal["auto", "image", "gan", "diffusion"]
+    strict_scale: bool
+
+
+class ChainParams(Answer, frozen=True, kw_only=True):
+    """What follows generate."""
+
+    upscale: UpscaleParams
+
+
+class JobParams(Answer, frozen=True, kw_only=True):
+    """The request, normalised: defaults filled, the base seed drawn. Prompts are null after their erasure."""
+
+    type: Literal["generate"]
+    prompt: str | None
+    negative_prompt: str | None
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    scheduler: str | None
+    format: ImageFormat
+    embed_metadata: bool
+    seed: int
+    count: int
+    model_id: UUID | None
+    provider: str | None
+    engine: str | None
+    chain: ChainParams | None
+
+
+class Step(Answer, frozen=True, kw_only=True):
+    """One step of a job. metadata: what the step was given, and which engine it used."""
+
+    id: UUID
+    name: StepName
+    status: Status
+    attempt: int
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    metadata: dict[str, Any]
+
+
+class Summary(Answer, frozen=True, kw_only=True):
+    """How many images the job is to have, and how many its last step has written."""
+
+    count: int
+    completed: int
+
+
+class Job(Answer, frozen=True, kw_only=True):
+    """One job with its steps, in order. version: of its history, as in ETag."""
+
+    id: UUID
+    type: Literal["generate"]
+    status: Status
+    created_at: Timestamp
+    updated_at: Timestamp
+    version: int
+    params: JobParams
+    metadata: dict[str, str]
+    steps: list[Step]
+    summary: Summary
+    error_code: ErrorCode | None
+    error_message: str | None
+    links: Links
+
+
+class JobListItem(Answer, frozen=True, kw_only=True):
+    """A job as the list shows it."""
+
+    id: UUID
+    type: Literal["generate"]
+    status: Status
+    created_at: Timestamp
+    updated_at: Timestamp
+    summary: Summary
+
+
+class JobList(Answer, frozen=True, kw_only=True):
+    """A page of jobs, the newest first. next_cursor: null on the last page."""
+
+    jobs: list[JobListItem]
+    next_cursor: str | None
+
+
+class Artifact(Answer, frozen=True, kw_only=True):
+    """One image. url: a presigned GET, valid until expires_at."""
+
+    id: UUID
+    step: StepName
+    format: ImageFormat
+    width: int
+    height: int
+    seed: int
+    item_index: int
+    s3_key: str
+    bytes: int
+    sha256: Sha256
+    url: str
+    expires_at: Timestamp
+
+
+class ArtifactList(Answer, frozen=True, kw_only=True):
+    """A job's images, by step, then index."""
+
+    artifacts: list[Artifact]
+
+
+class HistoryEvent(Answer, frozen=True, kw_only=True):
+    """One event as the log holds it. data, meta: the JSON texts to the letter, as `hash` covers them."""
+
+    version: int
+    event_id: UUID
+    code: str
+    ts: Timestamp
+    level: Level
+    step: str | None
+    data: str
+    meta: str
+    hash: Sha256
+
+
+class History(Answer, frozen=True, kw_only=True):
+    """A page of a job's history, the oldest first. next_after_version: null on the last page."""
+
+    events: list[HistoryEvent]
+    next_after_version: int | None
+    has_more: bool
+
+
+class LogEvent(HistoryEvent, frozen=True, kw_only=True):
+    """One event of the whole log. stream: the job's or model's id."""
+
+    stream: UUID
+    category: str
+
+
+class LogPage(Answer, frozen=True, kw_only=True):
+    """A page of the whole log. next_cursor: where to go on, now or later, when has_more is false."""
+
+    events: list[LogEvent]
+    next_cursor: str
+    has_more: bool
+
+
+class LogLine(Answer, frozen=True, kw_only=True):
+    """A line of a job's log: these members, and those of the event's own data."""
+
+    ts: Timestamp
+    level: Level
+    code: str
+    message: str
+    job_id: UUID
+    step_id: UUID | msgspec.UnsetType = msgspec.UNSET
+    step: StepName | msgspec.UnsetType = msgspec.UNSET
+    item_index: int | msgspec.UnsetType | None = msgspec.UNSET
+    seed: int | msgspec.UnsetType = msgspec.UNSET
+    error_code: ErrorCode | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ErrorDetail(Answer, frozen=True, kw_only=True, omit_defaults=True):
+    """An error, but for its id. details: names the field that is wrong, where there is one."""
+
+    code: str
+    message: str
+    details: dict[str, Any] | None = None
+
+
+class Error(ErrorDetail, frozen=True, kw_only=True, omit_defaults=True):
+    """The shape of every error. detail: the same once more, for clients of the old service (deprecated)."""
+
+    correlation_id: str
+    detail: ErrorDetail
+
+
+class Liveness(Answer, frozen=True, kw_only=True):
+    """The process answers. ts: Unix time in seconds."""
+
+    status: Literal["ok"] = "ok"
+    ts: int
+
+
+class Readiness(Answer, frozen=True, kw_only=True):
+    """What the process needs, by name: `ok`, or why it is not."""
+
+    status: Literal["ready", "unavailable"]
+    checks: dict[str, str]

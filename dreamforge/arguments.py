@@ -1,0 +1,73 @@
+"""Types of command-line arguments. Each complains by `ArgumentTypeError`, in words for the person who typed it."""
+
+import argparse
+from pathlib import Path
+
+STDIN = Path("-")
+
+
+def unicode_text(text: str) -> str:
+    """An argument that is sound Unicode; a terminal of another encoding, or a stray byte, makes lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("this is not valid UTF-8") from None
+    return text
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Width and height from `512` or `640x384`."""
+    width, _, height = text.lower().partition("x")
+    if not (text.isascii() and width.isdigit() and (height.isdigit() or text.isdigit())):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 512 or 640x384")
+    return int(width), int(height or width)
+
+
+def amount(text: str) -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """A name and a value from `name=value`."""
+    name, equals, value = unicode_text(text).partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+    return name, value
+
+
+def header_text(text: str) -> str:
+    """A text that an HTTP header can carry."""
+    if text != text.strip() or not unicode_text(text).isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} begins or ends with a blank, or holds what can't be printed")
+    return text
+
+
+def file(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
+
+
+def file_or_stdin(text: str) -> Path:
+    """A file that is there, or `-`."""
+    return STDIN if text == "-" else file(text)
+
+
+def port(text: str) -> int | None:
+    """A port to listen on; None where make passes an empty one, since none was given."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; it must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def job_id(text: str) -> str:
+    """A job's id; whether there is such a job, the service knows."""
+    if not text:
+        raise argparse.ArgumentTypeError("the id is empty")
+    return unicode_text(text)

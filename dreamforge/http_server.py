@@ -1,0 +1,59 @@
+"""The HTTP server that all roles use, and the sockets for it."""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+_log = structlog.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Serves one application. Leaves signals to the process, which stops all its roles in order."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3
+        )
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; 0 is any free port. OSError if that can't be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)  # from here on connections wait for the server rather than fail
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def listen_nearby(host: str, port: int) -> socket.socket:
+    """The same on a free port where this one is taken: any number of a role's processes run on one machine."""
+    try:
+        return listen(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    bound = listen(host, 0)
+    _log.warning("port is taken, using a free one", host=host, port=port, used=bound.getsockname()[1])
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where clients find what listens there."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

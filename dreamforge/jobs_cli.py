@@ -1,0 +1,276 @@
+"""`dreamforge jobs`: a client for the service's jobs."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from dreamforge import arguments, show
+from dreamforge.client import Client, JsonObject, log_line
+from dreamforge.console import FAILED, OK, PipeConsole, print_answer
+from dreamforge.settings import Settings
+
+_FIELDS = (
+    "prompt",
+    "negative_prompt",
+    "count",
+    "steps",
+    "guidance",
+    "scheduler",
+    "seed",
+    "format",
+    "embed_metadata",
+    "model_id",
+    "engine",
+)
+_UPSCALE_FIELDS = ("scale", "impl", "strict_scale")
+_LISTED = 20
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to those of `dreamforge`."""
+    jobs = commands.add_parser("jobs", help="submit and follow jobs, at DF_API_BASE")
+    actions = jobs.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("job_id", metavar="ID", type=arguments.job_id)
+
+    create = actions.add_parser("create", parents=[output], help="submit a job")
+    _add_request(create)
+    _add_submission(create)
+    watch = actions.add_parser("watch", parents=[output, one], help="follow a job to its end")
+    watch.set_defaults(handler=_watch)
+    shown = actions.add_parser("show", parents=[output, one], help="show a job and its steps")
+    moment = shown.add_mutually_exclusive_group()
+    moment.add_argument("--as-of", metavar="TIME", help="as it was then, like 2026-01-02T12:00:00Z")
+    moment.add_argument("--as-of-version", type=int, metavar="N", help="as it was after N events")
+    shown.set_defaults(handler=_show)
+    listed = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
+    listed.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
+    much = listed.add_mutually_exclusive_group()
+    much.add_argument("--limit", type=arguments.amount, default=_LISTED, metavar="N", help=f"{_LISTED} unless given")
+    much.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
+    listed.set_defaults(handler=_list)
+    logs = actions.add_parser("logs", parents=[output, one], help="print what happened, line by line")
+    logs.add_argument("--tail", type=arguments.amount, metavar="N", help="the last N lines only")
+    logs.add_argument("--since", metavar="TIME", help="from then on, like 2026-01-02T12:00:00Z")
+    logs.add_argument("--follow", action="store_true", help="go on to the job's end")
+    logs.set_defaults(handler=_logs, refuse=logs.error)
+    _add_events(actions, output)
+    cancel = actions.add_parser("cancel", parents=[output, one], help="cancel a job")
+    cancel.add_argument("--wait", action="store_true", help="wait for its end; exit 1 if it ended otherwise")
+    cancel.set_defaults(handler=_cancel)
+    retry = actions.add_parser("retry", parents=[output, one], help="run a failed job's failed step again")
+    retry.add_argument("--watch", action="store_true", help="follow the job to its end")
+    retry.set_defaults(handler=_retry)
+    artifacts = actions.add_parser("artifacts", parents=[output, one], help="list a job's artifacts")
+    artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
+    artifacts.set_defaults(handler=_artifacts)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", type=arguments.unicode_text, help="what to paint")
+    what.add_argument(
+        "--file",
+        type=arguments.file_or_stdin,
+        help="send this file, or - for standard input, as the whole request; no field is given beside it",
+    )
+    parser.add_argument("--negative-prompt", type=arguments.unicode_text, metavar="TEXT", help="what to avoid")
+    parser.add_argument("--count", type=int, metavar="N", help="how many images")
+    parser.add_argument("--size", type=arguments.image_size, metavar="SIZE", help="like 512 or 640x384")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
+    parser.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt")
+    parser.add_argument("--scheduler", metavar="NAME", help="dpmpp_2m_karras, unipc, euler or ddim")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same images")
+    parser.add_argument("--format", choices=("png", "jpg"), help="the form of the images")
+    parser.add_argument(
+        "--no-embed-metadata", dest="embed_metadata", action="store_const", const=False, help="leave the images bare"
+    )
+    parser.add_argument("--model-id", metavar="ID", help="the model to use, not the default one")
+    parser.add_argument("--engine", metavar="NAME", help="sdxl or flux-srpo")
+    parser.add_argument("--scale", type=int, metavar="N", help="chain an upscale by 2 or 4")
+    parser.add_argument("--impl", metavar="NAME", help="chain an upscale by auto, image, gan or diffusion")
+    parser.add_argument(
+        "--strict-scale", action="store_const", const=True, help="refuse an upscaler made for another scale"
+    )
+    parser.add_argument(
+        "--metadata", type=arguments.pair, action="append", metavar="KEY=VALUE", help="your own note; can be repeated"
+    )
+
+
+def _add_submission(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--idempotency-key", type=arguments.header_text, metavar="KEY", help="sending it again makes no second job"
+    )
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--watch", action="store_true", help="follow the job to its end")
+    end.add_argument(
+        "--wait", type=arguments.amount, metavar="SECONDS", help="wait for the job's end, but no longer than 60"
+    )
+    parser.set_defaults(handler=_create, refuse=parser.error)
+
+
+def _add_events(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", output: argparse.ArgumentParser
+) -> None:
+    events = actions.add_parser("events", parents=[output], help="print the history of a job, or the whole log")
+    which = events.add_mutually_exclusive_group(required=True)
+    which.add_argument("job_id", metavar="ID", nargs="?", type=arguments.job_id)
+    which.add_argument("--all", action="store_true", help="the whole log, of models too")
+    whole = events.add_argument_group("with --all")
+    whole.add_argument("--follow", action="store_true", help="go on as it grows, until Ctrl-C")
+    whole.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
+    whole.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
+    whole.add_argument("--category", metavar="NAME", help="job or model")
+    events.set_defaults(handler=_events, refuse=events.error)
+
+
+def _create(args: argparse.Namespace, found: Settings) -> int:
+    request = _request(args)
+    with Client(found.api_base) as client:
+        job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
+        if args.watch:
+            return _follow(client, job["id"], args.output)
+        print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+        return FAILED if job["status"] in {"failed", "cancelled"} else OK
+
+
+def _request(args: argparse.Namespace) -> JsonObject | bytes:
+    given = {name: getattr(args, name) for name in _FIELDS}
+    given["width"], given["height"] = args.size or (None, None)
+    given["chain"] = _given({"upscale": _given({name: getattr(args, name) for name in _UPSCALE_FIELDS})})
+    given["metadata"] = args.metadata and dict(args.metadata)
+    request = _given(given)
+    if args.file is None:
+        return {"type": "generate", **request}
+    if request:
+        args.refuse(f"{', '.join(request)} can't be given beside --file, which is the whole request")
+    body: bytes = sys.stdin.buffer.read() if args.file == arguments.STDIN else args.file.read_bytes()
+    return body
+
+
+def _given(fields: JsonObject) -> JsonObject:
+    return {name: value for name, value in fields.items() if value is not None and value != {}}
+
+
+def _watch(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        return _follow(client, args.job_id, args.output)
+
+
+def _follow(client: Client, job_id: str, output: str) -> int:
+    status = show.follow(client.job(job_id), client.stream(job_id), PipeConsole(stderr=True))
+    job = client.job(job_id)
+    print_answer(output, job, show.job_table(job))
+    return OK if status == "succeeded" else FAILED
+
+
+def _show(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        job = client.job(args.job_id, as_of=args.as_of, as_of_version=args.as_of_version)
+        print_answer(args.output, job, show.job_table(job))
+        return OK
+
+
+def _list(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        jobs = list(client.jobs(status=args.status, limit=args.limit))
+        print_answer(args.output, jobs, show.job_list_table(jobs))
+        return OK
+
+
+def _logs(args: argparse.Namespace, found: Settings) -> int:
+    if args.follow and args.tail and args.since:
+        args.refuse("--follow goes with --tail or with --since, not with both")
+    with Client(found.api_base) as client:
+        lines = (
+            _followed_logs(client, args) if args.follow else client.logs(args.job_id, tail=args.tail, since=args.since)
+        )
+        if args.output == "json":
+            _print_lines(lines)
+        else:
+            _print_lines(show.log_text(msgspec.json.decode(line, type=JsonObject)) for line in lines)
+        return OK
+
+
+def _followed_logs(client: Client, args: argparse.Namespace) -> Iterable[str]:
+    # All of them from the stream, in the form of /logs: between two sources an event could be lost, or come twice.
+    version = client.job(args.job_id)["version"]
+    after = "" if args.tail is None else str(max(0, version - args.tail))
+    for message in client.stream(args.job_id, after, since=args.since):
+        if message.event != "progress":
+            yield msgspec.json.encode(log_line(args.job_id, message)).decode()
+
+
+def _events(args: argparse.Namespace, found: Settings) -> int:
+    if args.job_id is not None and (args.follow or args.new or args.codes or args.category):
+        args.refuse("--follow, --new, --codes and --category go with --all")
+    if args.new and not args.follow:
+        args.refuse("--new goes with --follow")
+    with Client(found.api_base) as client:
+        if args.job_id is None:
+            _print_events(args.output, _whole_log(client, args))
+        elif args.output == "json":
+            _print_events("json", client.events(args.job_id))
+        else:
+            print_answer("table", None, show.history_table(client.events(args.job_id)))
+        return OK
+
+
+def _whole_log(client: Client, args: argparse.Namespace) -> Iterable[JsonObject]:
+    if not args.follow:
+        return client.log_events(codes=args.codes, category=args.category)
+    messages = client.log_stream("now" if args.new else "start", codes=args.codes, category=args.category)
+    return (msgspec.json.decode(message.data, type=JsonObject) for message in messages)
+
+
+def _print_events(output: str, events: Iterable[JsonObject]) -> None:
+    if output == "json":
+        _print_lines(msgspec.json.encode(event).decode() for event in events)
+    else:
+        _print_lines(map(show.event_text, events))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _cancel(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        job = client.cancel(args.job_id)
+        if args.wait:
+            for _ in client.stream(args.job_id):
+                pass
+            job = client.job(args.job_id)
+        print_answer(args.output, job, f"Job {job['id']} is {_word(job['status'])}.")
+        return FAILED if args.wait and job["status"] != "cancelled" else OK
+
+
+def _word(status: str) -> str:
+    """What a job is whose cancellation was asked for."""
+    return status if status in {"succeeded", "failed", "cancelled"} else "being cancelled"
+
+
+def _retry(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        job = client.retry(args.job_id)
+        if args.watch:
+            return _follow(client, args.job_id, args.output)
+        print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+        return OK
+
+
+def _artifacts(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base) as client:
+        artifacts = client.artifacts(args.job_id)
+        print_answer(args.output, artifacts, show.artifact_table(artifacts))
+        for artifact in artifacts if args.download else ():
+            folder = args.download / artifact["step"]
+            folder.mkdir(parents=True, exist_ok=True)
+            print(client.download(artifact, folder), file=sys.stderr)
+        return OK

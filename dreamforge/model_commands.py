@@ -1,0 +1,194 @@
+"""What `dreamforge models` does and answers."""
+
+import argparse
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from api.models import detail, summary
+from dreamforge import logs
+from dreamforge.backends import given_or_home
+from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.embedded import EmbeddedError
+from dreamforge.registry import NoSuchModel, Registry, RegistryError, registration
+from dreamforge.settings import Settings
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.errors import EventStoreError
+from eventstore.log import Log
+from projections.models import ModelView
+
+T = TypeVar("T")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification found."""
+
+    id: str
+    name: str
+    intact: bool
+    problems: list[str]
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run one command of the registry; returns the exit code."""
+    logs.configure("warning", settings.log_format)
+    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "add": _add,
+        "list": _list,
+        "show": _show,
+        "verify": _verify,
+        "enable": _enable,
+        "disable": _disable,
+    }
+    try:
+        return commands[args.action](args, settings)
+    except NoSuchModel as error:
+        return complain(NOT_FOUND, str(error))
+    except RegistryError as error:
+        return complain(INVALID, str(error))
+    except (EmbeddedError, EventStoreError) as error:
+        return complain(UNAVAILABLE, str(error))
+
+
+def _add(args: argparse.Namespace, settings: Settings) -> int:
+    # Before the database is asked for: reading a large model takes its time, and may show that it can't be one.
+    wanted = registration(
+        args.path,
+        args.kind,
+        name=args.name,
+        version=args.version,
+        parameters_schema=None if args.parameters_schema is None else _json_object(args.parameters_schema),
+    )
+    model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
+    if not new:
+        complain(OK, f"it is registered already, as {model.model_id}")
+    print_answer(args.output, detail(model), _model_table(model))
+    return OK
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    models = [model for model in _asked(settings, Registry.all) if args.all or model.available]
+    print_answer(args.output, [summary(model) for model in models], _models_table(models))
+    return OK
+
+
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    model = _asked(settings, lambda registry: registry.find(args.model))
+    print_answer(args.output, detail(model), _model_table(model))
+    return OK
+
+
+def _verify(args: argparse.Namespace, settings: Settings) -> int:
+    async def verify(registry: Registry) -> list[ModelView]:
+        models = await registry.all() if args.model is None else [await registry.find(args.model)]
+        return [await registry.verify(model) for model in models]
+
+    verdicts = [
+        Verdict(id=str(model.model_id), name=model.name, intact=model.installed, problems=list(model.problems))
+        for model in _asked(settings, verify)
+    ]
+    print_answer(args.output, verdicts, _verdict_table(verdicts))
+    return OK if all(verdict.intact for verdict in verdicts) else FAILED
+
+
+def _enable(args: argparse.Namespace, settings: Settings) -> int:
+    async def enable(registry: Registry) -> tuple[ModelView, bool]:
+        return await registry.enable((await registry.find(args.model)).model_id)
+
+    return _changed(args, "enabled", *_asked(settings, enable))
+
+
+def _disable(args: argparse.Namespace, settings: Settings) -> int:
+    async def disable(registry: Registry) -> tuple[ModelView, bool]:
+        return await registry.disable((await registry.find(args.model)).model_id)
+
+    return _changed(args, "disabled", *_asked(settings, disable))
+
+
+def _changed(args: argparse.Namespace, state: str, model: ModelView, new: bool) -> int:  # noqa: FBT001  # unpacked
+    told = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
+    if model.enabled and not model.installed:
+        told += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
+    print_answer(args.output, summary(model), told)
+    return OK
+
+
+def _asked(settings: Settings, question: Callable[[Registry], Awaitable[T]]) -> T:
+    """What the registry answers; its database is the one that the settings name, or the home's."""
+
+    async def answer(found: Settings) -> T:
+        database = Database(
+            found.db_url or "", size=1, pooled=found.db_pooler == "transaction", role="dreamforge-models"
+        )
+        try:
+            # A home may be new: whoever comes first installs the schema.
+            await (schema.install(database) if settings.db_url is None else schema.check(database))
+            return await question(Registry(Log(database), f"{socket.gethostname()}-{os.getpid()}"))
+        finally:
+            await database.close()
+
+    with given_or_home(settings) as found:
+        return asyncio.run(answer(found))
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} is no JSON Schema: {error}.") from error
+
+
+def _models_table(models: Sequence[ModelView]) -> Table:
+    table = _table("Models", "id", "name", "kind", "version", "installed", "enabled")
+    for model in models:
+        states = [_yes_no(value=model.installed), _yes_no(value=model.enabled)]
+        table.add_row(str(model.model_id), escape(model.name), model.kind, escape(model.version), *states)
+    return table
+
+
+def _model_table(model: ModelView) -> Table:
+    table = _table(f"Model {model.model_id}", "", "")
+    table.show_header = False
+    facts = {
+        "name": model.name,
+        "kind": model.kind,
+        "version": model.version,
+        "capabilities": ", ".join(model.capabilities),
+        "installed": _yes_no(value=model.installed),
+        "enabled": _yes_no(value=model.enabled),
+        "source": model.source_uri,
+        "path": model.local_path,
+        "files": "\n".join(f"{file.sha256[:12]}  {file.size:>15,}  {file.path}" for file in model.files),
+        "problems": "\n".join(model.problems),
+    }
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, escape(value))
+    return table
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    table = _table("Models", "id", "name", "intact", "problems")
+    for verdict in verdicts:
+        problems = escape("\n".join(verdict.problems))
+        table.add_row(verdict.id, escape(verdict.name), _yes_no(value=verdict.intact), problems)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _yes_no(*, value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,228 @@
+"""The registry of models: what each is made of, and the events that tell of it.
+
+A model is a folder, or a file, of this machine. What it holds is hashed when it is added, and again to verify it.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from api.requests import Generate, Upscale
+from eventstore.events import (
+    Body,
+    Meta,
+    ModelDisabled,
+    ModelEnabled,
+    ModelFile,
+    ModelKind,
+    ModelRegistered,
+    ModelVerified,
+    StepName,
+)
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch, Log
+from orchestrator.transact import event
+from projections.model_queries import Models
+from projections.models import ModelView
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_CAPABILITIES: dict[ModelKind, list[StepName]] = {
+    "generator": ["generate"],
+    "gan-upscaler": ["upscale"],
+    "diffusion-upscaler": ["upscale"],
+}
+# Of a request, what says which model rather than what it is to do.
+_CHOICES = {"type", "model_id", "provider", "engine", "impl"}
+
+
+class RegistryError(Exception):
+    """The registry refuses; the message says why, and what to do."""
+
+
+class NoSuchModel(RegistryError):
+    """There is no such model."""
+
+
+def registration(
+    source: str,
+    kind: ModelKind,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    parameters_schema: dict[str, Any] | None = None,
+) -> ModelRegistered:
+    """What is to be known of a model: reads all its files. Raises `RegistryError` for what can't be a model.
+
+    name, version: unless given, that of the folder or file, and the beginning of a digest of all that it holds.
+    """
+    if source.startswith("hf:"):
+        raise RegistryError(f"{source}: models of Hugging Face can't be fetched yet; download it, and add its folder.")
+    path = Path(source).expanduser().resolve()
+    files = inventory(path)
+    name = name or (path.stem if path.is_file() else path.name)
+    for text in (name, version or "", str(path)):
+        _expect_unicode(text)
+    return ModelRegistered(
+        name=name,
+        kind=kind,
+        version=version or _digest(files),
+        source_uri=path.as_uri(),
+        local_path=str(path),
+        files=files,
+        capabilities=_CAPABILITIES[kind],
+        parameters_schema=default_schema(kind) if parameters_schema is None else parameters_schema,
+    )
+
+
+def default_schema(kind: ModelKind) -> dict[str, Any]:
+    """The JSON Schema of what may be asked of a model of some kind: the request's own bounds."""
+    request = Generate if kind == "generator" else Upscale
+    schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
+    properties = {name: value for name, value in schema["properties"].items() if name not in _CHOICES}
+    required = [name for name in schema["required"] if name in properties]
+    return {"$schema": _DIALECT, "type": "object", "properties": properties, "required": required}
+
+
+def inventory(path: Path) -> list[ModelFile]:
+    """Every file below a folder, or the one file that the path names, by path. Raises `RegistryError`."""
+    try:
+        if path.is_file():
+            return [_read(path, path.name)]
+        if not path.is_dir():
+            raise RegistryError(f"{path}: there is no such folder or file.")
+        names = sorted(file.relative_to(path).as_posix() for file in _walk(path, path))
+        if not names:
+            raise RegistryError(f"{path}: the folder holds no file.")
+        return [_read(path / name, name) for name in names]
+    except OSError as error:
+        raise RegistryError(f"{path} can't be read: {error}.") from error
+
+
+def damage(model: ModelView) -> list[str]:
+    """What differs between a model's files now and when it was registered, in words; nothing if it is intact."""
+    try:
+        found = {file.path: file for file in inventory(Path(model.local_path))}
+    except RegistryError as error:
+        return [str(error).rstrip(".")]
+    known = {file.path: file for file in model.files}
+    missing = [f"{path} is missing" for path in known if path not in found]
+    changed = [f"{path} has changed" for path, file in known.items() if found.get(path, file) != file]
+    added = [f"{path} is new" for path in found if path not in known]
+    return missing + changed + added
+
+
+class Registry:
+    """Changes to the models of a log. actor: this process, kept in the events' meta.
+
+    Every method may raise `DatabaseUnavailable`; `NoSuchModel` where a model is named.
+    """
+
+    def __init__(self, log: Log, actor: str) -> None:
+        self._log = log
+        self._models = Models(log)
+        self._actor = actor
+
+    async def all(self) -> list[ModelView]:
+        """Every model, in order."""
+        return await self._models.all()
+
+    async def find(self, wanted: str) -> ModelView:
+        """The model of an id, or of a name that no other bears."""
+        models = await self._models.all()
+        found = [model for model in models if model.model_id == _uuid(wanted)]
+        found = found or [model for model in models if model.name == wanted]
+        if not found:
+            raise NoSuchModel(f"There is no model {wanted}; see `dreamforge models list --all`.")
+        if len(found) > 1:
+            ids = ", ".join(str(model.model_id) for model in found)
+            raise RegistryError(f"{len(found)} models are called {wanted}; give the id of one of them: {ids}.")
+        return found[0]
+
+    async def add(self, wanted: ModelRegistered, *, enabled: bool = True) -> tuple[ModelView, bool]:
+        """Register a model; answers it, and whether it is new: one of the same kind, place and files is not."""
+        for model in await self._models.all():
+            if (model.kind, model.local_path, list(model.files)) == (wanted.kind, wanted.local_path, wanted.files):
+                return model, False
+        model_id = new_id()
+        await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
+        return await self._load(model_id), True
+
+    async def enable(self, model_id: UUID) -> tuple[ModelView, bool]:
+        """Let jobs use a model; answers it, and whether that is new."""
+        return await self._change(model_id, lambda model: None if model.enabled else ModelEnabled())
+
+    async def disable(self, model_id: UUID) -> tuple[ModelView, bool]:
+        """Keep new jobs from using a model; answers it, and whether that is new."""
+        return await self._change(model_id, lambda model: ModelDisabled() if model.enabled else None)
+
+    async def verify(self, model: ModelView) -> ModelView:
+        """Read a model's files again, and note whether they are what was registered."""
+        problems = await asyncio.to_thread(damage, model)
+        verified = ModelVerified(intact=not problems, problems=problems)
+        return (await self._change(model.model_id, lambda _: verified))[0]
+
+    async def _change(self, model_id: UUID, decide: Callable[[ModelView], Body | None]) -> tuple[ModelView, bool]:
+        """Decide on the newest state and append, until no other came between; whether there was anything to do."""
+        while True:
+            model = await self._load(model_id)
+            body = decide(model)
+            if body is None:
+                return model, False
+            if await self._append(model_id, model.stream_version, [body]):
+                return await self._load(model_id), True
+
+    async def _append(self, model_id: UUID, expected: int, bodies: Sequence[Body]) -> bool:
+        events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
+        append = Append(stream=model_id, category="model", expected=expected, events=events)
+        return (await self._log.commit(Batch(appends=[append]))).streams[model_id].stands
+
+    async def _load(self, model_id: UUID) -> ModelView:
+        model = await self._models.model(model_id)
+        if model is None:
+            raise NoSuchModel(f"There is no model {model_id}.")
+        return model
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+    """Every file below a folder. A link may lead to a file within the root; folders are entered by no link."""
+    for entry in folder.iterdir():
+        if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+            raise RegistryError(f"{entry} is a link that leads out of the folder; put a copy in its place (cp -rL).")
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir():
+            if not entry.is_symlink():
+                yield from _walk(entry, root)
+        else:
+            raise RegistryError(f"{entry} is neither a file nor a folder.")
+
+
+def _read(path: Path, name: str) -> ModelFile:
+    _expect_unicode(name)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return ModelFile(path=name, sha256=digest, size=file.tell())
+
+
+def _digest(files: Sequence[ModelFile]) -> str:
+    lines = (f"{file.sha256}  {file.path}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+
+def _expect_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RegistryError(f"{text!r} is not valid UTF-8; choose another name for it.") from None
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

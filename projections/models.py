@@ -1,0 +1,92 @@
+"""A model as its users see it, and the order of models. Pure."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from eventstore.events import (
+    Fact,
+    ModelDisabled,
+    ModelEnabled,
+    ModelFile,
+    ModelKind,
+    ModelRegistered,
+    ModelVerified,
+    StepName,
+)
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. version: the model's own; stream_version: of its history.
+
+    installed: its files were intact when they were last read; else `problems` says what was wrong.
+    """
+
+    model_id: UUID
+    stream_version: int
+    name: str
+    kind: ModelKind
+    version: str
+    source_uri: str
+    local_path: str
+    files: tuple[ModelFile, ...]
+    capabilities: tuple[StepName, ...]
+    parameters_schema: dict[str, Any]
+    registered_at: datetime
+    installed: bool = True
+    enabled: bool = False
+    problems: tuple[str, ...] = ()
+
+    @property
+    def available(self) -> bool:
+        """May a job use it?"""
+        return self.installed and self.enabled
+
+
+def view(facts: Iterable[Fact]) -> ModelView | None:
+    """The model after a whole history; None for one that is not a model's."""
+    seen: ModelView | None = None
+    for fact in facts:
+        seen = evolve(seen, fact)
+    return seen
+
+
+def evolve(seen: ModelView | None, fact: Fact) -> ModelView | None:
+    """The model after one more event; None until it is registered."""
+    if seen is None:
+        return _registered(fact, fact.body) if isinstance(fact.body, ModelRegistered) else None
+    seen = replace(seen, stream_version=fact.version)
+    match fact.body:
+        case ModelEnabled():
+            return replace(seen, enabled=True)
+        case ModelDisabled():
+            return replace(seen, enabled=False)
+        case ModelVerified() as body:
+            return replace(seen, installed=body.intact, problems=tuple(body.problems))
+        case _:
+            return seen
+
+
+def in_order(models: Iterable[ModelView]) -> list[ModelView]:
+    """Generators before upscalers, each as they were registered: the first available generator is the default one."""
+    return sorted(models, key=lambda one: ("generate" not in one.capabilities, one.registered_at, one.model_id))
+
+
+def _registered(fact: Fact, body: ModelRegistered) -> ModelView:
+    return ModelView(
+        model_id=fact.stream_id,
+        stream_version=fact.version,
+        name=body.name,
+        kind=body.kind,
+        version=body.version,
+        source_uri=body.source_uri,
+        local_path=body.local_path,
+        files=tuple(body.files),
+        capabilities=tuple(body.capabilities),
+        parameters_schema=body.parameters_schema,
+        registered_at=fact.ts,
+    )

@@ -1,0 +1,31 @@
+"""What this room tells Prometheus. The names are those of the old service, whose dashboards go on working."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from prometheus_client import Counter, Gauge
+
+from eventstore.events import Body, StepFinish, StepName, StepStart
+
+
+def _per_step(outcome: str, meaning: str) -> dict[StepName, Counter]:
+    """A counter for each kind of step, at 0 from the start."""
+    return {step: Counter(f"jobs_{step}_{outcome}_total", meaning.format(step=step)) for step in get_args(StepName)}
+
+
+STARTED = _per_step("started", "How many attempts at {step} steps began.")
+SUCCEEDED = _per_step("succeeded", "How many {step} steps succeeded.")
+FAILED = _per_step("failed", "How many {step} steps failed for good.")
+WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
+
+
+def count(bodies: Sequence[Body]) -> None:
+    """Count what events that the log has accepted say of steps. A cancelled step neither succeeded nor failed."""
+    for body in bodies:
+        match body:
+            case StepStart():
+                STARTED[body.step_name].inc()
+            case StepFinish(status="succeeded"):
+                SUCCEEDED[body.step_name].inc()
+            case StepFinish(status="failed"):
+                FAILED[body.step_name].inc()

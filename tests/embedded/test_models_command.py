@@ -1,0 +1,183 @@
+"""`dreamforge models`: what it answers, how it exits, and whose database it uses."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dreamforge import cli
+from dreamforge.embedded import EmbeddedPostgres, Home
+from dreamforge.settings import VARIABLES, unconfigured_environ
+from eventstore.ids import new_id
+from tests.embedded.conftest import of_home
+
+Json = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings but a test's own, and a model to register."""
+    for var in VARIABLES.values():
+        for name in var.names:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    Path("castles").mkdir()
+    Path("castles/weights.bin").write_bytes(b"weights")
+
+
+@pytest.fixture
+def given_database(monkeypatch: pytest.MonkeyPatch, db_url: str) -> None:
+    """DF_DB_URL names a database with the schema."""
+    monkeypatch.setenv("DF_DB_URL", db_url)
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Json:
+    """Run a command that must succeed, or exit with another code; its answer as JSON."""
+
+    def answer(*arguments: str, code: int = 0) -> Any:
+        assert cli.main(["models", *arguments, "--output", "json"]) == code
+        return msgspec.json.decode(capsys.readouterr().out)
+
+    return answer
+
+
+def run_in(home: Path, *arguments: str) -> Any:
+    """Run a command in a process of its own, with nothing set but DF_HOME; its answer as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dreamforge", "--no-env-file", "models", *arguments, "--output", "json"],
+        env=unconfigured_environ() | {"DF_HOME": str(home)},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return msgspec.json.decode(done.stdout)
+
+
+@pytest.mark.usefixtures("given_database")
+def test_a_model_is_added_listed_shown_and_switched(answer: Json) -> None:
+    model = answer("add", "castles", "--kind", "generator", "--version", "3")
+    assert (model["name"], model["version"], model["installed"], model["enabled"]) == ("castles", "3", True, True)
+    assert answer("show", "castles") == answer("show", model["id"]) == model
+    assert [listed["id"] for listed in answer("list")] == [model["id"]]
+    assert answer("disable", "castles")["enabled"] is False
+    assert answer("list") == []
+    assert [listed["id"] for listed in answer("list", "--all")] == [model["id"]]
+    assert answer("enable", model["id"])["enabled"] is True
+
+
+@pytest.mark.usefixtures("given_database")
+def test_a_model_may_be_named_described_and_left_disabled(answer: Json) -> None:
+    Path("schema.json").write_text('{"type": "object"}')
+    given = "--kind gan-upscaler --name sharp --parameters-schema schema.json --disabled"
+    model = answer("add", "castles/weights.bin", *given.split())
+    assert (model["name"], model["parameters_schema"], model["enabled"]) == ("sharp", {"type": "object"}, False)
+    assert model["files_json"][0]["path"] == "weights.bin"
+
+
+@pytest.mark.usefixtures("given_database")
+def test_adding_a_model_again_says_so_and_answers_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    added = []
+    for _ in range(2):
+        assert cli.main(["models", "add", "castles", "--kind", "generator", "--output", "json"]) == 0
+        captured = capsys.readouterr()
+        added.append(msgspec.json.decode(captured.out))
+    assert added[0] == added[1]
+    assert captured.err == f"dreamforge: it is registered already, as {added[0]['id']}\n"
+
+
+@pytest.mark.usefixtures("given_database")
+def test_verify_exits_1_if_any_model_is_damaged_and_names_the_damage(answer: Json) -> None:
+    model = answer("add", "castles", "--kind", "generator")
+    assert answer("verify") == [{"id": model["id"], "name": "castles", "intact": True, "problems": []}]
+    Path("castles/weights.bin").write_bytes(b"other")
+    assert answer("verify", code=1)[0]["problems"] == ["weights.bin has changed"]
+    assert answer("verify", "castles", code=1)[0]["intact"] is False
+    assert answer("show", "castles")["installed"] is False
+
+
+@pytest.mark.usefixtures("given_database")
+def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("add castles --kind generator", "list", "show castles", "verify", "disable castles"):
+        assert cli.main(["models", *command.split()]) == 0
+        assert "castles" in capsys.readouterr().out
+    Path("castles/weights.bin").unlink()
+    assert cli.main(["models", "verify"]) == 1
+    assert "holds no file" in capsys.readouterr().out
+    assert cli.main(["models", "enable", "castles"]) == 0
+    assert "its files are damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("add nowhere --kind generator", 2, "there is no such folder or file"),
+        ("add hf:some/model --kind generator", 2, "download it"),
+        ("add castles --kind generator --parameters-schema castles/weights.bin", 2, "is no JSON Schema"),
+        (f"show {new_id()}", 4, "There is no model"),
+        ("enable nameless", 4, "There is no model nameless"),
+    ],
+)
+@pytest.mark.usefixtures("given_database")
+def test_a_refusal_is_one_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
+) -> None:
+    assert cli.main(["models", *command.split()]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_database_that_is_away_exits_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DF_DB_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    assert cli.main(["models", "list"]) == 3
+    assert "PostgreSQL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "add castles",
+        "add castles --kind painter",
+        "add castles --kind generator --parameters-schema nowhere",
+        "show",
+    ],
+)
+def test_a_wrong_argument_exits_2(arguments: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["models", *arguments.split()])
+    assert exited.value.code == 2
+
+
+def test_a_homes_database_is_shared_while_it_runs_and_started_while_it_does_not(home: Path) -> None:
+    """A command neither stops a database that it found running, nor leaves one behind that it started."""
+    model = run_in(home, "add", "castles", "--kind", "generator")
+    assert not of_home(home)
+    held = Home(home)
+    held.lock()
+    postgres = EmbeddedPostgres.start(home)
+    assert EmbeddedPostgres.running_url(home) == postgres.url
+    assert [listed["id"] for listed in run_in(home, "list")] == [model["id"]]
+    assert EmbeddedPostgres.running_url(home) == postgres.url
+    postgres.stop()
+    assert EmbeddedPostgres.running_url(home) is None
+    held.release()
+
+
+def test_a_home_in_use_without_a_database_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is just starting, or whose database is elsewhere."""
+    monkeypatch.setenv("DF_HOME", str(home))
+    held = Home(home)
+    held.lock()
+    assert cli.main(["models", "list"]) == 3
+    assert f"DF_HOME {home} is in use" in capsys.readouterr().err
+    held.release()

@@ -1,0 +1,214 @@
+"""The registry of models: what a model is made of, and its history in the log."""
+
+import os
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamforge.registry import NoSuchModel, Registry, RegistryError, damage, inventory, registration
+from eventstore.events import ModelDisabled
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch, Log
+from eventstore.subscription import Handler, Subscription
+from orchestrator.loop import Orchestrator
+from projections.model_queries import Models
+from projections.projector import Projector
+from tests.kit import Store, connect, event, job_created
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of two files."""
+    folder = tmp_path / "castles"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "weights.bin").write_bytes(b"weights")
+    (folder / "index.json").write_bytes(b"{}")
+    return folder
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    """The registry, as one command would hold it."""
+    return Registry(store.log, "test")
+
+
+async def added(registry: Registry, folder: Path, **more: Any) -> Any:
+    """A new model of a folder."""
+    model, new = await registry.add(registration(str(folder), "generator", **more))
+    assert new
+    return model
+
+
+def test_files_are_listed_by_path_with_size_and_digest(folder: Path) -> None:
+    files = inventory(folder)
+    assert [(file.path, file.size) for file in files] == [("index.json", 2), ("unet/weights.bin", 7)]
+    assert files[1].sha256 == sha256(b"weights").hexdigest()
+
+
+def test_a_single_file_is_a_model_too(folder: Path) -> None:
+    registered = registration(str(folder / "unet" / "weights.bin"), "gan-upscaler")
+    assert (registered.name, registered.capabilities) == ("weights", ["upscale"])
+    assert [file.path for file in registered.files] == ["weights.bin"]
+
+
+def test_a_models_version_follows_from_its_files_unless_given(folder: Path) -> None:
+    first = registration(str(folder), "generator").version
+    assert registration(str(folder), "generator").version == first
+    assert registration(str(folder), "generator", version="7").version == "7"
+    (folder / "index.json").write_bytes(b"[]")
+    assert registration(str(folder), "generator").version != first
+
+
+def test_a_link_to_the_folder_stands_for_the_folder(folder: Path, tmp_path: Path) -> None:
+    """What is registered is where the files lie, also when the link is moved on."""
+    (tmp_path / "current").symlink_to(folder)
+    assert registration(str(tmp_path / "current"), "generator").local_path == str(folder)
+
+
+def test_a_link_within_the_folder_is_followed_and_one_out_of_it_refused(folder: Path) -> None:
+    (folder / "alias.bin").symlink_to("unet/weights.bin")
+    (folder / "folder").symlink_to("unet")
+    assert [file.path for file in inventory(folder)] == ["alias.bin", "index.json", "unet/weights.bin"]
+    (folder / "unet" / "out").symlink_to("/etc/hostname")
+    with pytest.raises(RegistryError, match=r"unet/out is a link that leads out of the folder"):
+        inventory(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere", "no such folder"), ("empty", "holds no file"), ("pipe", "no such folder"), ("odd", "neither a file")],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty" / "more").mkdir(parents=True)
+    (tmp_path / "odd").mkdir()
+    for pipe in (tmp_path / "pipe", tmp_path / "odd" / "pipe"):
+        os.mkfifo(pipe)
+    with pytest.raises(RegistryError, match=message):
+        registration(str(tmp_path / name), "generator")
+
+
+def test_a_name_that_is_no_unicode_is_refused(folder: Path) -> None:
+    """It could neither be stored nor sent."""
+    (folder / "caf\udce9").touch()
+    with pytest.raises(RegistryError, match="not valid UTF-8"):
+        registration(str(folder), "generator")
+
+
+def test_a_source_elsewhere_is_refused() -> None:
+    with pytest.raises(RegistryError, match="download it"):
+        registration("hf:some/model", "generator")
+
+
+async def test_a_model_is_registered_and_enabled_in_one_commit(store: Store, registry: Registry, folder: Path) -> None:
+    model = await added(registry, folder, name="C", version="2")
+    assert await store.codes(model.model_id) == ["model.registered", "model.enabled"]
+    assert (model.name, model.version, model.available) == ("C", "2", True)
+    assert (model.local_path, model.source_uri) == (str(folder), folder.as_uri())
+    assert {one.category for one in await store.log.stream(model.model_id)} == {"model"}
+
+
+async def test_the_same_files_in_the_same_place_are_the_same_model(registry: Registry, folder: Path) -> None:
+    """Given other files or another kind, it is another one."""
+    model = await added(registry, folder)
+    again, new = await registry.add(registration(str(folder), "generator", name="other"))
+    assert (again, new) == (model, False)
+    assert (await registry.add(registration(str(folder), "gan-upscaler")))[1]
+    (folder / "index.json").write_bytes(b"[]")
+    await added(registry, folder)
+    assert len(await registry.all()) == 3
+
+
+async def test_enabling_and_disabling_twice_is_one_event_each(store: Store, registry: Registry, folder: Path) -> None:
+    model, _ = await registry.add(registration(str(folder), "generator"), enabled=False)
+    changes = (registry.enable, registry.enable, registry.disable, registry.disable)
+    assert [(await change(model.model_id))[1] for change in changes] == [True, False, True, False]
+    assert await store.codes(model.model_id) == ["model.registered", "model.enabled", "model.disabled"]
+
+
+async def test_a_damaged_model_is_not_installed_until_it_is_whole_again(registry: Registry, folder: Path) -> None:
+    model = await added(registry, folder)
+    (folder / "index.json").write_bytes(b"[]")
+    (folder / "unet" / "weights.bin").rename(folder / "unet" / "moved.bin")
+    damaged = await registry.verify(model)
+    assert damaged.problems == ("unet/weights.bin is missing", "index.json has changed", "unet/moved.bin is new")
+    assert not damaged.available
+    (folder / "index.json").write_bytes(b"{}")
+    (folder / "unet" / "moved.bin").rename(folder / "unet" / "weights.bin")
+    assert (await registry.verify(model)).available
+
+
+async def test_a_folder_that_went_away_is_damage(registry: Registry, folder: Path) -> None:
+    model = await added(registry, folder)
+    shutil.rmtree(folder)
+    assert damage(model) == [f"{folder}: there is no such folder or file"]
+
+
+async def test_a_change_that_another_came_before_is_decided_again(store: Store, folder: Path) -> None:
+    """Given a model disabled between read and append, then disabling it adds no second event."""
+    model = await added(Registry(store.log, "test"), folder)
+
+    class Overtaken(Log):
+        """A log in which another's append comes first, once."""
+
+        async def commit(self, batch: Batch) -> Any:
+            if len(await self.stream(model.model_id)) == 2:
+                other = Append(stream=model.model_id, category="model", expected=2, events=(event(ModelDisabled()),))
+                await super().commit(Batch(appends=[other]))
+            return await super().commit(batch)
+
+    _, new = await Registry(Overtaken(store.database), "late").disable(model.model_id)
+    assert not new
+    assert await store.codes(model.model_id) == ["model.registered", "model.enabled", "model.disabled"]
+
+
+async def test_a_model_is_found_by_its_id_or_by_a_name_of_its_own(registry: Registry, folder: Path) -> None:
+    model = await added(registry, folder, name="one")
+    assert (await registry.find(str(model.model_id)), await registry.find("one")) == (model, model)
+    with pytest.raises(NoSuchModel, match="two"):
+        await registry.find("two")
+    await registry.add(registration(str(folder), "gan-upscaler", name="one"))
+    with pytest.raises(RegistryError, match="2 models are called one"):
+        await registry.find("one")
+
+
+async def test_a_job_may_be_generated_by_an_available_generator_alone(
+    store: Store, registry: Registry, folder: Path
+) -> None:
+    models = Models(store.log)
+    generator = await added(registry, folder)
+    upscaler, _ = await registry.add(registration(str(folder), "gan-upscaler"))
+    job = Append(stream=new_id(), expected=0, events=(event(job_created()),))
+    await store.log.commit(Batch(appends=[job]))
+    assert await models.generator(generator.model_id) == generator
+    for other in (upscaler.model_id, job.stream, new_id()):
+        assert await models.generator(other) is None
+    await registry.disable(generator.model_id)
+    assert await models.generator(generator.model_id) is None
+    assert [model.model_id for model in await models.all()] == [generator.model_id, upscaler.model_id]
+
+
+async def test_subscriptions_pass_over_models(store: Store, registry: Registry, folder: Path) -> None:
+    """Their events have no reaction and no row, and stop nobody."""
+    model = await added(registry, folder)
+    handlers: list[Handler] = [Orchestrator(store.log, store.committer, "test"), Projector(store.database)]
+    for handler in handlers:
+        subscription = Subscription(store.log, store.doorbell, handler)
+        assert await subscription.step()
+        assert not await subscription.step()
+        assert [lane.failure for lane in subscription.lanes.values() if lane.failure] == []
+        assert sum(lane.read for lane in subscription.lanes.values()) == model.stream_version
+
+
+async def test_models_are_read_past_all_jobs(db_url: str) -> None:
+    """Also when the category is a parameter of a statement planned once for all."""
+    connection = await connect(db_url)
+    await connection.execute("set enable_seqscan = off; set plan_cache_mode = force_generic_plan")
+    query = "select * from eventstore.events where category = $1 and category <> 'job' order by stream_id, version"
+    await connection.execute(f"prepare models (text) as {query}")
+    plan = "\n".join(row[0] for row in await connection.fetch("explain execute models ('model')"))
+    await connection.close()
+    assert "Index Scan using events_beside_jobs" in plan, plan
+    assert "Sort" not in plan, plan

@@ -84,9 +84,11 @@ async def _accept(
     services: Services = request.app.state.services
     model_id = submission.request.model_id
     if model_id is not None and await services.models.generator(model_id) is None:
-        raise invalid("model_id", "must be a model that is installed, enabled and can generate; see /v1/models")
+        raise invalid(
+            submission.place("model_id"), "must be a model that is installed, enabled and can generate; see /v1/models"
+        )
     created, private = requests.events(
-        submission.request,
+        submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
         step_ids=(new_id(), new_id()),
         max_pixels=services.config.max_pixels,

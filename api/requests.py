@@ -87,10 +87,20 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in two readings: `request` with its defaults filled, `given` as it came, but for its form."""
+    """A request in two readings: `request` with its defaults filled, `given` as it came, but for its form.
+
+    is_pipeline: the form in which it came.
+    """
 
     request: JobRequest
     given: dict[str, Any]
+    is_pipeline: bool = False
+
+    def place(self, field: str) -> str:
+        """Where a field of `request` stands in the form that the client used."""
+        if not self.is_pipeline:
+            return field
+        return "pipeline[1].scale" if field == "chain.upscale.scale" else f"pipeline[0].{field}"
 
     def idempotency(self, key: bytes) -> Idempotency:
         """What is kept of an Idempotency-Key, and of the request that came with it.
@@ -134,7 +144,7 @@ def parse(body: bytes) -> Submission:
 
 
 def events(
-    request: JobRequest,
+    submission: Submission,
     *,
     seed: int,
     step_ids: tuple[UUID, UUID],
@@ -145,6 +155,7 @@ def events(
 
     seed: used where the request names none. Raises `ApiError` for what would come out too large.
     """
+    request = submission.request
     upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
     if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
         raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
@@ -154,7 +165,10 @@ def events(
         seed=seed if request.seed is None else request.seed,
     )
     params = None if upscale is None else UpscaleParams(**asdict(upscale))
-    _bound(generate, params, max_pixels)
+    width, height = output_size(generate, params, "upscale" if params else "generate")
+    if width * height > max_pixels:
+        field = submission.place("chain.upscale.scale" if params else "width")
+        raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
     steps = [PlannedStep(step_id=step_ids[0], name="generate")]
     if params is not None:
         steps.append(PlannedStep(step_id=step_ids[1], name="upscale"))
@@ -167,13 +181,6 @@ def _not_json(body: bytes, error: Exception) -> str:
     # msgspec takes the lone half of a surrogate pair for a text that was cut off.
     hint = " (perhaps a lone surrogate, an escape like \\ud800)" if rb"\ud" in body.lower() else ""
     return f"not valid JSON: {error}{hint}"
-
-
-def _bound(generate: GenerateParams, upscale: UpscaleParams | None, max_pixels: int) -> None:
-    width, height = output_size(generate, upscale, "upscale" if upscale else "generate")
-    if width * height > max_pixels:
-        field = "chain.upscale.scale" if upscale else "width"
-        raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
 
 
 def _cleaned(value: Any, place: str) -> Any:
@@ -240,6 +247,7 @@ def _from_pipeline(given: dict[str, Any]) -> Submission:
     return Submission(
         request=JobRequest(**asdict(generate), chain=chain, metadata=metadata),
         given=first | beside | {"chain": {"upscale": scale | {"impl": "image"}}},
+        is_pipeline=True,
     )
 
 

@@ -48,7 +48,7 @@ def piped(
 
 def job_of(body: object, *, seed: int = 7, max_pixels: int = 64_000_000) -> tuple[JobCreated, Private]:
     """The first event of the job that a request asks for."""
-    return events(read(body), seed=seed, step_ids=STEP_IDS, max_pixels=max_pixels)
+    return events(parse(json.dumps(body).encode()), seed=seed, step_ids=STEP_IDS, max_pixels=max_pixels)
 
 
 ACCEPTED: dict[str, list[Any]] = {

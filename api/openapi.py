@@ -179,9 +179,7 @@ def _reply(reply: Reply) -> Schema:
     if reply.schema is not None:
         content = {"schema": reply.schema, "examples": _examples(reply.examples)}
         described["content"] = {reply.media: _filled(content)}
-    described["links"] = {
-        name: {"operationId": name, "parameters": {"job_id": job_id}} for name, job_id in reply.links.items()
-    }
+    described["links"] = {name: {"operationId": name, "parameters": dict(given)} for name, given in reply.links.items()}
     return _filled(described)
 
 

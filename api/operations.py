@@ -38,7 +38,10 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer that is no error. schema: None where there is no body. links: the `job_id` of further operations."""
+    """An answer that is no error.
+
+    schema: None where there is no body. links: operations that go on from here, with the parameters they are given.
+    """
 
     status: int
     description: str
@@ -46,7 +49,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     media: str = JSON
     headers: Mapping[str, Header] = {}
     examples: Mapping[str, Example] = {}
-    links: Mapping[str, str] = {}
+    links: Mapping[str, Mapping[str, str]] = {}
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +127,7 @@ _LAST_EVENT_ID = _header("Last-Event-ID", "The `id:` that was received last; the
 _CODES = _query(
     "codes",
     "Only events of these codes.",
-    {"type": "array", "items": {"enum": sorted(codec.CODES)}, "minItems": 1, "uniqueItems": True},
+    {"type": "array", "items": {"enum": sorted(codec.CODES)}, "minItems": 1},
 )
 _CATEGORY = _query("category", "Only events of this category.", {"enum": list(get_args(Category))})
 
@@ -151,10 +154,13 @@ _WRONG_QUERY = "A parameter is malformed or out of bounds; `details.field` names
 _READ = {"not_found": _LOST, "infra_unavailable": _AWAY}
 _READ_QUERY = _READ | {"invalid_input": _WRONG_QUERY}
 
-_JOB_LINKS = dict.fromkeys(
-    ("getJob", "listArtifacts", "getProgress", "getHistory", "getLogs", "cancelJob", "retryJob"),
-    "$response.body#/job/id",
-)
+_JOB_LINKS = {
+    name: {"job_id": "$response.body#/job/id"}
+    for name in ("getJob", "listArtifacts", "getProgress", "getHistory", "getLogs", "cancelJob", "retryJob")
+}
+_ARTIFACT_LINKS = {
+    "getArtifactContent": {"job_id": "$request.path.job_id", "artifact_id": "$response.body#/artifacts/0/id"}
+}
 
 
 def _one_job(path: str, name: str, summary: str, **more: Any) -> Operation:
@@ -228,7 +234,7 @@ OPERATIONS: list[Operation] = [
             _query("limit", "Jobs a page; clamped to 1-200.", {"type": "integer", "default": 20}),
             _query("cursor", "`next_cursor` of the page before.", _CURSOR),
         ],
-        replies=_answered("A page.", "JobList"),
+        replies=_answered("A page.", "JobList", links={"getJob": {"job_id": "$response.body#/jobs/0/id"}}),
         errors={"invalid_input": _WRONG_QUERY, "infra_unavailable": _AWAY},
     ),
     Operation(
@@ -298,7 +304,7 @@ OPERATIONS: list[Operation] = [
         "listArtifacts",
         "The images of a job",
         parameters=[_query("step", "Only those of this step.", {"enum": list(get_args(StepName))})],
-        replies=_answered("The images so far, by step, then index.", "ArtifactList"),
+        replies=_answered("The images so far, by step, then index.", "ArtifactList", links=_ARTIFACT_LINKS),
         errors=_READ_QUERY,
     ),
     _one_job(
@@ -432,7 +438,11 @@ OPERATIONS: list[Operation] = [
             _query("page", "Which page, from 1.", _whole(1, 2**31 - 1, 1)),
             _query("limit", "Models a page.", _whole(1, 200, 50)),
         ],
-        replies=_answered("The default generator first, upscalers last.", "ModelList"),
+        replies=_answered(
+            "The default generator first, upscalers last.",
+            "ModelList",
+            links={"getModel": {"model_id": "$response.body#/models/0/id"}},
+        ),
         errors={"invalid_input": _WRONG_QUERY, "infra_unavailable": _AWAY},
     ),
     Operation(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,24 +19,39 @@ EXAMPLES = os.environ.get("DF_TEST_EXAMPLES", "15")
 
 
 @pytest.fixture
-def served(backends: Backends, s3_config: S3Config) -> Iterator[str]:
+def served(backends: Backends, s3_config: S3Config, tmp_path: Path) -> Iterator[str]:
     """An API with everything but a runner: what comes at random would keep one busy for days. Streams end early."""
     with fresh_database(backends) as url:
         # Every size that the schema allows; DF_MAX_PIXELS is no part of it.
         environ = roles_environ(url, s3_config, DF_STREAM_MAX_S="0.2", DF_MAX_PIXELS=str(2**30))
         roles = [Service(role, environ) for role in ("api", "orchestrator", "projector")]
         try:
+            _populate(roles[0].url, environ, tmp_path)
             yield roles[0].url
         finally:
             for role in roles:
                 role.stop()
 
 
-def test_the_service_is_as_its_document_says(served: str) -> None:
-    """Given examples of every operation, sound and unsound, then each answer is one that the document describes."""
-    api = Api(served)
+def _populate(base: str, environ: dict[str, str], folder: Path) -> None:
+    """A model, a job with its images, and one that waits."""
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    cli = [sys.executable, "-m", "dreamforge", "--no-env-file"]
+    command = [*cli, "models", "add", str(weights), "--kind", "generator"]
+    subprocess.run(command, env=os.environ | environ, check=True, capture_output=True)
+    api = Api(base)
+    runner = Service("runner", environ)
+    try:
+        api.finished(api.create())
+    finally:
+        runner.stop()
     api.create()
     api.close()
+
+
+def test_the_service_is_as_its_document_says(served: str) -> None:
+    """Given examples of every operation, sound and unsound, then each answer is one that the document describes."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli"),

@@ -127,6 +127,14 @@ def test_every_link_within_the_checkout_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page}: {target} does not exist"
 
 
+def test_every_test_that_the_acceptance_names_exists() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "acceptance.md").read_text("utf-8"))
+    assert len(named) >= 20
+    for path, name in named:
+        source = (project_root() / path).read_text("utf-8")
+        assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{path} has no test {name}"
+
+
 def test_decisions_are_numbered_without_a_gap_and_dated() -> None:
     decisions = sorted((DOCS / "adr").glob("*.md"))
     assert [int(page.name[:4]) for page in decisions] == list(range(1, len(decisions) + 1))

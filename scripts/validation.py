@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -110,7 +111,10 @@ def main(description: str, validate: Callable[[Client, Report], None]) -> int:
         if not client.ready():
             say(f"FAILED No service is ready at {base}. Start one with `make up-fake`, or name another with --base.")
             return 1
-        validate(client, report)
+        try:
+            validate(client, report)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
     say(f"{report.failures} checks FAILED." if report.failures else "All is as it should be.")
     return 1 if report.failures else 0
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.responses import json_response
+from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
 
 STATUS = {
@@ -67,10 +69,9 @@ def unavailable() -> ApiError:
 
 def respond(request: Request, error: ApiError) -> Response:
     """The response that tells of an error."""
-    core: dict[str, Any] = {"code": error.code, "message": error.message}
-    if error.details is not None:
-        core["details"] = error.details
-    body = {**core, "correlation_id": request.state.request_id, "detail": core}
+    details = None if error.details is None else dict(error.details)
+    detail = ErrorDetail(code=error.code, message=error.message, details=details)
+    body = Error(**asdict(detail), correlation_id=request.state.request_id, detail=detail)
     return json_response(body, STATUS[error.code], error.headers)
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.metrics import HEALTHZ_HITS
 from api.responses import json_response
+from api.schemas import Liveness, Readiness
 from api.services import Check
 from eventstore.metrics import Backlog
 
@@ -31,7 +32,7 @@ class Health(msgspec.Struct, frozen=True):
 async def healthz(_request: Request) -> Response:
     """GET /healthz: the process answers."""
     HEALTHZ_HITS.inc()
-    return json_response({"status": "ok", "ts": int(time.time())})
+    return json_response(Liveness(ts=int(time.time())))
 
 
 async def readyz(request: Request) -> Response:
@@ -40,7 +41,8 @@ async def readyz(request: Request) -> Response:
     found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     ready = all(verdict == "ok" for verdict in found)
     verdicts = dict(zip(checks, found, strict=True))
-    return json_response({"status": "ready" if ready else "unavailable", "checks": verdicts}, 200 if ready else 503)
+    answer = Readiness(status="ready" if ready else "unavailable", checks=verdicts)
+    return json_response(answer, 200 if ready else 503)
 
 
 async def metrics(request: Request) -> Response:

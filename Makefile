@@ -23,6 +23,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 PY := $(VENV)/bin/python
+# Tests wait for processes more than they compute. A file stays in one process, since its tests share services.
+PARALLEL := -n 3 --dist loadfile
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
 .PHONY: help install demo up up-fake test test-eager contract openapi e2e-m4 lint fmt type floors check mutants clean
@@ -47,14 +49,14 @@ up-fake: $(VENV)/.installed ## Start database, object store, API and workers, wh
 	@DF_FAKE_RUNNER=1 $(PY) -m dreamforge --no-env-file up --port="$$PORT"
 
 test: $(VENV)/.installed-dev ## Run the tests
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one process that answers a job when it has ended
-	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest tests/http tests/flow/test_m5_*.py \
+	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest tests/http tests/flow/test_m5_*.py $(PARALLEL) \
 		--ignore=tests/http/test_schemathesis.py --ignore=tests/http/test_browser.py $(ARGS)
 
 contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
-	@DF_TEST_EXAMPLES=200 $(PY) -m pytest tests/http/test_schemathesis.py $(ARGS)
+	@DF_TEST_EXAMPLES=200 $(PY) -m pytest -o faulthandler_timeout=0 tests/http/test_schemathesis.py $(ARGS)
 
 openapi: $(VENV)/.installed-dev ## Write docs/openapi/openapi.v1.json from the code; a test keeps the two equal
 	@$(PY) -m api.openapi > docs/openapi/openapi.v1.json

@@ -33,6 +33,10 @@ class _Filter(msgspec.Struct, frozen=True):
     codes: frozenset[str] | None
     category: str | None
 
+    @property
+    def leaves_out(self) -> bool:
+        return self.codes is not None or self.category is not None
+
     def passes(self, event: Recorded) -> bool:
         return self.category in {None, event.category} and (self.codes is None or event.code in self.codes)
 
@@ -45,8 +49,9 @@ async def page(request: Request) -> Response:
     cursor = await _given(services, request.query_params.get("cursor"), "cursor") or await _start(services)
     found: list[schemas.LogEvent] = []
     more = True
+    most = _PAGE if wanted.leaves_out else min(limit, _PAGE)
     for _ in range(_MOST_PAGES):
-        batches = await services.tailer.everything(cursor.positions, limit=_PAGE)
+        batches = await services.tailer.everything(cursor.positions, limit=most)
         left = sum(map(len, batches.values()))
         for event in _in_order(batches):
             if len(found) == limit:
@@ -55,7 +60,7 @@ async def page(request: Request) -> Response:
             left -= 1
             if wanted.passes(event):
                 found.append(responses.log_event(event))
-        more = left > 0 or any(len(events) == _PAGE for events in batches.values())
+        more = left > 0 or any(len(events) == most for events in batches.values())
         if not more or len(found) == limit:
             break
     return json_response(schemas.LogPage(events=found, next_cursor=cursor.encode(), has_more=more))

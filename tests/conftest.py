@@ -24,7 +24,10 @@ from eventstore.ids import new_id
 from runners.objects import ObjectStore, S3Config
 from tests.kit import Api, Service, Store, roles_environ
 
-TEMPLATE = "dreamforge_template"
+# A name for each of pytest-xdist's workers, which may share a given server.
+TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+PASSED_ON = ("DF_CELERY_EAGER", "DF_FAKE_RUNNER")
+"""Settings that the session's service takes over: its tests hold for clients of the old ways, too."""
 
 
 class Backends(msgspec.Struct, frozen=True):
@@ -173,8 +176,9 @@ def s3_config(backends: Backends) -> S3Config:
 @pytest.fixture(scope="session")
 def service(backends: Backends, s3_config: S3Config) -> Iterator[Service]:
     """`dreamforge up` on a database of its own, for the tests that only speak HTTP to it."""
+    given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     with fresh_database(backends) as url:
-        service = Service("up", roles_environ(url, s3_config))
+        service = Service("up", roles_environ(url, s3_config, **given))
         try:
             assert service.url
             yield service

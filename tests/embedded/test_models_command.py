@@ -12,8 +12,8 @@ import pytest
 from dreamforge import cli
 from dreamforge.embedded import EmbeddedPostgres, Home
 from dreamforge.settings import VARIABLES, unconfigured_environ
-from eventstore.ids import new_id
 from tests.embedded.conftest import of_home
+from tests.kit import NOBODY
 
 Json = Callable[..., Any]
 
@@ -120,7 +120,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ("add nowhere --kind generator", 2, "there is no such folder or file"),
         ("add hf:some/model --kind generator", 2, "download it"),
         ("add castles --kind generator --parameters-schema castles/weights.bin", 2, "is no JSON Schema"),
-        (f"show {new_id()}", 4, "There is no model"),
+        (f"show {NOBODY}", 4, "There is no model"),
         ("enable nameless", 4, "There is no model nameless"),
     ],
 )

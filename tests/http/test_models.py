@@ -15,7 +15,7 @@ from eventstore.ids import new_id
 from projections.models import ModelView
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
-from tests.kit import Api, Service, Store, roles_environ
+from tests.kit import NOBODY, Api, Service, Store, roles_environ
 
 SUMMARY = {"id", "name", "kind", "version", "installed", "enabled", "parameters_schema"}
 
@@ -128,7 +128,7 @@ def test_a_model_that_jobs_cannot_use_is_shown_all_the_same(models: Models) -> N
     assert (models.show("damaged")["installed"], models.show("disabled")["enabled"]) == (False, False)
 
 
-@pytest.mark.parametrize("model_id", [str(new_id()), "first"])
+@pytest.mark.parametrize("model_id", [str(NOBODY), "first"])
 def test_an_unknown_model_is_not_found(models: Models, model_id: str) -> None:
     answer = models.api.http.get(f"/v1/models/{model_id}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

@@ -1,11 +1,10 @@
 """The handlers that write: submit a job, cancel it, retry it."""
 
-import asyncio
 import re
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -19,12 +18,13 @@ from api.responses import json_response
 from api.services import Services
 from eventstore import codec
 from eventstore.committer import Transition
+from eventstore.database import within
 from eventstore.events import Idempotency, JobCreated, Meta, Recorded
 from eventstore.ids import derived_id, new_id
 from eventstore.log import DEFAULT_TENANT, Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.plan import SEED_PRIME
-from orchestrator.transact import event
+from orchestrator.transact import NoSuchJob, event
 
 _LONGEST_KEY = 255
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
@@ -121,7 +121,7 @@ async def _answer(request: Request, accepted: _Accepted) -> Response:
     headers = {
         "Location": f"/v1/jobs/{accepted.job_id}",
         "ETag": responses.etag(1 if view is None else view.version),
-        **preferences.applied(preferred),
+        **preferences.applied(preferred if config.eager_s is None else None),
     }
     if accepted.replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -136,7 +136,7 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     await no_body(request, services.config.max_body_bytes)
     try:
         state = await _soon(services, services.jobs.request(job, asked, _cause(request)))
-    except LookupError:
+    except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:
         raise ApiError("conflict", str(refusal), {"field": "status", "job_id": str(job)}) from None
@@ -148,11 +148,10 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     return json_response(answer, 202 if state.finished is None else 200, headers)
 
 
-async def _soon(services: Services, work: Awaitable[T]) -> T:
+async def _soon(services: Services, work: Coroutine[Any, Any, T]) -> T:
     """Await a write; one that the database keeps waiting is given up."""
     try:
-        async with asyncio.timeout(services.config.commit_timeout_s):
-            return await work
+        return await within(services.config.patience_s, work)
     except TimeoutError:
         raise unavailable() from None
 

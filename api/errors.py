@@ -29,6 +29,7 @@ STATUS = {
     "infra_unavailable": 503,
     "internal": 500,
 }
+_LONGEST_FIELD = 200
 _CODES = {status: code for code, status in STATUS.items()}
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +52,8 @@ class ApiError(Exception):
 
 
 def invalid(field: str, reason: str, **more: object) -> ApiError:
-    """What is wrong with one field of a request."""
+    """What is wrong with one field of a request. The field's name may be the client's own, of any length."""
+    field = field[:_LONGEST_FIELD]
     return ApiError("invalid_input", f"{field}: {reason}", {"field": field, "reason": reason, **more})
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -16,9 +17,10 @@ from api.errors import ApiError
 from api.services import Services
 
 RETRY_MS = 2000
+_PIECE_BYTES = 1 << 16
 _SHED = {"rate_limited", "infra_unavailable", "internal"}
 _log = structlog.get_logger(__name__)
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class EventStream(Response):
@@ -70,6 +72,20 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
+def pieces(told: Iterable[bytes]) -> Iterator[bytes]:
+    """Frames by the handful, since each send has its price; none so large that it could not be read in time."""
+    held: list[bytes] = []
+    size = 0
+    for frame in told:
+        held.append(frame)
+        size += len(frame)
+        if size >= _PIECE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
 class Pulse:
     """When the next heartbeat is due: `seconds` after the last, however much was sent between."""
 
@@ -92,7 +108,7 @@ class Pulse:
 
 
 def shedding(endpoint: Endpoint) -> Endpoint:
-    """A stream's endpoint that sends clients away for a while where others answer 429, 503 or 500.
+    """A stream's endpoint that sends clients away for a while where others answer 429, 503 or 500, and at the stop.
 
     Any status but 200 makes an EventSource give up for good.
     """
@@ -101,7 +117,7 @@ def shedding(endpoint: Endpoint) -> Endpoint:
         services: Services = request.app.state.services
         try:
             if services.open_streams.count < services.config.max_streams:
-                return await endpoint(request)
+                return await _unless_stopping(services, endpoint(request))
             _log.warning("stream refused for now: DF_MAX_STREAMS are open", path=request.url.path)
         except HTTPException:
             raise
@@ -113,6 +129,19 @@ def shedding(endpoint: Endpoint) -> Endpoint:
         return EventStream(services, _come_back())
 
     return guarded
+
+
+async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:
+    """Open a stream. What is not open when the server's patience at its stop ends would be answered with 500."""
+    work = asyncio.create_task(opening)
+    stopping = asyncio.create_task(services.stopping.wait())
+    try:
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else EventStream(services, _come_back())
+    finally:
+        stopping.cancel()
+        work.cancel()
+        await asyncio.gather(work, stopping, return_exceptions=True)
 
 
 async def _come_back() -> AsyncGenerator[bytes, None]:

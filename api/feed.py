@@ -13,13 +13,14 @@ from starlette.responses import Response
 from api import frames, responses, schemas
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
-from api.event_stream import RETRY_MS, EventStream, Pulse
+from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
 from api.inputs import one_of, whole_number
 from api.responses import json_response
 from api.services import Services
 from eventstore import codec
 from eventstore.errors import EventStoreError
 from eventstore.events import Category, Recorded
+from eventstore.log import expect_gapless
 
 _MOST_EVENTS = 1000
 _PAGE = 200
@@ -51,7 +52,10 @@ async def page(request: Request) -> Response:
     more = True
     most = _PAGE if wanted.leaves_out else min(limit, _PAGE)
     for _ in range(_MOST_PAGES):
-        batches = await services.tailer.everything(cursor.positions, limit=most)
+        # From the database: the tailer may not have seen what another answer has reported.
+        batches = await services.log.after(cursor.positions, limit=most)
+        for partition, events in batches.items():
+            expect_gapless(partition, cursor.marks[partition].position, events)
         left = sum(map(len, batches.values()))
         for event in _in_order(batches):
             if len(found) == limit:
@@ -91,14 +95,20 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
                 batches = await services.tailer.everything(cursor.positions, limit=_PAGE)
             except EventStoreError:
                 return  # the client comes back, and resumes
-            for event in _in_order(batches):
-                _pass(cursor, event)
-                if wanted.passes(event):
-                    yield frames.of_log_event(event, cursor.encode())
+            for piece in pieces(_told(batches, cursor, wanted)):
+                yield piece
             if pulse.beat():
                 yield frames.place(cursor.encode())
             if not batches:
                 await waiter.wait(pulse.left)
+
+
+def _told(batches: Mapping[int, Sequence[Recorded]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:
+    """The frames of those events that were asked for; the cursor passes them all."""
+    for event in _in_order(batches):
+        _pass(cursor, event)
+        if wanted.passes(event):
+            yield frames.of_log_event(event, cursor.encode())
 
 
 def _in_order(batches: Mapping[int, Sequence[Recorded]]) -> Iterator[Recorded]:

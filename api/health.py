@@ -14,6 +14,7 @@ from api.metrics import HEALTHZ_HITS
 from api.responses import json_response
 from api.schemas import Liveness, Readiness
 from api.services import Check
+from eventstore.database import within
 from eventstore.metrics import Backlog
 
 _CHECK_S = 3.0
@@ -59,8 +60,7 @@ def _health(request: Request) -> Health:
 
 async def _verdict(check: Check) -> str:
     try:
-        async with asyncio.timeout(_CHECK_S):
-            await check()
+        await within(_CHECK_S, check())
     except TimeoutError:
         return f"no answer within {_CHECK_S:g} s"
     except Exception as error:  # noqa: BLE001  # whatever is wrong is the answer

@@ -9,7 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from api.errors import ApiError, invalid, not_found
 
 # In a query a `+` that was not escaped arrives as a blank.
-_BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)", re.DOTALL)
+_BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
+_LONGEST_TIME = 40
 
 
 def job_id(request: Request) -> UUID:
@@ -21,9 +22,13 @@ def path_id(request: Request, name: str, what: str) -> UUID:
     """An id in the path; one that is no UUID names nothing."""
     given = request.path_params[name]
     try:
-        return UUID(given)
+        found = UUID(given)
     except ValueError:
-        raise not_found(f"{what} {given[:200]}") from None
+        found = None
+    # UUID() also takes braces, urn:uuid: and digits of any script.
+    if found is None or str(found) != given.lower():
+        raise not_found(f"{what} {given[:200]}")
+    return found
 
 
 def included(request: Request) -> set[str]:
@@ -64,8 +69,9 @@ def moment(request: Request, name: str) -> datetime | None:
     given = request.query_params.get(name)
     if given is None:
         return None
-    # fromisoformat reads digits of any script.
-    text = _BLANK_OFFSET.sub(r"\1+\2", given.upper()) if given.isascii() else ""
+    # fromisoformat reads digits of any script; the pattern takes the cube of a text's length.
+    known = given.isascii() and len(given) <= _LONGEST_TIME
+    text = _BLANK_OFFSET.sub(r"\1+\2", given.upper()) if known else ""
     try:
         found = datetime.fromisoformat(text)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)

@@ -21,6 +21,7 @@ from projections.views import JobView, view
 
 _MOST_EVENTS = 1000
 _PAGE = 500
+_NDJSON = "application/x-ndjson"
 _LARGEST_VERSION = 2**31 - 1
 
 
@@ -154,7 +155,11 @@ async def logs(request: Request) -> Response:
     first = 1 if since is None else await first_since(services, seen, since)
     if since is None or "tail" in request.query_params:
         first = max(first, seen.version - tail + 1)
-    return StreamingResponse(_lines(services, seen, first), media_type="application/x-ndjson")
+    content = _lines(services, seen, first)
+    if seen.version - first < _PAGE:
+        # At once, so that it is compressed only if it is worth it, and a database that is away is a 503.
+        return Response(b"".join([page async for page in content]), media_type=_NDJSON)
+    return StreamingResponse(content, media_type=_NDJSON)
 
 
 async def _lines(services: Services, seen: JobView, first: int) -> AsyncGenerator[bytes, None]:
@@ -172,8 +177,9 @@ async def first_since(services: Services, seen: JobView, since: datetime) -> int
     """
     if seen.created_at >= since:
         return 1
-    history = await services.log.stream(seen.job_id)
-    return next((event.version for event in history if event.ts >= since), len(history) + 1)
+    history = await services.log.stream(seen.job_id, limit=seen.version)
+    # Not beyond the version that was seen: what came since is new to the client.
+    return next((event.version for event in history if event.ts >= since), seen.version + 1)
 
 
 async def load(request: Request, *, artifacts: bool = False) -> JobView:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta
+from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -99,13 +100,7 @@ def summary(model: ModelView) -> ModelSummary:
 def detail(model: ModelView) -> ModelDetail:
     """Everything about a model."""
     return ModelDetail(
-        id=model.model_id,
-        name=model.name,
-        kind=model.kind,
-        version=model.version,
-        installed=model.installed,
-        enabled=model.enabled,
-        parameters_schema=model.parameters_schema,
+        **asdict(summary(model)),
         capabilities=list(model.capabilities),
         source_uri=model.source_uri,
         local_path=model.local_path,

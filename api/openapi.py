@@ -19,6 +19,7 @@ from api.operations import (
     REQUEST_ID,
     REQUEST_IDS,
     RETRY_AFTER,
+    SSE,
     TAGS,
     Header,
     Operation,
@@ -154,7 +155,8 @@ def _operation(operation: Operation) -> Schema:
         content = {"schema": operation.body.schema, "examples": _examples(operation.body.examples)}
         described["requestBody"] = {"required": operation.body.required, "content": {JSON: _filled(content)}}
     replies = {str(reply.status): _reply(reply) for reply in operation.replies}
-    errors = dict(operation.errors) | {"internal": "A bug; the message leaks nothing."}
+    streams = any(reply.media == SSE for reply in operation.replies)
+    errors = dict(operation.errors) | ({} if streams else {"internal": "A bug; the message leaks nothing."})
     described["responses"] = dict(
         sorted((replies | {str(STATUS[code]): _error(code, errors[code]) for code in errors}).items())
     )

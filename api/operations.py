@@ -77,8 +77,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 DESCRIPTION = """\
 An event-sourced service for image jobs. `HEAD` works on every `GET` but the streams; `OPTIONS` answers 204 with
-`Allow`; unknown query parameters are ignored. Every answer carries `X-Request-Id`. JSON and NDJSON of a kilobyte and
-more are gzipped on request, streams never."""
+`Allow`; unknown query parameters are ignored. A body may be declared as any `application/*+json`. Every answer carries
+`X-Request-Id`. JSON and NDJSON of a kilobyte and more are gzipped on request, streams never."""
 
 TAGS = {
     "jobs": "Submit jobs, and see what became of them.",

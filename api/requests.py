@@ -133,7 +133,7 @@ def parse(body: bytes) -> Submission:
     if not body.strip():
         raise invalid("body", "empty; send a JSON object")
     try:
-        given = _cleaned(msgspec.json.decode(body), "")
+        given = _cleaned(msgspec.json.decode(body), ())
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid("body", _not_json(body, error)) from None
     except RecursionError:
@@ -178,24 +178,29 @@ def events(
 
 
 def _not_json(body: bytes, error: Exception) -> str:
+    if "out of range" in str(error):
+        return "holds a number that is out of range"
     # msgspec takes the lone half of a surrogate pair for a text that was cut off.
     hint = " (perhaps a lone surrogate, an escape like \\ud800)" if rb"\ud" in body.lower() else ""
     return f"not valid JSON: {error}{hint}"
 
 
-def _cleaned(value: Any, place: str) -> Any:
-    """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused."""
+def _cleaned(value: Any, place: tuple[str, ...]) -> Any:
+    """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused.
+
+    place: of the value, in pieces: joined at every level, those of a deep body would fill the memory.
+    """
     match value:
         case float() if value.is_integer():
             return int(value)
         case str() if "\0" in value:
-            raise invalid(place or "body", "contains U+0000")
+            raise invalid("".join(place).lstrip(".") or "body", "contains U+0000")
         case dict():
             for key in value:
                 _cleaned(key, place)
-            return {key: _cleaned(one, f"{place}.{key}" if place else key) for key, one in value.items()}
+            return {key: _cleaned(one, (*place, ".", key)) for key, one in value.items()}
         case list():
-            return [_cleaned(one, f"{place}[{n}]") for n, one in enumerate(value)]
+            return [_cleaned(one, (*place, f"[{n}]")) for n, one in enumerate(value)]
         case _:
             return value
 
@@ -285,5 +290,6 @@ def _explained(text: str, place: str) -> ApiError:
 
 def _plain(quoted: re.Match[str]) -> str:
     """Python's names of types as JSON calls them."""
-    names = [_JSON_NAMES.get(name, name) for name in quoted[1].split(" | ") if name != "null"]
-    return " or ".join(names)
+    names = [_JSON_NAMES.get(name, name) for name in quoted[1].split(" | ")]
+    # What is expected may always be null where it may be absent; what was got may be null alone.
+    return " or ".join([name for name in names if name != "null"] or names)

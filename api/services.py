@@ -1,8 +1,9 @@
 """What the handlers work with, given by the composition root."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
@@ -17,12 +18,15 @@ from projections.queries import Queries
 Presign = Callable[[Sequence[str], int], Awaitable[list[str]]]
 """Object keys and a validity in seconds to presigned URLs."""
 
-Check = Callable[[], Awaitable[None]]
+Check = Callable[[], Coroutine[Any, Any, None]]
 """Raises, with a sentence that says why, if what it checks is down."""
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be set. Times in seconds, sizes in bytes. eager_s: how long every POST waits for its job's end."""
+    """What can be set. Times in seconds, sizes in bytes.
+
+    eager_s: how long every POST waits for its job's end. patience_s: how long the database may keep a request waiting.
+    """
 
     create_status: int = 202
     eager_s: float | None = None
@@ -36,7 +40,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     stream_max_s: float | None = None
     sse_heartbeat_s: float = 15.0
     slow_client_s: float = 30.0
-    commit_timeout_s: float = 10.0
+    patience_s: float = 10.0
     weights: Weights = msgspec.field(default_factory=lambda: EVEN)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api import frames
 from api.errors import invalid
-from api.event_stream import RETRY_MS, EventStream, Pulse
+from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
 from api.inputs import included, job_id, moment
 from api.jobs import first_since, load
 from api.services import Services
@@ -48,8 +48,9 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 return  # the client comes back, and resumes
             for event in events:
                 view = evolve(view, codec.fact(event))
-                if event.version > after:
-                    yield frames.of_event(event, steps_apart=steps_apart)
+            new = (event for event in events if event.version > after)
+            for piece in pieces(frames.of_event(event, steps_apart=steps_apart) for event in new):
+                yield piece
             if len(events) == _PAGE:
                 continue
             if view is None:

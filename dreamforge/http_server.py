@@ -9,6 +9,9 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+# How long a client may leave what it was sent unread: uvicorn closes a connection only when its buffer is empty, so one
+# that never reads would stay for ever.
+_UNREAD_MS = 30_000
 _log = structlog.get_logger(__name__)
 
 
@@ -32,6 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the sockets that are accepted inherit it
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
     try:
         bound.bind((host, port))
         bound.listen(2048)  # from here on connections wait for the server rather than fail

@@ -141,9 +141,12 @@ def _asked(settings: Settings, question: Callable[[Registry], Awaitable[T]]) -> 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RegistryError(f"{path} is no JSON Schema: {error}.") from error
+    if rb"\u0000" in msgspec.json.encode(found):
+        raise RegistryError(f"{path} holds U+0000, which the database can't keep; take it out.")
+    return found
 
 
 def _models_table(models: Sequence[ModelView]) -> Table:

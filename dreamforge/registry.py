@@ -24,7 +24,7 @@ from eventstore.events import (
     ModelVerified,
     StepName,
 )
-from eventstore.ids import new_id
+from eventstore.ids import derived_id
 from eventstore.log import Append, Batch, Log
 from orchestrator.transact import event
 from projections.model_queries import Models
@@ -62,7 +62,10 @@ def registration(
     """
     if source.startswith("hf:"):
         raise RegistryError(f"{source}: models of Hugging Face can't be fetched yet; download it, and add its folder.")
-    path = Path(source).expanduser().resolve()
+    try:
+        path = Path(source).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a home that isn't there, links in a circle
+        raise RegistryError(f"{source} can't be found: {error}.") from error
     files = inventory(path)
     name = name or (path.stem if path.is_file() else path.name)
     for text in (name, version or "", str(path)):
@@ -70,7 +73,7 @@ def registration(
     return ModelRegistered(
         name=name,
         kind=kind,
-        version=version or _digest(files),
+        version=version or _digest(files)[:12],
         source_uri=path.as_uri(),
         local_path=str(path),
         files=files,
@@ -99,7 +102,7 @@ def inventory(path: Path) -> list[ModelFile]:
         if not names:
             raise RegistryError(f"{path}: the folder holds no file.")
         return [_read(path / name, name) for name in names]
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise RegistryError(f"{path} can't be read: {error}.") from error
 
 
@@ -144,13 +147,14 @@ class Registry:
         return found[0]
 
     async def add(self, wanted: ModelRegistered, *, enabled: bool = True) -> tuple[ModelView, bool]:
-        """Register a model; answers it, and whether it is new: one of the same kind, place and files is not."""
-        for model in await self._models.all():
-            if (model.kind, model.local_path, list(model.files)) == (wanted.kind, wanted.local_path, wanted.files):
-                return model, False
-        model_id = new_id()
-        await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
-        return await self._load(model_id), True
+        """Register a model; answers it, and whether it is new: one of the same kind, place and files is not.
+
+        These three make its id, so that of two who add it at once the log lets one in.
+        """
+        what = (wanted.kind, wanted.local_path, _digest(wanted.files))
+        model_id = derived_id(b"model", *(part.encode() for part in what))
+        is_new = await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
+        return await self._load(model_id), is_new
 
     async def enable(self, model_id: UUID) -> tuple[ModelView, bool]:
         """Let jobs use a model; answers it, and whether that is new."""
@@ -211,7 +215,7 @@ def _read(path: Path, name: str) -> ModelFile:
 
 def _digest(files: Sequence[ModelFile]) -> str:
     lines = (f"{file.sha256}  {file.path}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _expect_unicode(text: str) -> None:

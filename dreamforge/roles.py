@@ -28,7 +28,7 @@ from dreamforge.http_server import Server, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
-from eventstore.database import Database, until_available
+from eventstore.database import Database, Impatient, until_available
 from eventstore.doorbell import Doorbell
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
@@ -241,15 +241,18 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     store = core.store()
     stack.push_async_callback(store.close)
     tailer = Tailer(core.log, core.doorbell, poll_s=settings.sse_poll_ms / 1000)
+    config = _api_config(settings)
+    reads = Impatient(core.database, config.patience_s)
+    log = Log(reads)
     services = Services(
-        log=core.log,
+        log=log,
         committer=core.committer,
         jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,
-        queries=Queries(core.database),
-        models=Models(core.log),
+        queries=Queries(reads),
+        models=Models(log),
         presign=store.presign_many,
-        config=_api_config(settings),
+        config=config,
         stopping=core.stopping,
     )
     try:

@@ -7,12 +7,14 @@ a call carries one partition's transitions only, so that waiting for one lock ne
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from uuid import UUID
 
 import msgspec
 
 from eventstore.database import until_available
 from eventstore.doorbell import Doorbell
+from eventstore.errors import DatabaseUnavailable
 from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log, partition_of
 
 _MOST_PER_CALL = 200
@@ -33,7 +35,7 @@ class _Pending(msgspec.Struct, frozen=True):
 
 
 class Committer:
-    """The one committer of a process. `stop` may be called twice; a commit after it is refused with RuntimeError."""
+    """The one committer of a process. `stop` may be called twice; a commit after it raises `DatabaseUnavailable`."""
 
     def __init__(self, log: Log, doorbell: Doorbell) -> None:
         self._log = log
@@ -45,15 +47,24 @@ class Committer:
         self._stopped = False
 
     async def commit(self, transition: Transition) -> Answer:
-        """Write a transition, merged with others. Waits as long as the database is away; nothing is written twice."""
+        """Write a transition, merged with others. Waits as long as the database is away; nothing is written twice.
+
+        Cancelled before it was sent, it is never written; later, it may be.
+        """
         if self._stopped:
-            raise RuntimeError("the committer is stopped")
+            raise DatabaseUnavailable("nothing is written any more, since the process stops")
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="committer")
         pending = _Pending(transition, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
         self._arrived.set()
-        return await pending.answer
+        try:
+            return await pending.answer
+        except asyncio.CancelledError:
+            # While the database is away nothing is taken, and what was given up would pile up.
+            with suppress(ValueError):
+                self._pending.remove(pending)
+            raise
 
     async def react(self, batch: Batch) -> Answers:
         """Write a subscription's batch in a call of its own, since its unit of acceptance is the partition.

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -127,6 +127,51 @@ class Database:
             await asyncio.wait_for(pool.close(), 2)
         except (TimeoutError, *_AWAY):
             pool.terminate()
+
+
+class Impatient(Database):
+    """Another's connections, for those who would rather be told that the database hangs than wait for it.
+
+    seconds: how long a read may take; after that it raises `DatabaseUnavailable`. Calls are as the other's.
+    """
+
+    def __init__(self, database: Database, seconds: float) -> None:
+        super().__init__(database.url)
+        self._database = database
+        self._seconds = seconds
+
+    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
+        """As the other's."""
+        return await self._database.call(sql, *args, seconds=seconds)
+
+    async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        """As the other's, within the time."""
+        try:
+            return await within(self._seconds, self._database.read(sql, *args))
+        except TimeoutError:
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Await some work for so long at most, then raise TimeoutError.
+
+    asyncio.timeout would await the end of what it cancels, and asyncpg waits for the server to confirm a cancel: for a
+    server that hangs, for ever.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
+        task.add_done_callback(_retrieve)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 class Backoff:

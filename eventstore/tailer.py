@@ -15,6 +15,7 @@ import structlog
 
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell, Waiter
+from eventstore.errors import LogDamaged
 from eventstore.events import Recorded
 from eventstore.log import Log, expect_gapless
 
@@ -104,6 +105,8 @@ class Tailer:
                         self._wake_all()
                     grown = await self._read()
                 except Exception as error:  # noqa: BLE001  # followers must not wait for ever, whatever it was
+                    if isinstance(error, LogDamaged):
+                        self._forget()  # who stands before the gap finds it in the database, who is past it goes on
                     if backoff.failures == 0:
                         _log.warning("tailer can't read the log, trying again", error=str(error))
                     await backoff.wait()
@@ -113,16 +116,16 @@ class Tailer:
                     await waiter.wait(self._poll_s)
         finally:
             self._doorbell.forget(waiter)
-            self._ring.clear()
-            self._streams.clear()
-            self._partitions.clear()
-            self._cursor = {}
-            self._task = None
+            self._forget()
+            if self._task is asyncio.current_task():
+                self._task = None
 
     async def _read(self) -> bool:
         batches = await self._log.after(self._cursor, limit=_BATCH)
         grown: set[UUID | None] = {None} if batches else set()
         for partition, events in batches.items():
+            # The ring finds a position by counting, so that there must be no gap in it.
+            expect_gapless(partition, self._cursor[partition], events)
             self._cursor[partition] = events[-1].position
             for event in events:
                 self._keep(event)
@@ -143,6 +146,13 @@ class Tailer:
             self._streams[oldest.stream_id].popleft()
             if not self._streams[oldest.stream_id]:
                 del self._streams[oldest.stream_id]
+
+    def _forget(self) -> None:
+        """Begin anew at the log's end."""
+        self._ring.clear()
+        self._streams.clear()
+        self._partitions.clear()
+        self._cursor = {}
 
     def _wake_all(self) -> None:
         for waiters in self._followers.values():

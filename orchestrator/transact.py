@@ -48,6 +48,10 @@ def extended(state: JobState, appended: Append) -> JobState:
     return state
 
 
+class NoSuchJob(LookupError):
+    """There is no history of such a job."""
+
+
 class Jobs:
     """Decisions carried out on the log, by one process. actor: its name, kept in the events' meta."""
 
@@ -57,17 +61,17 @@ class Jobs:
         self._actor = actor
 
     async def load(self, job_id: UUID) -> JobState:
-        """The job as its history tells it. Waits while the database is away; LookupError if there is no such job."""
+        """The job as its history tells it. Waits while the database is away; raises `NoSuchJob`."""
         history = await until_available("job", lambda: self._log.stream(job_id))
         state = fold(codec.fact(one) for one in history if one.category == "job")
         if state is None:
-            raise LookupError(f"job {job_id} has no history")
+            raise NoSuchJob(f"job {job_id} has no history")
         return state
 
     async def request(self, job_id: UUID, request: Request, cause: Meta) -> JobState:
         """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
 
-        cause: the request, kept in its events' meta. Raises LookupError as `load` does, and `Refused`.
+        cause: the request, kept in its events' meta. Raises `NoSuchJob` and `Refused`.
         """
         while True:
             state = await self.load(job_id)

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from eventstore.committer import Committer, Transition
+from eventstore.database import Database
 from eventstore.errors import DatabaseUnavailable
-from eventstore.log import Answers, Batch
+from eventstore.log import Answers, Batch, Log
 from tests.kit import Store, connect, some_append, stream_in
 
 
@@ -104,5 +105,15 @@ async def test_after_stop_a_commit_is_refused(store: Store) -> None:
     await store.committer.commit(Transition(append=some_append()))
     await store.committer.stop()
     await store.committer.stop()
-    with pytest.raises(RuntimeError, match="stopped"):
+    with pytest.raises(DatabaseUnavailable, match="stops"):
         await store.committer.commit(Transition(append=some_append()))
+
+
+async def test_what_is_given_up_while_the_database_is_away_does_not_pile_up(store: Store) -> None:
+    """Given clients who are told 503 and leave, then nothing of what they asked is kept, nor written later."""
+    committer = Committer(Log(Database("postgresql://nobody@127.0.0.1:9/nothing")), store.doorbell)
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(committer.commit(Transition(append=some_append())), 0.01)
+    assert not committer._pending
+    await committer.stop()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from api.errors import ApiError
-from api.inputs import moment
+from api.inputs import job_id, moment
 from api.preferences import applied, wait
+from tests.kit import NOBODY
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 
@@ -48,6 +49,23 @@ def test_anything_else_is_refused_by_name(text: str) -> None:
     with pytest.raises(ApiError) as caught:
         moment(asked(f"since_ts={quote(text)}"), "since_ts")
     assert caught.value.details == {"field": "since_ts", "reason": "must be a time like 2026-01-02T12:00:00Z"}
+
+
+def test_a_long_text_costs_no_time() -> None:
+    """Given tens of kilobytes, which would keep the pattern for a blank's place busy for hours, then it is refused."""
+    with pytest.raises(ApiError):
+        moment(asked("at=" + "T00" * 20_000), "at")
+
+
+@pytest.mark.parametrize("given_id", ["{%s}", "urn:uuid:%s", "%s0"])
+def test_an_id_is_a_uuid_in_its_one_form(given_id: str) -> None:
+    request = asked("")
+    request.scope["path_params"] = {"job_id": given_id % NOBODY}
+    with pytest.raises(ApiError) as caught:
+        job_id(request)
+    assert caught.value.code == "not_found"
+    request.scope["path_params"] = {"job_id": str(NOBODY).upper()}
+    assert job_id(request) == NOBODY
 
 
 @given(st.text(max_size=30))

@@ -2,6 +2,7 @@
 
 import json
 import traceback
+import tracemalloc
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,13 @@ def refused(body: object) -> dict[str, Any]:
     assert caught.value.code == "invalid_input"
     assert caught.value.details is not None
     return dict(caught.value.details)
+
+
+def refused_bytes(body: bytes) -> dict[str, Any]:
+    """The details with which a body is refused."""
+    with pytest.raises(ApiError) as caught:
+        parse(body)
+    return dict(caught.value.details or {})
 
 
 def chained(**upscale: Any) -> dict[str, Any]:
@@ -227,6 +235,28 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
         parse(body)
     assert caught.value.code == "invalid_input"
     assert (caught.value.details or {})["field"] == "body"
+
+
+def test_a_deep_body_does_not_fill_the_memory() -> None:
+    """Given names of a megabyte in all, nested as deep as may be, then no level keeps the place of each."""
+    depth, name = 400, "n" * 2000
+    body = (b'{"%s":' % name.encode()) * depth + b"1" + b"}" * depth
+    tracemalloc.start()
+    try:
+        refused_bytes(body)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "1e400"])
+def test_a_number_out_of_range_is_called_so(number: str) -> None:
+    found = refused_bytes(b'{"type":"generate","prompt":"x","seed":%s}' % number.encode())
+    assert found == {"field": "body", "reason": "holds a number that is out of range"}
+
+
+def test_a_long_name_is_not_sent_back_whole() -> None:
+    assert len(refused({**BASE, "x" * 100_000: 1})["field"]) == 200
 
 
 @pytest.mark.parametrize("depth", [100, 480, 700, 900, 100_000])

@@ -1,5 +1,6 @@
 """The registry of models: what a model is made of, and its history in the log."""
 
+import asyncio
 import os
 import shutil
 from hashlib import sha256
@@ -119,6 +120,22 @@ async def test_the_same_files_in_the_same_place_are_the_same_model(registry: Reg
     (folder / "index.json").write_bytes(b"[]")
     await added(registry, folder)
     assert len(await registry.all()) == 3
+
+
+async def test_of_two_who_add_one_model_at_once_one_registers_it(store: Store, folder: Path) -> None:
+    wanted = registration(str(folder), "generator")
+    found = await asyncio.gather(*(Registry(store.log, f"{n}").add(wanted) for n in range(4)))
+    assert sorted(new for _, new in found) == [False, False, False, True]
+    assert len({model.model_id for model, _ in found}) == 1
+
+
+def test_links_in_a_circle_are_named(folder: Path) -> None:
+    """Given a link to itself, in a model or in its place, then it is refused in a sentence."""
+    loop = folder / "loop"
+    loop.symlink_to(loop)
+    for source in (folder, loop):
+        with pytest.raises(RegistryError, match=r"loop|no such"):
+            registration(str(source), "generator")
 
 
 async def test_enabling_and_disabling_twice_is_one_event_each(store: Store, registry: Registry, folder: Path) -> None:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from api import commands, docs, feed, jobs, models, schemas, stream
 from api.errors import HANDLERS
-from api.event_stream import Endpoint, shedding
+from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
 from api.metrics import RequestMetrics
 from api.middleware import RequestIds
@@ -31,9 +31,9 @@ async def _jobs(request: Request) -> Response:
     return await (commands.create if request.method == "POST" else jobs.list_jobs)(request)
 
 
-def _streaming(path: str, endpoint: Endpoint) -> Route:
+def _streaming(path: str, kind: str, opens: Endpoint) -> Route:
     """A route of a stream, which has no HEAD."""
-    route = Route(path, shedding(endpoint))
+    route = Route(path, StreamEndpoint(kind, opens))
     route.methods = {"GET"}
     return route
 
@@ -51,12 +51,12 @@ ROUTES = [
     Route("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
     Route("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
     Route("/v1/jobs/{job_id}/progress", jobs.progress),
-    _streaming("/v1/jobs/{job_id}/progress/stream", stream.stream),
+    _streaming("/v1/jobs/{job_id}/progress/stream", "job", stream.stream),
     Route("/v1/jobs/{job_id}/events", jobs.events),
     Route("/v1/jobs/{job_id}/logs", jobs.logs),
     Route("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),
     Route("/v1/events", feed.page),
-    _streaming("/v1/events/stream", feed.stream),
+    _streaming("/v1/events/stream", "log", feed.stream),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{model_id}", models.show),
     *HEALTH_ROUTES,

@@ -33,7 +33,6 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._content = content
-        self._open_streams = services.open_streams
         self._slow_s = services.config.slow_client_s
         longest_s = services.config.stream_max_s
         # With jitter, so that streams which began together don't all come back together.
@@ -54,13 +53,12 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        with self._open_streams.counted():
-            try:
-                async with asyncio.timeout(self._longest_s) as life:
-                    await self._send_all(send)
-            except TimeoutError:
-                if not life.expired():
-                    raise
+        try:
+            async with asyncio.timeout(self._longest_s) as life:
+                await self._send_all(send)
+        except TimeoutError:
+            if not life.expired():
+                raise
         async with asyncio.timeout(self._slow_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -107,18 +105,28 @@ class Pulse:
         return True
 
 
-def shedding(endpoint: Endpoint) -> Endpoint:
-    """A stream's endpoint that sends clients away for a while where others answer 429, 503 or 500, and at the stop.
+class StreamEndpoint:
+    """The ASGI endpoint of a stream's route. kind: of the stream, as metrics call it.
 
-    Any status but 200 makes an EventSource give up for good.
+    Sends clients away for a while where others answer 429, 503 or 500, beyond `max_streams`, and at the stop: any
+    status but 200 makes an EventSource give up for good.
     """
 
-    async def guarded(request: Request) -> Response:
+    def __init__(self, kind: str, opens: Endpoint) -> None:
+        self._kind = kind
+        self._opens = opens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one stream. Its place is taken before anything is awaited: after a restart all come back at once."""
+        request = Request(scope, receive, send)
         services: Services = request.app.state.services
+        with services.open_streams.place(self._kind, services.config.max_streams) as free:
+            response = await self._response(services, request) if free else EventStream(services, _come_back())
+            await response(scope, receive, send)
+
+    async def _response(self, services: Services, request: Request) -> Response:
         try:
-            if services.open_streams.count < services.config.max_streams:
-                return await _unless_stopping(services, endpoint(request))
-            _log.warning("stream refused for now: DF_MAX_STREAMS are open", path=request.url.path)
+            return await _unless_stopping(services, self._opens(request))
         except HTTPException:
             raise
         except ApiError as error:
@@ -127,8 +135,6 @@ def shedding(endpoint: Endpoint) -> Endpoint:
         except Exception:  # noqa: BLE001  # whatever broke, the client is to come back
             _log.exception("stream refused for now", path=request.url.path)
         return EventStream(services, _come_back())
-
-    return guarded
 
 
 async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:

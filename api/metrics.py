@@ -7,7 +7,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
-_LOG_STREAM = "/v1/events/stream"
 
 REQUESTS = Counter(
     "df_http_requests_total",
@@ -28,7 +27,7 @@ HEALTHZ_HITS = Gauge("df_api_healthz_hits", "Requests for /healthz.")
 
 
 class RequestMetrics:
-    """Counts every request when its answer begins, times it until then, and knows a stream as open until it ends."""
+    """Counts every request when its answer begins, and times it until then, but for streams."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,25 +38,16 @@ class RequestMetrics:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        stream: Gauge | None = None
 
         async def counted(message: Message) -> None:
-            nonlocal stream
             if message["type"] == "http.response.start":
                 method, route = _method(scope), _route(scope)
                 REQUESTS.labels(method, route, message["status"]).inc()
-                if Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
-                    stream = SSE_CLIENTS.labels("log" if route == _LOG_STREAM else "job")
-                    stream.inc()
-                else:
+                if not Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
                     REQUEST_SECONDS.labels(method, route).observe(time.perf_counter() - began)
             await send(message)
 
-        try:
-            await self._app(scope, receive, counted)
-        finally:
-            if stream is not None:
-                stream.dec()
+        await self._app(scope, receive, counted)
 
 
 def _method(scope: Scope) -> str:

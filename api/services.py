@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from api.metrics import SSE_CLIENTS
 from eventstore.committer import Committer
 from eventstore.log import Log
 from eventstore.tailer import Tailer
@@ -48,16 +49,20 @@ class OpenStreams:
     """Counts the live streams that a process serves."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count one more while it is open."""
-        self.count += 1
+    def place(self, kind: str, most: int) -> Iterator[bool]:
+        """Take a place for as long as the block; whether there was one free of `most`."""
+        if self._count >= most:
+            yield False
+            return
+        self._count += 1
         try:
-            yield
+            with SSE_CLIENTS.labels(kind).track_inprogress():
+                yield True
         finally:
-            self.count -= 1
+            self._count -= 1
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):

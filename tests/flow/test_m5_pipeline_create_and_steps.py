@@ -20,10 +20,10 @@ def names(job: Any) -> list[str]:
 def test_a_legacy_request_makes_a_job_of_one_step(api: Api) -> None:
     """AC-1: without chain, generate is all there is, and it runs to its end."""
     answer = api.post(LEGACY)
-    assert answer.status_code == 202
+    assert answer.status_code in {200, 202}
     job_id = answer.json()["job"]["id"]
     assert answer.headers["Location"] == f"/v1/jobs/{job_id}"
-    assert answer.json()["job"]["status"] == "queued"
+    assert answer.json()["job"]["status"] in {"queued", "succeeded"}
     job = api.finished(job_id)
     assert job["status"] == "succeeded"
     assert names(job) == ["generate"]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -160,7 +160,46 @@ def invalid(answer: httpx.Response, field: str) -> str:
 
 def until(condition: Any, *, within: float = 20.0) -> Any:
     """Wait, in a test that isn't async, until a call answers something true."""
+
     async def probe() -> Any:
         return condition()
 
     return asyncio.run(eventually(probe, within=within))
+
+
+class Frames:
+    """The frames of a live stream, as they come."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self._text = answer.aiter_text()
+        self._rest = ""
+
+    async def next(self) -> str:
+        """The next frame."""
+        while "\n\n" not in self._rest:
+            self._rest += await anext(self._text)
+        frame, self._rest = self._rest.split("\n\n", 1)
+        return frame
+
+    async def rest(self) -> list[str]:
+        """The frames to the stream's end, which must be a clean one."""
+        self._rest += "".join([text async for text in self._text])
+        return self._rest.split("\n\n")[:-1]
+
+    async def until(self, mark: str) -> list[str]:
+        """The frames up to the first that has a mark."""
+        frames = [await self.next()]
+        while mark not in frames[-1]:
+            frames.append(await self.next())
+        return frames
+
+
+@asynccontextmanager
+async def live(base: str, where: str) -> AsyncIterator[Frames]:
+    """A stream that a client follows."""
+    async with (
+        httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as client,
+        client.stream("GET", where) as answer,
+    ):
+        yield Frames(answer)

@@ -1,193 +1,213 @@
-"""GET /v1/events and its stream: the whole log, for those who tail it."""
+"""GET /v1/events and /v1/events/stream: the whole log."""
 
-import base64
 import json
-from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
-import httpx
 import pytest
 
 from eventstore.ids import new_id
+from eventstore.log import Append, Batch
 from runners.objects import S3Config
-from tests.http.conftest import Scribe, consumer, invalid, running, succeeded
-from tests.kit import Api, History, connect
+from tests.conftest import Backends, execute, fresh_database
+from tests.http.conftest import Scribe, consumer, invalid, live, running, succeeded
+from tests.kit import Api, Store, event, model_registered
 
-MEMBERS = {"version", "event_id", "code", "ts", "level", "step", "data", "meta", "hash", "stream", "category"}
+EVENT = {"version", "event_id", "code", "ts", "level", "step", "data", "meta", "hash", "stream", "category"}
 
 
-def pages(api: Api, **params: Any) -> tuple[list[Any], str]:
-    """Every event after a cursor, and the cursor behind the last."""
-    events: list[Any] = []
+@pytest.fixture(scope="module")
+def log(backends: Backends, s3_config: S3Config) -> Iterator[tuple[str, Api]]:
+    """A database of one's own, and an API on it."""
+    with (
+        fresh_database(backends) as url,
+        running("api", url, s3_config, DF_SSE_HEARTBEAT_S="0.3") as service,
+        consumer(service) as api,
+    ):
+        yield url, api
+
+
+@pytest.fixture
+async def filled(log: tuple[str, Api]) -> Any:
+    """The API, and a scribe of its log, which holds twelve jobs and a model."""
+    url, api = log
+    store = Store(url, listen=False)
+    if not api.get("/v1/events")["events"]:
+        for _ in range(12):
+            await Scribe(store).write(succeeded(count=1))
+        append = Append(stream=new_id(), expected=0, events=(event(model_registered()),), category="model")
+        await store.log.commit(Batch(appends=[append]))
+    yield api, Scribe(store)
+    await store.close()
+
+
+def walk(api: Api, cursor: str | None = None, **params: Any) -> tuple[list[Any], str]:
+    """All pages from a cursor on, and the last one's cursor."""
+    found: list[Any] = []
     while True:
-        page = api.get("/v1/events", **params)
+        page = api.get("/v1/events", **params, **({} if cursor is None else {"cursor": cursor}))
         assert page.keys() == {"events", "next_cursor", "has_more"}
-        events.extend(page["events"])
-        params["cursor"] = page["next_cursor"]
+        found += page["events"]
+        cursor = page["next_cursor"]
+        assert cursor
         if not page["has_more"]:
-            return events, page["next_cursor"]
+            return found, cursor
 
 
-def blocks(api: Api, count: int, *, last: str | None = None, of: str = "id", **params: Any) -> list[dict[str, str]]:
-    """The first blocks of the stream that have a field, each as field and value. last: the Last-Event-ID."""
-    found: list[dict[str, str]] = []
-    headers = {} if last is None else {"Last-Event-ID": last}
-    with api.http.stream("GET", "/v1/events/stream", params=params, headers=headers) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        text = ""
-        for chunk in answer.iter_text():
-            text += chunk
-            *whole, text = text.split("\n\n")
-            fields = [dict(line.split(": ", 1) for line in block.split("\n")) for block in whole]
-            found.extend(one for one in fields if of in one)
-            if len(found) >= count:
-                break
-    return found[:count]
+async def recorded(scribe: Scribe) -> dict[str, list[tuple[int, str]]]:
+    """What the log holds, by stream."""
+    rows = await scribe.store.database.read(
+        "select stream_id::text, version, code from eventstore.events order by stream_id, version"
+    )
+    return by_stream([{"stream": row[0], "version": row[1], "code": row[2]} for row in rows])
 
 
-def messages(api: Api, count: int, **more: Any) -> list[dict[str, str]]:
-    """The first messages of the stream."""
-    return blocks(api, count, of="data", **more)
+def by_stream(events: list[Any]) -> dict[str, list[tuple[int, str]]]:
+    """Versions and codes of each stream, in the order in which they came."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for one in events:
+        found.setdefault(one["stream"], []).append((one["version"], one["code"]))
+    return found
 
 
-async def test_the_pages_are_the_log_each_stream_in_order(lone: Api, scribe: Scribe) -> None:
-    """Given jobs whose events lie in several partitions, then paging by sevens meets each event of each once."""
-    jobs = {await scribe.write(succeeded(count=3)) for _ in range(6)}
-    events, _ = pages(lone, limit=7)
-    streams: dict[str, list[Any]] = defaultdict(list)
-    for event in events:
-        assert event.keys() == MEMBERS
-        streams[event["stream"]].append({name: event[name] for name in MEMBERS - {"stream", "category"}})
-    assert jobs <= streams.keys()
-    for job in jobs:
-        assert streams[job] == lone.history(job)
+@pytest.mark.parametrize("limit", [3, 7, 1000, None])
+async def test_the_pages_are_the_log(filled: Any, limit: int | None) -> None:
+    """Every event once, in order within its stream; 100 at once unless told otherwise."""
+    api, scribe = filled
+    params: dict[str, Any] = {} if limit is None else {"limit": limit}
+    found, cursor = walk(api, **params)
+    assert by_stream(found) == await recorded(scribe)
+    assert api.get("/v1/events", cursor=cursor) == {"events": [], "next_cursor": cursor, "has_more": False}
+    assert len(api.get("/v1/events", **params)["events"]) == min(len(found), limit or 100)
 
 
-async def test_a_cursor_goes_on_where_a_page_ended(lone: Api, scribe: Scribe) -> None:
-    """Given a cursor at the end, then later events alone come after it."""
-    await scribe.write(succeeded())
-    _, cursor = pages(lone)
-    assert pages(lone, cursor=cursor) == ([], cursor)
-    job = await scribe.write(succeeded())
-    later, _ = pages(lone, cursor=cursor, limit=2)
-    assert [(one["stream"], one["version"]) for one in later] == [(job, n + 1) for n in range(len(later))]
+async def test_an_event_is_that_of_the_history_with_its_stream_and_category(filled: Any) -> None:
+    api, _ = filled
+    found, _ = walk(api)
+    job_id = next(one["stream"] for one in found if one["category"] == "job")
+    mine = [one for one in found if one["stream"] == job_id]
+    assert all(one.keys() == EVENT for one in found)
+    for one, seen in zip(mine, api.history(job_id), strict=True):
+        assert one == seen | {"stream": job_id, "category": "job"}
 
 
-async def test_filters_leave_out_the_rest(lone: Api, scribe: Scribe) -> None:
-    job = await scribe.write(succeeded(count=4))
-    found, _ = pages(lone, codes="step.start,step.finish", limit=3)
-    assert {one["code"] for one in found} == {"step.start", "step.finish"}
-    assert len([one for one in found if one["stream"] == job]) == 4
-    assert [one for one in pages(lone, category="job")[0] if one["stream"] == job]
-    assert pages(lone, category="model")[0] == []
-
-
-@pytest.mark.parametrize("path", ["/v1/events", "/v1/events/stream"])
 @pytest.mark.parametrize(
-    ("params", "field"),
+    ("params", "codes"),
     [
-        ({"cursor": "x"}, "cursor"),
-        ({"cursor": ""}, "cursor"),
-        ({"cursor": "é"}, "cursor"),
-        ({"cursor": base64.urlsafe_b64encode(b"\1" + bytes(16)).rstrip(b"=").decode()}, "cursor"),
-        ({"codes": "job.finished"}, "codes"),
-        ({"codes": ""}, "codes"),
-        ({"category": "jobs"}, "category"),
+        ({"codes": "job.finish"}, {"job.finish"}),
+        ({"codes": "job.finish,step.start"}, {"job.finish", "step.start"}),
+        ({"category": "model"}, {"model.registered"}),
+        ({"category": "job", "codes": "model.registered"}, set()),
     ],
 )
-def test_what_cannot_be_understood_is_named(lone: Api, path: str, params: dict[str, str], field: str) -> None:
-    invalid(lone.http.get(path, params=params), field)
+async def test_filters_leave_out_the_rest(filled: Any, params: dict[str, str], codes: set[str]) -> None:
+    """Page by page as well."""
+    api, _ = filled
+    whole = [one for one in walk(api)[0] if one["code"] in codes]
+    for limit in (2, 1000):
+        assert by_stream(walk(api, limit=limit, **params)[0]) == by_stream(whole)
 
 
-@pytest.mark.parametrize("limit", ["0", "1001", "-1", "ten"])
-def test_a_pages_size_has_bounds(lone: Api, limit: str) -> None:
-    invalid(lone.http.get("/v1/events", params={"limit": limit}), "limit")
+async def test_a_cursor_goes_on_with_what_came_since(filled: Any) -> None:
+    api, scribe = filled
+    _, cursor = walk(api)
+    job_id = await scribe.write(succeeded(count=1))
+    found, newer = walk(api, cursor)
+    assert {one["stream"] for one in found} == {job_id}
+    assert newer != cursor
 
 
-def test_the_stream_begins_somewhere_known(lone: Api) -> None:
-    invalid(lone.http.get("/v1/events/stream", params={"from": "yesterday"}), "from")
+async def test_a_cursor_that_is_none_or_another_logs_is_refused(filled: Any, lone: Api) -> None:
+    """Cut off, changed, of another list or of another database."""
+    api, _ = filled
+    _, cursor = walk(api)
+    other = lone.get("/v1/events", limit=1)["next_cursor"]
+    for text in ("", "x", cursor[:-3], cursor + "A", other):
+        invalid(api.http.get("/v1/events", params={"cursor": text}), "cursor")
+        if text:
+            invalid(api.http.get("/v1/events/stream", params={"cursor": text}), "cursor")
+            invalid(api.http.get("/v1/events/stream", headers={"Last-Event-ID": text}), "Last-Event-ID")
+            by_query = api.http.get("/v1/events/stream", params={"last_event_id": text})
+            assert by_query.status_code == 422
 
 
-async def test_the_stream_gives_what_the_pages_give(lone: Api, scribe: Scribe) -> None:
-    """From the start: messages without a name, each with the cursor behind it."""
-    await scribe.write(succeeded())
-    expected, _ = pages(lone)
-    found = messages(lone, len(expected), **{"from": "start"})
-    assert all(list(one) == ["data", "id"] for one in found)
-    key = lambda one: (one["stream"], one["version"])  # noqa: E731  # a name for what makes an event one
-    assert sorted((json.loads(one["data"]) for one in found), key=key) == sorted(expected, key=key)
-    middle = found[len(found) // 2]["id"]
-    rest = [json.loads(one["data"]) for one in found[len(found) // 2 + 1 :]]
-    assert sorted(pages(lone, cursor=middle)[0], key=key) == sorted(rest, key=key)
+def message(frame: str) -> tuple[Any, str]:
+    """A message's data and id; it has no other lines."""
+    data, place = frame.split("\n")
+    return json.loads(data.removeprefix("data: ")), place.removeprefix("id: ")
 
 
-async def test_without_more_the_stream_begins_at_the_end(lone: Api, scribe: Scribe) -> None:
-    """And its first block says where that is, so that a client cut off before any event still misses none."""
-    await scribe.write(succeeded())
-    (place,) = blocks(lone, 1)
-    assert place == {"id": pages(lone)[1]}
-    job = await scribe.write(History().started("generate"))
-    found = messages(lone, 2, last=place["id"], **{"from": "now"})
-    assert [(json.loads(one["data"])["stream"], json.loads(one["data"])["version"]) for one in found] == [
-        (job, 1),
-        (job, 2),
-    ]
+async def test_the_stream_is_the_log_from_its_start(filled: Any) -> None:
+    """One message per event, without a name; `id:` is a cursor that resumes behind it, here and as a page."""
+    api, _ = filled
+    whole, _ = walk(api)
+    async with live(api.base, "/v1/events/stream?from=start") as frames:
+        assert frames.answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert frames.answer.headers["Cache-Control"] == "no-store"
+        assert (await frames.next()).startswith("retry: ")
+        came: list[tuple[Any, str]] = []
+        while len(came) < len(whole):
+            frame = await frames.next()
+            if "data: " in frame:
+                came.append(message(frame))
+    assert by_stream([data for data, _ in came]) == by_stream(whole)
+    assert all(data.keys() == EVENT for data, _ in came)
+    middle = len(came) // 2
+    rest = by_stream(walk(api, came[middle - 1][1])[0])
+    assert rest == by_stream([data for data, _ in came[middle:]])
+    async with live(api.base, f"/v1/events/stream?from=start&last_event_id={came[-2][1]}") as frames:
+        assert message((await frames.until("data: "))[-1]) == came[-1]
+    async with live(api.base, f"/v1/events/stream?from=start&cursor={came[-2][1]}") as frames:
+        assert message((await frames.until("data: "))[-1]) == came[-1]
 
 
-async def test_the_last_event_id_wins_over_a_cursor_over_a_beginning(lone: Api, scribe: Scribe) -> None:
-    await scribe.write(History())
-    _, earlier = pages(lone)
-    job = await scribe.write(History())
-    _, later = pages(lone)
-    (place,) = blocks(lone, 1, last=later, cursor=earlier, **{"from": "start"})
-    assert place == {"id": later}
-    (place,) = blocks(lone, 1, last_event_id=later, cursor=earlier)
-    assert place == {"id": later}
-    (message,) = messages(lone, 1, cursor=earlier, **{"from": "start"})
-    assert json.loads(message["data"])["stream"] == job
+@pytest.mark.parametrize("query", ["", "?from=now"])
+async def test_the_stream_begins_at_the_tail_unless_told_otherwise(filled: Any, query: str) -> None:
+    api, scribe = filled
+    async with live(api.base, f"/v1/events/stream{query}") as frames:
+        await frames.until("id: ")
+        job_id = await scribe.write(succeeded(count=1))
+        for version in range(1, 9):
+            data, _ = message((await frames.until("data: "))[-1])
+            assert (data["stream"], data["version"]) == (job_id, version)
 
 
-async def test_heartbeats_move_the_cursor_past_what_a_filter_leaves_out(lone: Api, scribe: Scribe) -> None:
-    """A block with only `id:`, which makes no message, and after which nothing is looked at twice."""
-    await scribe.write(succeeded())
-    place, *heartbeats = blocks(lone, 6, codes="job.retry_requested", **{"from": "start"})
-    assert all(one.keys() == {"id"} for one in heartbeats)
-    assert heartbeats[-1] != place
-    assert pages(lone, cursor=heartbeats[-1]["id"])[0] == []
+async def test_heartbeats_move_the_cursor_past_what_a_filter_leaves_out(filled: Any) -> None:
+    """A block with only `id:`, from which a subscriber resumes without reading all again."""
+    api, scribe = filled
+    async with live(api.base, "/v1/events/stream?codes=error&category=job") as frames:
+        first = (await frames.until("id: "))[-1]
+        await scribe.write(succeeded(count=1))
+        _, head = walk(api)
+        blocks = await frames.until(f"id: {head}")
+    assert all(block.startswith("id: ") and "\n" not in block for block in [first, *blocks])
 
 
-def test_a_stream_has_no_head(lone: Api) -> None:
-    answer = lone.http.head("/v1/events/stream")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
-
-
-async def test_a_cursor_of_another_log_or_of_a_lost_future_is_refused(
-    lone: Api, db_url: str, s3_config: S3Config
-) -> None:
-    """Given a log set back by a restore and written on, then no position is silently taken for another event's."""
-    behind = await connect(db_url)
-    await behind.execute(
-        "update eventstore.log set log_id = gen_random_uuid()"
-    )  # the tests' databases are copies of one
+@pytest.fixture
+def own(db_url: str, s3_config: S3Config) -> Iterator[Api]:
+    """An API on a database whose log a test sets back."""
     with running("api", db_url, s3_config) as service, consumer(service) as api:
-        job = api.create()
-        _, cursor = pages(api)
-        assert "another log" in invalid(lone.http.get("/v1/events", params={"cursor": cursor}), "cursor")
-        await behind.execute("alter table eventstore.events disable trigger all; delete from eventstore.events")
-        _set_back(api.http.get("/v1/events", params={"cursor": cursor}))
-        last = job[-1]
-        while api.create()[-1] != last:
-            pass
-        _set_back(api.http.get("/v1/events", params={"cursor": cursor}))
-        _set_back(api.http.get("/v1/events/stream", headers={"Last-Event-ID": cursor}), "Last-Event-ID")
-    await behind.close()
+        yield api
 
 
-def _set_back(answer: httpx.Response, field: str = "cursor") -> None:
-    assert "set back" in invalid(answer, field)
-    assert answer.json()["details"]["position"] == 1
-
-
-def test_an_id_that_is_none_of_a_job_has_no_history_there(lone: Api) -> None:
-    assert lone.http.get(f"/v1/jobs/{new_id()}/events").status_code == 404
+async def test_a_cursor_of_a_lost_future_is_refused(own: Api, db_url: str, store: Store) -> None:
+    """Given a log that was set back and has grown again, then who saw what is lost is told so, and nobody else."""
+    scribe = Scribe(store)
+    await scribe.write(succeeded(count=1))
+    _, kept = walk(own)
+    lost_job = await scribe.write(succeeded(count=1))
+    _, lost = walk(own)
+    await execute(
+        db_url,
+        "alter table eventstore.events disable trigger append_only_rows",
+        f"delete from eventstore.events where stream_id = '{lost_job}'",
+        "alter table eventstore.events enable always trigger append_only_rows",
+    )
+    invalid(own.http.get("/v1/events", params={"cursor": lost}), "cursor")
+    again = ""
+    while not again or UUID(again).bytes[-1] & 7 != UUID(lost_job).bytes[-1] & 7:
+        again = await scribe.write(succeeded(count=1))
+    assert "no longer" in invalid(own.http.get("/v1/events", params={"cursor": lost}), "cursor")
+    invalid(own.http.get("/v1/events/stream", headers={"Last-Event-ID": lost}), "Last-Event-ID")
+    assert again in {one["stream"] for one in walk(own, kept)[0]}

@@ -23,6 +23,7 @@ _AWAY = (
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.TransactionRollbackError,  # a deadlock's victim
     asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
+    asyncpg.ObjectNotInPrerequisiteStateError,  # a database that admits no connections for now
 )
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password included

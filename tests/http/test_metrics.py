@@ -79,25 +79,22 @@ def test_requests_are_counted_by_the_routes_template(api: Api) -> None:
     assert not any(job_id in route for route in after.labelled("df_http_requests_total", "route"))
 
 
-async def test_an_open_stream_is_a_client_and_no_slow_request(api: Api) -> None:
+async def test_an_open_stream_is_a_client_and_no_slow_request(lone: Api) -> None:
     """Given a client on a live stream, then it is counted while it reads, and its time is in no histogram."""
-    job_id = api.create(count=30, width=1024, height=1024)
+    job_id = lone.create()
     stream = {"method": "GET", "route": "/v1/jobs/{job_id}/progress/stream"}
-    requests = Metrics(api.base).value("df_http_requests_total", **stream, status="200") or 0
-    with api.http.stream("GET", f"/v1/jobs/{job_id}/progress/stream") as answer:
-        chunks = answer.iter_bytes()
-        next(chunks)
-        await when(api.base, lambda metrics: metrics.value("df_sse_clients", stream="job") == 1)
-    await when(api.base, lambda metrics: metrics.value("df_sse_clients", stream="job") == 0)
-    with api.http.stream("GET", "/v1/events/stream") as answer:
-        chunks = answer.iter_bytes()
-        next(chunks)
-        await when(api.base, lambda metrics: metrics.value("df_sse_clients", stream="log") == 1)
-    await when(api.base, lambda metrics: metrics.value("df_sse_clients", stream="log") == 0)
-    metrics = Metrics(api.base)
-    assert metrics.value("df_http_requests_total", **stream, status="200") == requests + 1
-    assert metrics.value("df_http_request_seconds_count", **stream) is None
-    api.http.post(f"/v1/jobs/{job_id}/cancel")
+    before = Metrics(lone.base)
+    for kind, path in (("job", f"/v1/jobs/{job_id}/progress/stream"), ("log", "/v1/events/stream")):
+        with lone.http.stream("GET", path) as answer:
+            chunks = answer.iter_bytes()
+            next(chunks)
+            await when(lone.base, lambda metrics, kind=kind: metrics.value("df_sse_clients", stream=kind) == 1)  # type: ignore[misc]
+        await when(lone.base, lambda metrics, kind=kind: metrics.value("df_sse_clients", stream=kind) == 0)  # type: ignore[misc]
+    after = Metrics(lone.base)
+    requests = [metrics.value("df_http_requests_total", **stream, status="200") or 0 for metrics in (before, after)]
+    assert requests[1] == requests[0] + 1
+    timed = [metrics.value("df_http_request_seconds_count", **stream) for metrics in (before, after)]
+    assert timed[1] == timed[0]
 
 
 async def test_queues_and_lags_are_told_as_they_are(api: Api) -> None:

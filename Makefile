@@ -23,8 +23,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# Tests wait for processes more than they compute. A file stays in one process, since its tests share services.
-PARALLEL := -n 3 --dist loadfile
+# Tests wait for processes more than they compute. A file stays in one process, since its tests share services; the long
+# ones come first, as they lie.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
 .PHONY: help install demo up up-fake test test-eager contract openapi e2e-m4 lint fmt type floors check mutants clean

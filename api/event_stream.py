@@ -68,6 +68,8 @@ class EventStream(Response):
             async for chunk in content:
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                # A send seldom waits: who catches up must let the others have their turn, and notice its client's end.
+                await asyncio.sleep(0)
 
 
 def pieces(told: Iterable[bytes]) -> Iterator[bytes]:

@@ -145,6 +145,27 @@ MUTANTS = (
         "tests/store/test_subscription.py -k does_not_know",
     ),
     Mutant(
+        "ring-with-a-gap",
+        "eventstore/tailer.py",
+        "            expect_gapless(partition, self._cursor[partition], events)\n",
+        "",
+        "tests/store/test_tailer.py",
+    ),
+    Mutant(
+        "cursor-of-a-lost-future",
+        "api/cursors.py",
+        "return self.position == 0 or (chain is not None and chain.startswith(self.link))",
+        "return self.position == 0 or chain is not None",
+        "tests/unit/test_cursors.py tests/http/test_events.py",
+    ),
+    Mutant(
+        "repeated-request-not-compared",
+        "api/commands.py",
+        "if not isinstance(created, JobCreated) or created.idempotency != idempotency:",
+        "if not isinstance(created, JobCreated):",
+        "tests/http/test_idempotency.py",
+    ),
+    Mutant(
         "fence-by-version-only",
         "orchestrator/decisions.py",
         " or step.attempt != attempt:\n",

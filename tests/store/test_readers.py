@@ -9,8 +9,7 @@ import msgspec
 
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, _append_text
-from eventstore.tailer import Tailer
-from tests.kit import Store, connect, eventually, some_append, stream_in
+from tests.kit import Store, connect, some_append, stream_in
 
 
 async def commit_on(connection: asyncpg.Connection, *appends: Append) -> None:
@@ -119,30 +118,3 @@ async def test_readers_see_every_event_once_and_in_order_under_concurrent_writer
     writing = False
     seen = await following
     assert seen == {stream: list(range(1, count + 1)) for stream, count in written.items() if count}
-
-
-async def test_a_tailer_feeds_its_followers_from_history_and_ring(store: Store) -> None:
-    """Given a follower, when events come before and after it follows, then it reads each version once, in order."""
-    stream = new_id()
-    await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
-    store.doorbell.start()
-    tailer = Tailer(store.log, store.doorbell, capacity=4, poll_s=0.1)
-    seen: list[int] = []
-
-    async def follow() -> None:
-        async with tailer.follow(stream) as waiter:
-            while len(seen) < 12:
-                seen.extend([one.version for one in await tailer.after(stream, seen[-1] if seen else 0)])
-                if len(seen) < 12:
-                    await waiter.wait(5)
-
-    following = asyncio.create_task(follow())
-    for version in range(2, 12):
-        await store.log.commit(Batch(appends=[some_append(stream, expected=version), some_append()]))
-    async with asyncio.timeout(20):
-        await following
-    assert seen == list(range(1, 13))
-    await eventually(
-        lambda: asyncio.sleep(0, tailer._task is None or tailer._task.done()), what="the idle tailer's end"
-    )
-    await tailer.stop()

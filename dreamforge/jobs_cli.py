@@ -134,6 +134,8 @@ def _create(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base) as client:
         job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
         if args.watch:
+            # Whoever stops watching must know what goes on without them.
+            print(f"Job {job['id']}", file=sys.stderr)
             return _follow(client, job["id"], args.output)
         print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
         return FAILED if job["status"] in {"failed", "cancelled"} else OK

@@ -105,8 +105,8 @@ def _replayed(earlier: Recorded, idempotency: Idempotency) -> _Accepted:
     if not isinstance(created, JobCreated) or created.idempotency != idempotency:
         raise ApiError(
             "conflict",
-            "This Idempotency-Key came with another request before (naming a default differs from leaving it open); send "
-            "a new key with a new request.",
+            "This Idempotency-Key came with another request before (naming a default differs from leaving it open); "
+            "send a new key with a new request.",
             {"field": "Idempotency-Key", "job_id": str(earlier.stream_id)},
         )
     return _Accepted(earlier.stream_id, earlier.ts, replayed=True)

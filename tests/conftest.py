@@ -132,6 +132,10 @@ def fresh_database(backends: Backends, *, installed: bool = True) -> Iterator[st
     name = f"df_{new_id().hex[-16:]}"
     template = _template(backends.db_url) if installed else "template0"
     asyncio.run(execute(backends.db_url, f"create database {name} template {template}"))
+    if installed:
+        # A copy is another log than its template and the copies beside it.
+        url = database_named(backends.db_url, name)
+        asyncio.run(execute(url, "update eventstore.log set log_id = gen_random_uuid()"))
     try:
         yield database_named(backends.db_url, name)
     finally:

@@ -33,7 +33,10 @@ def client(store: EmbeddedSeaweed, **changes: str) -> Iterator[Any]:
         config=Config(
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
-            retries={"total_max_attempts": 1},
+            # As every client of the service does: a server that has just started may drop a connection.
+            retries={"mode": "standard", "total_max_attempts": 3},
+            connect_timeout=3,
+            read_timeout=10,
             proxies={},
         ),
         **given,

@@ -6,7 +6,9 @@
 --   pgmq         the outbox's queues, created by pgmq (installed before this file is run)
 --   readmodel    tables kept by the projector, which can be thrown away and rebuilt from the log
 --
--- `dreamforge schema install` runs this file once, in one transaction, under an advisory lock.
+-- `dreamforge schema install` runs this file in an empty database, in one transaction, under an advisory lock; one of an
+-- earlier release it lifts by the numbered files in eventstore/migrations, each of which changes tables and views, and
+-- then by this file's functions and rights, which replace those that are there.
 -- The number of partitions is taken from the setting dreamforge.partitions (8 where it is not set).
 
 create schema eventstore;
@@ -29,13 +31,23 @@ create table eventstore.log (
 insert into eventstore.log (partitions)
 values (coalesce(nullif(current_setting('dreamforge.partitions', true), ''), '8')::smallint);
 
--- The release of this schema; migrations add rows.
+-- The release of this schema; migrations add rows. `serves`: the earliest release of the code that may still run on it,
+-- so that a fleet can be upgraded one process at a time, the schema first.
 create table eventstore.releases (
     release      integer     primary key,
-    installed_at timestamptz not null default clock_timestamp()
+    installed_at timestamptz not null default clock_timestamp(),
+    serves       integer     not null default 1
 );
 
-insert into eventstore.releases (release) values (1);
+insert into eventstore.releases (release, serves) values (2, 2);
+
+-- What all servers must know and nobody else may: the key of the stream tokens.
+create table eventstore.secrets (
+    name   text  primary key,
+    secret bytea not null default uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+);
+
+insert into eventstore.secrets (name) values ('stream_token');
 
 create table eventstore.events (
     partition      smallint    not null,
@@ -64,7 +76,7 @@ create table eventstore.events (
 -- Partial, so that an append to a job pays nothing for it.
 create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
 
-create function eventstore.refuse_change() returns trigger
+create or replace function eventstore.refuse_change() returns trigger
 language plpgsql as $$
 begin
     -- Erasure alone may change an event, and only by taking the private text and its salt away.
@@ -88,7 +100,7 @@ alter table eventstore.events enable always trigger append_only_rows;
 alter table eventstore.events enable always trigger append_only_table;
 
 -- Takes the private text and salts of a stream away; its hashes still verify. Returns how many events changed.
-create function eventstore.erase(stream uuid) returns integer
+create or replace function eventstore.erase(stream uuid) returns integer
 language sql as $$
     with erased as (
         update eventstore.events set private = null, private_salt = null
@@ -98,13 +110,13 @@ language sql as $$
     select count(*)::integer from erased
 $$;
 
-create function eventstore.partition_of(stream uuid, partitions smallint) returns smallint
+create or replace function eventstore.partition_of(stream uuid, partitions smallint) returns smallint
 language sql immutable strict parallel safe as $$
     select (get_byte(uuid_send(stream), 15) & (partitions - 1))::smallint
 $$;
 
 -- Microseconds since 1970, eight bytes, most significant first: a timestamp as it is hashed.
-create function eventstore.micros(moment timestamptz) returns bytea
+create or replace function eventstore.micros(moment timestamptz) returns bytea
 language sql immutable parallel safe as $$
     select int8send((extract(epoch from moment) * 1000000)::bigint)
 $$;
@@ -112,7 +124,7 @@ $$;
 -- The link of an event in its stream's chain: sha256(hash of the event before ‖ envelope). The envelope names every
 -- field of the event: name and value, each behind its length in four bytes (-1: no value), so that no two envelopes can
 -- read alike. The names and fixed lengths are spelt out as literals: ten times faster than a helper function.
-create function eventstore.event_hash(previous bytea, e eventstore.events) returns bytea
+create or replace function eventstore.event_hash(previous bytea, e eventstore.events) returns bytea
 language plpgsql immutable parallel safe as $$
 declare
     category bytea := convert_to(e.category, 'UTF8');
@@ -137,14 +149,14 @@ begin
 end $$;
 
 -- The link of an event in its partition's chain: sha256(chain of the event before ‖ position ‖ recorded_at ‖ hash).
-create function eventstore.event_chain(previous bytea, "position" bigint, recorded_at timestamptz, hash bytea)
+create or replace function eventstore.event_chain(previous bytea, "position" bigint, recorded_at timestamptz, hash bytea)
 returns bytea
 language sql immutable parallel safe as $$
     select sha256(previous || int8send("position") || eventstore.micros(recorded_at) || hash)
 $$;
 
 -- What the first event of a partition is chained to: binds the chain to this log and partition.
-create function eventstore.chain_genesis(log_id uuid, partition smallint) returns bytea
+create or replace function eventstore.chain_genesis(log_id uuid, partition smallint) returns bytea
 language sql immutable parallel safe as $$
     select sha256(convert_to('dreamforge', 'UTF8') || uuid_send(log_id) || int2send(partition))
 $$;
@@ -153,25 +165,48 @@ $$;
 -- Subscriptions
 ---------------------------------------------------------------------------------------------------
 
--- How far a subscription has come in each partition.
+create table eventstore.subscriptions (
+    subscription text        primary key,
+    created_at   timestamptz not null default clock_timestamp()
+);
+
+-- How far a subscription has come in each partition: one row for each, which a move replaces by another with a higher
+-- position. Not by an update: while anyone holds an old snapshot no version of a row can be removed, and a lookup wades
+-- through all of them (after 50,000 moves, a few minutes' worth, it took fifteen milliseconds). By this key the newest
+-- row lies at the end, and every dead one before it.
 create table eventstore.checkpoints (
     subscription text        not null,
     partition    smallint    not null,
     position     bigint      not null default 0,
     moved_at     timestamptz not null default clock_timestamp(),
-    primary key (subscription, partition)
-) with (fillfactor = 50);  -- rows change all the time: leave room for heap-only updates
+    primary key (subscription, partition, position)
+);
 
-create function eventstore.subscribe(subscription text) returns void
+-- Where each subscription stands, read from that end.
+create view eventstore.standings as
+    select s.subscription, p::smallint as partition, c.position, c.moved_at
+    from eventstore.subscriptions s
+    cross join eventstore.log
+    cross join generate_series(0, partitions - 1) as p
+    cross join lateral (
+        select c.position, c.moved_at from eventstore.checkpoints c
+        where c.subscription = s.subscription and c.partition = p order by c.position desc limit 1
+    ) c;
+
+create or replace function eventstore.subscribe(subscription text) returns void
 language sql as $$
+    -- Whoever adds the subscription adds its checkpoints, and nobody ever again: one that came back would be a second.
+    with fresh as (
+        insert into eventstore.subscriptions (subscription) values (subscribe.subscription)
+        on conflict do nothing returning *
+    )
     insert into eventstore.checkpoints (subscription, partition)
-    select subscribe.subscription, p from eventstore.log, generate_series(0, partitions - 1) as p
-    on conflict do nothing
+    select fresh.subscription, p from fresh, eventstore.log, generate_series(0, partitions - 1) as p
 $$;
 
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint stands
 -- where its mover believes, locked until commit: a mover that finds itself missing has been overtaken.
-create function eventstore.hold_checkpoints(moves json) returns setof smallint
+create or replace function eventstore.hold_checkpoints(moves json) returns setof smallint
 language sql as $$
     select c.partition
     from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint)
@@ -181,12 +216,25 @@ language sql as $$
     for update of c
 $$;
 
+-- Moves checkpoints that are held.
+create or replace function eventstore.move_checkpoints(moves json) returns void
+language sql as $$
+    with left_behind as (
+        delete from eventstore.checkpoints c
+        using json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
+        where c.subscription = m.subscription and c.partition = m.partition and c.position = m."from"
+            and m."to" > m."from"
+        returning m.subscription, m.partition, m."to"
+    )
+    insert into eventstore.checkpoints (subscription, partition, position) select * from left_behind
+$$;
+
 ---------------------------------------------------------------------------------------------------
 -- The one way in
 ---------------------------------------------------------------------------------------------------
 
 -- How a stream takes an append that expects it at a version: the verdict (see `commit`), and its newest version and hash.
-create function eventstore.judge(
+create or replace function eventstore.judge(
     stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
 )
 language plpgsql as $$
@@ -211,7 +259,7 @@ end $$;
 
 -- The commands' part of `commit`: sends, acknowledgements and deferrals, but for those of skipped streams and
 -- spoilt partitions.
-create function eventstore.dispatch(
+create or replace function eventstore.dispatch(
     sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
 ) returns void
 language plpgsql as $$
@@ -301,7 +349,7 @@ end $$;
 --
 -- A move to the very head of a partition that this call appends to covers the appended events too: a subscriber
 -- has no need to hear of its own.
-create function eventstore.commit(
+create or replace function eventstore.commit(
     appends json default '[]',
     sends   json default '[]',
     acks    json default '[]',
@@ -329,6 +377,7 @@ declare
     spoilt     smallint[] := '{}';   -- partitions of which nothing is written
     held       smallint[] := '{}';   -- partitions whose checkpoint move is sound
     skipped    uuid[] := '{}';       -- streams whose commands are not touched
+    moved      json;                 -- the moves that stand, each with its end
     verdicts   text[] := '{}';       -- per append, in the order given; then its stream's version and hash
     versions   integer[] := '{}';
     hashes     bytea[] := '{}';
@@ -461,24 +510,24 @@ begin
     stream_id := null;
     outcome := 'accepted';
     version := null;
+    moved := (
+        select json_agg(json_build_object('subscription', subscription, 'partition', m.partition, 'from', m."from",
+            'to', case when m."to" = old_head[m.partition + 1] then positions[m.partition + 1] else m."to" end))
+        from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
+        where m.partition = any (held) and m.partition <> all (spoilt));
+    perform eventstore.move_checkpoints(moved);
     for a in
-        update eventstore.checkpoints c
-        set moved_at = clock_timestamp(),
-            position = case when m."to" = old_head[m.partition + 1] then positions[m.partition + 1] else m."to" end
-        from json_to_recordset(moves) as m (subscription text, partition smallint, "to" bigint)
-        where c.subscription = m.subscription and c.partition = m.partition
-            and m.partition = any (held) and m.partition <> all (spoilt)
-        returning c.partition, c.position
+        select * from json_to_recordset(moved) as m (partition smallint, "to" bigint)
     loop
         partition := a.partition;
-        "position" := a.position;
+        "position" := a."to";
         return next;
     end loop;
     for a in
         select c.partition, c.position,
             case when m.partition = any (held) then 'refused' else 'conflict' end as outcome
         from json_to_recordset(moves) as m (subscription text, partition smallint)
-        join eventstore.checkpoints c using (subscription, partition)
+        join eventstore.standings c using (subscription, partition)
         where m.partition = any (spoilt)
     loop
         partition := a.partition;
@@ -506,7 +555,7 @@ select pgmq.create('upscale');
 
 -- Those of the named messages that still bear their owner's token, locked in msg_id order. pgmq's own set_vt and
 -- delete know no owner: one who lost a lease would hide or free another's message.
-create function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
+create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
 language plpgsql as $$
 begin
     return query execute format(
@@ -517,7 +566,7 @@ end $$;
 
 -- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
 -- `visibility` seconds. `floors` (one per queue) lets the scan begin past rows long dead.
-create function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
+create or replace function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
 language plpgsql as $$
 #variable_conflict use_column
@@ -544,7 +593,7 @@ begin
 end $$;
 
 -- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
-create function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
+create or replace function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer)
 language plpgsql as $$
 #variable_conflict use_column
@@ -565,7 +614,7 @@ begin
 end $$;
 
 -- The lowest message of each queue: where the next claims may begin.
-create function eventstore.floors(queues text[]) returns bigint[]
+create or replace function eventstore.floors(queues text[]) returns bigint[]
 language plpgsql as $$
 declare
     found_floor bigint;
@@ -577,6 +626,12 @@ begin
     end loop;
     return floors;
 end $$;
+
+-- Puts a message away that nobody can read, into pgmq's archive: out of the way, and not lost.
+create or replace function eventstore.put_aside(queue text, msg_id bigint) returns void
+language sql as $$
+    select pgmq.archive(queue, msg_id)
+$$;
 
 ---------------------------------------------------------------------------------------------------
 -- Read models
@@ -634,7 +689,7 @@ create table readmodel.artifacts (
 
 -- Writes the projector's batch: views of jobs, steps and artifacts, and the checkpoint moves they stand for, in one
 -- commit. Of a partition whose checkpoint another has moved nothing is written. Answers the partitions that were.
-create function readmodel.project(jobs json, steps json, artifacts json, moves json) returns setof smallint
+create or replace function readmodel.project(jobs json, steps json, artifacts json, moves json) returns setof smallint
 language plpgsql as $$
 declare
     parts smallint;
@@ -664,9 +719,59 @@ begin
     select r.* from json_populate_recordset(null::readmodel.artifacts, artifacts) r join applied using (job_id)
     on conflict do nothing;
 
-    return query
-        update eventstore.checkpoints c set position = m."to", moved_at = clock_timestamp()
-        from json_to_recordset(moves) as m (subscription text, partition smallint, "to" bigint)
-        where c.subscription = m.subscription and c.partition = m.partition and m.partition = any (held)
-        returning c.partition;
+    perform eventstore.move_checkpoints((
+        select json_agg(m)
+        from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
+        where m.partition = any (held)));
+    return query select unnest(held);
 end $$;
+
+---------------------------------------------------------------------------------------------------
+-- Rights
+---------------------------------------------------------------------------------------------------
+
+-- The service writes through these functions alone, which run with their owner's rights. A login that is granted
+-- dreamforge_service can append and read, but neither change nor remove an event, nor erase its private text; nor switch
+-- off what guards them, since it owns nothing. Owner and service should therefore be two logins: the owner's is for
+-- `dreamforge schema install`.
+create or replace function eventstore.grant_rights() returns void
+language plpgsql as $$
+declare
+    called text[] := array[
+        'eventstore.commit(json, json, json, json, json)',
+        'eventstore.subscribe(text)',
+        'eventstore.claim(text[], bigint[], integer, double precision)',
+        'eventstore.extend(text[], bigint[], integer[], double precision)',
+        'eventstore.floors(text[])',
+        'eventstore.put_aside(text, bigint)',
+        'readmodel.project(json, json, json, json)'
+    ];
+    one text;
+begin
+    -- Functions that run with their owner's rights must not find other schemas' objects under the names they use.
+    foreach one in array called loop
+        execute format('alter function %s security definer', one);
+        execute format('alter function %s set search_path = pg_catalog, pg_temp', one);
+    end loop;
+    revoke execute on all functions in schema eventstore, readmodel from public;
+    begin
+        create role dreamforge_service nologin;
+    exception
+        when duplicate_object or unique_violation then
+            null;  -- roles are the whole cluster's: another database may have brought it
+        when insufficient_privilege then
+            if not exists (select from pg_roles where rolname = 'dreamforge_service') then
+                raise warning 'no right to create the role dreamforge_service: only the owner can run the service';
+                return;
+            end if;
+    end;
+    grant usage on schema eventstore, readmodel, pgmq to dreamforge_service;
+    grant select on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;
+    grant select on all sequences in schema pgmq to dreamforge_service;
+    foreach one in array called loop
+        execute format('grant execute on function %s to dreamforge_service', one);
+    end loop;
+    grant execute on function eventstore.partition_of(uuid, smallint) to dreamforge_service;
+end $$;
+
+select eventstore.grant_rights();

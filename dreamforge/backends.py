@@ -4,11 +4,18 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
+from dreamforge.embedded import home as notes
 from dreamforge.settings import Settings, SettingsError
+from eventstore import schema
+from eventstore.database import Database
+
+_SERVICE = "dreamforge_app"
+"""The embedded database's login of the service, which does not own what it works on."""
 
 
 def configured(settings: Settings) -> Settings:
@@ -53,6 +60,21 @@ def given_or_home(settings: Settings) -> Iterator[Settings]:
             postgres.stop()
     finally:
         home.release()
+
+
+async def service_login(settings: Settings, owner: Database) -> Settings:
+    """The settings of an embedded database with a login that can't change the log; made if it is not there yet."""
+    password = notes.secret(settings.home / "postgres" / "service_password")
+    await schema.ensure_service_login(owner, _SERVICE, password)
+    url = login(settings.db_url or "", _SERVICE, password)
+    return replace(settings, db_url=url, db_listen_url=url)
+
+
+def login(url: str, user: str, password: str) -> str:
+    """A database's URL with another user's login."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{place}").geturl()
 
 
 async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from api.app import build, build_health
 from api.health import Health
 from api.services import ApiConfig, Check, Services
-from dreamforge.backends import configured, embedded, with_store
+from dreamforge.backends import configured, embedded, service_login, with_store
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
@@ -115,9 +115,9 @@ def up(settings: Settings) -> int:
 
     async def start(stack: AsyncExitStack) -> Settings:
         found = await embedded(settings, stack)
-        async with _database(found, "dreamforge-install") as database:
+        async with _database(found, "dreamforge-install", bounded=False) as database:
             await schema.install(database)
-        return found
+            return found if settings.db_url else await service_login(found, database)
 
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
     # The runner's own port as well: dashboards of the old service scrape it.
@@ -151,7 +151,7 @@ def install_schema(settings: Settings) -> int:
     """Install the database schema where it is missing."""
 
     async def install() -> None:
-        async with _database(configured(settings), "dreamforge-install") as database:
+        async with _database(configured(settings), "dreamforge-install", bounded=False) as database:
             done = await schema.install(database)
         print("schema installed" if done else "schema is up to date")  # noqa: T201  # the command's answer
 
@@ -168,11 +168,13 @@ def _given(
 
 
 @contextlib.asynccontextmanager
-async def _database(settings: Settings, role: str) -> AsyncIterator[Database]:
+async def _database(settings: Settings, role: str, *, bounded: bool = True) -> AsyncIterator[Database]:
     database = Database(
         settings.db_url or "",
         listen_url=settings.db_listen_url,
+        size=settings.db_connections,
         pooled=settings.db_pooler == "transaction",
+        bounded=bounded,
         role=role,
     )
     try:
@@ -240,10 +242,10 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
     store = core.store()
     stack.push_async_callback(store.close)
-    tailer = Tailer(core.log, core.doorbell, poll_s=settings.sse_poll_ms / 1000)
     config = _api_config(settings)
     reads = Impatient(core.database, config.patience_s)
     log = Log(reads)
+    tailer = Tailer(log, core.doorbell, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
         log=log,
         committer=core.committer,

@@ -90,6 +90,10 @@ def _parse_database(text: str) -> str:
     return f"postgresql{match[1]}"
 
 
+def _parse_listen(text: str) -> str:
+    return "" if text.lower() == "off" else _parse_database(text)
+
+
 def _parse_url(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
@@ -136,6 +140,7 @@ TEXT = Form("any text", str)
 PATH = Form("a path", lambda text: Path(text).expanduser())
 FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
 DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _parse_database)
+LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
 URL = Form("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAILURE = Form("generate or upscale, then optionally :item and :times, like upscale:2:1", _parse_failure)
@@ -168,6 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     db_url: str | None = None
     db_listen_url: str | None = None
     db_pooler: str | None = None
+    db_connections: int = 8
     s3_endpoint: str | None = None
     s3_access_key: str | None = None
     s3_secret_key: str | None = None
@@ -185,6 +191,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int = 64_000_000
     logs_tail_default: int = 500
     logs_tail_max: int = 2000
+    require_keys: bool = False
+    allow_anonymous: bool = False
+    max_queued_jobs: int = 100_000
+    tenant_max_queued_jobs: int | None = None
+    tenant_rate: float | None = None
     cors_origins: tuple[str, ...] = ()
     max_streams: int = 10_000
     stream_max_s: float | None = None
@@ -193,6 +204,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     progress_weights: dict[str, float] = msgspec.field(default_factory=DEFAULT_WEIGHTS.copy)
     poll_s: float = 1.0
     lease_s: float = 15.0
+    step_timeout_s: float = 3600.0
     max_attempts: int = 3
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
@@ -222,12 +234,17 @@ VARIABLES = {
     "db_url": Var("DF_DB_URL", DATABASE, "The database; unset starts an embedded one.", secret=True),
     "db_listen_url": Var(
         "DF_DB_LISTEN_URL",
-        DATABASE,
-        "A direct connection for LISTEN, past any pooler; DF_DB_URL if unset.",
+        LISTEN,
+        "A direct connection for LISTEN, past any pooler; DF_DB_URL if unset and there is no pooler; off: poll alone.",
         secret=True,
     ),
     "db_pooler": Var(
         "DF_DB_POOLER", choice("transaction"), "The mode of the pooler in front of the database, if there is one."
+    ),
+    "db_connections": Var(
+        "DF_DB_CONNECTIONS",
+        whole(2, 1000),
+        "How many connections one process opens at most, beside two for the wake-up signal.",
     ),
     "s3_endpoint": Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
     "s3_access_key": Var(
@@ -265,6 +282,27 @@ VARIABLES = {
         "How many lines `/logs` answers unless told; DF_LOGS_TAIL_MAX bounds it.",
     ),
     "logs_tail_max": Var("DF_LOGS_TAIL_MAX", whole(1, 100_000), "The largest `tail` that `/logs` takes."),
+    "require_keys": Var("DF_REQUIRE_KEYS", FLAG, "Whether every request under /v1 must bear an API key."),
+    "allow_anonymous": Var(
+        "DF_ALLOW_ANONYMOUS",
+        FLAG,
+        "Without DF_REQUIRE_KEYS, listen even where others can reach it: whoever does may do all.",
+    ),
+    "max_queued_jobs": Var(
+        "DF_MAX_QUEUED_JOBS",
+        whole(1, 10**9),
+        "How many commands may wait or be worked on before new jobs are refused (503).",
+    ),
+    "tenant_max_queued_jobs": Var(
+        "DF_TENANT_MAX_QUEUED_JOBS",
+        whole(1, 10**9),
+        "How many jobs of one tenant may be open before its new ones are refused (429); unset: any number.",
+    ),
+    "tenant_rate": Var(
+        "DF_TENANT_RATE",
+        number(0, 10**6, above=True),
+        "Requests a second of one tenant to one process before more are refused (429); unset: any number.",
+    ),
     "cors_origins": Var(
         "DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."
     ),
@@ -290,6 +328,11 @@ VARIABLES = {
         "DF_LEASE_S",
         number(3, 86400, above=True),
         "The longest time from a runner's death to its step's start elsewhere, in seconds.",
+    ),
+    "step_timeout_s": Var(
+        "DF_STEP_TIMEOUT_S",
+        SECONDS,
+        "How long one attempt of a step may take, in seconds; what it wrote by then is kept for the next.",
     ),
     "max_attempts": Var(
         "DF_MAX_ATTEMPTS", whole(1, 10_000), "Attempts in a row without a new artifact before a step fails."
@@ -343,8 +386,9 @@ def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settin
             if not var.lenient:
                 raise SettingsError(complaint) from None
             warnings.append(f"{complaint} The default is used.")
-    if values.get("db_url"):
+    if values.get("db_url") and not values.get("db_pooler"):  # through a pooler nobody hears anything
         values.setdefault("db_listen_url", values["db_url"])
+    values["db_listen_url"] = values.get("db_listen_url") or None
     settings = Settings(**values)
     if "api_base" not in values:
         settings = msgspec.structs.replace(settings, api_base=_loopback_url(settings.host, settings.port))

@@ -5,9 +5,9 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from eventstore.events import Body, Fact, JobBody, Meta, ModelBody, Private, Stored
+from eventstore.events import Body, Fact, JobBody, KeyBody, Meta, ModelBody, OutboxBody, Private, Stored
 
-_BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody | ModelBody)}
+_BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody | ModelBody | KeyBody | OutboxBody)}
 CODES = frozenset(_BODIES)
 """Every code that this release knows."""
 

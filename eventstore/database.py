@@ -13,6 +13,9 @@ from eventstore.errors import DatabaseRefused, DatabaseUnavailable, SchemaMissin
 
 T = TypeVar("T")
 
+_LONGEST_S = 60.0
+# A client that is killed, or cut off, leaves its statement to the server, with the locks it holds.
+_BOUNDS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
 _AWAY = (
     OSError,
     TimeoutError,
@@ -30,6 +33,7 @@ _REFUSED = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.exceptions.ClientConfigurationError,
 )
+_DENIED = (asyncpg.InsufficientPrivilegeError,)
 _MISSING = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
 
 _log = structlog.get_logger(__name__)
@@ -48,16 +52,28 @@ class Database:
 
     url: PostgreSQL URL. listen_url: one that reaches the server directly, for LISTEN; None turns LISTEN off.
     pooled: the URL leads through a pooler in transaction mode, so statements must not be cached by the client.
+    bounded: the server, too, ends a statement that takes over a minute, and a transaction left open for as long.
     """
 
     def __init__(
-        self, url: str, *, listen_url: str | None = None, size: int = 8, pooled: bool = False, role: str = "dreamforge"
+        self,
+        url: str,
+        *,
+        listen_url: str | None = None,
+        size: int = 8,
+        pooled: bool = False,
+        bounded: bool = True,
+        role: str = "dreamforge",
     ) -> None:
         self.url = url
         self.listen_url = listen_url
         self._size = size
         self._role = role
         self._cache = 0 if pooled else 100
+        self._session = {"timezone": "UTC", "application_name": role}
+        if bounded and not pooled:  # a pooler refuses what it can't pass on
+            self._session |= _BOUNDS
+        self._patience: float | None = _LONGEST_S if bounded else None
         self._pool: asyncpg.Pool | None = None
         self._closed = False
         self._opening = asyncio.Lock()
@@ -74,9 +90,9 @@ class Database:
                         min_size=0,
                         max_size=self._size,
                         timeout=10,
-                        command_timeout=60,
+                        command_timeout=self._patience,
                         statement_cache_size=self._cache,
-                        server_settings={"timezone": "UTC", "application_name": self._role},
+                        server_settings=self._session,
                     )
         return self._pool
 
@@ -91,6 +107,11 @@ class Database:
             raise DatabaseRefused(f"PostgreSQL refuses us: {error}; see DF_DB_URL") from error
         except _AWAY as error:
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
+        except _DENIED as error:
+            raise DatabaseRefused(
+                f"PostgreSQL refuses us: {error}; `dreamforge schema install` needs the database's owner, the service "
+                "a login that was granted dreamforge_service"
+            ) from error
         except _MISSING as error:
             raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
 

@@ -10,13 +10,14 @@ from uuid import UUID
 
 import msgspec
 
-Category = Literal["job", "model"]
+Category = Literal["job", "model", "key", "outbox"]
 StepName = Literal["generate", "upscale"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 Level = Literal["info", "warning", "error"]
 ImageFormat = Literal["png", "jpg"]
 ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
+Scope = Literal["jobs", "audit", "admin"]
 ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"]
 
 
@@ -29,11 +30,12 @@ class Private(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where an event came from: the request that caused it, and the process that appended it."""
+    """Where an event came from: the request that caused it, whose API key it bore, and the process that appended it."""
 
     request_id: str | None = None
     traceparent: str | None = None
     actor: str | None = None
+    key_id: UUID | None = None
 
 
 class GenerateParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,6 +344,67 @@ class ModelVerified(Body, frozen=True, kw_only=True):
 
 ModelBody = ModelRegistered | ModelEnabled | ModelDisabled | ModelVerified
 """Every event of a model's stream."""
+
+
+class KeyCreated(Body, frozen=True, kw_only=True):
+    """An API key was made for the stream's tenant; the key itself is kept nowhere.
+
+    digest: SHA-256 of the key, lower-case hex.
+    """
+
+    code: ClassVar[str] = "key.created"
+    name: str
+    scopes: list[Scope]
+    digest: str
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"API key {self.name} created for {', '.join(self.scopes)}."
+
+
+class KeyRevoked(Body, frozen=True, kw_only=True):
+    """The key opens nothing any more."""
+
+    code: ClassVar[str] = "key.revoked"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "API key revoked."
+
+
+KeyBody = KeyCreated | KeyRevoked
+"""Every event of a key's stream."""
+
+
+class OutboxPurged(Body, frozen=True, kw_only=True):
+    """The waiting commands were thrown away. commands: how many, by queue."""
+
+    code: ClassVar[str] = "outbox.purged"
+    commands: dict[str, int]
+
+    @property
+    def level(self) -> Level:
+        """What was owed waits for a rebuild."""
+        return "warning"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Outbox purged of {sum(self.commands.values())} command(s)."
+
+
+class OutboxRebuilt(Body, frozen=True, kw_only=True):
+    """Commands that the log says are owed, and no queue held, were sent again. commands: how many, by queue."""
+
+    code: ClassVar[str] = "outbox.rebuilt"
+    commands: dict[str, int]
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Outbox rebuilt: {sum(self.commands.values())} command(s) sent again."
+
+
+OutboxBody = OutboxPurged | OutboxRebuilt
+"""Every event of the outbox's own stream."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -146,7 +146,7 @@ _CHAINS = """
 select partition, chain from unnest($1::smallint[], $2::bigint[]) as c (partition, position)
 join eventstore.events using (partition, position)
 """
-_CHECKPOINTS = "select partition, position from eventstore.checkpoints where subscription = $1"
+_CHECKPOINTS = "select partition, position from eventstore.standings where subscription = $1"
 
 
 class Log:
@@ -196,7 +196,7 @@ class Log:
                 histories[event.stream_id].append(event)
         return histories
 
-    async def category(self, category: Literal["model"]) -> dict[UUID, list[Recorded]]:
+    async def category(self, category: Literal["model", "key", "outbox"]) -> dict[UUID, list[Recorded]]:
         """Read the whole histories of all streams of a category that has few: not that of jobs."""
         histories: dict[UUID, list[Recorded]] = {}
         for event in recorded(await self.database.read(_CATEGORY, category)):

@@ -37,7 +37,7 @@ _LAGS = """
 select c.subscription,
     sum(head.position - c.position)::bigint as events,
     coalesce(extract(epoch from clock_timestamp() - min(next.recorded_at)), 0)::float8 as seconds
-from eventstore.checkpoints c
+from eventstore.standings c
 cross join lateral (
     select coalesce(max(e.position), 0) as position from eventstore.events e where e.partition = c.partition
 ) head

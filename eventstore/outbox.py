@@ -85,7 +85,7 @@ class Outbox:
             except msgspec.ValidationError:
                 # It would come back for ever; in pgmq's archive it is out of the way, and not lost.
                 _log.exception("unreadable command put aside", queue=row["queue"], msg_id=row["msg_id"])
-                await self._database.call("select pgmq.archive($1, $2::bigint)", row["queue"], row["msg_id"])
+                await self._database.call("select eventstore.put_aside($1, $2)", row["queue"], row["msg_id"])
                 continue
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
             claims.append(Claim(**given, command=command, expires=expires))

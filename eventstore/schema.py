@@ -1,5 +1,12 @@
-"""Installs the database schema: one command, safe to run twice and by two processes at once."""
+"""Installs the database schema, or lifts it from an earlier release: one command, safe to run twice and by two at once.
 
+    nothing there   pgmq ─▶ schema.sql
+    release n       migrations n+1 …, which change tables and views ─▶ the functions and rights of schema.sql
+
+All of it in one transaction. Processes of the earlier release go on meanwhile: they wait for the locks of a moment.
+"""
+
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -10,16 +17,18 @@ from pgmq import get_embedded_install_sql, get_embedded_sql_version
 from eventstore.database import Database
 from eventstore.errors import SchemaMissing
 
-RELEASE = 1
+RELEASE = 2
 """The release of the schema that this code speaks."""
 
 # Keeps two installs of one database apart; 'drfi' as an integer.
 _LOCK = 1685218921
+_HINT = "run `dreamforge schema install`"
+_FUNCTION = re.compile(r"^create or replace function .*?\$\$;$", re.MULTILINE | re.DOTALL)
 _log = structlog.get_logger(__name__)
 
 
 async def install(database: Database, *, partitions: int = 8) -> bool:
-    """Install this release's schema where there is none. Answers whether anything was done.
+    """Install this release's schema, or migrate to it. Answers whether anything was done.
 
     partitions: of the log, a power of two from 1 to 256, fixed for its life. Raises `SchemaMissing` if the database
     holds a newer release.
@@ -29,22 +38,45 @@ async def install(database: Database, *, partitions: int = 8) -> bool:
         installed = await _installed(connection)
         if installed == RELEASE:
             return False
-        if installed is not None:
+        if installed is None:
+            await _install_pgmq(connection)
+            await connection.execute("select set_config('dreamforge.partitions', $1, true)", str(partitions))
+            await connection.execute(_text("schema.sql"))
+        elif installed < RELEASE:
+            await _migrate(connection, installed)
+        else:
             raise SchemaMissing(f"the database holds schema release {installed}, this is release {RELEASE}")
-        await _install_pgmq(connection)
-        await connection.execute("select set_config('dreamforge.partitions', $1, true)", str(partitions))
-        await connection.execute(_schema_sql())
-    _log.info("schema installed", release=RELEASE, partitions=partitions)
+    _log.info("schema installed", release=RELEASE, migrated_from=installed)
     return True
 
 
 async def check(database: Database) -> None:
-    """Raise `SchemaMissing` unless the database holds the release that this code speaks."""
-    async with database.connection() as connection:
-        installed = await _installed(connection)
-    if installed != RELEASE:
-        found = "no schema" if installed is None else f"schema release {installed}"
-        raise SchemaMissing(f"the database holds {found}, this is release {RELEASE}; run `dreamforge schema install`")
+    """Raise `SchemaMissing` unless the database holds a release on which this code may run."""
+    rows = await database.read("select to_regclass('eventstore.releases') is not null as there")
+    if not rows[0]["there"]:
+        raise SchemaMissing(f"the database holds no schema, this is release {RELEASE}; {_HINT}")
+    installed = (await database.read("select max(release) as release from eventstore.releases"))[0]["release"]
+    if installed < RELEASE:
+        raise SchemaMissing(f"the database holds schema release {installed}, this is release {RELEASE}; {_HINT}")
+    serves = (await database.read("select max(serves) as serves from eventstore.releases"))[0]["serves"]
+    if serves > RELEASE:
+        raise SchemaMissing(
+            f"the database holds schema release {installed}, which serves release {serves} of the code and later ones; "
+            f"this is release {RELEASE}: upgrade dreamforge"
+        )
+
+
+async def ensure_service_login(database: Database, name: str, password: str) -> None:
+    """Make a login that has the service's rights and no others, or give the one that is there this password."""
+    create = """
+        select format('create role %I login in role dreamforge_service', $1::text)
+        where not exists (select from pg_roles where rolname = $1)"""
+    async with database.connection() as connection, connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+        for statement in await connection.fetch(create, name):
+            await connection.execute(statement[0])
+        change = "select format('alter role %I login password %L', $1::text, $2::text)"
+        await connection.execute(await connection.fetchval(change, name, password))
 
 
 async def _installed(connection: asyncpg.Connection) -> int | None:
@@ -52,6 +84,17 @@ async def _installed(connection: asyncpg.Connection) -> int | None:
         return None
     release: int | None = await connection.fetchval("select max(release) from eventstore.releases")
     return release
+
+
+async def _migrate(connection: asyncpg.Connection, installed: int) -> None:
+    for release in range(installed + 1, RELEASE + 1):
+        await connection.execute(_text(f"migrations/{release:04}.sql"))
+    text = _text("schema.sql")
+    for function in _FUNCTION.findall(text):
+        await connection.execute(function)
+    await connection.execute("select eventstore.grant_rights()")
+    [recorded] = re.findall(r"^insert into eventstore\.releases .*;$", text, re.MULTILINE)
+    await connection.execute(recorded)
 
 
 async def _install_pgmq(connection: asyncpg.Connection) -> None:
@@ -65,9 +108,9 @@ async def _install_pgmq(connection: asyncpg.Connection) -> None:
     _log.info("pgmq installed from its SQL", version=get_embedded_sql_version())
 
 
-def _schema_sql() -> str:
-    # In a wheel it lies inside the package; in a checkout at the top, where its readers look for it.
-    packaged = resources.files("eventstore") / "schema.sql"
+def _text(name: str) -> str:
+    # In a wheel schema.sql lies inside the package; in a checkout at the top, where its readers look for it.
+    packaged = resources.files("eventstore") / name
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parent.parent / "schema.sql").read_text(encoding="utf-8")
+    return (Path(__file__).parent.parent / name).read_text(encoding="utf-8")

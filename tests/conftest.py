@@ -22,7 +22,7 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
 from runners.objects import ObjectStore, S3Config
-from tests.kit import Api, Service, Store, roles_environ
+from tests.kit import SERVICE_LOGIN, Api, Service, Store, roles_environ
 
 # A name for each of pytest-xdist's workers, which may share a given server.
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -120,6 +120,7 @@ def _template(url: str) -> str:
         )
         database = Database(database_named(url, TEMPLATE))
         await schema.install(database)
+        await schema.ensure_service_login(database, *SERVICE_LOGIN)
         await database.close()
 
     asyncio.run(make())

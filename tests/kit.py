@@ -19,6 +19,7 @@ import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from dreamforge.backends import login
 from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
@@ -311,10 +312,14 @@ class Service:
         return code
 
 
+SERVICE_LOGIN = ("df_test_service", "df_test_service")
+"""User and password of the login with which services run: it has the service's rights, and owns nothing."""
+
+
 def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
-    """The environment of a role on given backends."""
+    """The environment of a role on given backends. db_url: its owner's; the role gets the service's login."""
     return {
-        "DF_DB_URL": db_url,
+        "DF_DB_URL": login(db_url, *SERVICE_LOGIN),
         "DF_S3_ENDPOINT": s3.endpoint or "",
         "DF_S3_ACCESS_KEY": s3.access_key,
         "DF_S3_SECRET_KEY": s3.secret_key,

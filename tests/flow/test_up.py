@@ -153,7 +153,7 @@ def test_a_role_alone_wants_a_database(role: str) -> None:
 def test_a_database_that_refuses_us_is_said_to(db_url: str, s3_config: S3Config) -> None:
     """A wrong name or password is not worth waiting for."""
     for wrong in (db_url.replace("/df_", "/nowhere_"), db_url.replace("dreamforge:", "dreamforge:x")):
-        refused = dreamforge("orchestrator", **roles_environ(wrong, s3_config))
+        refused = dreamforge("orchestrator", **roles_environ(wrong, s3_config) | {"DF_DB_URL": wrong})
         assert refused.returncode == 1
         assert "DF_DB_URL" in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -161,10 +161,15 @@ def test_a_database_that_refuses_us_is_said_to(db_url: str, s3_config: S3Config)
 
 def test_schema_install_is_safe_to_run_twice(empty_url: str, s3_config: S3Config) -> None:
     """And until it was run, a role says that it is missing."""
-    given = roles_environ(empty_url, s3_config)
+    service = roles_environ(empty_url, s3_config)
+    given = service | {"DF_DB_URL": empty_url}
     missing = dreamforge("orchestrator", **given)
     assert missing.returncode == 1
     assert "dreamforge schema install" in missing.stderr
+    denied = dreamforge("schema", "install", **service)
+    assert denied.returncode == 1
+    assert "owner" in denied.stderr
+    assert "Traceback" not in denied.stderr
     assert dreamforge("schema", "install", **given).returncode == 0
     assert dreamforge("schema", "install", **given).returncode == 0
 

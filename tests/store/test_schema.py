@@ -33,13 +33,21 @@ async def test_a_database_without_schema_is_named_as_such(empty_url: str) -> Non
     await database.close()
 
 
-async def test_a_newer_release_is_not_touched(db_url: str) -> None:
-    """Given a database of a later release, then this one refuses to install or run."""
+async def test_a_release_that_needs_newer_code_is_not_touched(db_url: str) -> None:
+    """Given a database of a later release that serves later code alone, then this one refuses to install or run."""
     database = Database(db_url)
-    await database.call("insert into eventstore.releases (release) values (99)")
+    await database.call("insert into eventstore.releases (release, serves) values (99, 99)")
     for attempt in (schema.install(database), schema.check(database)):
         with pytest.raises(SchemaMissing, match="99"):
             await attempt
+    await database.close()
+
+
+async def test_a_later_release_that_still_serves_this_code_is_run_on(db_url: str) -> None:
+    """Given a fleet that is upgraded, schema first, then its older processes go on."""
+    database = Database(db_url)
+    await database.call("insert into eventstore.releases (release, serves) values (99, $1)", schema.RELEASE)
+    await schema.check(database)
     await database.close()
 
 

@@ -1,0 +1,672 @@
+-- Dream Forge: the whole database of this release.
+--
+-- Three schemas, in the order in which facts flow through them:
+--
+--   eventstore   the log, the only truth; subscriptions' checkpoints; our own statements on the outbox
+--   pgmq         the outbox's queues, created by pgmq (installed before this file is run)
+--   readmodel    tables kept by the projector, which can be thrown away and rebuilt from the log
+--
+-- `dreamforge schema install` runs this file once, in one transaction, under an advisory lock.
+-- The number of partitions is taken from the setting dreamforge.partitions (8 where it is not set).
+
+create schema eventstore;
+create schema readmodel;
+
+---------------------------------------------------------------------------------------------------
+-- The log
+---------------------------------------------------------------------------------------------------
+
+-- One row: the identity of this log. A cursor or an export names it, so that it is never read
+-- against another log; the number of partitions is fixed for the log's life.
+create table eventstore.log (
+    singleton   boolean     primary key default true check (singleton),
+    log_id      uuid        not null default gen_random_uuid(),
+    -- A power of two, so that the partition is the low bits of the stream id's last byte.
+    partitions  smallint    not null check (partitions between 1 and 256 and partitions & (partitions - 1) = 0),
+    created_at  timestamptz not null default clock_timestamp()
+);
+
+insert into eventstore.log (partitions)
+values (coalesce(nullif(current_setting('dreamforge.partitions', true), ''), '8')::smallint);
+
+-- The release of this schema; migrations add rows.
+create table eventstore.releases (
+    release      integer     primary key,
+    installed_at timestamptz not null default clock_timestamp()
+);
+
+insert into eventstore.releases (release) values (1);
+
+create table eventstore.events (
+    partition      smallint    not null,
+    position       bigint      not null,  -- 1, 2, 3 … within the partition, without gaps
+    stream_id      uuid        not null,
+    version        integer     not null,  -- 1, 2, 3 … within the stream, without gaps
+    category       text        not null,
+    tenant         text        not null,
+    event_id       uuid        not null,
+    code           text        not null,
+    schema_version smallint    not null,
+    ts             timestamptz not null,  -- the appender's clock
+    recorded_at    timestamptz not null,  -- the database's clock, never running backwards in a partition
+    data           json        not null,  -- json, not jsonb: the text is hashed, and json keeps it as it came
+    meta           json        not null,
+    private        text,                  -- personal text, outside the hash, so that it can be erased
+    private_salt   bytea,
+    private_digest bytea,                 -- sha256(private_salt ‖ private), inside the hash; stays when the text goes
+    hash           bytea       not null,
+    chain          bytea       not null,
+    primary key (partition, position),    -- subscribers read one partition by position
+    unique (stream_id, version)           -- histories read one stream by version; also the last line of defence
+);
+
+-- The few streams that are no job's (models), read whole: without it every read of them would scan all jobs' events.
+-- Partial, so that an append to a job pays nothing for it.
+create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
+
+create function eventstore.refuse_change() returns trigger
+language plpgsql as $$
+begin
+    -- Erasure alone may change an event, and only by taking the private text and its salt away.
+    -- *= compares the stored image, since json has no equality.
+    if tg_op = 'UPDATE' and new.private is null and new.private_salt is null then
+        old.private := null;
+        old.private_salt := null;
+        if old *= new then
+            return new;
+        end if;
+    end if;
+    raise exception 'events are append-only: % refused', tg_op using errcode = 'DF001';
+end $$;
+
+create trigger append_only_rows before update or delete on eventstore.events
+    for each row execute function eventstore.refuse_change();
+create trigger append_only_table before truncate on eventstore.events
+    for each statement execute function eventstore.refuse_change();
+-- "always": session_replication_role = replica does not slip past.
+alter table eventstore.events enable always trigger append_only_rows;
+alter table eventstore.events enable always trigger append_only_table;
+
+-- Takes the private text and salts of a stream away; its hashes still verify. Returns how many events changed.
+create function eventstore.erase(stream uuid) returns integer
+language sql as $$
+    with erased as (
+        update eventstore.events set private = null, private_salt = null
+        where stream_id = stream and (private is not null or private_salt is not null)
+        returning 1
+    )
+    select count(*)::integer from erased
+$$;
+
+create function eventstore.partition_of(stream uuid, partitions smallint) returns smallint
+language sql immutable strict parallel safe as $$
+    select (get_byte(uuid_send(stream), 15) & (partitions - 1))::smallint
+$$;
+
+-- Microseconds since 1970, eight bytes, most significant first: a timestamp as it is hashed.
+create function eventstore.micros(moment timestamptz) returns bytea
+language sql immutable parallel safe as $$
+    select int8send((extract(epoch from moment) * 1000000)::bigint)
+$$;
+
+-- The link of an event in its stream's chain: sha256(hash of the event before ‖ envelope). The envelope names every
+-- field of the event: name and value, each behind its length in four bytes (-1: no value), so that no two envelopes can
+-- read alike. The names and fixed lengths are spelt out as literals: ten times faster than a helper function.
+create function eventstore.event_hash(previous bytea, e eventstore.events) returns bytea
+language plpgsql immutable parallel safe as $$
+declare
+    category bytea := convert_to(e.category, 'UTF8');
+    tenant   bytea := convert_to(e.tenant, 'UTF8');
+    code     bytea := convert_to(e.code, 'UTF8');
+    data     bytea := convert_to(e.data::text, 'UTF8');
+    meta     bytea := convert_to(e.meta::text, 'UTF8');
+begin
+    return sha256(previous
+        || '\000\000\000\011stream_id\000\000\000\020'::bytea || uuid_send(e.stream_id)
+        || '\000\000\000\007version\000\000\000\004'::bytea || int4send(e.version)
+        || '\000\000\000\010category'::bytea || int4send(octet_length(category)) || category
+        || '\000\000\000\006tenant'::bytea || int4send(octet_length(tenant)) || tenant
+        || '\000\000\000\010event_id\000\000\000\020'::bytea || uuid_send(e.event_id)
+        || '\000\000\000\004code'::bytea || int4send(octet_length(code)) || code
+        || '\000\000\000\016schema_version\000\000\000\002'::bytea || int2send(e.schema_version)
+        || '\000\000\000\002ts\000\000\000\010'::bytea || eventstore.micros(e.ts)
+        || '\000\000\000\004data'::bytea || int4send(octet_length(data)) || data
+        || '\000\000\000\004meta'::bytea || int4send(octet_length(meta)) || meta
+        || '\000\000\000\016private_digest'::bytea
+        || coalesce(int4send(octet_length(e.private_digest)) || e.private_digest, int4send(-1)));
+end $$;
+
+-- The link of an event in its partition's chain: sha256(chain of the event before ‖ position ‖ recorded_at ‖ hash).
+create function eventstore.event_chain(previous bytea, "position" bigint, recorded_at timestamptz, hash bytea)
+returns bytea
+language sql immutable parallel safe as $$
+    select sha256(previous || int8send("position") || eventstore.micros(recorded_at) || hash)
+$$;
+
+-- What the first event of a partition is chained to: binds the chain to this log and partition.
+create function eventstore.chain_genesis(log_id uuid, partition smallint) returns bytea
+language sql immutable parallel safe as $$
+    select sha256(convert_to('dreamforge', 'UTF8') || uuid_send(log_id) || int2send(partition))
+$$;
+
+---------------------------------------------------------------------------------------------------
+-- Subscriptions
+---------------------------------------------------------------------------------------------------
+
+-- How far a subscription has come in each partition.
+create table eventstore.checkpoints (
+    subscription text        not null,
+    partition    smallint    not null,
+    position     bigint      not null default 0,
+    moved_at     timestamptz not null default clock_timestamp(),
+    primary key (subscription, partition)
+) with (fillfactor = 50);  -- rows change all the time: leave room for heap-only updates
+
+create function eventstore.subscribe(subscription text) returns void
+language sql as $$
+    insert into eventstore.checkpoints (subscription, partition)
+    select subscribe.subscription, p from eventstore.log, generate_series(0, partitions - 1) as p
+    on conflict do nothing
+$$;
+
+-- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint stands
+-- where its mover believes, locked until commit: a mover that finds itself missing has been overtaken.
+create function eventstore.hold_checkpoints(moves json) returns setof smallint
+language sql as $$
+    select c.partition
+    from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint)
+    join eventstore.checkpoints c using (subscription, partition)
+    where c.position = m."from"
+    order by c.subscription, c.partition
+    for update of c
+$$;
+
+---------------------------------------------------------------------------------------------------
+-- The one way in
+---------------------------------------------------------------------------------------------------
+
+-- How a stream takes an append that expects it at a version: the verdict (see `commit`), and its newest version and hash.
+create function eventstore.judge(
+    stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
+)
+language plpgsql as $$
+begin
+    select ev.version, ev.hash into version, hash
+    from eventstore.events ev where ev.stream_id = stream order by ev.version desc limit 1;
+    version := coalesce(version, 0);
+    hash := coalesce(hash, '\x'::bytea);
+    verdict := case
+        when version = expected then 'accepted'
+        when array(
+            select ev.event_id from eventstore.events ev
+            where ev.stream_id = stream and ev.version > expected
+            order by ev.version limit json_array_length(events)
+        ) = array(
+            select (x.value ->> 'event_id')::uuid from json_array_elements(events) with ordinality as x
+            order by x.ordinality
+        ) then 'mine'
+        else 'conflict'
+    end;
+end $$;
+
+-- The commands' part of `commit`: sends, acknowledgements and deferrals, but for those of skipped streams and
+-- spoilt partitions.
+create function eventstore.dispatch(
+    sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
+) returns void
+language plpgsql as $$
+declare
+    a record;
+begin
+    for a in
+        select x.queue, x.delay, array_agg(x.message order by x.n) as messages
+        from rows from (
+            json_to_recordset(sends) as (stream uuid, queue text, message jsonb, delay double precision)
+        ) with ordinality as x (stream, queue, message, delay, n)
+        where x.stream <> all (skipped)
+            and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
+        group by x.queue, x.delay
+    loop
+        perform pgmq.send_batch(a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
+    end loop;
+
+    -- All rows of a queue are locked first, in msg_id order as everywhere, so that a heartbeat and a commit cannot
+    -- deadlock: the groups below come in the order of their delays.
+    for a in
+        select x.queue, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
+        from (
+            select queue, msg_id, read_ct
+            from json_to_recordset(acks) as k (queue text, msg_id bigint, read_ct integer)
+            union all
+            select queue, msg_id, read_ct
+            from json_to_recordset(defers) as d (queue text, msg_id bigint, read_ct integer)
+        ) as x
+        group by x.queue order by x.queue
+    loop
+        perform eventstore.owned(a.queue, a.ids, a.tokens);
+    end loop;
+
+    for a in
+        select x.queue, x.delay, x.ack, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
+        from (
+            select stream, queue, msg_id, read_ct, null::double precision as delay, true as ack
+            from json_to_recordset(acks) as k (stream uuid, queue text, msg_id bigint, read_ct integer)
+            union all
+            select stream, queue, msg_id, read_ct, delay, false
+            from json_to_recordset(defers) as d (
+                stream uuid, queue text, msg_id bigint, read_ct integer, delay double precision)
+        ) as x
+        where x.stream <> all (skipped)
+            and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
+        group by x.queue, x.delay, x.ack
+        order by x.queue, x.ack, x.delay
+    loop
+        if a.ack then
+            execute format(
+                'delete from pgmq.%1$I q using (select * from eventstore.owned(%2$L, $1, $2)) o '
+                'where q.msg_id = o.msg_id',
+                pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens;
+        else
+            execute format(
+                -- A new token: a heartbeat of the old owner that is still under way must not hide it again.
+                'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3), read_ct = q.read_ct + 1 '
+                'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id',
+                pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens, a.delay;
+        end if;
+    end loop;
+end $$;
+
+-- Appends events, sends, acknowledges and defers commands, and moves checkpoints: one transition (or a batch of
+-- them), one statement, one commit.
+--
+--   appends  [{stream, category, tenant, expected, events: [{event_id, code, schema_version, ts, data, meta, private}]}]
+--            data, meta: JSON texts, kept to the letter; expected: the version that the stream must be at
+--   sends    [{stream, queue, message, delay}]      delay in seconds
+--   acks     [{stream, queue, msg_id, read_ct}]     read_ct: the token of the message's owner
+--   defers   [{stream, queue, msg_id, read_ct, delay}]
+--   moves    [{subscription, partition, from, to}]
+--
+-- Answers a row for each append (kind 'append') and each move (kind 'move'), with an outcome:
+--
+--   accepted  written; version or position is the new head or checkpoint
+--   mine      these very events stand there already: an earlier call whose answer was lost
+--   conflict  the stream is at another version (given), the checkpoint at another position
+--   refused   nothing wrong with it, but something else of its partition was refused (calls with moves only)
+--
+-- and one row of kind 'contended' where a partition's lock was held by another.
+--
+-- Without moves each stream is judged alone, and a refused stream's sends, acks and defers are skipped. With moves the
+-- partition is the unit: any refusal in it drops its appends, its commands and its move, since a reaction
+-- whose checkpoint moved without its writes would be lost.
+--
+-- A move to the very head of a partition that this call appends to covers the appended events too: a subscriber
+-- has no need to hear of its own.
+create function eventstore.commit(
+    appends json default '[]',
+    sends   json default '[]',
+    acks    json default '[]',
+    defers  json default '[]',
+    moves   json default '[]'
+) returns table (kind text, stream_id uuid, partition smallint, outcome text, version integer, "position" bigint)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    -- 'drfr': keeps our advisory locks apart from other users' of this database.
+    lock_class constant integer := 1685218930;
+    the_log    eventstore.log;
+    contended  boolean := false;
+    subscribed boolean := json_array_length(moves) > 0;
+    twice      uuid;
+    p          smallint;
+    a          record;
+    e          record;
+    head       record;
+    fresh      eventstore.events;
+    old_head   bigint[] := '{}';     -- per partition (subscript + 1): the head before this call …
+    positions  bigint[] := '{}';     -- … and now, with what the next event is chained to
+    chains     bytea[] := '{}';
+    clocks     timestamptz[] := '{}';
+    spoilt     smallint[] := '{}';   -- partitions of which nothing is written
+    held       smallint[] := '{}';   -- partitions whose checkpoint move is sound
+    skipped    uuid[] := '{}';       -- streams whose commands are not touched
+    verdicts   text[] := '{}';       -- per append, in the order given; then its stream's version and hash
+    versions   integer[] := '{}';
+    hashes     bytea[] := '{}';
+begin
+    -- A later snapshot than the lock is what makes "last + 1" true; other levels keep the transaction's first.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'eventstore.commit needs READ COMMITTED, not %', current_setting('transaction_isolation')
+            using errcode = 'DF002';
+    end if;
+    -- A second call would take partition locks out of order, and hold the first call's all the while.
+    if current_setting('eventstore.committed', true) = 'yes' then
+        raise exception 'eventstore.commit was called twice in one transaction' using errcode = 'DF002';
+    end if;
+    perform set_config('eventstore.committed', 'yes', true);
+
+    select stream into twice from json_to_recordset(appends) as x (stream uuid) group by 1 having count(*) > 1 limit 1;
+    if found then
+        raise exception 'stream % is named twice in one call', twice using errcode = 'DF002';
+    end if;
+
+    select * into strict the_log from eventstore.log;
+
+    -- Locks in ascending order, so that no two calls wait for each other; they live to the commit, so that
+    -- commit order, visibility order and position order are one.
+    for p in
+        select distinct eventstore.partition_of(stream, the_log.partitions)
+        from json_to_recordset(appends) as x (stream uuid) order by 1
+    loop
+        if not pg_try_advisory_xact_lock(lock_class, p) then
+            contended := true;
+            perform pg_advisory_xact_lock(lock_class, p);
+        end if;
+        -- A statement of its own: its snapshot is taken after the lock was.
+        select ev.position, ev.chain, ev.recorded_at into head
+        from eventstore.events ev where ev.partition = p order by ev.position desc limit 1;
+        positions[p + 1] := coalesce(head.position, 0);
+        old_head[p + 1] := positions[p + 1];
+        chains[p + 1] := coalesce(head.chain, eventstore.chain_genesis(the_log.log_id, p));
+        clocks[p + 1] := coalesce(head.recorded_at, '-infinity');
+    end loop;
+
+    if subscribed then
+        held := array(select eventstore.hold_checkpoints(moves));
+        spoilt := array(
+            select m.partition from json_to_recordset(moves) as m (partition smallint)
+            where m.partition <> all (held));
+    end if;
+
+    -- Judge every append before any is written: with moves, one refusal spoils the partition's others.
+    for a in
+        select x.stream, eventstore.partition_of(x.stream, the_log.partitions) as partition, j.*
+        from json_to_recordset(appends) as x (stream uuid, expected integer, events json),
+            eventstore.judge(x.stream, x.expected, x.events) as j
+    loop
+        verdicts := verdicts || a.verdict;
+        versions := versions || a.version;
+        hashes := hashes || a.hash;
+        if a.verdict <> 'accepted' then
+            skipped := skipped || a.stream;
+            if subscribed then
+                spoilt := spoilt || a.partition;
+            end if;
+        end if;
+    end loop;
+
+    for a in
+        select x.stream, x.category, x.tenant, x.events, x.n::integer,
+            eventstore.partition_of(x.stream, the_log.partitions) as partition
+        from rows from (
+            json_to_recordset(appends) as (stream uuid, category text, tenant text, events json)
+        ) with ordinality as x (stream, category, tenant, events, n)
+    loop
+        stream_id := a.stream;
+        partition := a.partition;
+        outcome := verdicts[a.n];
+        version := versions[a.n];
+        kind := 'append';
+        "position" := null;
+        if outcome = 'accepted' and a.partition = any (spoilt) then
+            outcome := 'refused';
+            skipped := skipped || a.stream;
+        elsif outcome = 'accepted' then
+            fresh.partition := a.partition;
+            fresh.stream_id := a.stream;
+            fresh.category := a.category;
+            fresh.tenant := a.tenant;
+            fresh.version := versions[a.n];
+            fresh.hash := hashes[a.n];
+            fresh.position := positions[a.partition + 1];
+            fresh.chain := chains[a.partition + 1];
+            fresh.recorded_at := clocks[a.partition + 1];
+            for e in
+                select * from json_to_recordset(a.events) as x (
+                    event_id uuid, code text, schema_version smallint, ts timestamptz,
+                    data text, meta text, private text)
+            loop
+                fresh.version := fresh.version + 1;
+                fresh.position := fresh.position + 1;
+                fresh.event_id := e.event_id;
+                fresh.code := e.code;
+                fresh.schema_version := e.schema_version;
+                fresh.ts := e.ts;
+                fresh.data := e.data;
+                fresh.meta := e.meta;
+                fresh.private := e.private;
+                fresh.private_salt := null;
+                fresh.private_digest := null;
+                if e.private is not null then
+                    -- The salt keeps a short prompt from being guessed from its digest after erasure.
+                    fresh.private_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+                    fresh.private_digest := sha256(fresh.private_salt || convert_to(e.private, 'UTF8'));
+                end if;
+                fresh.recorded_at := greatest(fresh.recorded_at, clock_timestamp());
+                fresh.hash := eventstore.event_hash(fresh.hash, fresh);
+                fresh.chain := eventstore.event_chain(fresh.chain, fresh.position, fresh.recorded_at, fresh.hash);
+                insert into eventstore.events select fresh.*;
+            end loop;
+            version := fresh.version;
+            "position" := fresh.position;
+            positions[a.partition + 1] := fresh.position;
+            chains[a.partition + 1] := fresh.chain;
+            clocks[a.partition + 1] := fresh.recorded_at;
+        end if;
+        return next;
+    end loop;
+
+    perform eventstore.dispatch(sends, acks, defers, skipped, spoilt, the_log.partitions);
+
+    kind := 'move';
+    stream_id := null;
+    outcome := 'accepted';
+    version := null;
+    for a in
+        update eventstore.checkpoints c
+        set moved_at = clock_timestamp(),
+            position = case when m."to" = old_head[m.partition + 1] then positions[m.partition + 1] else m."to" end
+        from json_to_recordset(moves) as m (subscription text, partition smallint, "to" bigint)
+        where c.subscription = m.subscription and c.partition = m.partition
+            and m.partition = any (held) and m.partition <> all (spoilt)
+        returning c.partition, c.position
+    loop
+        partition := a.partition;
+        "position" := a.position;
+        return next;
+    end loop;
+    for a in
+        select c.partition, c.position,
+            case when m.partition = any (held) then 'refused' else 'conflict' end as outcome
+        from json_to_recordset(moves) as m (subscription text, partition smallint)
+        join eventstore.checkpoints c using (subscription, partition)
+        where m.partition = any (spoilt)
+    loop
+        partition := a.partition;
+        "position" := a.position;
+        outcome := a.outcome;
+        return next;
+    end loop;
+
+    if contended then
+        kind := 'contended';
+        partition := null;
+        "position" := null;
+        outcome := null;
+        return next;
+    end if;
+end $$;
+
+---------------------------------------------------------------------------------------------------
+-- The outbox: pgmq's queues, our own claims
+---------------------------------------------------------------------------------------------------
+
+-- One queue per kind of step, so that pools for GPU and CPU scale apart.
+select pgmq.create('generate');
+select pgmq.create('upscale');
+
+-- Those of the named messages that still bear their owner's token, locked in msg_id order. pgmq's own set_vt and
+-- delete know no owner: one who lost a lease would hide or free another's message.
+create function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
+language plpgsql as $$
+begin
+    return query execute format(
+        'select q.msg_id from pgmq.%I q join unnest($1, $2) as mine (msg_id, read_ct) '
+        'on q.msg_id = mine.msg_id and q.read_ct = mine.read_ct order by q.msg_id for update of q',
+        pgmq.format_table_name(queue, 'q')) using ids, tokens;
+end $$;
+
+-- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
+-- `visibility` seconds. `floors` (one per queue) lets the scan begin past rows long dead.
+create function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
+returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    claimed integer;
+begin
+    -- Losing a claim in a crash only shows the message again, so it need not wait for the disk.
+    perform set_config('synchronous_commit', 'off', true);
+    for i in 1 .. cardinality(queues) loop
+        exit when slots <= 0;
+        return query execute format(
+            'with free as ('
+            '    select q.msg_id from pgmq.%1$I q'
+            '    where q.msg_id >= $1 and q.vt <= clock_timestamp()'
+            '    order by q.msg_id limit $2 for update skip locked'
+            ') update pgmq.%1$I q set read_ct = q.read_ct + 1, last_read_at = clock_timestamp(),'
+            '    vt = clock_timestamp() + make_interval(secs => $3)'
+            ' from free where q.msg_id = free.msg_id'
+            ' returning %2$L::text, q.msg_id, q.read_ct, q.enqueued_at, q.message',
+            pgmq.format_table_name(queues[i], 'q'), queues[i]) using floors[i], slots, visibility;
+        get diagnostics claimed = row_count;
+        slots := slots - claimed;
+    end loop;
+end $$;
+
+-- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
+create function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
+returns table (queue text, msg_id bigint, read_ct integer)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    k record;
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    for k in
+        select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens
+        from unnest(queues, ids, tokens) as x (queue, id, token) group by x.queue order by x.queue
+    loop
+        return query execute format(
+            'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3) '
+            'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id '
+            'returning %2$L::text, q.msg_id, q.read_ct',
+            pgmq.format_table_name(k.queue, 'q'), k.queue) using k.ids, k.tokens, visibility;
+    end loop;
+end $$;
+
+-- The lowest message of each queue: where the next claims may begin.
+create function eventstore.floors(queues text[]) returns bigint[]
+language plpgsql as $$
+declare
+    found_floor bigint;
+    floors bigint[] := '{}';
+begin
+    for i in 1 .. cardinality(queues) loop
+        execute format('select min(msg_id) from pgmq.%I', pgmq.format_table_name(queues[i], 'q')) into found_floor;
+        floors := floors || coalesce(found_floor, 0);
+    end loop;
+    return floors;
+end $$;
+
+---------------------------------------------------------------------------------------------------
+-- Read models
+---------------------------------------------------------------------------------------------------
+
+create table readmodel.jobs (
+    job_id        uuid        primary key,
+    tenant        text        not null,
+    type          text        not null,
+    status        text        not null,
+    created_at    timestamptz not null,
+    updated_at    timestamptz not null,
+    version       integer     not null,  -- of the stream: what comes after is folded over the row on every read
+    count         integer     not null,
+    params        json        not null,
+    metadata      json        not null,
+    error_code    text,
+    error_message text
+);
+
+-- The list of jobs, read backwards. None of these columns ever changes, so that a job's row is updated in place.
+create index jobs_listed on readmodel.jobs (tenant, created_at, job_id);
+-- The list by a status that few jobs have for long; most have succeeded, and are found through the index above.
+create index jobs_by_status on readmodel.jobs (tenant, status, created_at, job_id) where status <> 'succeeded';
+
+create table readmodel.steps (
+    step_id       uuid        primary key,
+    job_id        uuid        not null,
+    ordinal       smallint    not null,
+    name          text        not null,
+    status        text        not null,
+    attempt       integer     not null,
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    completed     integer     not null,  -- items that have their artifact
+    metadata_json json        not null,
+    unique (job_id, ordinal)             -- also the way from a job to its steps
+);
+
+create table readmodel.artifacts (
+    artifact_id   uuid        not null,
+    job_id        uuid        not null,
+    step_id       uuid        not null,
+    item_index    integer     not null,
+    created_at    timestamptz not null,
+    format        text        not null,
+    width         integer     not null,
+    height        integer     not null,
+    seed          bigint      not null,
+    s3_key        text        not null,
+    bytes         bigint      not null,
+    sha256        text        not null,
+    primary key (job_id, step_id, item_index)
+);
+
+-- Writes the projector's batch: views of jobs, steps and artifacts, and the checkpoint moves they stand for, in one
+-- commit. Of a partition whose checkpoint another has moved nothing is written. Answers the partitions that were.
+create function readmodel.project(jobs json, steps json, artifacts json, moves json) returns setof smallint
+language plpgsql as $$
+declare
+    parts smallint;
+    held  smallint[];
+begin
+    select partitions into strict parts from eventstore.log;
+    held := array(select eventstore.hold_checkpoints(moves));
+
+    with applied as (
+        insert into readmodel.jobs as t
+        select r.* from json_populate_recordset(null::readmodel.jobs, jobs) r
+        where eventstore.partition_of(r.job_id, parts) = any (held)
+        on conflict (job_id) do update set
+            status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
+            params = excluded.params, metadata = excluded.metadata,
+            error_code = excluded.error_code, error_message = excluded.error_message
+        where excluded.version > t.version
+        returning t.job_id
+    ), stepped as (
+        insert into readmodel.steps
+        select r.* from json_populate_recordset(null::readmodel.steps, steps) r join applied using (job_id)
+        on conflict (step_id) do update set
+            status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
+            finished_at = excluded.finished_at, completed = excluded.completed, metadata_json = excluded.metadata_json
+    )
+    insert into readmodel.artifacts
+    select r.* from json_populate_recordset(null::readmodel.artifacts, artifacts) r join applied using (job_id)
+    on conflict do nothing;
+
+    return query
+        update eventstore.checkpoints c set position = m."to", moved_at = clock_timestamp()
+        from json_to_recordset(moves) as m (subscription text, partition smallint, "to" bigint)
+        where c.subscription = m.subscription and c.partition = m.partition and m.partition = any (held)
+        returning c.partition;
+end $$;

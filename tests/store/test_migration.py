@@ -1,0 +1,102 @@
+"""A database of an earlier release is lifted to this one, with its jobs in flight."""
+
+from pathlib import Path
+
+import asyncpg
+import pytest
+from pgmq import get_embedded_install_sql
+
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.ids import new_id
+from eventstore.log import Batch, Log, Move, Send
+from eventstore.outbox import Command, Outbox
+from tests.kit import connect, some_append
+
+EARLIER = Path(__file__).parent.parent / "corpus" / "schema"
+"""schema.sql as each earlier release installed it."""
+
+_CATALOG = {
+    "columns": """
+        select table_schema, table_name, column_name, data_type, column_default, is_nullable
+        from information_schema.columns where table_schema in ('eventstore', 'readmodel') order by 1, 2, 3""",
+    "constraints": """
+        select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
+        where connamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) order by 1, 2""",
+    "indexes": """
+        select tablename, indexname, indexdef from pg_indexes
+        where schemaname in ('eventstore', 'readmodel') order by 1, 2""",
+    "views": """
+        select viewname, definition from pg_views where schemaname in ('eventstore', 'readmodel') order by 1""",
+    "functions": """
+        select oid::regprocedure::text, pg_get_functiondef(oid), proacl::text from pg_proc
+        where pronamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) order by 1""",
+    "triggers": """
+        select tgrelid::regclass::text, tgname, tgenabled, pg_get_triggerdef(oid) from pg_trigger
+        where not tgisinternal order by 1, 2""",
+    "rights and storage": """
+        select oid::regclass::text, relacl::text, reloptions from pg_class
+        where relnamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) and relkind in ('r', 'v')
+        order by 1""",
+}
+
+
+async def install_earlier(url: str, release: int) -> None:
+    """The database as an earlier release left it."""
+    connection = await connect(url)
+    await connection.execute(get_embedded_install_sql())
+    await connection.execute((EARLIER / f"release-{release}.sql").read_text())
+    await connection.close()
+
+
+async def catalog(url: str) -> dict[str, list[tuple[object, ...]]]:
+    """All that the two schemas consist of."""
+    connection: asyncpg.Connection = await connect(url)
+    found = {part: [tuple(row) for row in await connection.fetch(query)] for part, query in _CATALOG.items()}
+    await connection.close()
+    return found
+
+
+@pytest.mark.parametrize("release", range(1, schema.RELEASE))
+async def test_a_migrated_schema_equals_a_new_one(empty_url: str, db_url: str, release: int) -> None:
+    """Given any earlier release, then what the migrations lead to is schema.sql, to the last right and index."""
+    await install_earlier(empty_url, release)
+    database = Database(empty_url)
+    assert await schema.install(database)
+    assert not await schema.install(database)
+    await schema.check(database)
+    await database.close()
+    migrated, new = await catalog(empty_url), await catalog(db_url)
+    for part, rows in new.items():
+        assert migrated[part] == rows, part
+
+
+async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
+    """Given commands, claims and checkpoints of release 1, then they stand in release 2 as they did."""
+    await install_earlier(empty_url, 1)
+    database = Database(empty_url)
+    await database.call("select eventstore.subscribe('orchestrator')")
+    connection = await connect(empty_url)
+    one = some_append()
+    log = Log(database)
+    partition = one.stream.bytes[-1] & 7
+    command = Command(job_id=one.stream, step_id=new_id(), step="generate", version=1)
+    sends = [Send(stream=one.stream, queue="generate", message=command)]
+    moves = [Move(subscription="orchestrator", partition=partition, start=0, end=0)]
+    answers = await log.commit(Batch(appends=[one], sends=sends, moves=moves))
+    assert answers.moves[partition].position == 1
+    outbox = Outbox(database, ["generate"])
+    [claim] = await outbox.claim(1, 60)
+
+    assert await schema.install(database)
+
+    assert (await log.checkpoints("orchestrator"))[partition] == 1
+    assert await outbox.extend([claim], 60) == []
+    more = some_append(one.stream, expected=1)
+    moves = [Move(subscription="orchestrator", partition=partition, start=1, end=1)]
+    answers = await log.commit(Batch(appends=[more], acks=[claim.ack()], moves=moves))
+    assert answers.streams[one.stream].stands
+    assert (await log.checkpoints("orchestrator"))[partition] == 2
+    assert await connection.fetchval("select count(*) from pgmq.q_generate") == 0
+    await connection.close()
+    await database.close()

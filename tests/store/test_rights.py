@@ -1,0 +1,73 @@
+"""The service's login can append and read; neither it nor a bug of its can change or remove what happened."""
+
+import asyncpg
+import pytest
+
+from dreamforge.backends import login
+from eventstore.database import Database
+from eventstore.errors import DatabaseRefused
+from eventstore.ids import new_id
+from eventstore.log import Batch, Log, Send
+from eventstore.outbox import Command, Outbox
+from tests.kit import SERVICE_LOGIN, connect, some_append
+
+FORBIDDEN = [
+    "update eventstore.events set code = 'x'",
+    "update eventstore.events set private = null, private_salt = null",
+    "delete from eventstore.events",
+    "truncate eventstore.events",
+    "insert into eventstore.events select * from eventstore.events",
+    "select eventstore.erase('018f0000-0000-7000-8000-000000000001')",
+    "alter table eventstore.events disable trigger all",
+    "drop table eventstore.events",
+    "create or replace function eventstore.refuse_change() returns trigger language sql as 'select null'",
+    "update eventstore.checkpoints set position = 0",
+    "update eventstore.log set log_id = gen_random_uuid()",
+    "update eventstore.secrets set secret = ''",
+    "delete from readmodel.jobs",
+    "delete from pgmq.q_generate",
+    "set session_replication_role = replica",
+    "set role dreamforge",
+]
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
+async def test_the_service_can_do_nothing_but_its_work(db_url: str, statement: str) -> None:
+    """Given the service's own login, then every way round the one way in is closed."""
+    await Log(Database(db_url)).commit(Batch(appends=[some_append()]))
+    connection = await connect(login(db_url, *SERVICE_LOGIN))
+    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
+    """Append, send, claim, extend, settle, put aside: all with the service's login."""
+    database = Database(login(db_url, *SERVICE_LOGIN))
+    log, outbox = Log(database), Outbox(database, ["generate"])
+    one = some_append()
+    command = Command(job_id=one.stream, step_id=new_id(), step="generate", version=1)
+    unreadable = Command(job_id=one.stream, step_id=new_id(), step="nothing", version=1)  # type: ignore[arg-type]
+    sends = [Send(stream=one.stream, queue="generate", message=message) for message in (command, unreadable)]
+    await log.subscribe("orchestrator")
+    await log.commit(Batch(appends=[one], sends=sends))
+    [claim] = await outbox.claim(2, 60)
+    assert await outbox.extend([claim], 60) == []
+    await log.commit(Batch(acks=[claim.ack()]))
+    assert await outbox.claim(2, 60) == []
+    assert len(await log.stream(one.stream)) == 1
+    await database.close()
+
+
+async def test_a_login_without_rights_is_told_what_it_lacks(db_url: str) -> None:
+    """Given a login that was granted nothing, then the message names the role and the command."""
+    owner = await connect(db_url)
+    await owner.execute("create role df_test_stranger login password 'x'")
+    database = Database(login(db_url, "df_test_stranger", "x"))
+    try:
+        with pytest.raises(DatabaseRefused, match="dreamforge_service"):
+            await Log(database).head()
+    finally:
+        await database.close()
+        await owner.execute("drop role df_test_stranger")
+        await owner.close()

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -49,6 +48,7 @@ from runners.metrics import WORKER_READY
 from runners.objects import ObjectStore, S3Config
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
+from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 
 _log = structlog.get_logger(__name__)
@@ -350,8 +350,6 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     stack.push_async_callback(store.close)
     core.checks["object_store"] = store.ready
     await _bucket(core, store)
-    executor = ThreadPoolExecutor(settings.runner_slots, thread_name_prefix="render")
-    stack.callback(executor.shutdown, wait=False, cancel_futures=True)
     steps = StepRunner(
         Jobs(core.log, core.committer, core.actor),
         store,
@@ -361,11 +359,13 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
             faults=FaultPlan.parse(settings.fake_fail or ""),
             max_pixels=settings.max_pixels,
         ),
-        executor=executor,
+        executor=Threads(),
         retry=RetryPolicy(
             max_attempts=settings.max_attempts,
             first_delay_s=settings.retry_base_s,
             longest_delay_s=settings.retry_max_s,
+            timeout_s=settings.step_timeout_s,
+            outage_s=settings.store_patience_s,
         ),
         name=core.actor,
     )

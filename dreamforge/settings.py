@@ -205,6 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     poll_s: float = 1.0
     lease_s: float = 15.0
     step_timeout_s: float = 3600.0
+    store_patience_s: float = 300.0
     max_attempts: int = 3
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
@@ -333,6 +334,11 @@ VARIABLES = {
         "DF_STEP_TIMEOUT_S",
         SECONDS,
         "How long one attempt of a step may take, in seconds; what it wrote by then is kept for the next.",
+    ),
+    "store_patience_s": Var(
+        "DF_STORE_PATIENCE_S",
+        number(0, 86400),
+        "How long an attempt waits for an object store that is away before it counts as failed, in seconds.",
     ),
     "max_attempts": Var(
         "DF_MAX_ATTEMPTS", whole(1, 10_000), "Attempts in a row without a new artifact before a step fails."

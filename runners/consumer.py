@@ -13,6 +13,7 @@ from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
 from eventstore.outbox import Claim, Outbox
+from runners.metrics import LEASES_LOST
 
 Run = Callable[[Claim], Awaitable[None]]
 
@@ -125,5 +126,6 @@ class Consumer:
             task = self._active.get(claim)
             # A run that has just settled its message ends by itself a moment later: that is no loss.
             if task is not None and not (await asyncio.wait({task}, timeout=_SETTLED_S))[0]:
+                LEASES_LOST.inc()
                 _log.warning("lease lost", job_id=str(claim.command.job_id), step=claim.command.step)
                 task.cancel()

@@ -7,6 +7,7 @@
     │   └── ObjectMissing         final      provider_error      an object is gone from the store
     ├── ObjectStoreUnavailable    retryable  infra_unavailable   the object store is away, or refuses us
     ├── OutOfMemory               retryable  oom                 the picture did not fit beside its neighbours
+    ├── OutOfTime                 retryable  timeout             the attempt took too long; what it wrote is kept
     └── Unexpected                retryable  internal            a bug, or something that nobody foresaw
 
 After a retryable error the step is tried again, later and not for ever; after a final one its job fails.
@@ -55,6 +56,13 @@ class OutOfMemory(StepError):
     """Memory ran out; beside other neighbours, or on another machine, the step may fit."""
 
     error_code = "oom"
+    retryable = True
+
+
+class OutOfTime(StepError):
+    """An attempt took longer than it may; the next one goes on where it was."""
+
+    error_code = "timeout"
     retryable = True
 
 

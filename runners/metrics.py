@@ -16,6 +16,8 @@ def _per_step(outcome: str, meaning: str) -> dict[StepName, Counter]:
 STARTED = _per_step("started", "How many attempts at {step} steps began.")
 SUCCEEDED = _per_step("succeeded", "How many {step} steps succeeded.")
 FAILED = _per_step("failed", "How many {step} steps failed for good.")
+FENCED = Counter("df_fenced_total", "How many attempts were refused what they had done, since a newer one had begun.")
+LEASES_LOST = Counter("df_leases_lost_total", "How many steps were given up since their lease had ended.")
 WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
 
 

@@ -6,14 +6,16 @@ fold ─▶ step.start ─▶ for each item without an artifact: render, put, ar
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
 
+from eventstore.database import Backoff
 from eventstore.events import ArtifactWritten, Body, StepFinish
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
@@ -23,20 +25,28 @@ from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import OutOfMemory, StepError, Unexpected
+from runners.errors import ObjectStoreUnavailable, OutOfMemory, OutOfTime, StepError, Unexpected
 from runners.objects import ObjectStore
 from runners.rendering import Renderer
+
+T = TypeVar("T")
 
 _UPLOADS = 4
 _log = structlog.get_logger(__name__)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """max_attempts: in a row without a new artifact. Delays in seconds, doubling from first to longest."""
+    """How long to try. max_attempts: in a row without a new artifact. Times in seconds.
+
+    Delays double from first to longest. timeout_s: of one attempt. outage_s: how long an attempt waits for an object
+    store that is away, which costs no attempt.
+    """
 
     max_attempts: int
     first_delay_s: float
     longest_delay_s: float
+    timeout_s: float = 3600.0
+    outage_s: float = 300.0
 
     def delay(self, barren: int) -> float:
         """Seconds before the next attempt, with jitter so that many failures don't come back as one."""
@@ -84,6 +94,7 @@ class StepRunner:
                 log.info("step started", attempt=started.step(step.step_id).attempt)
                 await self._attempt(started, claim)
         except StaleAttempt as error:
+            metrics.FENCED.inc()
             log.warning("fenced off", error=str(error))
             # A message that another has claimed since bears another token, and stays; a duplicate goes, lest the two
             # fence each other off until the step fails.
@@ -117,17 +128,21 @@ class StepRunner:
         step = state.step(claim.command.step_id)
         harvest = _Harvest()
         producer = asyncio.create_task(self._produce(state, step, harvest))
+        timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
+        timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
         try:
             while items := await harvest.take():
                 command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
                 state, bodies = await self._carry_out(state, command, claim)
                 if _finishes(bodies):
                     return
-            await producer
+            if not harvest.given_up:
+                await producer
         finally:
+            timer.cancel()
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
-        if harvest.failure is None:
+        if harvest.failure is None or (self._stopping and harvest.failure.cause.retryable):
             await self._carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, harvest.failure)
@@ -165,7 +180,8 @@ class StepRunner:
         loop = asyncio.get_running_loop()
         if step.name == "generate":
             return await loop.run_in_executor(self._executor, partial(self._renderer.generate, state, index))
-        source = await self._store.get(state.steps[0].artifacts[index].s3_key)
+        key = state.steps[0].artifacts[index].s3_key
+        source = await self._patiently(state, partial(self._store.get, key))
         return await loop.run_in_executor(self._executor, partial(self._renderer.upscale, state, index, source))
 
     async def _put(self, state: JobState, step: StepState, index: int, body: bytes) -> ArtifactWritten:
@@ -177,7 +193,7 @@ class StepRunner:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        stored = await self._store.put(key, body, content_type(generate.format))
+        stored = await self._patiently(state, partial(self._store.put, key, body, content_type(generate.format)))
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,
@@ -192,6 +208,22 @@ class StepRunner:
             bytes=stored.size,
             sha256=stored.sha256,
         )
+
+    async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call while the object store is away: an outage keeps the steps waiting, and fails none for hours."""
+        deadline = time.monotonic() + self._retry.outage_s
+        backoff = Backoff()
+        while True:
+            try:
+                return await call()
+            except ObjectStoreUnavailable as error:
+                if self._stopping or time.monotonic() > deadline:
+                    raise
+                if (await self._jobs.load(state.job_id)).cancel_pending:
+                    raise
+                if backoff.failures == 0:
+                    _log.warning("object store away, the step waits", job_id=str(state.job_id), error=str(error))
+                await backoff.wait()
 
     async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: "_Failure") -> None:
         _log.warning("step failed", job_id=str(state.job_id), step=step.name, error=str(failure.cause))
@@ -213,9 +245,9 @@ def _finishes(bodies: Sequence[Body]) -> bool:
 
 
 class _Failure(msgspec.Struct, frozen=True):
-    """What befell which item."""
+    """What befell which item; None: the attempt as a whole."""
 
-    item_index: int
+    item_index: int | None
     cause: StepError
 
 
@@ -227,6 +259,7 @@ class _Harvest:
         self._closed = False
         self._changed = asyncio.Event()
         self.failure: _Failure | None = None
+        self.given_up = False
 
     def add(self, item: ArtifactWritten) -> None:
         self._items.append(item)
@@ -235,6 +268,13 @@ class _Harvest:
     def close(self) -> None:
         self._closed = True
         self._changed.set()
+
+    def give_up(self, cause: StepError) -> None:
+        """End the attempt, whatever still goes on: what was added so far is all that it brings."""
+        self.given_up = True
+        if self.failure is None:
+            self.failure = _Failure(None, cause)
+        self.close()
 
     async def take(self) -> list[ArtifactWritten]:
         """Wait for items; none when there will be no more."""

@@ -1,0 +1,195 @@
+"""What a runner does with steps that take too long, and while the object store is away."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from eventstore import codec
+from eventstore.events import Body, CancelRequested, ErrorCode, StepError, StepRetry
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch, Send
+from eventstore.outbox import Command, Outbox
+from orchestrator.state import JobState
+from orchestrator.transact import Jobs
+from runners.engines.fake import FakeEngine
+from runners.errors import ObjectStoreUnavailable
+from runners.faults import FaultPlan
+from runners.objects import ObjectStore, S3Config, StoredObject
+from runners.rendering import Renderer
+from runners.steps import RetryPolicy, StepRunner
+from runners.threads import Threads
+from tests.kit import Store, event, eventually, job_created
+
+
+class Hanging(Renderer):
+    """Renders the first items, and hangs in another until it is let go."""
+
+    def __init__(self, hangs_at: int) -> None:
+        super().__init__(FakeEngine(), {}, faults=FaultPlan(), max_pixels=1_000_000)
+        self._hangs_at = hangs_at
+        self.released = threading.Event()
+
+    def generate(self, state: JobState, index: int) -> bytes:
+        if index == self._hangs_at:
+            self.released.wait(60)
+        return super().generate(state, index)
+
+
+class Away(ObjectStore):
+    """A store that is away for its first puts."""
+
+    def __init__(self, config: S3Config, *, refusals: int) -> None:
+        super().__init__(config)
+        self.refusals = refusals
+
+    async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
+        if self.refusals > 0:
+            self.refusals -= 1
+            raise ObjectStoreUnavailable("the bucket can't be reached")
+        return await super().put(key, body, content_type)
+
+
+class Bench:
+    """One job of generate alone, whose step is run by hand, attempt by attempt."""
+
+    def __init__(self, store: Store, objects: ObjectStore, count: int) -> None:
+        self._store = store
+        self._objects = objects
+        self._outbox = Outbox(store.database, ["generate"])
+        self.job_id = new_id()
+        self._created = job_created(scale=None, count=count)
+
+    async def submit(self) -> None:
+        """Create the job and send its command."""
+        step_id = self._created.steps[0].step_id
+        command = Command(job_id=self.job_id, step_id=step_id, step="generate", version=1)
+        first = Append(stream=self.job_id, expected=0, events=(event(self._created),))
+        sends = [Send(stream=self.job_id, queue="generate", message=command)]
+        await self._store.log.commit(Batch(appends=[first], sends=sends))
+
+    def runner(self, renderer: Renderer, **policy: Any) -> StepRunner:
+        """A runner of steps."""
+        given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
+        return StepRunner(
+            Jobs(self._store.log, self._store.committer, "r"),
+            self._objects,
+            renderer,
+            executor=Threads(),
+            retry=RetryPolicy(**given | policy),
+            name="r",
+        )
+
+    async def attempt(self, runner: StepRunner) -> None:
+        """Claim the step's command and run it."""
+        await runner.run(await eventually(self._claim, what="a claim"))
+
+    async def _claim(self) -> Any:
+        claims = await self._outbox.claim(1, 60)
+        return claims[0] if claims else None
+
+    async def bodies(self) -> list[Body]:
+        """The job's events."""
+        return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
+
+    async def codes(self) -> list[str]:
+        """Their codes."""
+        return await self._store.codes(self.job_id)
+
+
+@asynccontextmanager
+async def bench(store: Store, objects: ObjectStore, count: int = 2) -> AsyncIterator[Bench]:
+    """A submitted job."""
+    made = Bench(store, objects, count)
+    await made.submit()
+    try:
+        yield made
+    finally:
+        await objects.close()
+
+
+async def test_an_attempt_out_of_time_keeps_what_it_wrote_and_is_tried_again(store: Store, s3_config: S3Config) -> None:
+    """Given an engine that hangs in the second item, then the next attempt renders that one alone."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        hanging = Hanging(1)
+        await work.attempt(work.runner(hanging, timeout_s=2))
+        retry = (await work.bodies())[-1]
+        assert isinstance(retry, StepRetry)
+        assert (retry.reason, retry.error_code) == ("failure", "timeout")
+        assert "DF_STEP_TIMEOUT_S" not in (retry.error_message or "")
+        assert "longer than 2 s" in (retry.error_message or "")
+        hanging.released.set()
+        await work.attempt(work.runner(hanging, timeout_s=60))
+        assert await work.codes() == [
+            "job.created", "step.start", "model.selected", "artifact.written", "step.retry",
+            "step.start", "model.selected", "artifact.written", "step.finish",
+        ]  # fmt: skip
+
+
+async def test_a_step_that_always_hangs_fails_for_good(store: Store, s3_config: S3Config) -> None:
+    """Given attempts that bring nothing, then the step fails as one that took too long."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        hanging = Hanging(0)
+        for _ in range(2):
+            await work.attempt(work.runner(hanging, timeout_s=0.2))
+        error = (await work.bodies())[-2]
+        assert isinstance(error, StepError)
+        assert error.error_code == "timeout"
+        assert (await work.codes()).count("step.start") == 2
+        hanging.released.set()
+
+
+async def test_an_outage_of_the_object_store_costs_no_attempt(store: Store, s3_config: S3Config) -> None:
+    """Given a store that comes back, then the step goes on where it waited."""
+    async with bench(store, Away(s3_config, refusals=4)) as work:
+        await work.attempt(work.runner(Hanging(-1)))
+        codes = await work.codes()
+        assert codes.count("step.start") == 1
+        assert codes[-1] == "step.finish"
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.3])
+async def test_an_outage_that_lasts_fails_the_step_in_the_end(
+    store: Store, s3_config: S3Config, patience_s: float
+) -> None:
+    """Given a store that stays away, then the step says why it failed."""
+    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+        for _ in range(2):
+            await work.attempt(work.runner(Hanging(-1), outage_s=patience_s))
+        error = (await work.bodies())[-2]
+        assert isinstance(error, StepError)
+        wanted: ErrorCode = "infra_unavailable"
+        assert error.error_code == wanted
+
+
+async def test_a_cancel_is_heard_during_an_outage(store: Store, s3_config: S3Config) -> None:
+    """Given a step that waits for the store, when its job is cancelled, then it ends."""
+    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+        run = asyncio.create_task(work.attempt(work.runner(Hanging(-1))))
+        await eventually(lambda: _reached(work, "step.start"), what="the start")
+        version = len(await work.codes())
+        cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
+        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].stands
+        await run
+        finish: Any = (await work.bodies())[-1]
+        assert (finish.code, finish.status) == ("step.finish", "cancelled")
+
+
+async def test_a_stop_is_heard_during_an_outage(store: Store, s3_config: S3Config) -> None:
+    """Given a step that waits for the store, when its runner stops, then it is handed back and no attempt is lost."""
+    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+        runner = work.runner(Hanging(-1))
+        run = asyncio.create_task(work.attempt(runner))
+        await eventually(lambda: _reached(work, "step.start"), what="the start")
+        runner.stop()
+        await run
+        retry = (await work.bodies())[-1]
+        assert isinstance(retry, StepRetry)
+        assert retry.reason == "hand_back"
+
+
+async def _reached(work: Bench, code: str) -> bool:
+    return code in await work.codes()

@@ -23,6 +23,7 @@ from eventstore.database import Database
 from eventstore.ids import new_id
 from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN, Api, Service, Store, roles_environ
+from tests.pooler import pooled
 
 # A name for each of pytest-xdist's workers, which may share a given server.
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -42,10 +43,12 @@ def session_backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backe
     """The session's stack."""
     with contextlib.ExitStack() as stack:
         if os.environ.get("DF_TEST_BACKEND") == "testcontainers":
-            yield _containers(stack)
-            return
-        home = tmp_path_factory.mktemp("home")
-        yield Backends(_database(stack, home), _store(stack, home))
+            found = _containers(stack)
+        else:
+            home = tmp_path_factory.mktemp("home")
+            found = Backends(_database(stack, home), _store(stack, home))
+        stack.enter_context(pooled(found.db_url, SERVICE_LOGIN))
+        yield found
 
 
 def _database(stack: contextlib.ExitStack, home: Path) -> str:

@@ -45,6 +45,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Log
 from orchestrator.state import JobState, apply
 from runners.objects import S3Config
+from tests import pooler
 
 T = TypeVar("T")
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -192,7 +193,8 @@ class Store:
     """An event store on a database of its own, as one process would hold it."""
 
     def __init__(self, url: str, *, listen: bool = True) -> None:
-        self.database = Database(url, listen_url=url if listen else None)
+        listen = listen and pooler.listens()
+        self.database = Database(pooler.through(url), listen_url=url if listen else None, pooled=pooler.wanted())
         self.log = Log(self.database)
         self.doorbell = Doorbell(self.database)
         self.committer = Committer(self.log, self.doorbell)
@@ -318,8 +320,11 @@ SERVICE_LOGIN = ("df_test_service", "df_test_service")
 
 def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
     """The environment of a role on given backends. db_url: its owner's; the role gets the service's login."""
+    direct = login(db_url, *SERVICE_LOGIN)
     return {
-        "DF_DB_URL": login(db_url, *SERVICE_LOGIN),
+        "DF_DB_URL": pooler.through(direct),
+        "DF_DB_LISTEN_URL": direct if pooler.listens() else "off",
+        **({"DF_DB_POOLER": "transaction"} if pooler.wanted() else {}),
         "DF_S3_ENDPOINT": s3.endpoint or "",
         "DF_S3_ACCESS_KEY": s3.access_key,
         "DF_S3_SECRET_KEY": s3.secret_key,

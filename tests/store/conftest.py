@@ -7,6 +7,8 @@ import pytest
 
 from dreamforge.embedded import EmbeddedPostgres
 from tests.conftest import Backends
+from tests.kit import SERVICE_LOGIN
+from tests.pooler import pooled
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -22,5 +24,6 @@ def backends(
     if not (DEBIAN_15 / "postgres").exists():
         pytest.skip("Debian's package postgresql-15 is not installed")
     fifteen = EmbeddedPostgres.start(tmp_path_factory.mktemp("fifteen"), DEBIAN_15)
-    yield Backends(fifteen.url, session_backends.s3)
+    with pooled(fifteen.url, SERVICE_LOGIN):
+        yield Backends(fifteen.url, session_backends.s3)
     fifteen.stop()

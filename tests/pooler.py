@@ -1,0 +1,87 @@
+"""Debian's PgBouncer in transaction mode, in front of the tests' databases.
+
+DF_TEST_POOLER=pgbouncer leads every database of the tests' stores and services through it; DF_TEST_LISTEN=off takes
+their direct connection for LISTEN away, with or without a pooler.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dreamforge.embedded.processes import LOOPBACK, accepts, choose_ports, until
+
+PROGRAM = Path("/usr/sbin/pgbouncer")
+_CONFIG = """
+[databases]
+* = host={host} port={port}
+
+[pgbouncer]
+listen_addr = {loopback}
+listen_port = {own}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {folder}/users
+pool_mode = transaction
+max_client_conn = 2000
+default_pool_size = 20
+server_idle_timeout = 5
+"""
+
+_poolers: dict[tuple[str | None, int | None], int] = {}
+
+
+def wanted() -> bool:
+    """Shall the tests' databases be reached through a pooler?"""
+    return os.environ.get("DF_TEST_POOLER") == "pgbouncer"
+
+
+def listens() -> bool:
+    """May the tests' stores and services LISTEN?"""
+    return os.environ.get("DF_TEST_LISTEN") != "off"
+
+
+def through(url: str) -> str:
+    """The URL that leads to a database through its server's pooler; the database's own where there is none."""
+    parts = urlsplit(url)
+    port = _poolers.get((parts.hostname, parts.port))
+    if port is None:
+        return url
+    user = parts.netloc.rpartition("@")[0]
+    return parts._replace(netloc=f"{user}@{LOOPBACK}:{port}").geturl()
+
+
+@contextlib.contextmanager
+def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
+    """A pooler in front of a server for as long as the block, if the tests want one.
+
+    url: of the server, with the owner's login. logins: others that it lets through.
+    """
+    if not wanted():
+        yield
+        return
+    parts = urlsplit(url)
+    owner = (unquote(parts.username or ""), unquote(parts.password or ""))
+    folder = Path(tempfile.mkdtemp(prefix="pooler-"))
+    folder.chmod(0o755)  # it drops root's rights before it reads
+    [own] = choose_ports(1, [])
+    config = _CONFIG.format(host=parts.hostname, port=parts.port, loopback=LOOPBACK, own=own, folder=folder)
+    (folder / "ini").write_text(config)
+    (folder / "users").write_text("".join(f'"{user}" "{password}"\n' for user, password in (owner, *logins)))
+    as_nobody = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([PROGRAM, "-q", *as_nobody, folder / "ini"], stdout=log, stderr=log)
+    try:
+        assert until(lambda: accepts(own) or process.poll() is not None, 10), "PgBouncer does not start"
+        assert process.poll() is None, (folder / "log").read_text()
+        _poolers[parts.hostname, parts.port] = own
+        yield
+    finally:
+        _poolers.pop((parts.hostname, parts.port), None)
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder)

@@ -633,6 +633,19 @@ language sql as $$
     select pgmq.archive(queue, msg_id)
 $$;
 
+-- How many commands each queue holds.
+create or replace function eventstore.queue_lengths() returns table (queue text, commands bigint)
+language sql as $$
+    select 'generate', count(*) from pgmq.q_generate union all select 'upscale', count(*) from pgmq.q_upscale
+$$;
+
+-- Throws all commands away. Rows are deleted one by one, since pgmq's own purge truncates, which waits for every reader.
+create or replace function eventstore.purge() returns table (queue text, commands bigint)
+language sql as $$
+    with generate as (delete from pgmq.q_generate returning 1), upscale as (delete from pgmq.q_upscale returning 1)
+    select 'generate', count(*) from generate union all select 'upscale', count(*) from upscale
+$$;
+
 ---------------------------------------------------------------------------------------------------
 -- Read models
 ---------------------------------------------------------------------------------------------------
@@ -744,6 +757,8 @@ declare
         'eventstore.extend(text[], bigint[], integer[], double precision)',
         'eventstore.floors(text[])',
         'eventstore.put_aside(text, bigint)',
+        'eventstore.queue_lengths()',
+        'eventstore.purge()',
         'readmodel.project(json, json, json, json)'
     ];
     one text;

@@ -112,25 +112,27 @@ class Answers(msgspec.Struct, frozen=True):
     contended: bool
 
 
-_COLUMNS = (
+COLUMNS = (
     "partition, position, stream_id, version, category, tenant, event_id, code, schema_version, "
     "ts, recorded_at, data, meta, private, private_digest, hash, chain"
 )
+"""Of eventstore.events, as `recorded` takes them."""
+
 _COMMIT = (
     "select kind, stream_id, partition, outcome, version, position "
     "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
 )
-_STREAM = f"select {_COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
-_STREAMS = f"select {_COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
+_STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
+_STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
 # The second condition is the index's own: without it the planner can't tell that the index holds what $1 asks for.
 _CATEGORY = f"""
-select {_COLUMNS} from eventstore.events where category = $1 and category <> 'job'
+select {COLUMNS} from eventstore.events where category = $1 and category <> 'job'
 order by stream_id, version
 """  # noqa: S608  # constants
 _PARTITIONS = f"""
 select e.* from unnest($1::smallint[], $2::bigint[]) as c (of_partition, after)
 cross join lateral (
-    select {_COLUMNS} from eventstore.events
+    select {COLUMNS} from eventstore.events
     where partition = c.of_partition and position > c.after order by position limit $3
 ) as e
 order by e.partition, e.position

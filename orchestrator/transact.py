@@ -23,7 +23,7 @@ def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
 def append(state: JobState, bodies: Sequence[Body], actor: str, cause: Meta | None = None) -> Append:
     """Events at the end of a job's stream; their meta names the request that caused them, and the actor."""
     cause = cause or state.cause
-    meta = Meta(request_id=cause.request_id, traceparent=cause.traceparent, actor=actor)
+    meta = Meta(request_id=cause.request_id, traceparent=cause.traceparent, actor=actor, key_id=cause.key_id)
     return Append(
         stream=state.job_id,
         tenant=state.tenant,

@@ -1,0 +1,98 @@
+"""What `dreamforge outbox` does and answers."""
+
+import argparse
+import asyncio
+import getpass
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from rich.table import Table
+
+from dreamforge import logs
+from dreamforge.backends import given_or_home
+from dreamforge.console import FAILED, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.embedded import EmbeddedError
+from dreamforge.settings import Settings
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.errors import EventStoreError
+from orchestrator.recovery import QueueStatus, Recovery
+
+T = TypeVar("T")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run one command; returns the exit code."""
+    logs.configure("warning", settings.log_format)
+    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "status": _status,
+        "rebuild": _rebuild,
+        "purge": _purge,
+    }
+    try:
+        return commands[args.action](args, settings)
+    except (EmbeddedError, EventStoreError) as error:
+        return complain(UNAVAILABLE, str(error))
+
+
+def _status(args: argparse.Namespace, settings: Settings) -> int:
+    found = _asked(settings, Recovery.status)
+    print_answer(args.output, found, _status_table(found))
+    if any(queue.missing for queue in found):
+        return complain(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
+    return OK
+
+
+def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
+    if args.dry_run:
+        found, done = _asked(settings, Recovery.missing), "to send"
+    else:
+        found, done = _asked(settings, lambda recovery: recovery.rebuild(settings.lease_s)), "sent"
+    counts = Counter(str(one.step) for one in found)
+    print_answer(args.output, found, _counted({queue: counts[queue] for queue in ("generate", "upscale")}, done))
+    return OK
+
+
+def _purge(args: argparse.Namespace, settings: Settings) -> int:
+    if not args.yes:
+        held = {str(queue.queue): queue.visible + queue.hidden for queue in _asked(settings, Recovery.status)}
+        print_answer(args.output, held, _counted(held, "to throw away"))
+        return complain(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")
+    purged = _asked(settings, Recovery.purge)
+    print_answer(args.output, purged, _counted(purged, "thrown away"))
+    return OK
+
+
+def _asked(settings: Settings, question: Callable[[Recovery], Awaitable[T]]) -> T:
+    async def ask(url: str, *, pooled: bool) -> T:
+        database = Database(url, pooled=pooled, bounded=False, role="dreamforge-outbox")
+        try:
+            await schema.check(database)
+            return await question(Recovery(database, f"{getpass.getuser()}@{socket.gethostname()}"))
+        finally:
+            await database.close()
+
+    with given_or_home(settings) as found:
+        return asyncio.run(ask(found.db_url or "", pooled=found.db_pooler == "transaction"))
+
+
+def _status_table(found: Sequence[QueueStatus]) -> Table:
+    table = Table("QUEUE", "VISIBLE", "HIDDEN", "IDLE", "MISSING", "OLDEST", box=None)
+    for queue in found:
+        counts = (queue.visible, queue.hidden, queue.idle, queue.missing)
+        table.add_row(queue.queue, *map(str, counts), _age(queue.oldest))
+    return table
+
+
+def _age(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{(datetime.now(UTC) - moment).total_seconds():.0f} s"
+
+
+def _counted(counts: Mapping[str, int], done: str) -> Table:
+    table = Table("QUEUE", done.upper(), box=None)
+    for queue, count in counts.items():
+        table.add_row(queue, str(count))
+    return table

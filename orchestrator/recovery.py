@@ -1,0 +1,183 @@
+"""Holds the queues against the log, and sends again what is owed and missing.
+
+open jobs ─▶ fold each as far as it was reacted to ─▶ the commands owed ─ those in the queues = those to send again
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database, Row
+from eventstore.events import Body, Event, Meta, OutboxPurged, OutboxRebuilt, StepName
+from eventstore.ids import derived_id, new_id
+from eventstore.log import COLUMNS, Append, Batch, Log, Send, recorded
+from eventstore.outbox import Command
+from orchestrator.loop import Orchestrator
+from orchestrator.owed import owed
+from orchestrator.state import fold
+
+T = TypeVar("T")
+
+STREAM = derived_id(b"outbox")
+"""The stream that tells what was done to the queues by hand."""
+
+_PAGE = 500
+# A job that has ended has job.finish as its last event; whatever came after it opened the job again.
+_OPEN = """
+select stream_id from (
+    select distinct on (stream_id) stream_id, code from eventstore.events
+    where category = 'job' order by stream_id, version desc
+) as newest where code <> 'job.finish'
+"""
+# As far as the orchestrator has come: what it has not seen yet, it will send by itself.
+_REACTED = f"""
+select {COLUMNS} from eventstore.events
+join (select partition as lane, position as reached from eventstore.standings where subscription = $2) s
+    on lane = partition and position <= reached
+where stream_id = any ($1::uuid[]) order by stream_id, version
+"""  # noqa: S608  # constants
+_HELD = """
+select 'generate' as queue, message ->> 'step_id' as step_id, vt <= clock_timestamp() as visible, enqueued_at
+from pgmq.q_generate
+union all
+select 'upscale', message ->> 'step_id', vt <= clock_timestamp(), enqueued_at from pgmq.q_upscale
+"""
+
+
+class Missing(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that is owed and in no queue. running: some runner may still be at work on it."""
+
+    job_id: UUID
+    step_id: UUID
+    step: StepName
+    version: int
+    running: bool
+    traceparent: str | None
+
+
+class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue held against the log. hidden: claimed, or deferred; idle: commands for which nothing is owed."""
+
+    queue: StepName
+    visible: int
+    hidden: int
+    idle: int
+    missing: int
+    oldest: datetime | None
+
+
+class Recovery:
+    """What an operator can do to the outbox. Every method may raise `DatabaseUnavailable`; each may be repeated.
+
+    actor: whoever does it, kept in the events' meta.
+    """
+
+    def __init__(self, database: Database, actor: str) -> None:
+        self._database = database
+        self._log = Log(database)
+        self._actor = actor
+
+    async def status(self) -> list[QueueStatus]:
+        """How the queues compare with what the log says is owed."""
+        wanted, held = await self._compared()
+        steps = {str(one.step_id) for one in wanted}
+        found = []
+        for queue in ("generate", "upscale"):
+            mine = [row for row in held if row["queue"] == queue]
+            there = {row["step_id"] for row in mine}
+            found.append(
+                QueueStatus(
+                    queue=queue,
+                    visible=sum(row["visible"] for row in mine),
+                    hidden=sum(not row["visible"] for row in mine),
+                    idle=sum(row["step_id"] not in steps for row in mine),
+                    missing=sum(one.step == queue and str(one.step_id) not in there for one in wanted),
+                    oldest=min((row["enqueued_at"] for row in mine), default=None),
+                )
+            )
+        return found
+
+    async def missing(self) -> list[Missing]:
+        """The commands that are owed, and that no queue holds."""
+        wanted, held = await self._compared()
+        there = {row["step_id"] for row in held}
+        return [one for one in wanted if str(one.step_id) not in there]
+
+    async def rebuild(self, lease_s: float) -> list[Missing]:
+        """Send what is missing; answers what was sent.
+
+        Commands of running steps are shown after `lease_s` seconds: until then their runner may still be alive. A
+        command that two rebuilds send at once is delivered twice, and what it causes happens once.
+        """
+        lost = await self.missing()
+        if not lost:
+            return []
+        await self._note(OutboxRebuilt(commands=_counted(one.step for one in lost)))
+        for page in _pages(lost):
+            await self._log.commit(Batch(sends=[_send(one, lease_s) for one in page]))
+        return lost
+
+    async def purge(self) -> dict[str, int]:
+        """Throw away every command, those that are being worked on included; answers how many, by queue."""
+        rows = await self._database.read("select queue, commands from eventstore.queue_lengths()")
+        commands = {row["queue"]: row["commands"] for row in rows}
+        await self._note(OutboxPurged(commands=commands))
+        purged = await self._database.call("select queue, commands from eventstore.purge()")
+        return {row["queue"]: row["commands"] for row in purged}
+
+    async def _compared(self) -> tuple[list[Missing], list[Row]]:
+        """All that is owed, and all that the queues hold, as of one moment."""
+        async with (
+            self._database.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            jobs = [row["stream_id"] for row in await connection.fetch(_OPEN)]
+            wanted: list[Missing] = []
+            for page in _pages(jobs):
+                rows = await connection.fetch(_REACTED, page, Orchestrator.name)
+                wanted.extend(_owed(rows))
+            return wanted, await connection.fetch(_HELD)
+
+    async def _note(self, body: Body) -> None:
+        while True:
+            version = len(await self._log.stream(STREAM))
+            noted = Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=Meta(actor=self._actor))
+            append = Append(stream=STREAM, category="outbox", expected=version, events=(noted,))
+            if (await self._log.commit(Batch(appends=[append]))).streams[STREAM].stands:
+                return
+
+
+def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
+    for job_id, history in groupby(recorded(rows), key=lambda event: event.stream_id):
+        state = fold(codec.fact(event) for event in history)
+        step = None if state is None else owed(state)
+        if state is not None and step is not None:
+            yield Missing(
+                job_id=job_id,
+                step_id=step.step_id,
+                step=step.name,
+                version=state.version,
+                running=step.status == "running",
+                traceparent=state.cause.traceparent,
+            )
+
+
+def _send(one: Missing, lease_s: float) -> Send:
+    command = Command(
+        job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version, traceparent=one.traceparent
+    )
+    return Send(stream=one.job_id, queue=one.step, message=command, delay=lease_s if one.running else 0.0)
+
+
+def _pages(whole: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (whole[start : start + _PAGE] for start in range(0, len(whole), _PAGE))
+
+
+def _counted(queues: Iterable[StepName]) -> dict[str, int]:
+    return dict(sorted(Counter(queues).items()))

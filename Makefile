@@ -28,10 +28,10 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-eager test-pooled contract openapi e2e-m4 lint fmt type floors check mutants clean
+.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot contract openapi e2e-m4 lint fmt type floors check mutants clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make demo PROMPT=\"a knight's castle\" COUNT=4 SCALE=2|4 SIZE=512|640x384"
 	@echo "  make up PORT=8001"
@@ -59,6 +59,9 @@ test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one proces
 test-pooled: $(VENV)/.installed-dev ## Run the store and HTTP suites through PgBouncer in transaction mode, without LISTEN
 	@DF_TEST_POOLER=pgbouncer DF_TEST_LISTEN=off $(PY) -m pytest tests/store tests/http $(PARALLEL) \
 		--ignore=tests/http/test_schemathesis.py --ignore=tests/http/test_browser.py $(ARGS)
+
+bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and compare the rates with and without (MINUTES=30)
+	@$(PY) scripts/held_snapshot.py --minutes="$${MINUTES:-30}"
 
 contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
 	@DF_TEST_EXAMPLES=200 $(PY) -m pytest -o faulthandler_timeout=0 tests/http/test_schemathesis.py $(ARGS)

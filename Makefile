@@ -28,7 +28,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot contract openapi e2e-m4 lint fmt type floors check mutants clean
+.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot contract fuzz openapi e2e-m4 lint fmt type floors check mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and
 
 contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
 	@DF_TEST_EXAMPLES=200 $(PY) -m pytest -o faulthandler_timeout=0 tests/http/test_schemathesis.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## Send the API 20,000 malformed and hostile requests
+	@DF_TEST_HOSTILE=20000 $(PY) -m pytest -s -o faulthandler_timeout=0 tests/http/test_hostile.py $(ARGS)
 
 openapi: $(VENV)/.installed-dev ## Write docs/openapi/openapi.v1.json from the code; a test keeps the two equal
 	@$(PY) -m api.openapi > docs/openapi/openapi.v1.json

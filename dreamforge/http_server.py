@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def _hurrying(protocol: Any, head_s: float) -> Any:
+def _hurrying(protocol: Any, head_s: float) -> Any:  # noqa: C901  # a class of six short methods
     """The protocol of either of uvicorn's parsers, with a bound on how long a request's head may take.
 
     That of a connection's first request counts from the opening. Between two requests uvicorn has a bound of its own.

@@ -20,6 +20,8 @@ from eventstore.events import Recorded
 from eventstore.log import Log, expect_gapless
 
 _BATCH = 1000
+# Who reads the past must not keep the present waiting: a crowd of them would take every connection of the pool.
+_CATCHING_UP = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -40,6 +42,8 @@ class Tailer:
         self._followers: dict[UUID | None, set[Waiter]] = {}
         self._cursor: dict[int, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self._streams_behind = asyncio.Semaphore(_CATCHING_UP)
+        self._behind = asyncio.Semaphore(_CATCHING_UP)
 
     @asynccontextmanager
     async def follow(self, stream: UUID | None) -> AsyncIterator[Waiter]:
@@ -61,7 +65,8 @@ class Tailer:
         held = self._streams.get(stream)
         if held and held[0].version <= version + 1:
             return [event for event in held if event.version > version][:limit]
-        return await self._log.stream(stream, after=version, limit=limit)
+        async with self._streams_behind:
+            return await self._log.stream(stream, after=version, limit=limit)
 
     async def everything(self, positions: Mapping[int, int], *, limit: int = 500) -> dict[int, list[Recorded]]:
         """At most `limit` events of each partition after its position, in order; from the ring where it reaches back.
@@ -80,7 +85,8 @@ class Tailer:
             else:
                 behind[partition] = position
         if behind:
-            found |= await self._log.after(behind, limit=limit)
+            async with self._behind:
+                found |= await self._log.after(behind, limit=limit)
         for partition, events in found.items():
             expect_gapless(partition, positions[partition], events)
         return found

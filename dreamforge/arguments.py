@@ -1,9 +1,14 @@
 """Types of command-line arguments. Each complains by `ArgumentTypeError`, in words for the person who typed it."""
 
 import argparse
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 STDIN = Path("-")
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def unicode_text(text: str) -> str:
@@ -64,6 +69,20 @@ def port(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port; it must be a whole number from 0 to 65535")
     return int(text)
+
+
+def moment(text: str) -> datetime:
+    """A point in time: RFC 3339, without an offset in UTC; or how long ago, like `90s`, `15m`, `2h`, `3d`."""
+    ago = _AGO.fullmatch(text)
+    if ago:
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write it like 2026-01-02T12:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def job_id(text: str) -> str:

@@ -3,12 +3,14 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
 
 from dreamforge import arguments, show
-from dreamforge.client import Client, JsonObject, log_line
+from dreamforge.client import ApiError, Client, JsonObject, log_line
 from dreamforge.console import FAILED, OK, PipeConsole, print_answer
 from dreamforge.settings import Settings
 
@@ -63,9 +65,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     cancel = actions.add_parser("cancel", parents=[output, one], help="cancel a job")
     cancel.add_argument("--wait", action="store_true", help="wait for its end; exit 1 if it ended otherwise")
     cancel.set_defaults(handler=_cancel)
-    retry = actions.add_parser("retry", parents=[output, one], help="run a failed job's failed step again")
-    retry.add_argument("--watch", action="store_true", help="follow the job to its end")
-    retry.set_defaults(handler=_retry)
+    _add_retry(actions, output)
     artifacts = actions.add_parser("artifacts", parents=[output, one], help="list a job's artifacts")
     artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
     artifacts.set_defaults(handler=_artifacts)
@@ -127,6 +127,16 @@ def _add_events(
     whole.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
     whole.add_argument("--category", metavar="NAME", help="job or model")
     events.set_defaults(handler=_events, refuse=events.error)
+
+
+def _add_retry(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", output: argparse.ArgumentParser) -> None:
+    retry = actions.add_parser("retry", parents=[output], help="run a failed job's failed step again, or those of all")
+    retry.add_argument("job_id", metavar="ID", nargs="?", type=arguments.job_id)
+    retry.add_argument("--watch", action="store_true", help="follow the job to its end")
+    retry.add_argument("--failed", action="store_true", help="every failed job rather than one")
+    retry.add_argument("--since", type=arguments.moment, metavar="TIME", help="of those, what failed from then on")
+    retry.add_argument("--dry-run", action="store_true", help="only list them")
+    retry.set_defaults(handler=_retry, refuse=retry.error)
 
 
 def _create(args: argparse.Namespace, found: Settings) -> int:
@@ -259,12 +269,40 @@ def _word(status: str) -> str:
 
 
 def _retry(args: argparse.Namespace, found: Settings) -> int:
+    if args.failed == (args.job_id is not None):
+        args.refuse("name one job, or --failed for all of them")
+    if args.failed and args.watch:
+        args.refuse("--watch goes with one job")
+    if not args.failed and (args.since or args.dry_run):
+        args.refuse("--since and --dry-run go with --failed")
     with Client(found.api_base) as client:
+        if args.failed:
+            return _retry_failed(client, args)
         job = client.retry(args.job_id)
         if args.watch:
             return _follow(client, args.job_id, args.output)
         print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
         return OK
+
+
+def _retry_failed(client: Client, args: argparse.Namespace) -> int:
+    """Ask for a retry of each; one that is no longer failed was retried by somebody else."""
+    failed = [
+        job
+        for job in client.jobs(status="failed")
+        if args.since is None or datetime.fromisoformat(job["updated_at"]) >= args.since
+    ]
+    retried = []
+    for job in [] if args.dry_run else failed:
+        try:
+            retried.append(client.retry(job["id"]))
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+    answer = failed if args.dry_run else retried
+    shown = show.job_list_table(failed) if args.dry_run else f"{len(retried)} of {len(failed)} failed jobs run again."
+    print_answer(args.output, answer, shown)
+    return OK
 
 
 def _artifacts(args: argparse.Namespace, found: Settings) -> int:

@@ -235,6 +235,31 @@ def test_a_failed_job_is_retried(failing: Cli) -> None:
     assert codes(history).count("job.finish") == 2
 
 
+async def test_all_that_failed_is_driven_once_more(failing: Cli) -> None:
+    """Given failed jobs, then those of the time asked for are listed, retried, and not retried again."""
+    jobs = [failing.answer("create", *SMALL, "--scale", "2", "--watch", code=1) for _ in range(2)]
+
+    async def listed() -> bool:
+        return {job["id"] for job in failing.answer("list", "--status", "failed")} == {job["id"] for job in jobs}
+
+    await eventually(listed, what="the list of both")
+    assert failing.answer("retry", "--failed", "--since", "2999-01-01") == []
+    assert len(failing.answer("retry", "--failed", "--since", "1h", "--dry-run")) == 2
+    since = max(job["updated_at"] for job in jobs)
+    assert len(failing.answer("retry", "--failed", "--since", since, "--dry-run")) == 1
+    assert {job["id"] for job in failing.answer("retry", "--failed")} == {job["id"] for job in jobs}
+    for job in jobs:
+        assert failing.answer("watch", job["id"])["status"] == "succeeded"
+        assert codes(failing.lines("events", job["id"])).count("job.retry_requested") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [(), ("x", "--failed"), ("--failed", "--watch"), ("x", "--since", "1h"), ("--failed", "--since", "soon")]
+)
+def test_a_retry_names_one_job_or_all_that_failed(cli: Cli, wrong: tuple[str, ...]) -> None:
+    cli.run("retry", *wrong, code=2)
+
+
 def test_what_a_jobs_state_forbids_exits_5(cli: Cli, job_id: str) -> None:
     cli.run("cancel", job_id, code=5)
     cli.run("retry", job_id, code=5)

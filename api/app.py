@@ -1,4 +1,6 @@
-"""The routes."""
+"""The routes, and who may use each."""
+
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -9,11 +11,13 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from api import commands, docs, feed, jobs, models, schemas, stream
+from api.access import Authentication, Guard
 from api.errors import HANDLERS
 from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
 from api.metrics import RequestMetrics
-from api.middleware import RequestIds
+from api.middleware import RequestIds, SecurityHeaders
+from api.operations import OPERATIONS
 from api.responses import json_response
 from api.services import Services
 
@@ -31,9 +35,16 @@ async def _jobs(request: Request) -> Response:
     return await (commands.create if request.method == "POST" else jobs.list_jobs)(request)
 
 
+def _guarded(path: str, endpoint: Any, methods: list[str] | None = None) -> Route:
+    """A route for callers with one of the scopes that the table of operations asks for."""
+    route = Route(path, endpoint, methods=methods)
+    route.app = Guard(route.app, {one.method: one.scopes for one in OPERATIONS if one.path == path})
+    return route
+
+
 def _streaming(path: str, kind: str, opens: Endpoint) -> Route:
     """A route of a stream, which has no HEAD."""
-    route = Route(path, StreamEndpoint(kind, opens))
+    route = _guarded(path, StreamEndpoint(kind, opens))
     route.methods = {"GET"}
     return route
 
@@ -44,21 +55,22 @@ HEALTH_ROUTES = [
     Route("/metrics", metrics),
 ]
 ROUTES = [
-    Route("/v1/", service),
-    Route("/v1/jobs", _jobs, methods=["GET", "POST"]),
-    Route("/v1/jobs/{job_id}", jobs.show),
-    Route("/v1/jobs/{job_id}/artifacts", jobs.artifacts),
-    Route("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
-    Route("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
-    Route("/v1/jobs/{job_id}/progress", jobs.progress),
+    _guarded("/v1/", service),
+    _guarded("/v1/jobs", _jobs, methods=["GET", "POST"]),
+    _guarded("/v1/jobs/{job_id}", jobs.show),
+    _guarded("/v1/jobs/{job_id}/artifacts", jobs.artifacts),
+    _guarded("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
+    _guarded("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
+    _guarded("/v1/jobs/{job_id}/progress", jobs.progress),
     _streaming("/v1/jobs/{job_id}/progress/stream", "job", stream.stream),
-    Route("/v1/jobs/{job_id}/events", jobs.events),
-    Route("/v1/jobs/{job_id}/logs", jobs.logs),
-    Route("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),
-    Route("/v1/events", feed.page),
+    _guarded("/v1/jobs/{job_id}/events", jobs.events),
+    _guarded("/v1/jobs/{job_id}/logs", jobs.logs),
+    _guarded("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),
+    _guarded("/v1/jobs/{job_id}/stream_token", commands.stream_token, methods=["POST"]),
+    _guarded("/v1/events", feed.page),
     _streaming("/v1/events/stream", "log", feed.stream),
-    Route("/v1/models", models.list_models),
-    Route("/v1/models/{model_id}", models.show),
+    _guarded("/v1/models", models.list_models),
+    _guarded("/v1/models/{model_id}", models.show),
     *HEALTH_ROUTES,
     Route("/openapi.json", docs.document),
     Route("/docs", docs.page),
@@ -70,7 +82,7 @@ def build(services: Services, health: Health) -> ASGIApp:
     starlette = Starlette(routes=[*ROUTES, Mount("/docs/assets", docs.assets())], exception_handlers=HANDLERS)
     starlette.state.services = services
     starlette.state.health = health
-    app: ASGIApp = GZipMiddleware(starlette, minimum_size=_GZIP_FROM)
+    app: ASGIApp = Authentication(GZipMiddleware(starlette, minimum_size=_GZIP_FROM), services)
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,
@@ -91,4 +103,4 @@ def build_health(health: Health) -> ASGIApp:
 
 def _observed(app: ASGIApp) -> ASGIApp:
     # Around everything: an answer of 500, too, is counted, and must carry its request's id.
-    return RequestIds(RequestMetrics(app))
+    return RequestIds(SecurityHeaders(RequestMetrics(app)))

@@ -1,9 +1,9 @@
-"""The handlers that write: submit a job, cancel it, retry it."""
+"""The handlers of POST: submit a job, cancel it, retry it, let a page follow it."""
 
 import re
 import secrets
 from collections.abc import Coroutine
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -11,9 +11,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import preferences, requests, responses
+from api import preferences, requests, responses, schemas
+from api.access import caller
 from api.errors import ApiError, invalid, not_found, unavailable
 from api.inputs import job_id, json_body, no_body
+from api.jobs import load
 from api.responses import json_response
 from api.services import Services
 from eventstore import codec
@@ -21,7 +23,7 @@ from eventstore.committer import Transition
 from eventstore.database import within
 from eventstore.events import Idempotency, JobCreated, Meta, Recorded
 from eventstore.ids import derived_id, new_id
-from eventstore.log import DEFAULT_TENANT, Append
+from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.plan import SEED_PRIME
 from orchestrator.transact import NoSuchJob, event
@@ -63,10 +65,22 @@ async def retry(request: Request) -> Response:
     return await _ask(request, RequestRetry())
 
 
+async def stream_token(request: Request) -> Response:
+    """POST /v1/jobs/{id}/stream_token: what lets a browser's EventSource, which can set no headers, follow the job."""
+    services: Services = request.app.state.services
+    await no_body(request, services.config.max_body_bytes)
+    seen = await load(request)
+    asker = caller(request)
+    token, expires = await services.tokens.issue(seen.job_id, asker.tenant, asker.key_id)
+    expires_at = responses.stamp(datetime.fromtimestamp(expires, UTC))
+    answer = schemas.StreamToken(token=token, expires_at=expires_at)
+    return json_response(answer, headers={"Cache-Control": "no-store"})
+
+
 async def _accept_once(request: Request, submission: requests.Submission, key: bytes) -> _Accepted:
     """Accept a job under the id that its key stands for: of several that come at once the log lets one in."""
     services: Services = request.app.state.services
-    job = derived_id(DEFAULT_TENANT.encode(), key)
+    job = derived_id(caller(request).tenant.encode(), key)
     idempotency = submission.idempotency(key)
     earlier = await services.log.stream(job, limit=1)
     if earlier:
@@ -87,6 +101,7 @@ async def _accept(
         raise invalid(
             submission.place("model_id"), "must be a model that is installed, enabled and can generate; see /v1/models"
         )
+    await services.admission.admit(caller(request).tenant)
     created, private = requests.events(
         submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
@@ -95,7 +110,8 @@ async def _accept(
         idempotency=idempotency,
     )
     first = event(created, _cause(request), private=private)
-    transition = Transition(append=Append(stream=job, expected=0, events=(first,)))
+    append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
+    transition = Transition(append=append)
     answer = await _soon(services, services.committer.commit(transition))
     return _Accepted(job, first.ts, replayed=not answer.stands)
 
@@ -118,7 +134,9 @@ async def _answer(request: Request, accepted: _Accepted) -> Response:
     config = services.config
     preferred = preferences.wait(request)
     patience = preferred if config.eager_s is None else config.eager_s
-    view = None if patience is None else await preferences.until_terminal(services, accepted.job_id, patience)
+    view = None
+    if patience is not None:
+        view = await preferences.until_terminal(services, caller(request).tenant, accepted.job_id, patience)
     headers = {
         "Location": f"/v1/jobs/{accepted.job_id}",
         "ETag": responses.etag(1 if view is None else view.version),
@@ -136,12 +154,12 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     job = job_id(request)
     await no_body(request, services.config.max_body_bytes)
     try:
-        state = await _soon(services, services.jobs.request(job, asked, _cause(request)))
+        state = await _soon(services, services.jobs.request(caller(request).tenant, job, asked, _cause(request)))
     except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:
         raise ApiError("conflict", str(refusal), {"field": "status", "job_id": str(job)}) from None
-    view = await services.queries.job(job)
+    view = await services.queries.job(caller(request).tenant, job)
     if view is None:
         raise not_found(f"job {job}")
     answer = responses.job_answer(job, view.status, view.created_at)
@@ -161,7 +179,7 @@ def _cause(request: Request) -> Meta:
     """What the events that a request causes say of it. A traceparent that is malformed counts as absent."""
     given = request.headers.get("traceparent", "").strip()
     traceparent = given if _TRACEPARENT.fullmatch(given) else None
-    return Meta(request_id=request.state.request_id, traceparent=traceparent)
+    return Meta(request_id=request.state.request_id, traceparent=traceparent, key_id=caller(request).key_id)
 
 
 def _idempotency_key(request: Request) -> bytes | None:

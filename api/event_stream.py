@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
+from api.access import caller
 from api.errors import ApiError
 from api.services import Services
 
@@ -128,6 +129,7 @@ class StreamEndpoint:
 
     async def _response(self, services: Services, request: Request) -> Response:
         try:
+            services.admission.pace(caller(request).tenant)
             return await _unless_stopping(services, self._opens(request))
         except HTTPException:
             raise

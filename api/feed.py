@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import frames, responses, schemas
+from api.access import caller
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
 from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
@@ -29,8 +30,9 @@ _MOST_PAGES = 20
 
 
 class _Filter(msgspec.Struct, frozen=True):
-    """Which events a subscriber asked for; None for all."""
+    """Which events a subscriber may see, and asked for; None for all."""
 
+    tenant: str
     codes: frozenset[str] | None
     category: str | None
 
@@ -39,7 +41,9 @@ class _Filter(msgspec.Struct, frozen=True):
         return self.codes is not None or self.category is not None
 
     def passes(self, event: Recorded) -> bool:
-        return self.category in {None, event.category} and (self.codes is None or event.code in self.codes)
+        # Models are everybody's; what else is another tenant's is passed by in silence.
+        visible = event.tenant == self.tenant or event.category == "model"
+        return visible and self.category in {None, event.category} and (self.codes is None or event.code in self.codes)
 
 
 async def page(request: Request) -> Response:
@@ -122,15 +126,16 @@ def _pass(cursor: LogCursor, event: Recorded) -> None:
 
 
 def _filter(request: Request) -> _Filter:
+    tenant = caller(request).tenant
     category = one_of(request, "category", get_args(Category))
     given = request.query_params.getlist("codes")
     if not given:
-        return _Filter(None, category)
+        return _Filter(tenant, None, category)
     codes = frozenset(name.strip() for value in given for name in value.split(","))
     unknown = sorted(codes - codec.CODES)
     if unknown:
         raise invalid("codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.CODES))}")
-    return _Filter(codes, category)
+    return _Filter(tenant, codes, category)
 
 
 async def _start(services: Services) -> LogCursor:

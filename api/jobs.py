@@ -1,6 +1,6 @@
 """The handlers that read jobs."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api import lines, preferences, responses
+from api.access import caller
 from api.cursors import JobsCursor
 from api.errors import invalid, not_found
 from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
@@ -15,7 +16,6 @@ from api.responses import json_response
 from api.services import Services
 from eventstore import codec
 from eventstore.events import Recorded, Status, StepName
-from eventstore.log import DEFAULT_TENANT
 from projections.progress import progress as progress_of
 from projections.views import JobView, view
 
@@ -32,7 +32,7 @@ async def list_jobs(request: Request) -> Response:
     status = one_of(request, "status", get_args(Status))
     cursor = _jobs_cursor(request)
     found = await services.queries.jobs(
-        DEFAULT_TENANT,
+        caller(request).tenant,
         status=status,  # type: ignore[arg-type]  # one of them, as just checked
         before=None if cursor is None else (cursor.created_at, cursor.job_id),
         limit=limit + 1,
@@ -61,7 +61,7 @@ async def show(request: Request) -> Response:
         seen = await load(request)
         patience = preferences.wait(request)
         if patience is not None and not seen.terminal:
-            seen = await preferences.until_terminal(services, seen.job_id, patience) or seen
+            seen = await preferences.until_terminal(services, caller(request).tenant, seen.job_id, patience) or seen
         headers = preferences.applied(patience)
     headers["ETag"] = responses.etag(seen.version)
     if {headers["ETag"], "*"} & _etags(request.headers.get("if-none-match", "")):
@@ -94,7 +94,7 @@ async def _history(request: Request) -> list[Recorded]:
     services: Services = request.app.state.services
     job = job_id(request)
     history = await services.log.stream(job)
-    if not history or history[0].category != "job":
+    if not _is_ours(request, history):
         raise not_found(f"job {job}")
     return history
 
@@ -139,7 +139,7 @@ async def events(request: Request) -> Response:
     after = whole_number(request, "after_version", default=0, least=0, most=_LARGEST_VERSION)
     limit = whole_number(request, "limit", default=100, least=1, most=_MOST_EVENTS)
     found = await services.log.stream(job, after=after, limit=limit + 1)
-    if not found or found[0].category != "job":
+    if not _is_ours(request, found):
         found = []
         await load(request)
     return json_response(responses.history(found[:limit], has_more=len(found) > limit))
@@ -186,10 +186,15 @@ async def load(request: Request, *, artifacts: bool = False) -> JobView:
     """The job that the path names; 404 where there's none."""
     services: Services = request.app.state.services
     job = job_id(request)
-    found = await services.queries.job(job, artifacts=artifacts)
+    found = await services.queries.job(caller(request).tenant, job, artifacts=artifacts)
     if found is None:
         raise not_found(f"job {job}")
     return found
+
+
+def _is_ours(request: Request, history: Sequence[Recorded]) -> bool:
+    """Is it the history of a job of the caller's tenant?"""
+    return bool(history) and (history[0].category, history[0].tenant) == ("job", caller(request).tenant)
 
 
 def _etags(header: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Every request gets an id and a line in the log."""
+"""Every request gets an id and a line in the log; every answer the headers that keep browsers from mischief."""
 
 import re
 import time
@@ -10,6 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eventstore.ids import new_id
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -46,7 +52,39 @@ class RequestIds:
                 status=status,
                 ms=round((time.perf_counter() - began) * 1000, 1),
                 request_id=request_id,
+                **_sender(scope),
             )
+
+
+def _sender(scope: Scope) -> dict[str, str]:
+    """The id of the key that was shown, never the key; nor is the query logged, where a token may stand."""
+    key_id = getattr(scope["state"].get("caller"), "key_id", None)
+    return {} if key_id is None else {"key_id": str(key_id)}
+
+
+class SecurityHeaders:
+    """What every answer tells browsers: trust the declared type, show it in no frame, run nothing, keep nothing.
+
+    An answer that says more itself, like the page of documentation, is left as it is.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/v1"):
+                    # Kept by nobody but the asker, and not shown again without asking: an ETag still saves the body.
+                    headers.setdefault("Cache-Control", "private, no-cache")
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 def _request_id(headers: Headers) -> str:

@@ -13,13 +13,17 @@ from api import models, requests, schemas
 from api.errors import STATUS
 from api.examples import Example
 from api.operations import (
+    CHALLENGE,
     DESCRIPTION,
     JSON,
+    LIMITED,
     OPERATIONS,
     REQUEST_ID,
     REQUEST_IDS,
     RETRY_AFTER,
+    SECURITY,
     SSE,
+    STRANGER,
     TAGS,
     Header,
     Operation,
@@ -35,6 +39,7 @@ _NO_NUL = r"^[^\u0000]*$"
 _ANSWERS = (
     schemas.Service,
     schemas.JobAnswer,
+    schemas.StreamToken,
     schemas.Job,
     schemas.JobList,
     schemas.ArtifactList,
@@ -75,6 +80,7 @@ def document() -> Schema:
             "schemas": _components(),
             "parameters": {one.name: _parameter(one) for one in REQUEST_IDS},
             "headers": {name: _header(header) for name, header in REQUEST_ID.items()},
+            "securitySchemes": SECURITY,
         },
     }
 
@@ -157,6 +163,11 @@ def _operation(operation: Operation) -> Schema:
     replies = {str(reply.status): _reply(reply) for reply in operation.replies}
     streams = any(reply.media == SSE for reply in operation.replies)
     errors = dict(operation.errors) | ({} if streams else {"internal": "A bug; the message leaks nothing."})
+    if operation.scopes:
+        errors |= {"unauthorized": STRANGER, "forbidden": f"The key lacks the scope {' or '.join(operation.scopes)}."}
+        errors |= {} if streams else {"rate_limited": LIMITED}
+        token = any(one.name == "access_token" for one in operation.parameters)
+        described["security"] = [{"key": []}, {}, *([{"stream_token": []}] if token else [])]
     described["responses"] = dict(
         sorted((replies | {str(STATUS[code]): _error(code, errors[code]) for code in errors}).items())
     )
@@ -186,7 +197,7 @@ def _reply(reply: Reply) -> Schema:
 
 
 def _error(code: str, text: str) -> Schema:
-    extra = RETRY_AFTER if code == "infra_unavailable" else {}
+    extra = {"infra_unavailable": RETRY_AFTER, "rate_limited": RETRY_AFTER, "unauthorized": CHALLENGE}.get(code, {})
     example = {"code": code, "message": text, "correlation_id": "…", "detail": {"code": code, "message": text}}
     content = {"schema": ref("Error"), "examples": {code: {"value": example}}}
     return {"description": text, "headers": _headers(extra), "content": {JSON: content}}

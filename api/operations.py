@@ -7,7 +7,12 @@ import msgspec
 
 from api.examples import CHAINED_JOB, JOB_ANSWER, LEGACY_JOB, LOG_LINE, PIPELINE_JOB, SSE_TRANSCRIPT, Example
 from eventstore import codec
-from eventstore.events import Category, Status, StepName
+from eventstore.events import Category, Scope, Status, StepName
+
+ANY: tuple[Scope, ...] = get_args(Scope)
+READS: tuple[Scope, ...] = ("jobs", "audit")
+WRITES: tuple[Scope, ...] = ("jobs",)
+AUDITS: tuple[Scope, ...] = ("audit",)
 
 Schema = dict[str, Any]
 Place = Literal["path", "query", "header"]
@@ -61,7 +66,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """A method of a path. errors: why each code of `api.errors.STATUS` may come back."""
+    """A method of a path.
+
+    errors: why each code of `api.errors.STATUS` may come back; those that all operations with keys share are added.
+    scopes: any of which a key must have; none where no key is asked for.
+    """
 
     method: Literal["GET", "POST"]
     path: str
@@ -73,6 +82,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: Body | None = None
     replies: Sequence[Reply]
     errors: Mapping[str, str] = {}
+    scopes: Sequence[Scope] = ()
 
 
 DESCRIPTION = """\
@@ -133,6 +143,20 @@ _CATEGORY = _query("category", "Only events of this category.", {"enum": list(ge
 
 REQUEST_ID = {"X-Request-Id": Header("The request's id.", {"type": "string", "minLength": 1, "maxLength": 128})}
 RETRY_AFTER = {"Retry-After": Header("In how many seconds to try again.", {"type": "string", "pattern": "^[0-9]+$"})}
+CHALLENGE = {"WWW-Authenticate": Header("`Bearer`, with `error` where a key was given (RFC 6750).")}
+SECURITY: Schema = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, where the service asks for one; `dreamforge keys create` makes it.",
+    },
+    "stream_token": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "access_token",
+        "description": "A token of `createStreamToken`, for a browser's EventSource.",
+    },
+}
 # A string to those who read the body as a whole, and an object for each message to those who know the format.
 _MESSAGES: Schema = {
     "type": ["string", "object"],
@@ -151,8 +175,18 @@ _LOST = "No such job, or an id that is no UUID."
 _AWAY = "The database can't be reached; see `Retry-After`."
 _WRONG_QUERY = "A parameter is malformed or out of bounds; `details.field` names it."
 
+STRANGER = "No API key, or one that is unknown or was revoked."
+LIMITED = "More requests a second, or more open jobs, than this tenant may have; see `Retry-After`."
+
 _READ = {"not_found": _LOST, "infra_unavailable": _AWAY}
 _READ_QUERY = _READ | {"invalid_input": _WRONG_QUERY}
+
+_EMPTY = Body(schema={"type": ["object", "null"], "maxProperties": 0}, required=False)
+_NO_BODY = {
+    "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
+    "unsupported_media_type": "The body is declared as something else than JSON.",
+    "invalid_input": "There is a body, and it is not empty.",
+}
 
 _JOB_LINKS = {
     name: {"job_id": "$response.body#/job/id"}
@@ -165,7 +199,7 @@ _ARTIFACT_LINKS = {
 
 def _one_job(path: str, name: str, summary: str, **more: Any) -> Operation:
     """A read of one job."""
-    given = {"tag": "jobs", "errors": _READ, "method": "GET"} | more
+    given = {"tag": "jobs", "errors": _READ, "method": "GET", "scopes": READS} | more
     given["parameters"] = [_JOB_ID, *given.get("parameters", [])]
     return Operation(path=f"/v1/jobs/{{job_id}}{path}", name=name, summary=summary, **given)
 
@@ -195,16 +229,11 @@ def _change(action: str, summary: str, description: str, refused: str) -> Operat
         tag="jobs",
         summary=summary,
         description=description,
+        scopes=WRITES,
         parameters=[_JOB_ID, _TRACEPARENT],
-        body=Body(schema={"type": ["object", "null"], "maxProperties": 0}, required=False),
+        body=_EMPTY,
         replies=accepted,
-        errors=_READ
-        | {
-            "conflict": refused,
-            "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
-            "unsupported_media_type": "The body is declared as something else than JSON.",
-            "invalid_input": "There is a body, and it is not empty.",
-        },
+        errors=_READ | _NO_BODY | {"conflict": refused},
     )
 
 
@@ -220,6 +249,7 @@ OPERATIONS: list[Operation] = [
         name="getService",
         tag="operations",
         summary="Who answers",
+        scopes=ANY,
         replies=_answered("The service's name.", "Service"),
     ),
     Operation(
@@ -228,6 +258,7 @@ OPERATIONS: list[Operation] = [
         name="listJobs",
         tag="jobs",
         summary="The jobs, the newest first",
+        scopes=READS,
         description="Stable while jobs come in: a page goes on where the one before ended. May trail by a moment.",
         parameters=[
             _query("status", "Only jobs of this status.", {"enum": list(get_args(Status))}),
@@ -243,6 +274,7 @@ OPERATIONS: list[Operation] = [
         name="createJob",
         tag="jobs",
         summary="Submit a job",
+        scopes=WRITES,
         description="When this answers, the job, its steps and the duty to run the first are durable.",
         parameters=[
             _header(
@@ -279,7 +311,7 @@ OPERATIONS: list[Operation] = [
             "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
             "unsupported_media_type": "The body is declared as something else than JSON.",
             "invalid_input": "Something in the body or a header is wrong; `details.field` names it.",
-            "infra_unavailable": _AWAY,
+            "infra_unavailable": "The database can't be reached, or `DF_MAX_QUEUED_JOBS` is; see `Retry-After`.",
         },
     ),
     _one_job(
@@ -346,6 +378,7 @@ OPERATIONS: list[Operation] = [
             _LAST_EVENT_ID,
             _query("last_event_id", "The same, where headers can't be set.", {"type": "string"}),
             _query("since_ts", "Begin with the first event at or after this time.", _TIME),
+            _query("access_token", "A token of `createStreamToken`, where headers can't be set.", {"type": "string"}),
             _query("include", "`step` sends step.start and step.finish as `event: step`.", {"type": "string"}),
         ],
         replies=[
@@ -392,11 +425,25 @@ OPERATIONS: list[Operation] = [
         "The job has not failed, or a retry is pending.",
     ),
     Operation(
+        method="POST",
+        path="/v1/jobs/{job_id}/stream_token",
+        name="createStreamToken",
+        tag="streams",
+        summary="Let a page follow a job",
+        description="A browser's EventSource can't send headers. This token opens one job's stream for ten minutes.",
+        scopes=READS,
+        parameters=[_JOB_ID],
+        body=_EMPTY,
+        replies=_answered("The token.", "StreamToken", headers=_NO_STORE),
+        errors=_READ | _NO_BODY,
+    ),
+    Operation(
         method="GET",
         path="/v1/events",
         name="listEvents",
         tag="log",
         summary="The whole log, page by page",
+        scopes=AUDITS,
         description="From its beginning, or after a cursor. Order holds within a stream.",
         parameters=[
             _query("cursor", "`next_cursor` of the page before, or the `id:` of a streamed event.", _CURSOR),
@@ -413,6 +460,7 @@ OPERATIONS: list[Operation] = [
         name="streamEvents",
         tag="streams",
         summary="The whole log as it grows",
+        scopes=AUDITS,
         description="From its end on, unless told otherwise. One message an event, with no `event:` name; the data is a"
         " `LogEvent`, `id:` a cursor. A block with only `id:` is a heartbeat, and moves the cursor past what a filter"
         " leaves out." + _SHED,
@@ -433,6 +481,7 @@ OPERATIONS: list[Operation] = [
         name="listModels",
         tag="models",
         summary="What jobs may be run with",
+        scopes=READS,
         parameters=[
             _query("enabled", "Those that are installed and enabled, or the others.", {"enum": ["true", "false"]}),
             _query("page", "Which page, from 1.", _whole(1, 2**31 - 1, 1)),
@@ -451,6 +500,7 @@ OPERATIONS: list[Operation] = [
         name="getModel",
         tag="models",
         summary="One model",
+        scopes=READS,
         parameters=[_MODEL_ID],
         replies=_answered("The model.", "ModelDetail"),
         errors={"not_found": "No such model, or an id that is no UUID.", "infra_unavailable": _AWAY},

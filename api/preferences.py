@@ -33,7 +33,7 @@ def applied(seconds: int | None) -> dict[str, str]:
     return {} if seconds is None else {"Preference-Applied": f"wait={seconds}"}
 
 
-async def until_terminal(services: Services, job_id: UUID, seconds: float) -> JobView | None:
+async def until_terminal(services: Services, tenant: str, job_id: UUID, seconds: float) -> JobView | None:
     """A job once it has ended, or as it is `seconds` later, or when the server stops; None if it can't be read."""
     view: JobView | None = None
     loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ async def until_terminal(services: Services, job_id: UUID, seconds: float) -> Jo
         while True:
             try:
                 if view is None:
-                    view = await services.queries.job(job_id)
+                    view = await services.queries.job(tenant, job_id)
                     if view is None:
                         return None
                 for event in await services.tailer.after(job_id, view.version):

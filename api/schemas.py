@@ -53,6 +53,13 @@ class JobStub(Answer, frozen=True, kw_only=True):
     links: Links
 
 
+class StreamToken(Answer, frozen=True, kw_only=True):
+    """What opens one job's stream, as `?access_token=`, until it expires."""
+
+    token: str
+    expires_at: Timestamp
+
+
 class JobAnswer(Answer, frozen=True, kw_only=True):
     """What submitting, cancelling and retrying a job answer."""
 

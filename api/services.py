@@ -7,11 +7,14 @@ from typing import Any
 
 import msgspec
 
+from api.limits import Admission
 from api.metrics import SSE_CLIENTS
+from api.tokens import StreamTokens
 from eventstore.committer import Committer
 from eventstore.log import Log
 from eventstore.tailer import Tailer
 from orchestrator.transact import Jobs
+from projections.key_queries import Keys
 from projections.model_queries import Models
 from projections.progress import EVEN, Weights
 from projections.queries import Queries
@@ -66,7 +69,10 @@ class OpenStreams:
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """The doors to the floors below. stopping: set when streams must end, since the server goes away."""
+    """The doors to the floors below.
+
+    keys: None where requests need none. stopping: set when streams must end, since the server goes away.
+    """
 
     log: Log
     committer: Committer
@@ -74,6 +80,9 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     tailer: Tailer
     queries: Queries
     models: Models
+    keys: Keys | None
+    tokens: StreamTokens
+    admission: Admission
     presign: Presign
     config: ApiConfig
     stopping: asyncio.Event

@@ -1,9 +1,12 @@
 """The database and the object store of a process: those that the settings name, or embedded ones."""
 
 import asyncio
-from collections.abc import Iterator
+import getpass
+import socket
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from msgspec.structs import replace
@@ -13,6 +16,8 @@ from dreamforge.embedded import home as notes
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.database import Database
+
+T = TypeVar("T")
 
 _SERVICE = "dreamforge_app"
 """The embedded database's login of the service, which does not own what it works on."""
@@ -35,6 +40,26 @@ def with_store(settings: Settings) -> Settings:
         if value is None:
             raise SettingsError(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
     return configured(settings)
+
+
+def ask_database(settings: Settings, role: str, question: Callable[[Database, str], Awaitable[T]]) -> T:
+    """Do something with the database of a command: the one that the settings name, or else the home's.
+
+    question: is given the database, and who asks, for the meta of events.
+    """
+
+    async def ask(found: Settings) -> T:
+        pooled = found.db_pooler == "transaction"
+        database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
+        try:
+            # A home may be new: whoever comes first installs the schema.
+            await (schema.install(database) if settings.db_url is None else schema.check(database))
+            return await question(database, f"{getpass.getuser()}@{socket.gethostname()}")
+        finally:
+            await database.close()
+
+    with given_or_home(settings) as found:
+        return asyncio.run(ask(found))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from dreamforge import __version__, arguments, jobs_cli, logs, models_cli, outbox_cli, settings, show
+from dreamforge import __version__, arguments, jobs_cli, keys_cli, logs, models_cli, outbox_cli, settings, show
 from dreamforge.client import ApiError, ClientError
 from dreamforge.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, complain
 from dreamforge.settings import Settings, SettingsError
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_roles(commands)
     jobs_cli.add(commands)
+    keys_cli.add(commands)
     models_cli.add(commands)
     outbox_cli.add(commands)
     return parser

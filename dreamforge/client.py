@@ -64,10 +64,12 @@ class Client:
         self,
         base_url: str = "http://127.0.0.1:8001",
         *,
+        api_key: str | None = None,
         patience_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._authorization = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._patience_s = patience_s
         self._transport = transport
         self._connections: dict[bool, httpx.Client] = {}
@@ -177,7 +179,7 @@ class Client:
     def streamed(self, path: str, *, last_event_id: str = "", **params: str | int | None) -> Iterator[httpx.Response]:
         """GET something whose body is to be read as it comes."""
         url = self.base_url + path
-        headers = {"Cache-Control": "no-store"}
+        headers = {"Cache-Control": "no-store"} | self._authorization
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
         given = _given(params)
@@ -270,9 +272,9 @@ class Client:
     ) -> httpx.Response:
         url = self.base_url + path
         try:
-            return self._http(url).request(
-                method, url, params=params, headers=headers, content=content, timeout=timeout
-            )
+            given = httpx.Headers(headers)
+            given.update(self._authorization)
+            return self._http(url).request(method, url, params=params, headers=given, content=content, timeout=timeout)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
 

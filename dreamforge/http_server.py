@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -104,6 +105,14 @@ def listen_nearby(host: str, port: int) -> socket.socket:
     bound = listen(host, 0)
     _log.warning("port is taken, using a free one", host=host, port=port, used=bound.getsockname()[1])
     return bound
+
+
+def is_loopback(host: str) -> bool:
+    """Does an address, or a name, lead to this machine alone?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def url_of(bound: socket.socket) -> str:

@@ -141,7 +141,7 @@ def _add_retry(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", o
 
 def _create(args: argparse.Namespace, found: Settings) -> int:
     request = _request(args)
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
         if args.watch:
             # Whoever stops watching must know what goes on without them.
@@ -170,7 +170,7 @@ def _given(fields: JsonObject) -> JsonObject:
 
 
 def _watch(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         return _follow(client, args.job_id, args.output)
 
 
@@ -182,14 +182,14 @@ def _follow(client: Client, job_id: str, output: str) -> int:
 
 
 def _show(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         job = client.job(args.job_id, as_of=args.as_of, as_of_version=args.as_of_version)
         print_answer(args.output, job, show.job_table(job))
         return OK
 
 
 def _list(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         jobs = list(client.jobs(status=args.status, limit=args.limit))
         print_answer(args.output, jobs, show.job_list_table(jobs))
         return OK
@@ -198,7 +198,7 @@ def _list(args: argparse.Namespace, found: Settings) -> int:
 def _logs(args: argparse.Namespace, found: Settings) -> int:
     if args.follow and args.tail and args.since:
         args.refuse("--follow goes with --tail or with --since, not with both")
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         lines = (
             _followed_logs(client, args) if args.follow else client.logs(args.job_id, tail=args.tail, since=args.since)
         )
@@ -223,7 +223,7 @@ def _events(args: argparse.Namespace, found: Settings) -> int:
         args.refuse("--follow, --new, --codes and --category go with --all")
     if args.new and not args.follow:
         args.refuse("--new goes with --follow")
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         if args.job_id is None:
             _print_events(args.output, _whole_log(client, args))
         elif args.output == "json":
@@ -253,7 +253,7 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 def _cancel(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         job = client.cancel(args.job_id)
         if args.wait:
             for _ in client.stream(args.job_id):
@@ -275,7 +275,7 @@ def _retry(args: argparse.Namespace, found: Settings) -> int:
         args.refuse("--watch goes with one job")
     if not args.failed and (args.since or args.dry_run):
         args.refuse("--since and --dry-run go with --failed")
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         if args.failed:
             return _retry_failed(client, args)
         job = client.retry(args.job_id)
@@ -306,7 +306,7 @@ def _retry_failed(client: Client, args: argparse.Namespace) -> int:
 
 
 def _artifacts(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base) as client:
+    with Client(found.api_base, api_key=found.api_key) as client:
         artifacts = client.artifacts(args.job_id)
         print_answer(args.output, artifacts, show.artifact_table(artifacts))
         for artifact in artifacts if args.download else ():

@@ -1,9 +1,6 @@
 """What `dreamforge models` does and answers."""
 
 import argparse
-import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +11,11 @@ from rich.table import Table
 
 from api.models import detail, summary
 from dreamforge import logs
-from dreamforge.backends import given_or_home
+from dreamforge.backends import ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.registry import NoSuchModel, Registry, RegistryError, registration
 from dreamforge.settings import Settings
-from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
@@ -122,21 +118,10 @@ def _changed(args: argparse.Namespace, state: str, model: ModelView, new: bool) 
 
 
 def _asked(settings: Settings, question: Callable[[Registry], Awaitable[T]]) -> T:
-    """What the registry answers; its database is the one that the settings name, or the home's."""
+    async def ask(database: Database, actor: str) -> T:
+        return await question(Registry(Log(database), actor))
 
-    async def answer(found: Settings) -> T:
-        database = Database(
-            found.db_url or "", size=1, pooled=found.db_pooler == "transaction", role="dreamforge-models"
-        )
-        try:
-            # A home may be new: whoever comes first installs the schema.
-            await (schema.install(database) if settings.db_url is None else schema.check(database))
-            return await question(Registry(Log(database), f"{socket.gethostname()}-{os.getpid()}"))
-        finally:
-            await database.close()
-
-    with given_or_home(settings) as found:
-        return asyncio.run(answer(found))
+    return ask_database(settings, "models", ask)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

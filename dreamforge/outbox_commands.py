@@ -1,9 +1,6 @@
 """What `dreamforge outbox` does and answers."""
 
 import argparse
-import asyncio
-import getpass
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,11 +9,10 @@ from typing import TypeVar
 from rich.table import Table
 
 from dreamforge import logs
-from dreamforge.backends import given_or_home
+from dreamforge.backends import ask_database
 from dreamforge.console import FAILED, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
-from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
 from orchestrator.recovery import QueueStatus, Recovery
@@ -67,16 +63,10 @@ def _purge(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _asked(settings: Settings, question: Callable[[Recovery], Awaitable[T]]) -> T:
-    async def ask(url: str, *, pooled: bool) -> T:
-        database = Database(url, pooled=pooled, bounded=False, role="dreamforge-outbox")
-        try:
-            await schema.check(database)
-            return await question(Recovery(database, f"{getpass.getuser()}@{socket.gethostname()}"))
-        finally:
-            await database.close()
+    async def ask(database: Database, actor: str) -> T:
+        return await question(Recovery(database, actor))
 
-    with given_or_home(settings) as found:
-        return asyncio.run(ask(found.db_url or "", pooled=found.db_pooler == "transaction"))
+    return ask_database(settings, "outbox", ask)
 
 
 def _status_table(found: Sequence[QueueStatus]) -> Table:

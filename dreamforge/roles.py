@@ -20,10 +20,12 @@ from starlette.types import ASGIApp
 
 from api.app import build, build_health
 from api.health import Health
+from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
+from api.tokens import StreamTokens
 from dreamforge.backends import configured, embedded, service_login, with_store
 from dreamforge.embedded import EmbeddedError
-from dreamforge.http_server import Server, listen, listen_nearby, url_of
+from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -37,6 +39,7 @@ from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
+from projections.key_queries import Keys
 from projections.model_queries import Models
 from projections.progress import Weights
 from projections.projector import Projector
@@ -253,10 +256,14 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         tailer=tailer,
         queries=Queries(reads),
         models=Models(log),
+        keys=Keys(log) if settings.require_keys else None,
+        tokens=StreamTokens(reads),
+        admission=Admission(reads, _limits(settings)),
         presign=store.presign_many,
         config=config,
         stopping=core.stopping,
     )
+    _expect_keys(settings)
     try:
         bound = listen(settings.host, settings.port)
     except OSError as error:
@@ -265,6 +272,22 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     core.url = _serve_http(core, stack, build(services, core.health), bound, "api")
     stack.push_async_callback(tailer.stop)
     _log.info("listening", url=core.url)
+
+
+def _expect_keys(settings: Settings) -> None:
+    """Refuse to serve strangers by mistake."""
+    if settings.require_keys or settings.allow_anonymous or is_loopback(settings.host):
+        return
+    raise CannotStart(
+        f"others could reach {settings.host} and do all that the API can: set DF_REQUIRE_KEYS=1 "
+        "(see `dreamforge keys`), or DF_ALLOW_ANONYMOUS=1 if that is meant"
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        queued=settings.max_queued_jobs, tenant_queued=settings.tenant_max_queued_jobs, rate=settings.tenant_rate
+    )
 
 
 def _health(role: str, port: int) -> Role:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from projections.keys import named_id
 from runners.faults import FaultPlan
 
 DEFAULT_WEIGHTS = {"generate": 0.5, "upscale": 0.5}
@@ -136,6 +137,12 @@ def _parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _parse_key(text: str) -> str:
+    if named_id(text) is None:
+        raise ValueError
+    return text
+
+
 TEXT = Form("any text", str)
 PATH = Form("a path", lambda text: Path(text).expanduser())
 FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
@@ -146,6 +153,7 @@ BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAILURE = Form("generate or upscale, then optionally :item and :times, like upscale:2:1", _parse_failure)
 ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
 STATUS = Form("202 or 200", _parse_status)
+KEY = Form("an API key like df_…, as `dreamforge keys create` shows it once", _parse_key)
 SECONDS = number(0, 86400, above=True)
 WEIGHTS = Form("both steps with weights of 0 or more and a sum above 0, like generate:0.5,upscale:0.5", _parse_weights)
 
@@ -183,6 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     presign_expires_s: int = 3600
     host: str = "127.0.0.1"
     port: int = 8001
+    api_key: str | None = None
     api_base: str = "http://127.0.0.1:8001"
     create_status: int = 202
     eager: bool = False
@@ -268,6 +277,9 @@ VARIABLES = {
     "host": Var("DF_HOST", TEXT, "The address that the API listens on."),
     "port": Var("DF_PORT", whole(0, 65535), "The port that the API listens on; 0 takes a free one."),
     "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
+    "api_key": Var(
+        "DF_API_KEY", KEY, "The API key that `dreamforge jobs` shows, if the service asks for one.", secret=True
+    ),
     "create_status": Var(
         "DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."
     ),

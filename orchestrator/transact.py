@@ -68,13 +68,15 @@ class Jobs:
             raise NoSuchJob(f"job {job_id} has no history")
         return state
 
-    async def request(self, job_id: UUID, request: Request, cause: Meta) -> JobState:
+    async def request(self, tenant: str, job_id: UUID, request: Request, cause: Meta) -> JobState:
         """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
 
         cause: the request, kept in its events' meta. Raises `NoSuchJob` and `Refused`.
         """
         while True:
             state = await self.load(job_id)
+            if state.tenant != tenant:
+                raise NoSuchJob(f"tenant {tenant} has no job {job_id}")
             bodies = decide(state, request)
             if not bodies:
                 return state

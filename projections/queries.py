@@ -17,7 +17,7 @@ from projections.views import JobView, evolve
 
 # One statement, so one snapshot: an event is in the row or in the tail, never in neither.
 _JOB = """
-with kept as (select * from readmodel.jobs where job_id = $1)
+with kept as (select * from readmodel.jobs where job_id = $1 and tenant = $3)
 select
     (select json_build_object(
         'job', row_to_json(kept),
@@ -31,7 +31,7 @@ select
         'schema_version', e.schema_version, 'ts', e.ts,
         'data', e.data::text, 'meta', e.meta::text, 'private', e.private) order by e.version)
     from eventstore.events e
-    where e.stream_id = $1 and e.category = 'job'
+    where e.stream_id = $1 and e.category = 'job' and e.tenant = $3
         and e.version > coalesce((select version from kept), 0)) as tail
 """
 
@@ -70,9 +70,9 @@ class Queries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def job(self, job_id: UUID, *, artifacts: bool = False) -> JobView | None:
-        """A job as it is now, with its artifacts if asked for (by step, then item); None if there is none."""
-        row = (await self._database.read(_JOB, job_id, artifacts))[0]
+    async def job(self, tenant: str, job_id: UUID, *, artifacts: bool = False) -> JobView | None:
+        """A job as it is now, with its artifacts if asked for (by step, then item); None if the tenant has none."""
+        row = (await self._database.read(_JOB, job_id, artifacts, tenant))[0]
         view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
         for event in [] if row["tail"] is None else _TAIL.decode(row["tail"]):
             view = evolve(view, codec.fact(event))

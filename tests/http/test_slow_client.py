@@ -10,7 +10,9 @@ import httpx
 
 from api.app import build
 from api.health import Health
+from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
+from api.tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
 from eventstore.events import JobFinish, StepRetry
 from eventstore.metrics import Backlog
@@ -34,6 +36,9 @@ async def impatient(url: str) -> AsyncIterator[str]:
         tailer=Tailer(store.log, store.doorbell),
         queries=Queries(store.database),
         models=Models(store.log),
+        keys=None,
+        tokens=StreamTokens(store.database),
+        admission=Admission(store.database, Limits()),
         presign=cast("Any", None),
         config=ApiConfig(slow_client_s=0.5),
         stopping=asyncio.Event(),

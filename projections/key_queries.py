@@ -1,0 +1,65 @@
+"""Reads of the API keys. There are few, so a process holds them all, and asks for them again every other second."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping
+from uuid import UUID
+
+from eventstore import codec
+from eventstore.errors import DatabaseUnavailable
+from eventstore.log import Log
+from projections.keys import KeyView, digest, named_id, view
+
+_FRESH_S = 2.0
+"""How long a revoked key may go on opening doors."""
+
+
+class Keys:
+    """The keys of a log. A key that was made up costs no read of the database.
+
+    Every method may raise `DatabaseUnavailable`, but once the keys are known an outage leaves them as they were.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._known: Mapping[UUID, KeyView] | None = None
+        self._read_at = 0.0
+        self._reading = asyncio.Lock()
+
+    async def all(self) -> list[KeyView]:
+        """Every key, as of now, by tenant and age."""
+        found = await self._read()
+        return sorted(found.values(), key=lambda key: (key.tenant, key.created_at, key.key_id))
+
+    async def opened_by(self, text: str) -> KeyView | None:
+        """The key that a text is, unless it was revoked; compared in constant time."""
+        key_id = named_id(text)
+        found = None if key_id is None else await self.active(key_id)
+        if found is None or not hmac.compare_digest(found.digest, digest(text)):
+            return None
+        return found
+
+    async def active(self, key_id: UUID) -> KeyView | None:
+        """A key by its id, unless it was revoked."""
+        found = (await self._fresh()).get(key_id)
+        return found if found is not None and found.active else None
+
+    async def _fresh(self) -> Mapping[UUID, KeyView]:
+        known = self._known
+        if known is not None and (time.monotonic() - self._read_at < _FRESH_S or self._reading.locked()):
+            return known
+        async with self._reading:
+            if self._known is None or time.monotonic() - self._read_at >= _FRESH_S:
+                try:
+                    self._known = await self._read()
+                except DatabaseUnavailable:
+                    if self._known is None:
+                        raise
+                self._read_at = time.monotonic()
+            return self._known
+
+    async def _read(self) -> dict[UUID, KeyView]:
+        histories = await self._log.category("key")
+        seen = {key_id: view(map(codec.fact, history)) for key_id, history in histories.items()}
+        return {key_id: key for key_id, key in seen.items() if key is not None}

@@ -204,10 +204,14 @@ language sql as $$
     select fresh.subscription, p from fresh, eventstore.log, generate_series(0, partitions - 1) as p
 $$;
 
+-- By the key, always: with an old snapshot held open the tables are large and nearly empty, and the planner takes
+-- them to be small, and reads them whole.
+--
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint stands
 -- where its mover believes, locked until commit: a mover that finds itself missing has been overtaken.
 create or replace function eventstore.hold_checkpoints(moves json) returns setof smallint
-language sql as $$
+language sql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
     select c.partition
     from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint)
     join eventstore.checkpoints c using (subscription, partition)
@@ -218,7 +222,8 @@ $$;
 
 -- Moves checkpoints that are held.
 create or replace function eventstore.move_checkpoints(moves json) returns void
-language sql as $$
+language sql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
     with left_behind as (
         delete from eventstore.checkpoints c
         using json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
@@ -262,7 +267,8 @@ end $$;
 create or replace function eventstore.dispatch(
     sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
 ) returns void
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
 declare
     a record;
 begin
@@ -556,7 +562,8 @@ select pgmq.create('upscale');
 -- Those of the named messages that still bear their owner's token, locked in msg_id order. pgmq's own set_vt and
 -- delete know no owner: one who lost a lease would hide or free another's message.
 create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
 begin
     return query execute format(
         'select q.msg_id from pgmq.%I q join unnest($1, $2) as mine (msg_id, read_ct) '
@@ -568,7 +575,8 @@ end $$;
 -- `visibility` seconds. `floors` (one per queue) lets the scan begin past rows long dead.
 create or replace function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
 #variable_conflict use_column
 declare
     claimed integer;
@@ -595,7 +603,8 @@ end $$;
 -- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
 create or replace function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+as $$
 #variable_conflict use_column
 declare
     k record;
@@ -613,16 +622,18 @@ begin
     end loop;
 end $$;
 
--- The lowest message of each queue: where the next claims may begin.
-create or replace function eventstore.floors(queues text[]) returns bigint[]
-language plpgsql as $$
+-- The lowest message of each queue: where the next claims may begin. `bases` (one per queue): below it none can be,
+-- so that the search need not wade through all that was ever deleted.
+create or replace function eventstore.floors(queues text[], bases bigint[] default null) returns bigint[]
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     found_floor bigint;
     floors bigint[] := '{}';
 begin
     for i in 1 .. cardinality(queues) loop
-        execute format('select min(msg_id) from pgmq.%I', pgmq.format_table_name(queues[i], 'q')) into found_floor;
-        floors := floors || coalesce(found_floor, 0);
+        execute format('select min(msg_id) from pgmq.%I where msg_id >= $1', pgmq.format_table_name(queues[i], 'q'))
+            into found_floor using coalesce(bases[i], 0);
+        floors := floors || coalesce(found_floor, bases[i], 0);
     end loop;
     return floors;
 end $$;
@@ -722,11 +733,14 @@ begin
         where excluded.version > t.version
         returning t.job_id
     ), stepped as (
-        insert into readmodel.steps
+        insert into readmodel.steps as s
         select r.* from json_populate_recordset(null::readmodel.steps, steps) r join applied using (job_id)
         on conflict (step_id) do update set
             status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
             finished_at = excluded.finished_at, completed = excluded.completed, metadata_json = excluded.metadata_json
+        -- A job's other steps come along with the one that changed: each would leave a dead row for nothing.
+        where (s.status, s.attempt, s.completed, s.metadata_json::text)
+            is distinct from (excluded.status, excluded.attempt, excluded.completed, excluded.metadata_json::text)
     )
     insert into readmodel.artifacts
     select r.* from json_populate_recordset(null::readmodel.artifacts, artifacts) r join applied using (job_id)
@@ -755,7 +769,7 @@ declare
         'eventstore.subscribe(text)',
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',
-        'eventstore.floors(text[])',
+        'eventstore.floors(text[], bigint[])',
         'eventstore.put_aside(text, bigint)',
         'eventstore.queue_lengths()',
         'eventstore.purge()',

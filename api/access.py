@@ -14,16 +14,19 @@ from uuid import UUID
 import msgspec
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
-from api import errors
+from api import errors, frames
 from api.errors import ApiError
 from api.services import Services
 from eventstore.errors import EventStoreError
 from eventstore.events import Scope
 from eventstore.log import DEFAULT_TENANT
 
+_STREAM = "/stream"
+_RETRY_MS = 5000
 _TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
 
 
@@ -63,6 +66,8 @@ class Authentication:
                 return
             except EventStoreError as error:
                 response = await errors.on_store_error(Request(scope), error)
+                if scope["path"].endswith(_STREAM):  # on which any status but 200 makes an EventSource give up
+                    response = Response(frames.retry(_RETRY_MS), media_type="text/event-stream")
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -96,7 +101,7 @@ class Authentication:
         return Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
 
     def _pace(self, scope: Connection) -> None:
-        if not scope["path"].endswith("/stream"):  # streams answer too many requests in their own way
+        if not scope["path"].endswith(_STREAM):  # streams answer too many requests in their own way
             self._services.admission.pace(scope["state"]["caller"].tenant)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -79,10 +80,14 @@ ROUTES = [
 
 def build(services: Services, health: Health) -> ASGIApp:
     """The ASGI application."""
-    starlette = Starlette(routes=[*ROUTES, Mount("/docs/assets", docs.assets())], exception_handlers=HANDLERS)
+    starlette = Starlette(
+        routes=[*ROUTES, Mount("/docs/assets", docs.assets())],
+        middleware=[Middleware(Authentication, services=services)],
+        exception_handlers=HANDLERS,
+    )
     starlette.state.services = services
     starlette.state.health = health
-    app: ASGIApp = Authentication(GZipMiddleware(starlette, minimum_size=_GZIP_FROM), services)
+    app: ASGIApp = GZipMiddleware(starlette, minimum_size=_GZIP_FROM)
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,

@@ -11,7 +11,7 @@ from eventstore.ids import new_id
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
 _SECURITY = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -63,7 +63,7 @@ def _sender(scope: Scope) -> dict[str, str]:
 
 
 class SecurityHeaders:
-    """What every answer tells browsers: trust the declared type, show it in no frame, run nothing, keep nothing.
+    """What every answer tells browsers: trust the declared type, show it in no frame, name it to nobody, keep nothing.
 
     An answer that says more itself, like the page of documentation, is left as it is.
     """

@@ -191,8 +191,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     presign_expires_s: int = 3600
     host: str = "127.0.0.1"
     port: int = 8001
-    api_key: str | None = None
     api_base: str = "http://127.0.0.1:8001"
+    api_key: str | None = None
     create_status: int = 202
     eager: bool = False
     eager_timeout_s: float = 300.0

@@ -17,6 +17,9 @@ from eventstore.events import StepName
 from eventstore.log import Ack, Defer, Queue
 
 _FLOOR_AGE_S = 5.0
+_LATE_S = 70.0
+"""When a message whose id was drawn must have been committed: no statement of the service's takes longer."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -63,7 +66,8 @@ class Outbox:
     def __init__(self, database: Database, queues: Sequence[Queue]) -> None:
         self._database = database
         self._queues = list(queues)
-        self._floors = [0] * len(queues)
+        self._floors = self._bases = self._lowest = [0] * len(queues)
+        self._lowest_at = 0.0
         self._floors_at = 0.0
 
     async def claim(self, slots: int, visibility: float) -> list[Claim]:
@@ -106,12 +110,17 @@ class Outbox:
 
     async def _refresh_floors(self) -> None:
         # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may
-        # still appear (ids are drawn before commit), so the floor is taken anew every few seconds.
-        if time.monotonic() - self._floors_at < _FLOOR_AGE_S:
+        # still appear (ids are drawn before commit), so the floor is taken anew every few seconds, by a search from a
+        # base under which none can appear any more: what was the lowest a while ago, and is not undercut since.
+        now = time.monotonic()
+        if now - self._floors_at < _FLOOR_AGE_S:
             return
-        rows = await self._database.read("select eventstore.floors($1) as floors", self._queues)
+        rows = await self._database.read("select eventstore.floors($1, $2) as floors", self._queues, self._bases)
         self._floors = rows[0]["floors"]
-        self._floors_at = time.monotonic()
+        self._floors_at = now
+        if now - self._lowest_at >= _LATE_S:
+            self._bases = list(map(min, self._lowest, self._floors))
+            self._lowest, self._lowest_at = self._floors, now
 
 
 def _patience(visibility: float) -> float:

@@ -31,3 +31,6 @@ create view eventstore.standings as
         select c.position, c.moved_at from eventstore.checkpoints c
         where c.subscription = s.subscription and c.partition = p order by c.position desc limit 1
     ) c;
+
+-- It has one more argument now.
+drop function eventstore.floors(text[]);

@@ -10,6 +10,7 @@ import pytest
 
 from api.app import build
 from api.health import Health
+from api.limits import Admission, Limits
 from api.services import ApiConfig, OpenStreams
 from eventstore.events import StepError
 from eventstore.metrics import Backlog
@@ -178,6 +179,8 @@ class Broken:
 
     config = ApiConfig()
     open_streams = OpenStreams()
+    keys = None
+    admission = Admission(cast("Any", None), Limits())
 
     def __getattr__(self, _name: str) -> Any:
         raise RuntimeError("the password is swordfish")

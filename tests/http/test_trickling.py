@@ -52,12 +52,20 @@ async def test_who_never_sends_a_request_is_cut_off() -> None:
 async def test_who_trickles_a_head_is_cut_off() -> None:
     """Given a head that grows byte by byte, then no byte buys more time."""
     async with connected(0.3) as (reader, writer):
-        gone = asyncio.create_task(reader.read())
+        gone = asyncio.create_task(_rest(reader))
         writer.write(HEAD)
         while not gone.done():
             writer.write(b"X")
             await asyncio.sleep(0.05)
         assert await gone == b""
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    """What is read to the end; a server that closes before it has read all resets the connection."""
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
 
 
 async def test_who_sends_a_second_head_slowly_is_cut_off_after_the_first_answer() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from api.app import build
 from api.health import Health
+from api.limits import Admission, Limits
 from api.services import ApiConfig
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
@@ -20,6 +21,8 @@ class Broken:
         self._error = error
 
     config = ApiConfig()
+    keys = None
+    admission = Admission(cast("Any", None), Limits())
 
     def __getattr__(self, _name: str) -> Any:
         raise self._error

@@ -1,0 +1,104 @@
+"""How much may come in: admission, and each tenant's share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from api.limits import Bucket
+from runners.objects import S3Config
+from tests.conftest import Backends, fresh_database
+from tests.http.conftest import BODY, consumer, refused, running, until
+from tests.kit import Api
+
+FULL = 3
+
+
+@pytest.fixture
+def closing(backends: Backends, s3_config: S3Config) -> Iterator[Api]:
+    """An API, and an orchestrator, with room for three waiting jobs; nobody works on them."""
+    with (
+        fresh_database(backends) as url,
+        running("orchestrator", url, s3_config),
+        running("api", url, s3_config, DF_MAX_QUEUED_JOBS=str(FULL)) as service,
+        consumer(service) as api,
+    ):
+        yield api
+
+
+def test_admission_closes_when_too_much_waits(closing: Api) -> None:
+    """503, with Retry-After; what is there can be read and cancelled, and room that is made is given."""
+    jobs = [closing.create() for _ in range(FULL)]
+    answer = closing.post(BODY)
+    assert refused(answer, 503, "infra_unavailable") == {"reason": "admission is closed", "limit": FULL}
+    assert int(answer.headers["Retry-After"]) > 0
+    assert closing.job(jobs[0])["status"] == "queued"
+    assert closing.http.post(f"/v1/jobs/{jobs[0]}/cancel").status_code == 202
+
+
+def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) -> None:
+    """It brings no new work."""
+    headers = {"Idempotency-Key": "again"}
+    first = closing.post(BODY, **headers)
+    for _ in range(FULL - 1):
+        closing.create()
+    assert closing.post(BODY).status_code == 503
+    again = closing.post(BODY, **headers)
+    assert (again.status_code, again.content) == (202, first.content)
+
+
+@pytest.fixture
+def narrow(backends: Backends, s3_config: S3Config) -> Iterator[Api]:
+    """A whole service on which each tenant may have two open jobs."""
+    with (
+        fresh_database(backends) as url,
+        running("up", url, s3_config, DF_TENANT_MAX_QUEUED_JOBS="2") as service,
+        consumer(service) as api,
+    ):
+        yield api
+
+
+def test_a_tenant_may_have_so_many_open_jobs(narrow: Api) -> None:
+    """429 until one of them has ended."""
+    slow = {"width": 2048, "height": 2048, "count": 20}
+    jobs = [narrow.create(scale=None, **slow) for _ in range(2)]
+    answer = narrow.post(BODY)
+    refused(answer, 429, "rate_limited")
+    assert int(answer.headers["Retry-After"]) > 0
+    for job in jobs:
+        narrow.http.post(f"/v1/jobs/{job}/cancel")
+    until(lambda: narrow.post(BODY).status_code == 202, within=60)
+
+
+@pytest.fixture
+def paced(backends: Backends, s3_config: S3Config) -> Iterator[Api]:
+    """An API that gives each tenant one request in a hundred seconds."""
+    with (
+        fresh_database(backends) as url,
+        running("api", url, s3_config, DF_TENANT_RATE="0.01") as service,
+        consumer(service) as api,
+    ):
+        yield api
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(paced: Api) -> None:
+    """429 with Retry-After; probes are not counted, and a stream answers 200, a `retry:` and its end."""
+    assert paced.http.get("/v1/jobs").status_code == 200
+    answer = paced.http.get("/v1/jobs")
+    refused(answer, 429, "rate_limited")
+    assert 1 <= int(answer.headers["Retry-After"]) <= 100
+    assert paced.http.get("/healthz").status_code == 200
+    stream = paced.http.get("/v1/events/stream")
+    assert stream.status_code == 200
+    assert stream.text.startswith("retry: ")
+    assert "data:" not in stream.text
+
+
+def test_a_bucket_gives_what_it_holds_and_fills_again() -> None:
+    """Two seconds' worth at once, then so many a second."""
+    bucket = Bucket(2.0, 100.0)
+    assert [bucket.take(100.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert bucket.take(100.0) == pytest.approx(0.5)
+    assert bucket.take(100.5) == 0
+    assert bucket.take(100.5) == pytest.approx(0.5)
+    assert [bucket.take(1000.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert bucket.take(1000.0) > 0

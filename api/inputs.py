@@ -1,5 +1,6 @@
 """What a request carries beside its JSON: parameters of the path and the query, and the body's bytes, checked."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from uuid import UUID
@@ -11,6 +12,8 @@ from api.errors import ApiError, invalid, not_found
 # In a query a `+` that was not escaped arrives as a blank.
 _BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
 _LONGEST_TIME = 40
+BODY_S = 30.0
+"""How long a body may take to arrive, all of it."""
 
 
 def job_id(request: Request) -> UUID:
@@ -102,12 +105,15 @@ async def _body(request: Request, most: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise too_large
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise too_large
     except ClientDisconnect:
         raise invalid("body", "the connection ended before the body did") from None
+    except TimeoutError:
+        raise invalid("body", f"did not arrive within {BODY_S:g} s") from None
     return bytes(body)
 
 

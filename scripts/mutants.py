@@ -214,6 +214,48 @@ MUTANTS = (
         "        and e.version > coalesce((select version from kept), 0) and false) as tail",
         "tests/flow/test_fleet.py -k without_a_projector",
     ),
+    Mutant(
+        "another-tenants-log",
+        "api/feed.py",
+        'visible = event.tenant == self.tenant or event.category == "model"',
+        "visible = True",
+        "tests/http/test_access.py",
+    ),
+    Mutant(
+        "revoked-key-opens",
+        "projections/key_queries.py",
+        "return found if found is not None and found.active else None",
+        "return found",
+        "tests/http/test_access.py",
+    ),
+    Mutant(
+        "token-of-another-job",
+        "api/tokens.py",
+        " or str(found.job_id) != job_id.lower():",
+        ":",
+        "tests/http/test_access.py",
+    ),
+    Mutant(
+        "service-may-change-events",
+        "schema.sql",
+        "grant select on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;",
+        "grant all on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;",
+        "tests/store/test_rights.py",
+    ),
+    Mutant(
+        "outage-costs-attempts",
+        "runners/steps.py",
+        "if self._stopping or time.monotonic() > deadline:",
+        "if True:",
+        "tests/store/test_troubled_steps.py",
+    ),
+    Mutant(
+        "rebuild-sends-what-is-there",
+        "orchestrator/recovery.py",
+        "return [one for one in wanted if str(one.step_id) not in there]",
+        "return list(wanted)",
+        "tests/store/test_recovery.py",
+    ),
 )
 
 

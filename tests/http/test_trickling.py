@@ -7,8 +7,11 @@ from functools import partial
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
+from api.errors import ApiError
+from api.inputs import json_body
 from dreamforge.http_server import Server, listen
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -85,3 +88,16 @@ async def test_requests_in_time_are_answered_however_many_there_are() -> None:
             writer.write(HEAD + b"\r\n")
             assert b"200 OK" in await reader.readuntil(b"ok")
             await asyncio.sleep(0.15)
+
+
+async def test_who_trickles_a_body_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a body that does not come to its end, then it is a 422 like any other that is wrong."""
+    monkeypatch.setattr("api.inputs.BODY_S", 0.2)
+
+    async def trickle() -> Message:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, trickle)
+    with pytest.raises(ApiError, match=r"did not arrive within 0\.2 s"):
+        await json_body(request, 1000)

@@ -17,7 +17,8 @@ override SCALE := $(value SCALE)
 override SIZE := $(value SIZE)
 override PORT := $(value PORT)
 override BASE := $(value BASE)
-export PROMPT COUNT SCALE SIZE PORT BASE
+override STEPS := $(value STEPS)
+export PROMPT COUNT SCALE SIZE PORT BASE STEPS
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -28,7 +29,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot contract fuzz openapi e2e-m4 lint fmt type floors check mutants clean
+.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +37,7 @@ help: ## Show this list
 	@echo "  make demo PROMPT=\"a knight's castle\" COUNT=4 SCALE=2|4 SIZE=512|640x384"
 	@echo "  make up PORT=8001"
 	@echo "  make e2e-m4 BASE=http://127.0.0.1:8001"
+	@echo "  make simulate STEPS=10000000"
 	@echo "  make test ARGS=\"-k 'chain or seeds' -x\""
 
 install: $(VENV)/.installed ## Create .venv and install the service into it
@@ -62,6 +64,9 @@ test-pooled: $(VENV)/.installed-dev ## Run the store and HTTP suites through PgB
 
 bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and compare the rates with and without (MINUTES=30)
 	@$(PY) scripts/held_snapshot.py --minutes="$${MINUTES:-30}"
+
+chaos: $(VENV)/.installed-dev ## Break everything in turn and at once under thousands of jobs, judge (hours; JOBS=2000 ONLY= RESTART=1)
+	@$(PY) scripts/chaos.py --jobs="$${JOBS:-2000}" --only="$$ONLY" $${RESTART:+--restart}
 
 contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
 	@DF_TEST_EXAMPLES=200 $(PY) -m pytest -o faulthandler_timeout=0 tests/http/test_schemathesis.py $(ARGS)
@@ -91,6 +96,9 @@ floors: $(VENV)/.installed-dev ## Check who imports whom
 
 mutants: $(VENV)/.installed-dev ## Break each invariant on purpose, and see the test that protects it fail (minutes)
 	@$(PY) scripts/mutants.py $(ARGS)
+
+simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol with all that can befall it, or STEPS (a minute)
+	@$(PY) -m tests.simulation --steps="$${STEPS:-1000000}"
 
 check: lint type floors ## Everything that can be checked without running the code
 

@@ -90,9 +90,16 @@ class StepRunner:
             return
         try:
             started = await self._start(state, step, claim)
-            if started is not None:
-                log.info("step started", attempt=started.step(step.step_id).attempt)
-                await self._attempt(started, claim)
+        except StaleAttempt as error:
+            # It was begun while we folded, perhaps under this very message by one who has lost it to us: then nobody
+            # else will show it again.
+            log.warning("another began the step first", error=str(error))
+            return
+        if started is None:
+            return
+        log.info("step started", attempt=started.step(step.step_id).attempt)
+        try:
+            await self._attempt(started, claim)
         except StaleAttempt as error:
             metrics.FENCED.inc()
             log.warning("fenced off", error=str(error))

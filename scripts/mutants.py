@@ -191,7 +191,7 @@ MUTANTS = (
         "runners/steps.py",
         "            await self._jobs.settle(claim.ack())\n\n    async def _start",
         "\n    async def _start",
-        "tests/store/test_step_runner.py -k takes_its_own",
+        "tests/store/test_troubled_steps.py -k fenced",
     ),
     Mutant(
         "hand-back-keeps-its-token",

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from eventstore import codec
-from eventstore.events import Body, CancelRequested, ErrorCode, StepError, StepRetry
+from eventstore.events import Body, CancelRequested, ErrorCode, StepError, StepRetry, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
-from eventstore.outbox import Command, Outbox
+from eventstore.outbox import Claim, Command, Outbox
+from orchestrator.decisions import Command as Decision
+from orchestrator.decisions import RecordItems
 from orchestrator.state import JobState
 from orchestrator.transact import Jobs
 from runners.engines.fake import FakeEngine
@@ -53,6 +55,17 @@ class Away(ObjectStore):
         return await super().put(key, body, content_type)
 
 
+class Overtaken(Jobs):
+    """Another begins the step anew, by a second message, before the first item is recorded."""
+
+    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[Body]]:
+        if isinstance(command, RecordItems) and command.attempt == 1:
+            other = StepStart(step_id=command.step_id, step_name="generate", attempt=2, runner="other")
+            append = Append(stream=state.job_id, expected=state.version, events=(event(other),))
+            await self._log.commit(Batch(appends=[append]))
+        return await super().carry_out(state, command, claim)
+
+
 class Bench:
     """One job of generate alone, whose step is run by hand, attempt by attempt."""
 
@@ -71,11 +84,11 @@ class Bench:
         sends = [Send(stream=self.job_id, queue="generate", message=command)]
         await self._store.log.commit(Batch(appends=[first], sends=sends))
 
-    def runner(self, renderer: Renderer, **policy: Any) -> StepRunner:
+    def runner(self, renderer: Renderer, jobs: type[Jobs] = Jobs, **policy: Any) -> StepRunner:
         """A runner of steps."""
         given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
         return StepRunner(
-            Jobs(self._store.log, self._store.committer, "r"),
+            jobs(self._store.log, self._store.committer, "r"),
             self._objects,
             renderer,
             executor=Threads(),
@@ -115,18 +128,19 @@ async def test_an_attempt_out_of_time_keeps_what_it_wrote_and_is_tried_again(sto
     """Given an engine that hangs in the second item, then the next attempt renders that one alone."""
     async with bench(store, ObjectStore(s3_config)) as work:
         hanging = Hanging(1)
-        await work.attempt(work.runner(hanging, timeout_s=2))
+        timeout_s = 1.0
+        while "artifact.written" not in await work.codes():  # a machine may be too slow for the first item, too
+            timeout_s *= 2
+            await work.attempt(work.runner(hanging, timeout_s=timeout_s, max_attempts=100))
         retry = (await work.bodies())[-1]
         assert isinstance(retry, StepRetry)
         assert (retry.reason, retry.error_code) == ("failure", "timeout")
-        assert "DF_STEP_TIMEOUT_S" not in (retry.error_message or "")
-        assert "longer than 2 s" in (retry.error_message or "")
+        assert f"longer than {timeout_s:g} s" in (retry.error_message or "")
+        before = await work.codes()
         hanging.released.set()
-        await work.attempt(work.runner(hanging, timeout_s=60))
-        assert await work.codes() == [
-            "job.created", "step.start", "model.selected", "artifact.written", "step.retry",
-            "step.start", "model.selected", "artifact.written", "step.finish",
-        ]  # fmt: skip
+        await work.attempt(work.runner(hanging))
+        after = ["step.start", "model.selected", "artifact.written", "step.finish"]
+        assert await work.codes() == [*before, *after]
 
 
 async def test_a_step_that_always_hangs_fails_for_good(store: Store, s3_config: S3Config) -> None:
@@ -193,3 +207,13 @@ async def test_a_stop_is_heard_during_an_outage(store: Store, s3_config: S3Confi
 
 async def _reached(work: Bench, code: str) -> bool:
     return code in await work.codes()
+
+
+async def test_a_run_that_is_fenced_off_writes_nothing_and_takes_its_message_away(
+    store: Store, s3_config: S3Config
+) -> None:
+    """Given another run of the step by a second message, then this one ends, and can't come back to fence it off."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        await work.attempt(work.runner(Hanging(-1), Overtaken))
+        assert await work.codes() == ["job.created", "step.start", "model.selected", "step.start"]
+        assert await store.database.read("select * from pgmq.q_generate") == []

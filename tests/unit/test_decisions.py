@@ -199,6 +199,15 @@ def test_a_requested_retry_opens_the_job_and_counts_anew() -> None:
     assert list(history.state.step(history.step_id("generate")).artifacts) == [0]
 
 
+def test_a_cancelled_job_leaves_no_started_step_open() -> None:
+    """Given a step that waits to be tried again, then it ends with its job; one that never started does not."""
+    history = History().started("generate")
+    given: dict[str, Any] = {"reason": "hand_back", "error_code": None, "error_message": None, "delay_s": 0}
+    retried = StepRetry(step_id=history.step_id("generate"), step_name="generate", attempt=1, **given)
+    found = codes(decide(history.add(retried, CancelRequested()).state, FinishJob(status="cancelled")))
+    assert found == ["step.finish cancelled", "job.finish cancelled"]
+
+
 def test_a_cancel_is_recorded_once_and_only_while_the_job_goes_on() -> None:
     ask = RequestCancel()
     assert codes(decide(History().started("generate").state, ask)) == ["job.cancel_requested"]

@@ -1,0 +1,98 @@
+"""A client who wants a job, changes his mind, and asks for everything twice."""
+
+from contextlib import suppress
+
+from eventstore.committer import Transition
+from eventstore.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName, UpscaleParams
+from eventstore.log import DEFAULT_TENANT, Append
+from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
+from orchestrator.transact import Jobs, NoSuchJob
+from tests.kit import generate_params
+from tests.simulation.connection import SimulatedCommitter
+from tests.simulation.effects import Actor
+from tests.simulation.process import Process
+from tests.simulation.world import World
+
+
+class Client(Process):
+    """Creates one job after another, through a server that may die at any moment, and asks things of each.
+
+    done: it has its answer.
+    """
+
+    def __init__(self, world: World, name: str, committer: SimulatedCommitter, jobs: Jobs) -> None:
+        super().__init__(world, name)
+        self._committer = committer
+        self._jobs = jobs
+        self._actor: Actor | None = None
+        self._want()
+
+    def _want(self) -> None:
+        """Think of another job."""
+        dice = self.world.dice
+        self._count = dice.randint(1, 4)
+        self._chained = dice.random() < 0.7
+        self._fickle = dice.random() < 0.3
+        self.job_id = self.world.new_id()
+        self.done = False
+
+    @property
+    def quiet(self) -> bool:
+        """Has it its job, and no request under way?"""
+        return self.done and self._actor is None
+
+    def crash(self) -> None:
+        """Lose the server; what was asked is asked again, if it was not answered."""
+        if self._actor is not None:
+            self._actor.crash()
+            self._actor = None
+
+    def _step(self) -> bool:
+        if self._actor is None:
+            self._actor = self._next()
+        if self._actor is None:
+            return False
+        self.advance(self._actor, "client")
+        if self._actor.done:
+            self._actor = None
+        return True
+
+    def _next(self) -> Actor | None:
+        chance, outcome = self.world.chance, self._outcome
+        if outcome is not None and not self.world.calm and self.world.dice.random() < 0.05:
+            self._want()
+        if not self.done or chance(0.002):
+            return Actor(self._create())
+        if self._fickle and chance(0.01):
+            return Actor(self._ask(RequestCancel()))
+        if chance(0.1 if outcome == "failed" else 0.002):
+            return Actor(self._ask(RequestRetry()))
+        return None
+
+    @property
+    def _outcome(self) -> Outcome | None:
+        states = self.world.storage.states.get(self.job_id)
+        return states[-1].finished if states else None
+
+    async def _create(self) -> None:
+        """Create the job; a conflict says that an earlier try did."""
+        created = self.world.event(self._submission(), Meta(), private=Private(prompt="a castle"))
+        answer = await self._committer.commit(
+            Transition(append=Append(stream=self.job_id, expected=0, events=(created,)))
+        )
+        self.world.figures["jobs" if answer.stands and not self.done else "repeated creates"] += 1
+        self.done = True
+
+    async def _ask(self, asked: Request) -> None:
+        with suppress(Refused, NoSuchJob):
+            await self._jobs.request(DEFAULT_TENANT, self.job_id, asked, Meta())
+            self.world.figures[type(asked).__name__] += 1
+
+    def _submission(self) -> JobCreated:
+        names: list[StepName] = ["generate", "upscale"] if self._chained else ["generate"]
+        return JobCreated(
+            type="generate",
+            steps=[PlannedStep(step_id=self.world.new_id(), name=name) for name in names],
+            generate=generate_params(count=self._count),
+            upscale=UpscaleParams(scale=2, impl="auto", strict_scale=False) if self._chained else None,
+        )

@@ -1,0 +1,88 @@
+"""What a process holds of the storage: the faces of `Log` and `Committer`, where every call is an effect."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+from uuid import UUID
+
+from eventstore.committer import Committer, Transition
+from eventstore.errors import DatabaseUnavailable
+from eventstore.events import Recorded
+from eventstore.log import Ack, Answer, Answers, Batch, Defer, Log
+from orchestrator.transact import Jobs
+from tests.simulation.effects import Effect
+from tests.simulation.storage import PARTITIONS, Storage
+
+Clock = Callable[[], float]
+_BATCH = 4
+"""Events of a partition that are read at once: few, so that batches end in awkward places."""
+
+
+class SimulatedLog:
+    """The face of `Log`. patient: its calls are repeated until they are done, as whoever waits for an answer does."""
+
+    def __init__(self, storage: Storage, clock: Clock, *, patient: bool) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._failure = None if patient else DatabaseUnavailable("simulated")
+
+    def commit(self, batch: Batch) -> Effect[Answers]:
+        """As `Log.commit`."""
+        return Effect("commit", lambda: self._storage.commit(batch, self._clock()), failure=self._failure)
+
+    def stream(self, stream: UUID) -> Effect[list[Recorded]]:
+        """As `Log.stream`."""
+        return Effect("fold", lambda: list(self._storage.streams.get(stream, ())), failure=self._failure)
+
+    def streams(self, streams: Sequence[UUID]) -> Effect[dict[UUID, list[Recorded]]]:
+        """As `Log.streams`."""
+        return Effect(
+            "fold", lambda: {stream: list(self._storage.streams[stream]) for stream in streams}, failure=self._failure
+        )
+
+    def after(self, cursor: Mapping[int, int], *, limit: int) -> Effect[dict[int, list[Recorded]]]:
+        """As `Log.after`."""
+        return Effect("read", partial(self._storage.after, cursor, min(limit, _BATCH)), failure=self._failure)
+
+    def subscribe(self, subscription: str) -> Effect[Any]:
+        """As `Log.subscribe`."""
+        checkpoints = self._storage.checkpoints
+        return Effect(
+            "subscribe", lambda: checkpoints.setdefault(subscription, [0] * PARTITIONS), failure=self._failure
+        )
+
+    def checkpoints(self, subscription: str) -> Effect[dict[int, int]]:
+        """As `Log.checkpoints`."""
+        checkpoints = self._storage.checkpoints
+        return Effect("checkpoints", lambda: dict(enumerate(checkpoints[subscription])), failure=self._failure)
+
+
+class SimulatedCommitter:
+    """The face of `Committer`."""
+
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._patient = SimulatedLog(storage, clock, patient=True)
+        self._impatient = SimulatedLog(storage, clock, patient=False)
+
+    async def commit(self, transition: Transition) -> Answer:
+        """As `Committer.commit`, which waits for an answer."""
+        return (await self._patient.commit(batch_of(transition))).streams[transition.append.stream]
+
+    async def react(self, batch: Batch) -> Answers:
+        """As `Committer.react`, which doesn't."""
+        return await self._impatient.commit(batch)
+
+
+def batch_of(transition: Transition) -> Batch:
+    """A transition as the committer sends it."""
+    return Batch(
+        appends=[transition.append],
+        acks=[transition.settle] if type(transition.settle) is Ack else [],
+        defers=[transition.settle] if type(transition.settle) is Defer else [],
+    )
+
+
+def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> Jobs:
+    """The service's `Jobs` over the simulated faces."""
+    log = SimulatedLog(storage, clock, patient=True)
+    return Jobs(cast("Log", log), cast("Committer", committer), actor)

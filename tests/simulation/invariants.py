@@ -1,0 +1,181 @@
+"""What must hold, after every event and when all is quiet."""
+
+from collections import Counter
+from uuid import UUID
+
+from eventstore.events import (
+    ArtifactWritten,
+    CancelRequested,
+    Fact,
+    JobFinish,
+    RetryRequested,
+    StepFinish,
+    StepRetry,
+    StepStart,
+)
+from eventstore.outbox import Command
+from orchestrator.owed import owed
+from orchestrator.plan import item_seed, object_key, output_size
+from orchestrator.state import JobState, StepState
+from projections.progress import progress
+from projections.views import JobView, evolve
+from tests.simulation.storage import Storage
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Auditor:
+    """Watches the log. storage: is set before the first event."""
+
+    storage: Storage
+
+    def __init__(self) -> None:
+        self._views: dict[UUID, JobView] = {}
+        self._owners: dict[UUID, str] = {}
+        self._retries: Counter[UUID] = Counter()
+        self._sent: Counter[UUID] = Counter()
+        self._finishes: Counter[tuple[UUID, int]] = Counter()
+        self._progress: dict[UUID, float] = {}
+
+    def appended(self, before: JobState | None, after: JobState, fact: Fact) -> None:
+        """Check an event that was just appended."""
+        if before is not None:
+            self._check_order(before, fact)
+        match fact.body:
+            case StepStart() as body:
+                self._started(before, body)
+            case ArtifactWritten() as body:
+                self._wrote(before, body, fact)
+            case StepRetry() as body:
+                self._expect_owner(before, body, fact)
+            case StepFinish() as body:
+                self._finished(before, after, body, fact)
+            case JobFinish() as body:
+                last = after.steps[-1].status == "succeeded"
+                expect((body.status == "succeeded") == last, f"job {after.job_id} ends {body.status}: {after.steps}")
+            case RetryRequested() as body:
+                self._retries[body.step_id] += 1
+        self._view(after, fact)
+
+    def sent(self, command: Command) -> None:
+        """Check a command that a reaction sent."""
+        step = command.step_id
+        self._sent[step] += 1
+        expect(self._sent[step] <= 1 + self._retries[step], f"step {command.step} was sent {self._sent[step]} times")
+
+    def rendered(self, step: StepState, item_index: int) -> None:
+        """Check an item that an attempt works on, given the step as the attempt found it."""
+        expect(item_index not in step.artifacts, f"item {item_index} of {step.name} is rendered though it was written")
+
+    def settled(self) -> None:
+        """Check everything at the end."""
+        for job_id, states in self.storage.states.items():
+            self._check_end(states[-1])
+            kept = self.storage.views[job_id]
+            view = self._views[job_id]
+            expect(kept.version == view.version, f"the read model of {job_id} ends at {kept.version}")
+            expect(kept.steps == view.steps and kept.status == view.status, f"{job_id}: {kept} is not {view}")
+            for artifact in view.artifacts:
+                found = self.storage.artifacts.get((artifact.step_id, artifact.item_index))
+                expect(found == artifact, f"{found} is not {artifact}")
+        waiting = [one.command for queue in self.storage.messages.values() for one in queue.values()]
+        expect(not waiting, f"orphan commands: {waiting}")
+
+    def _check_order(self, before: JobState, fact: Fact) -> None:
+        retried = isinstance(fact.body, RetryRequested)
+        if retried:
+            expect(before.finished == "failed", f"a job that is {before.finished} is retried")
+        else:
+            expect(before.finished is None, f"{fact.body} after the end")
+        if isinstance(fact.body, JobFinish):
+            expect(before.running is None, f"the job ends while a step runs: {before}")
+        if isinstance(fact.body, CancelRequested):
+            expect(not before.cancel_pending, "a second cancel")
+
+    def _started(self, before: JobState | None, body: StepStart) -> None:
+        assert before is not None
+        step = before.step(body.step_id)
+        expect(body.attempt == step.attempt + 1, f"attempt {body.attempt} follows {step.attempt}")
+        expect(not before.cancel_pending, f"step {body.step} starts though a cancel was asked for")
+        expect(owed(before) == step, f"step {body.step} starts out of turn: {before.steps}")
+        self._owners[body.step_id] = body.runner
+
+    def _expect_owner(
+        self, before: JobState | None, body: ArtifactWritten | StepRetry | StepFinish, fact: Fact
+    ) -> None:
+        assert before is not None
+        step = before.step(body.step_id)
+        current = (step.attempt, step.status, self._owners.get(body.step_id))
+        found = (body.attempt, "running", fact.meta.actor)
+        expect(current == found, f"{body.code} by {found}, while the step is at {current}: a fenced zombie appends")
+
+    def _wrote(self, before: JobState | None, body: ArtifactWritten, fact: Fact) -> None:
+        assert before is not None
+        self._expect_owner(before, body, fact)
+        step = before.step(body.step_id)
+        expect(body.item_index not in step.artifacts, f"item {body.item_index} of {body.step} is written twice")
+        key = planned_key(before, step, body.item_index)
+        expect(body.s3_key == key, f"key {body.s3_key} instead of {key}")
+        expect(self.storage.objects.get(key) == body.sha256, f"{key} holds {self.storage.objects.get(key)}: {body}")
+
+    def _finished(self, before: JobState | None, after: JobState, body: StepFinish, fact: Fact) -> None:
+        if body.status == "succeeded":
+            self._expect_owner(before, body, fact)
+            written = len(after.step(body.step_id).artifacts)
+            expect(written == after.generate.count, f"step {body.step} succeeded with {written} items")
+        drive = (body.step_id, self._retries[body.step_id])
+        self._finishes[drive] += 1
+        expect(self._finishes[drive] == 1, f"step {body.step} finishes twice in one drive")
+
+    def _view(self, after: JobState, fact: Fact) -> None:
+        view = evolve(self._views.get(after.job_id), fact)
+        expect(evolve(view, fact) is view, f"event {fact.version} changes a view twice")
+        self._views[after.job_id] = view
+        for step, shown in zip(after.steps, view.steps, strict=True):
+            same = (shown.attempt, shown.completed) == (step.attempt, len(step.artifacts))
+            swept = after.finished == "cancelled" and shown.status == "cancelled"
+            expect(same and (swept or shown.status == step.status), f"the view shows {shown}, the state is {step}")
+        expect(view.terminal == (after.finished is not None), f"the view is {view.status}, the state {after.finished}")
+        expect(not view.terminal or view.status == after.finished, f"the view is {view.status}, not {after.finished}")
+        now = progress(view).progress
+        expect(now >= self._progress.get(after.job_id, 0.0), "progress went back")
+        whole = all(len(step.artifacts) == after.generate.count for step in after.steps)
+        expect((now == 1.0) == whole, f"progress is {now} with {after.steps}")
+        self._progress[after.job_id] = now
+
+    def _check_end(self, state: JobState) -> None:
+        expect(state.finished is not None, f"job {state.job_id} never ends: {state.steps}")
+        for step in state.steps:
+            expect(step.status != "running", f"step {step.name} never ends")
+            if step.status in {"succeeded", "failed"}:
+                drive = (step.step_id, self._retries[step.step_id])
+                expect(self._finishes[drive] == 1, f"step {step.name} has {self._finishes[drive]} ends in its drive")
+            self._check_objects(state, step)
+
+    def _check_objects(self, state: JobState, step: StepState) -> None:
+        """A step that succeeded leaves no object that no event names; others may have died between the two."""
+        prefix = f"/jobs/{state.job_id}/{step.name}/"
+        keys = {key for key in self.storage.objects if prefix in key}
+        written = {one.s3_key for one in step.artifacts.values()}
+        expect(written <= keys, f"objects are gone: {written - keys}")
+        if step.status == "succeeded":
+            expect(keys == written, f"objects without an event: {keys - written}")
+
+
+def expect(holds: bool, otherwise: str) -> None:  # noqa: FBT001  # reads like assert
+    """Raise `Violation` unless it holds."""
+    if not holds:
+        raise Violation(otherwise)
+
+
+def planned_key(state: JobState, step: StepState, item_index: int) -> str:
+    """The key that an item's object must have."""
+    generate = state.generate
+    assert step.first_started_at is not None
+    seed = item_seed(generate.seed, generate.count, item_index)
+    size = output_size(generate, state.upscale, step.name)
+    return object_key(
+        state.tenant, state.job_id, step.name, step.first_started_at, item_index, size, seed, generate.format
+    )

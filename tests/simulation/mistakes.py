@@ -1,0 +1,122 @@
+"""Bugs that are planted in the protocol, one at a time. The simulation must find each."""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from eventstore.committer import Transition
+from eventstore.events import Body
+from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
+from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt
+from orchestrator.state import JobState, StepState
+from tests.simulation.connection import SimulatedCommitter, batch_of
+from tests.simulation.episode import Parts
+from tests.simulation.runner import Run, Runner
+from tests.simulation.storage import Message, Storage
+
+
+class AcknowledgesFirst(SimulatedCommitter):
+    """Settles the command before the event that it led to is appended."""
+
+    async def commit(self, transition: Transition) -> Answer:
+        """In two commits."""
+        whole = batch_of(transition)
+        if transition.settle is not None:
+            await self._patient.commit(Batch(acks=whole.acks, defers=whole.defers))
+        return (await self._patient.commit(Batch(appends=whole.appends))).streams[transition.append.stream]
+
+
+class SendsBeside(SimulatedCommitter):
+    """Sends a reaction's commands in a commit of their own, once the checkpoint has moved."""
+
+    async def react(self, batch: Batch) -> Answers:
+        """In two commits."""
+        answers = await self._impatient.commit(replace(batch, sends=()))
+        await self._impatient.commit(Batch(sends=batch.sends))
+        return answers
+
+
+class SendsAhead(SimulatedCommitter):
+    """Sends a reaction's commands in a commit of their own, before the checkpoint moves."""
+
+    async def react(self, batch: Batch) -> Answers:
+        """In two commits."""
+        await self._impatient.commit(Batch(sends=batch.sends))
+        return await self._impatient.commit(replace(batch, sends=()))
+
+
+class MovesBlindly(Storage):
+    """Moves checkpoints without comparing where they stand."""
+
+    def holds(self, move: Move) -> bool:  # noqa: ARG002  # that is the mistake
+        """Whatever the mover believes."""
+        return True
+
+
+class SpoilsNothing(Storage):
+    """Moves a checkpoint although the reaction's append was refused."""
+
+    def commit(self, batch: Batch, now: float) -> Answers:
+        """The appends for themselves, then the rest."""
+        appended = super().commit(Batch(appends=batch.appends), now)
+        refused = {stream for stream, answer in appended.streams.items() if not answer.stands}
+        settled = [one for one in (*batch.acks, *batch.defers) if one.stream not in refused]
+        rest = super().commit(
+            Batch(
+                sends=batch.sends,
+                acks=[one for one in settled if type(one) is Ack],
+                defers=[one for one in settled if type(one) is Defer],
+                moves=batch.moves,
+            ),
+            now,
+        )
+        return replace(rest, streams=appended.streams)
+
+
+class AsksNoOwner(Storage):
+    """Lets anybody settle and extend a message who once claimed it."""
+
+    def owned(self, token: Ack) -> Message | None:
+        """Whatever the token."""
+        return self.messages[token.queue].get(token.msg_id)
+
+
+class Unfenced(Runner):
+    """Goes on under whatever attempt is the current one."""
+
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+        try:
+            return await super()._carry_out(run, state, command)
+        except StaleAttempt:
+            if not isinstance(command, RecordItems | FailAttempt | HandBack):
+                raise
+            state = await run.jobs.load(state.job_id)
+            current = replace(command, attempt=state.step(command.step_id).attempt)
+            return await super()._carry_out(run, state, current)
+
+
+class BeginsAnew(Runner):
+    """Renders every item again in a new attempt."""
+
+    def _missing(self, state: JobState, step: StepState) -> Sequence[int]:  # noqa: ARG002  # that is the mistake
+        return range(state.generate.count)
+
+
+class GivesWayWholly(Runner):
+    """Acknowledges its command when another was first to start the step: it may be the only one that is left."""
+
+    async def _fenced_at_start(self, run: Run) -> None:
+        await run.jobs.settle(run.claim.ack())
+
+
+MISTAKES = {
+    "acknowledges before it appends": Parts(committer=AcknowledgesFirst),
+    "sends beside the commit": Parts(committer=SendsBeside),
+    "sends ahead of the commit": Parts(committer=SendsAhead),
+    "moves checkpoints blindly": Parts(storage=MovesBlindly),
+    "moves past a refused reaction": Parts(storage=SpoilsNothing),
+    "asks for no owner's token": Parts(storage=AsksNoOwner),
+    "does not fence": Parts(runner=Unfenced),
+    "begins anew instead of resuming": Parts(runner=BeginsAnew),
+    "gives way wholly": Parts(runner=GivesWayWholly),
+}

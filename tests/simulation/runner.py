@@ -1,0 +1,371 @@
+"""`runners.consumer` and `runners.steps` retold: what they do to the world and when, without threads and clocks."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from eventstore.errors import DatabaseUnavailable
+from eventstore.events import ArtifactWritten, Body, StepFinish
+from eventstore.outbox import Claim
+from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.plan import item_seed, output_size
+from orchestrator.state import JobState, StepState
+from orchestrator.transact import Jobs
+from runners.errors import ObjectMissing, ObjectStoreUnavailable, OutOfTime, ProviderError, StepError
+from tests.kit import NOON
+from tests.simulation.connection import SimulatedCommitter, jobs
+from tests.simulation.effects import Actor, Effect
+from tests.simulation.invariants import Auditor, planned_key
+from tests.simulation.process import Process
+from tests.simulation.storage import Message
+from tests.simulation.world import World
+
+SLOTS = 2
+VISIBILITY = 6.0
+MAX_ATTEMPTS = 3
+AWAY = DatabaseUnavailable("simulated")
+
+
+class Harvest:
+    """What an attempt has stored and not yet told the log, and the first failure, which ends it."""
+
+    def __init__(self) -> None:
+        self.items: list[ArtifactWritten] = []
+        self.closed = False
+        self.given_up = False
+        self.failure: tuple[int | None, StepError] | None = None
+
+    def take(self) -> Effect[list[ArtifactWritten]]:
+        """Wait for items; none when there will be no more."""
+        return Effect("harvest", self._taken, ready=lambda: bool(self.items) or self.closed)
+
+    def give_up(self, cause: StepError) -> None:
+        """End the attempt, whatever still goes on."""
+        self.given_up = True
+        self.failure = self.failure or (None, cause)
+        self.closed = True
+
+    @contextmanager
+    def item(self, item_index: int) -> Iterator[None]:
+        """Keep the failure of an item's work, if it is the first."""
+        try:
+            yield
+        except StepError as error:
+            self.failure = self.failure or (item_index, error)
+
+    def _taken(self) -> list[ArtifactWritten]:
+        items, self.items = self.items, []
+        return items
+
+
+class Run:
+    """One claim at work."""
+
+    def __init__(self, name: str, claim: Claim, jobs: Jobs) -> None:
+        self.name = name
+        self.claim = claim
+        self.jobs = jobs
+        self.harvest = Harvest()
+        self.main: Actor | None = None
+        self.producer: Actor | None = None
+
+    @property
+    def runnable(self) -> list[Actor]:
+        """Its actors that can go on."""
+        return [actor for actor in (self.main, self.producer) if actor is not None and actor.runnable]
+
+
+class Runner(Process):
+    """A runner with two slots. Each of its runs bears a name of its own, so that an event tells who appended it."""
+
+    def __init__(self, world: World, name: str, committer: SimulatedCommitter, auditor: Auditor) -> None:
+        super().__init__(world, name)
+        self._committer = committer
+        self._auditor = auditor
+        self._numbers = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.runs: list[Run] = []
+        self._claiming: Actor | None = None
+        self._beating: Actor | None = None
+        self._next_beat = self.world.now
+        self._stragglers: list[Actor] = []
+        self._stopping = False
+
+    @property
+    def quiet(self) -> bool:
+        """Has it nothing in hand?"""
+        return not self.runs and not self._stragglers and self._claiming is None
+
+    def crash(self) -> None:
+        """Die, and start anew."""
+        for actor in self._actors():
+            actor.crash()
+        self._begin()
+
+    def stop(self) -> None:
+        """Finish the items under way, hand the rest back, and start anew."""
+        self._stopping = True
+
+    def give_up(self) -> None:
+        """Let an attempt run out of time."""
+        if self.runs:
+            self.world.dice.choice(self.runs).harvest.give_up(OutOfTime("simulated"))
+
+    # The consumer ---------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        if self._beating is not None or (self.runs and self.world.now >= self._next_beat and self._tossed(0.5)):
+            self._beat()
+            return True
+        choices = [actor for run in self.runs for actor in run.runnable] + self._stragglers
+        if self._may_claim():
+            choices.append(self._claim())
+        if not choices:
+            if self._stopping and self.quiet:
+                self._begin()
+            return False
+        actor = self.world.dice.choice(choices)
+        self.advance(actor, "runner")
+        self._tidy()
+        return True
+
+    def _actors(self) -> Iterable[Actor]:
+        yield from self._stragglers
+        yield from (actor for actor in (self._claiming, self._beating) if actor is not None)
+        for run in self.runs:
+            yield from (actor for actor in (run.main, run.producer) if actor is not None)
+
+    def _tossed(self, probability: float) -> bool:
+        return self.world.dice.random() < probability
+
+    def _may_claim(self) -> bool:
+        if self._claiming is not None:
+            return True
+        return not self._stopping and len(self.runs) < SLOTS and self.world.storage.claimable(self.world.now)
+
+    def _claim(self) -> Actor:
+        if self._claiming is None:
+            self._claiming = Actor(self._fill())
+        return self._claiming
+
+    async def _fill(self) -> None:
+        free = SLOTS - len(self.runs)
+        expires = self.world.now + VISIBILITY
+        storage, world = self.world.storage, self.world
+        try:
+            found = await Effect("claim", lambda: storage.claim(free, world.now, VISIBILITY), failure=AWAY)
+        except DatabaseUnavailable:
+            return
+        for message in found:
+            self._numbers += 1
+            name = f"{self.name}/{self._numbers}"
+            claim = claim_of(message, expires)
+            run = Run(name, claim, jobs(self.world.storage, self._committer, self.world.clock, name))
+            run.main = Actor(self._run(run))
+            self.runs.append(run)
+
+    def _beat(self) -> None:
+        if self._beating is None:
+            self._beating = Actor(self._extend())
+        self.advance(self._beating, "heartbeat")
+        if self._beating.done:
+            self._beating = None
+
+    async def _extend(self) -> None:
+        self._next_beat = self.world.now + VISIBILITY / 3
+        held = list(self.runs)
+        tokens = [run.claim.ack() for run in held]
+        storage, world = self.world.storage, self.world
+        try:
+            kept = await Effect("extend", lambda: storage.extend(tokens, world.now, VISIBILITY), failure=AWAY)
+        except DatabaseUnavailable:
+            return
+        for run, still in zip(held, kept, strict=True):
+            if not still and run in self.runs and not self._settled(run):
+                self.world.figures["leases lost"] += 1
+                self._drop(run)
+
+    def _settled(self, run: Run) -> bool:
+        """A run that has just settled its message ends by itself a moment later: that is no loss."""
+        return run.main is None or run.main.last == "commit"
+
+    def _drop(self, run: Run) -> None:
+        if run.main is not None:
+            run.main.crash()
+        self._leave(run)
+        self.runs.remove(run)
+
+    def _leave(self, run: Run) -> None:
+        """Stop producing; a put in a thread can't be stopped, and is done some time later."""
+        if run.producer is None:
+            return
+        if not run.producer.done and run.producer.last != "start" and self._tossed(0.5):
+            self._stragglers.append(run.producer)
+        else:
+            run.producer.crash()
+        run.producer = None
+
+    def _tidy(self) -> None:
+        if self._claiming is not None and self._claiming.done:
+            self._claiming = None
+        for run in [run for run in self.runs if run.main is None or run.main.done]:
+            self._leave(run)
+            self.runs.remove(run)
+        for straggler in [one for one in self._stragglers if one.done or one.last == "put"]:
+            straggler.crash()
+            self._stragglers.remove(straggler)
+
+    # The step runner ------------------------------------------------------------------------------
+
+    async def _run(self, run: Run) -> None:
+        claim, jobs = run.claim, run.jobs
+        if self._stopping:
+            await jobs.settle(claim.defer(0))
+            return
+        state = await jobs.load(claim.command.job_id)
+        step = state.step(claim.command.step_id)
+        if self.world.now > claim.expires:
+            return
+        try:
+            started = await self._start(run, state, step)
+        except StaleAttempt:
+            await self._fenced_at_start(run)
+            return
+        if started is None:
+            return
+        try:
+            await self._attempt(run, started)
+        except StaleAttempt:
+            self.world.figures["fenced off"] += 1
+            await jobs.settle(claim.ack())
+
+    async def _fenced_at_start(self, run: Run) -> None:
+        """Leave the message: whoever was first may have lost this very one, so that it is all that is left."""
+        self.world.note(run.name, "was not the first to start")
+        self.world.figures["late starts"] += 1
+
+    async def _start(self, run: Run, state: JobState, step: StepState) -> JobState | None:
+        command = StartStep(
+            step_id=step.step_id,
+            after=step.attempt,
+            runner=run.name,
+            engine="fake",
+            source="fake",
+            model_id=None,
+            max_attempts=MAX_ATTEMPTS,
+        )
+        state, bodies = await self._carry_out(run, state, command)
+        if not bodies:
+            await run.jobs.settle(run.claim.ack())
+            return None
+        return None if finishes(bodies) else state
+
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+        return await run.jobs.carry_out(state, command, run.claim)
+
+    async def _attempt(self, run: Run, state: JobState) -> None:
+        step = state.step(run.claim.command.step_id)
+        harvest = run.harvest
+        run.producer = Actor(self._produce(run, state, step))
+        while items := await harvest.take():
+            command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
+            state, bodies = await self._carry_out(run, state, command)
+            if finishes(bodies):
+                return
+        self._leave(run)
+        if harvest.failure is None or (self._stopping and harvest.failure[1].retryable):
+            self.world.figures["hand-backs"] += 1
+            await self._carry_out(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
+        else:
+            await self._fail(run, state, step, *harvest.failure)
+
+    def _missing(self, state: JobState, step: StepState) -> Sequence[int]:
+        return [index for index in range(state.generate.count) if index not in step.artifacts]
+
+    async def _produce(self, run: Run, state: JobState, step: StepState) -> None:
+        harvest = run.harvest
+        for index in self._missing(state, step):
+            if self._stopping or harvest.failure is not None:
+                break
+            with harvest.item(index):
+                self._auditor.rendered(step, index)
+                body = await self._render(run, state, step, index)
+                harvest.items.append(await self._put(run, state, step, index, body))
+        harvest.closed = True
+
+    async def _render(self, run: Run, state: JobState, step: StepState, index: int) -> str:
+        if self.world.chance(0.02):
+            self.world.figures["final failures"] += 1
+            raise ProviderError("simulated")
+        if step.name == "generate":
+            return f"picture {state.job_id} {index}"
+        key = state.steps[0].artifacts[index].s3_key
+        return f"larger {await self._patiently(run, 'get', lambda: self._got(key))}"
+
+    def _got(self, key: str) -> str:
+        try:
+            return self.world.storage.objects[key]
+        except KeyError:
+            raise ObjectMissing(key) from None
+
+    async def _put(self, run: Run, state: JobState, step: StepState, index: int, body: str) -> ArtifactWritten:
+        generate = state.generate
+        key = planned_key(state, step, index)
+        stored = await self._patiently(run, "put", lambda: self.world.storage.put(key, body))
+        size = output_size(generate, state.upscale, step.name)
+        return ArtifactWritten(
+            step_id=step.step_id,
+            step_name=step.name,
+            attempt=step.attempt,
+            item_index=index,
+            artifact_id=self.world.new_id(),
+            format=generate.format,
+            width=size[0],
+            height=size[1],
+            seed=item_seed(generate.seed, generate.count, index),
+            s3_key=key,
+            bytes=len(stored),
+            sha256=stored,
+        )
+
+    async def _patiently(self, run: Run, name: str, call: Callable[[], str]) -> str:
+        while True:
+            effect = Effect(name, call, failure=ObjectStoreUnavailable("simulated"))
+            try:
+                return await effect
+            except ObjectStoreUnavailable:
+                if self._stopping or self._tossed(0.3):
+                    raise
+                if (await run.jobs.load(run.claim.command.job_id)).cancel_pending:
+                    raise
+
+    async def _fail(self, run: Run, state: JobState, step: StepState, item_index: int | None, cause: StepError) -> None:
+        command = FailAttempt(
+            step_id=step.step_id,
+            attempt=step.attempt,
+            error_code=cause.error_code,
+            error_message=str(cause),
+            item_index=item_index,
+            retryable=cause.retryable,
+            delay_s=self.world.dice.uniform(0.5, 4.0),
+            max_attempts=MAX_ATTEMPTS,
+        )
+        await self._carry_out(run, state, command)
+
+
+def finishes(bodies: Sequence[Body]) -> bool:
+    """Does the step end with these events?"""
+    return any(isinstance(body, StepFinish) for body in bodies)
+
+
+def claim_of(message: Message, expires: float) -> Claim:
+    """A claim as `Outbox.claim` answers it."""
+    return Claim(
+        queue=message.queue,
+        msg_id=message.msg_id,
+        read_ct=message.read_ct,
+        enqueued_at=NOON,
+        command=message.command,
+        expires=expires,
+    )

@@ -1,0 +1,253 @@
+"""The model of all that is shared: what schema.sql and the object store do, in memory, one effect at a time."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.events import Event, Fact, Private, Recorded
+from eventstore.log import (
+    Ack,
+    Answer,
+    Answers,
+    Append,
+    Batch,
+    Defer,
+    Move,
+    Moved,
+    Queue,
+    Send,
+    Verdict,
+    partition_of,
+)
+from eventstore.outbox import Command
+from orchestrator.state import JobState, apply
+from projections.views import ArtifactView, JobView
+
+PARTITIONS = 2
+QUEUES: tuple[Queue, ...] = ("upscale", "generate")
+
+
+class Observer(Protocol):
+    """Whoever watches what is written."""
+
+    def appended(self, before: JobState | None, after: JobState, fact: Fact) -> None:
+        """An event stands in the log."""
+
+    def sent(self, command: Command) -> None:
+        """A reaction sent a command."""
+
+
+class Message(msgspec.Struct):
+    """A command in a queue; visible from a time on."""
+
+    queue: Queue
+    msg_id: int
+    read_ct: int
+    visible_at: float
+    command: Command
+
+
+class Storage:
+    """Everything durable. Every method is one statement, or one call of the object store."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.partitions: list[list[Recorded]] = [[] for _ in range(PARTITIONS)]
+        self.streams: dict[UUID, list[Recorded]] = {}
+        self.states: dict[UUID, list[JobState]] = {}
+        self.checkpoints: dict[str, list[int]] = {}
+        self.messages: dict[Queue, dict[int, Message]] = {queue: {} for queue in QUEUES}
+        self.objects: dict[str, str] = {}
+        self.views: dict[UUID, JobView] = {}
+        self.artifacts: dict[tuple[UUID, int], ArtifactView] = {}
+        self._last_id = 0
+
+    # The log --------------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch, now: float) -> Answers:
+        """As `eventstore.commit`: streams are judged alone, but with moves the partition is the unit."""
+        heads = [len(partition) for partition in self.partitions]
+        held = {move.partition for move in batch.moves if self.holds(move)}
+        spoilt = {move.partition for move in batch.moves} - held
+        verdicts = {one.stream: self.judge(one) for one in batch.appends}
+        skipped = {stream for stream, verdict in verdicts.items() if verdict != "accepted"}
+        if batch.moves:
+            spoilt |= {partition_of(stream, PARTITIONS) for stream in skipped}
+        for one in batch.appends:
+            if verdicts[one.stream] == "accepted" and partition_of(one.stream, PARTITIONS) in spoilt:
+                verdicts[one.stream] = "refused"
+                skipped.add(one.stream)
+            elif verdicts[one.stream] == "accepted":
+                self._append(one)
+        self._dispatch(batch, skipped, spoilt, now)
+        moved = {move.partition: self._move(move, heads, held, spoilt) for move in batch.moves}
+        streams = {stream: Answer(verdict, len(self.streams.get(stream, ()))) for stream, verdict in verdicts.items()}
+        return Answers(streams, moved, contended=False)
+
+    def judge(self, append: Append) -> Verdict:
+        """As `eventstore.judge`."""
+        stands = self.streams.get(append.stream, [])
+        if len(stands) == append.expected:
+            return "accepted"
+        there = [one.event_id for one in stands[append.expected : append.expected + len(append.events)]]
+        return "mine" if there == [one.event_id for one in append.events] else "conflict"
+
+    def holds(self, move: Move) -> bool:
+        """Does a checkpoint stand where its mover believes?"""
+        return self.checkpoints[move.subscription][move.partition] == move.start
+
+    def after(self, cursor: Mapping[int, int], limit: int) -> dict[int, list[Recorded]]:
+        """As `Log.after`."""
+        found = {partition: self.partitions[partition][at : at + limit] for partition, at in cursor.items()}
+        return {partition: events for partition, events in found.items() if events}
+
+    def state(self, stream: UUID) -> JobState:
+        """A job as it now is."""
+        return self.states[stream][-1]
+
+    def _append(self, append: Append) -> None:
+        stream = self.streams.setdefault(append.stream, [])
+        states = self.states.setdefault(append.stream, [])
+        for event in append.events:
+            version = len(stream) + 1
+            fact = Fact(
+                stream_id=append.stream,
+                tenant=append.tenant,
+                version=version,
+                ts=event.ts,
+                body=event.body,
+                meta=event.meta,
+                private=event.private or Private(),
+            )
+            before = states[-1] if states else None
+            after = apply(before, fact)
+            self._observer.appended(before, after, fact)
+            self._record(append, event, version, stream)
+            states.append(after)
+
+    def _record(self, append: Append, event: Event, version: int, stream: list[Recorded]) -> None:
+        number = partition_of(append.stream, PARTITIONS)
+        partition = self.partitions[number]
+        recorded = Recorded(
+            stream_id=append.stream,
+            tenant=append.tenant,
+            version=version,
+            code=event.body.code,
+            schema_version=event.body.schema_version,
+            ts=event.ts,
+            data=codec.encode(event.body),
+            meta=codec.encode(event.meta),
+            private=None if event.private is None else codec.encode(event.private),
+            partition=number,
+            position=len(partition) + 1,
+            category=append.category,
+            event_id=event.event_id,
+            recorded_at=event.ts,
+            private_digest=None,
+            hash=b"",
+            chain=b"",
+        )
+        stream.append(recorded)
+        partition.append(recorded)
+
+    def _move(self, move: Move, heads: Sequence[int], held: set[int], spoilt: set[int]) -> Moved:
+        at = self.checkpoints[move.subscription]
+        if move.partition in spoilt:
+            return Moved("refused" if move.partition in held else "conflict", at[move.partition])
+        # A move to the very head covers what this call appended.
+        end = len(self.partitions[move.partition]) if move.end == heads[move.partition] else move.end
+        at[move.partition] = end
+        return Moved("accepted", end)
+
+    # The outbox -----------------------------------------------------------------------------------
+
+    def send(self, queue: Queue, command: Command, visible_at: float) -> None:
+        """Put a message into a queue."""
+        self._last_id += 1
+        self.messages[queue][self._last_id] = Message(queue, self._last_id, 0, visible_at, command)
+
+    def claimable(self, now: float) -> bool:
+        """Is there a message to claim?"""
+        return any(one.visible_at <= now for queue in self.messages.values() for one in queue.values())
+
+    def claim(self, slots: int, now: float, visibility: float) -> list[Message]:
+        """As `eventstore.claim`."""
+        visible = [one for queue in QUEUES for one in self.messages[queue].values() if one.visible_at <= now]
+        for one in visible[:slots]:
+            one.read_ct += 1
+            one.visible_at = now + visibility
+        return [msgspec.structs.replace(one) for one in visible[:slots]]
+
+    def extend(self, tokens: Sequence[Ack], now: float, visibility: float) -> list[bool]:
+        """As `eventstore.extend`; answers which are still the caller's."""
+        held = [self.owned(token) for token in tokens]
+        for one in held:
+            if one is not None:
+                one.visible_at = now + visibility
+        return [one is not None for one in held]
+
+    def owned(self, token: Ack) -> Message | None:
+        """The message that a token still owns."""
+        message = self.messages[token.queue].get(token.msg_id)
+        return message if message is not None and message.read_ct == token.read_ct else None
+
+    def settle(self, token: Ack, now: float) -> None:
+        """Acknowledge or defer a message that its token still owns."""
+        message = self.owned(token)
+        if message is None:
+            return
+        if isinstance(token, Defer):
+            message.visible_at = now + token.delay
+            message.read_ct += 1
+        else:
+            del self.messages[token.queue][token.msg_id]
+
+    def _dispatch(self, batch: Batch, skipped: set[UUID], spoilt: set[int], now: float) -> None:
+        def stands(one: Send | Ack) -> bool:
+            return one.stream not in skipped and partition_of(one.stream, PARTITIONS) not in spoilt
+
+        for send in filter(stands, batch.sends):
+            assert isinstance(send.message, Command)
+            self._observer.sent(send.message)
+            self.send(send.queue, send.message, now + send.delay)
+        for token in filter(stands, (*batch.acks, *batch.defers)):
+            self.settle(token, now)
+
+    # The objects ----------------------------------------------------------------------------------
+
+    def put(self, key: str, body: str) -> str:
+        """Write an object unless there is one; answers what lies there."""
+        return self.objects.setdefault(key, body)
+
+    # The read model -------------------------------------------------------------------------------
+
+    def project(self, views: Sequence[JobView], moves: Sequence[Move]) -> list[int]:
+        """As `readmodel.project`; answers the partitions that were written."""
+        held = [move.partition for move in moves if self.holds(move)]
+        for view in views:
+            kept = self.views.get(view.job_id)
+            newer = kept is None or view.version > kept.version
+            if newer and partition_of(view.job_id, PARTITIONS) in held:
+                self.views[view.job_id] = msgspec.structs.replace(view, artifacts=())
+                for artifact in view.artifacts:
+                    self.artifacts.setdefault((artifact.step_id, artifact.item_index), artifact)
+        for move in moves:
+            if move.partition in held:
+                self.checkpoints[move.subscription][move.partition] = move.end
+        return held
+
+    # What an operator does ------------------------------------------------------------------------
+
+    def reacted(self, stream: UUID) -> JobState | None:
+        """A job as far as the orchestrator has come."""
+        at = self.checkpoints["orchestrator"][partition_of(stream, PARTITIONS)]
+        seen = sum(one.position <= at for one in self.streams[stream])
+        return self.states[stream][seen - 1] if seen else None
+
+    def waiting(self) -> Counter[UUID]:
+        """How many messages there are for each step."""
+        return Counter(one.command.step_id for queue in self.messages.values() for one in queue.values())

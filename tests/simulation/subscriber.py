@@ -1,0 +1,112 @@
+"""A process that runs a subscription, the service's own, and the handler that keeps the read model."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+from uuid import UUID
+
+from eventstore import codec
+from eventstore.doorbell import Doorbell
+from eventstore.errors import DatabaseUnavailable
+from eventstore.events import Fact, Recorded
+from eventstore.log import Log, Move, Moved
+from eventstore.subscription import Handler, Lane, Subscription
+from projections.views import JobView, evolve
+from tests.simulation.connection import SimulatedLog
+from tests.simulation.effects import Actor, Effect
+from tests.simulation.process import Process
+from tests.simulation.world import World
+
+
+class Subscriber(Process):
+    """Runs a handler over the log, one effect at a time."""
+
+    def __init__(self, world: World, name: str, handler: Handler) -> None:
+        super().__init__(world, name)
+        self._handler = handler
+        self._log = SimulatedLog(world.storage, world.clock, patient=False)
+        self._subscription = self._new()
+        self._actor: Actor | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Does it wait for new events?"""
+        return self._actor is None and not self._due()
+
+    @property
+    def failures(self) -> list[str]:
+        """Why partitions stand still."""
+        return [lane.failure for lane in self._subscription.lanes.values() if lane.failure is not None]
+
+    def crash(self) -> None:
+        """Die, and start anew from the checkpoints."""
+        if self._actor is not None:
+            self._actor.crash()
+        self._actor = None
+        self._subscription = self._new()
+
+    def _new(self) -> Subscription:
+        return Subscription(cast("Log", self._log), cast("Doorbell", None), self._handler)
+
+    def _step(self) -> bool:
+        if self._actor is None:
+            if not self._due() and not self.world.chance(0.002):
+                return False
+            self._actor = Actor(self._subscription.step())
+        try:
+            self.advance(self._actor, self._handler.name)
+        except DatabaseUnavailable:
+            # As `Subscription.run`: whether the last call was written is unknown.
+            self._subscription.lanes.clear()
+            self._actor = None
+        else:
+            if self._actor.done:
+                self._actor = None
+        return True
+
+    def _due(self) -> bool:
+        lanes = self._subscription.lanes.values()
+        return not lanes or any(self._is_due(lane) for lane in lanes)
+
+    def _is_due(self, lane: Lane) -> bool:
+        if lane.rest_until > self.world.now:
+            return False
+        behind = len(self.world.storage.partitions[lane.partition]) > lane.read
+        lazy = lane.read > lane.stored and self.world.now - lane.moved_at >= 1.0
+        return behind or lazy or lane.overtaken
+
+
+class ReadModel:
+    """`projections.projector` retold: its SQL is `Storage.project`."""
+
+    name = "readmodel"
+
+    def __init__(self, world: World) -> None:
+        self._storage = world.storage
+
+    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+        """As `Projector.handle`."""
+        streams: dict[UUID, list[Fact]] = {}
+        for event in events:
+            streams.setdefault(event.stream_id, []).append(codec.fact(event))
+        kept = await self._load()
+        views: list[JobView] = []
+        for stream, facts in streams.items():
+            view = kept.get(stream) if facts[0].version > 1 else None
+            for fact in facts:
+                view = evolve(view, fact)
+            if view is not None:
+                views.append(view)
+        return await self._write(views, moves)
+
+    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+        """As `Projector.move`."""
+        return await self._write([], moves)
+
+    def _load(self) -> Effect[dict[UUID, JobView]]:
+        return Effect("load", lambda: dict(self._storage.views), failure=DatabaseUnavailable("simulated"))
+
+    async def _write(self, views: Sequence[JobView], moves: Sequence[Move]) -> Mapping[int, Moved]:
+        held = await Effect(
+            "project", lambda: self._storage.project(views, moves), failure=DatabaseUnavailable("simulated")
+        )
+        return {move.partition: Moved("accepted", move.end) for move in moves if move.partition in held}

@@ -278,6 +278,11 @@ class Service:
         """Where a role without an API serves its health; waits until it does."""
         return self._announced("serving health")
 
+    @property
+    def announced(self) -> str | None:
+        """Where the process serves, its API or its health; None as long as it has not said so."""
+        return next(iter(self._urls.values()), None)
+
     def _announced(self, event: str) -> str:
         assert self._told[event].wait(60), f"{self.role} does not say {event!r}:\n{self.output}"
         assert event in self._urls, f"{self.role} ended before it said {event!r}:\n{self.output}"

@@ -1,0 +1,75 @@
+"""A PostgreSQL and an object store of their own, which can be taken away and brought back."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from dreamforge.backends import login
+from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
+from dreamforge.embedded.processes import until
+from eventstore import schema
+from eventstore.database import Database
+from runners.objects import ObjectStore, S3Config
+from tests.kit import SERVICE_LOGIN
+
+STRANGER_LOGIN = ("stranger", "stranger")
+"""User and password of somebody who may connect to the service's database, and do nothing there."""
+_ENDED_S = 30.0
+
+
+class Backend:
+    """Both servers, with all their data in a home; making one starts them. url: of the database's owner."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._postgres = EmbeddedPostgres.start(home)
+        try:
+            self._seaweed = EmbeddedSeaweed.start(home)
+        except BaseException:
+            self._postgres.stop()
+            raise
+        self.url = self._postgres.url
+        self.stranger_url = login(self.url, *STRANGER_LOGIN)
+        self.s3 = S3Config(
+            endpoint=self._seaweed.endpoint,
+            access_key=self._seaweed.access_key,
+            secret_key=self._seaweed.secret_key,
+            bucket="chaos",
+        )
+
+    async def prepare(self) -> None:
+        """Install the schema, the service's login and the stranger's, and make the bucket."""
+        database = Database(self.url, bounded=False)
+        await schema.install(database)
+        await schema.ensure_service_login(database, *SERVICE_LOGIN)
+        async with database.connection() as connection, connection.transaction():
+            # One round instead of 4,096: a stranger who takes hundreds of connections shall not take all the time, too.
+            await connection.execute("set local scram_iterations = 1")
+            await connection.execute("create role {} login password '{}'".format(*STRANGER_LOGIN))
+        await database.close()
+        store = ObjectStore(self.s3)
+        await store.ensure_bucket()
+        await store.close()
+
+    def restart_postgres(self) -> None:
+        """An immediate shutdown, which is a crash to all who are connected, and a start on the same port."""
+        crashed = self._postgres
+        os.kill(crashed.pid, signal.SIGQUIT)
+        assert until(lambda: not crashed._server.runs(), _ENDED_S), "PostgreSQL survives an immediate shutdown"
+        self._postgres = EmbeddedPostgres.start(self._home)
+        assert self._postgres.url == self.url, "PostgreSQL's port was taken while it was away"
+
+    def restart_store(self, away_s: float) -> None:
+        """SIGKILL, some seconds without an object store, and a start on the same port."""
+        killed = self._seaweed
+        os.kill(killed.pid, signal.SIGKILL)
+        assert until(lambda: not killed._server.runs(), _ENDED_S), "the object store survives SIGKILL"
+        time.sleep(away_s)
+        self._seaweed = EmbeddedSeaweed.start(self._home)
+        assert self._seaweed.endpoint == self.s3.endpoint, "the object store's port was taken while it was away"
+
+    def stop(self) -> None:
+        """Stop both servers. A second call does nothing."""
+        self._seaweed.stop()
+        self._postgres.stop()

@@ -1,0 +1,147 @@
+"""Jobs under one disturbance, or under all at once; what is left of them, and how fast the service is afterwards.
+
+submit and disturb ─▶ calm ─▶ all settled ─▶ judge ─▶ race against a service that had no trouble
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from tests.chaos.disturbances import DISTURBANCES, disturb
+from tests.chaos.site import Scale, Site, running
+from tests.chaos.verdict import Verdict, judge
+
+CAMPAIGNS: Mapping[str, Sequence[str]] = {
+    "none": [],
+    **{name: [name] for name in DISTURBANCES},
+    "all": [*DISTURBANCES],
+}
+"""By name, what is done to the service at once. The first says how alike two services are that had no trouble."""
+
+_LONGER_S = 5.0
+_PACE_OF_MANY = 2.0
+"""How much longer they rest when all of them are at it: else hardly a job would ever end."""
+
+
+class Race(msgspec.Struct, frozen=True):
+    """Jobs a second in windows that alternate: of a service that was disturbed, and of one that was not."""
+
+    disturbed: list[float]
+    control: list[float]
+
+    @property
+    def recovered(self) -> bool:
+        """Is the disturbed one's median no lower than the control's by more than that one's spread?"""
+        return statistics.median(self.disturbed) >= statistics.median(self.control) - spread(self.control)
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a campaign.
+
+    hits: how often was done what. complaints: warnings and errors in the processes' logs. broken: processes that ended
+    though nobody killed them. surprises: answers that no client should get.
+    """
+
+    name: str
+    jobs: int
+    hits: dict[str, int]
+    wall_s: float
+    verdict: Verdict
+    complaints: dict[str, int]
+    broken: list[str]
+    surprises: dict[str, int]
+    race: Race | None
+
+    @property
+    def flaws(self) -> list[str]:
+        """Everything that is wrong, a sentence each."""
+        return [
+            *(f"{check}: {one}" for check, wrong in self.verdict.wrong.items() for one in wrong),
+            *self.broken,
+            *(f"{n} times a client got {answer}" for answer, n in self.surprises.items()),
+            *(["the service is slower than one that had no trouble"] if self.race and not self.race.recovered else []),
+        ]
+
+
+def spread(rates: Sequence[float]) -> float:
+    """The interquartile range."""
+    low, _, high = statistics.quantiles(rates, n=4)
+    return high - low
+
+
+async def run(
+    name: str,
+    jobs: int,
+    scale: Scale,
+    home: Path,
+    *,
+    longest_s: float | None = None,
+    windows: int = 0,
+    window: int = 0,
+) -> Outcome:
+    """Run a campaign in a home.
+
+    longest_s: when to leave the service alone at the latest. windows: of the race, for each of the two; window: the
+    jobs of each.
+    """
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(running(home / "disturbed", scale))
+        began = time.monotonic()
+        await trouble(site, CAMPAIGNS[name], jobs, longest_s)
+        await site.settle()
+        wall_s = time.monotonic() - began
+        verdict = await judge(site.backend.url, site.backend.s3, site.customers.acknowledged, site.customers.keys)
+        race = None
+        if windows:
+            control = await stack.enter_async_context(running(home / "control", scale))
+            race = await alternate(site, control, windows, window)
+    return Outcome(
+        name=name,
+        jobs=jobs,
+        hits=dict(site.hits),
+        wall_s=wall_s,
+        verdict=verdict,
+        complaints=dict(site.fleet.complaints()),
+        broken=site.fleet.broken,
+        surprises=dict(site.customers.surprises),
+        race=race,
+    )
+
+
+async def trouble(site: Site, names: Sequence[str], jobs: int, longest_s: float | None) -> None:
+    """Submit jobs under disturbances, which go on for a while after the last of them; then see them all end."""
+    calm = asyncio.Event()
+    pace = _PACE_OF_MANY if len(names) > 1 else 1.0
+    disturbing = [asyncio.create_task(disturb(site, name, calm, pace)) for name in names]
+    working = asyncio.create_task(site.work(jobs))
+    submitted = asyncio.create_task(site.customers.all_submitted.wait())
+    try:
+        try:
+            await asyncio.wait({working, submitted}, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(_LONGER_S)
+        finally:
+            calm.set()
+            # Not cancelled: each mends what it has broken.
+            await asyncio.gather(*disturbing)
+        await working
+    finally:
+        submitted.cancel()
+        working.cancel()
+        await asyncio.gather(submitted, working, return_exceptions=True)
+
+
+async def alternate(disturbed: Site, control: Site, windows: int, jobs: int) -> Race:
+    """Let one work while the other rests, in turns, after a warm-up that does not count."""
+    race = Race([], [])
+    pairs = [(disturbed, race.disturbed), (control, race.control)]
+    for site, _ in pairs:
+        await site.work(jobs)
+    for turn in range(windows):
+        for site, rates in pairs if turn % 2 else reversed(pairs):
+            rates.append(jobs / await site.work(jobs))
+    return race

@@ -1,0 +1,125 @@
+"""What is done to a service that works: each breaks something, and mends it before it returns."""
+
+import asyncio
+import contextlib
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import asyncpg
+import msgspec
+
+from tests.chaos.site import LEASE_S, Site
+from tests.kit import SERVICE_LOGIN
+
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AT_ONCE = 20
+_TERMINATE = """
+select pg_terminate_backend(pid) from (
+    select pid from pg_stat_activity where usename = $1 order by random() limit $2) as victims
+"""
+
+
+class Disturbance(msgspec.Struct, frozen=True):
+    """Something to do again and again. pause: the shortest and longest rest between two times, in seconds."""
+
+    strike: Callable[[Site], Awaitable[None]]
+    pause: tuple[float, float]
+
+
+async def restart_postgres(site: Site) -> None:
+    """PostgreSQL ends at once, as in a crash, and starts again."""
+    await asyncio.to_thread(site.backend.restart_postgres)
+    site.hits["postgres"] += 1
+
+
+async def terminate_backends(site: Site) -> None:
+    """Connections of the service end, ten a second."""
+    async with _owner(site) as owner:
+        for _ in range(20):
+            site.hits["backends"] += len(await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], 1))
+            await asyncio.sleep(0.1)
+
+
+async def kill(site: Site) -> None:
+    """A process dies, whatever it does: but not faster than others can be started."""
+    if len(site.fleet.serving()) > len(site.fleet.members) / 2:
+        random.choice(site.fleet.members).signal(signal.SIGKILL)
+        site.hits["sigkill"] += 1
+
+
+async def freeze(site: Site) -> None:
+    """A few runners and orchestrators stand still for longer than the lease, then go on as if nothing had been."""
+    candidates = site.fleet.serving("runner", "orchestrator")
+    victims = random.sample(candidates, min(2, len(candidates)))
+    for victim in victims:
+        victim.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(random.uniform(1.1, 1.5) * LEASE_S)
+    finally:
+        for victim in victims:
+            victim.signal(signal.SIGCONT)
+    site.hits["freeze"] += len(victims)
+
+
+async def restart_store(site: Site) -> None:
+    """The object store is killed, and starts again some seconds later."""
+    await asyncio.to_thread(site.backend.restart_store, random.uniform(1, 3))
+    site.hits["s3"] += 1
+
+
+async def take_slots(site: Site) -> None:
+    """A stranger takes every connection that PostgreSQL gives, those of the service too, and keeps them for seconds."""
+    taken: list[asyncpg.Connection] = []
+    try:
+        await _take_all(site.backend.stranger_url, taken)
+        async with _owner(site) as owner:
+            await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], None)
+        for _ in range(random.randint(4, 8)):
+            await _take_all(site.backend.stranger_url, taken)
+            await asyncio.sleep(0.5)
+        site.hits["slots"] += 1
+    finally:
+        for connection in taken:
+            connection.terminate()
+
+
+@contextlib.asynccontextmanager
+async def _owner(site: Site) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the database's owner, for whom PostgreSQL keeps a few slots."""
+    connection = await asyncpg.connect(site.backend.url, timeout=10)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def _take_all(url: str, taken: list[asyncpg.Connection]) -> None:
+    refused = False
+    while not refused:
+        answers = await asyncio.gather(
+            *(asyncpg.connect(url, timeout=10) for _ in range(_AT_ONCE)), return_exceptions=True
+        )
+        taken.extend(one for one in answers if isinstance(one, asyncpg.Connection))
+        refused = any(isinstance(one, BaseException) for one in answers)
+
+
+DISTURBANCES: Mapping[str, Disturbance] = {
+    "postgres": Disturbance(restart_postgres, (2, 5)),
+    "backends": Disturbance(terminate_backends, (0, 0.1)),
+    "sigkill": Disturbance(kill, (0.5, 1.5)),
+    "freeze": Disturbance(freeze, (0.2, 1)),
+    "s3": Disturbance(restart_store, (2, 5)),
+    "slots": Disturbance(take_slots, (2, 4)),
+}
+
+
+async def disturb(site: Site, name: str, calm: asyncio.Event, pace: float) -> None:
+    """Strike and rest in turns until it is to be calm; the last strike is mended, too. pace: stretches the rests."""
+    disturbance = DISTURBANCES[name]
+    while not calm.is_set():
+        try:
+            await disturbance.strike(site)
+        except _AWAY:  # another disturbance has taken away what this one needs
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(pace * random.uniform(*disturbance.pause))

@@ -1,0 +1,107 @@
+"""A service of many processes with its backend and its clients, and what was done to it."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from tests.chaos.backend import Backend
+from tests.chaos.customers import Customers
+from tests.chaos.fleet import Fleet
+from tests.kit import roles_environ
+
+LEASE_S = 5.0
+"""Short, so that a frozen process outlives its lease often."""
+
+_ENVIRON = {
+    "DF_LEASE_S": str(LEASE_S),
+    # An attempt that ends before its first image is barren, and here anything may end any attempt.
+    "DF_MAX_ATTEMPTS": "10",
+    "DF_RETRY_BASE_S": "0.2",
+    "DF_RETRY_MAX_S": "5",
+    "DF_RUNNER_SLOTS": "4",
+}
+_UNSETTLED = """
+select (select count(*) filter (where code = 'job.created') - count(*) filter (where code = 'job.finish')
+        from eventstore.events) as jobs,
+    (select sum(commands) from eventstore.queue_lengths()) as commands,
+    (select sum((select coalesce(max(e.position), 0) from eventstore.events e where e.partition = s.partition)
+        - s.position) from eventstore.standings s) as unpassed
+"""
+
+
+class Stuck(AssertionError):
+    """Nothing has happened for so long that it is given up."""
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a service is. shape: processes of each role. clients: each has one job under way.
+
+    still_s: how long nothing at all may happen before it counts as stuck.
+    """
+
+    shape: Mapping[str, int]
+    clients: int
+    still_s: float = 240.0
+
+
+class Site(msgspec.Struct):
+    """A service that runs. hits: how often was done what to it."""
+
+    scale: Scale
+    backend: Backend
+    fleet: Fleet
+    customers: Customers
+    hits: Counter[str] = msgspec.field(default_factory=Counter)
+
+    async def work(self, jobs: int) -> float:
+        """Submit jobs, and see them end; answers how long that took, in seconds."""
+        began, last = time.monotonic(), time.monotonic()
+        pulse = self.customers.pulse
+        working = asyncio.create_task(self.customers.run(jobs))
+        try:
+            while not working.done():
+                await asyncio.wait({working}, timeout=1)
+                if pulse != self.customers.pulse:
+                    pulse, last = self.customers.pulse, time.monotonic()
+                elif time.monotonic() - last > self.scale.still_s:
+                    raise Stuck(f"still for {self.scale.still_s:g} s: {self.customers}; see {self.fleet.logs}")
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        working.result()
+        return time.monotonic() - began
+
+    async def settle(self) -> None:
+        """Wait until no job is open, no command left, and no event unseen by a subscription; or until nothing moves."""
+        seen, last = None, time.monotonic()
+        connection = await asyncpg.connect(self.backend.url)
+        try:
+            while time.monotonic() - last < self.scale.still_s:
+                found = tuple(await connection.fetchrow(_UNSETTLED))
+                if not any(found):
+                    return
+                if found != seen:
+                    seen, last = found, time.monotonic()
+                await asyncio.sleep(0.2)
+        finally:
+            await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def running(home: Path, scale: Scale) -> AsyncIterator[Site]:
+    """A site for as long as the block, with all its data and logs in a home."""
+    backend = await asyncio.to_thread(Backend, home)
+    try:
+        await backend.prepare()
+        environ = roles_environ(backend.url, backend.s3, **_ENVIRON)
+        fleet = Fleet(environ, scale.shape, home / "logs")
+        async with fleet.running():
+            yield Site(scale, backend, fleet, Customers(fleet.apis, scale.clients))
+    finally:
+        await asyncio.to_thread(backend.stop)

@@ -1,0 +1,156 @@
+"""The campaigns' judge sees every kind of damage: else its silence would mean nothing."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from msgspec.structs import replace
+
+from eventstore import codec
+from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
+from eventstore.events import ArtifactWritten, Body, Fact, JobFinish, Recorded, StepFinish
+from eventstore.ids import new_id
+from eventstore.log import partition_of
+from tests.chaos.verdict import CHECKS, Evidence, Job, folded
+from tests.http.conftest import succeeded
+
+LOG_ID = new_id()
+
+
+def link(facts: Sequence[Fact]) -> list[Recorded]:
+    """The events of a partition that has one stream, with their hashes and chains."""
+    partition = partition_of(facts[0].stream_id, 8)
+    events: list[Recorded] = []
+    stream, chain = STREAM_GENESIS, chain_genesis(LOG_ID, partition)
+    for fact in facts:
+        assert fact.body is not None
+        bare = Recorded(
+            stream_id=fact.stream_id,
+            tenant=fact.tenant,
+            version=fact.version,
+            code=fact.body.code,
+            schema_version=fact.body.schema_version,
+            ts=fact.ts,
+            data=codec.encode(fact.body),
+            meta=codec.encode(fact.meta),
+            private=None,
+            partition=partition,
+            position=fact.version,
+            category="job",
+            event_id=new_id(),
+            recorded_at=fact.ts,
+            private_digest=None,
+            hash=b"",
+            chain=b"",
+        )
+        hashed = replace(bare, hash=event_hash(stream, bare))
+        events.append(replace(hashed, chain=event_chain(chain, hashed)))
+        stream, chain = events[-1].hash, events[-1].chain
+    return events
+
+
+def sound() -> Evidence:
+    """What one job leaves behind that had no trouble."""
+    history = succeeded()
+    events = link(history.facts)
+    written = [fact.body for fact in history.facts if isinstance(fact.body, ArtifactWritten)]
+    seen = folded(history.facts)
+    assert seen is not None
+    return Evidence(
+        acknowledged={history.job_id},
+        keys=0,
+        log_id=LOG_ID,
+        events={events[0].partition: events},
+        jobs={history.job_id: Job(history.job_id, history.facts, seen)},
+        rows={history.job_id: seen},
+        row_counts=(len(seen.steps), len(seen.artifacts)),
+        commands=[],
+        objects={one.s3_key: (one.bytes, one.sha256) for one in written},
+    )
+
+
+def job_of(found: Evidence) -> Job:
+    """Its one job."""
+    [job] = found.jobs.values()
+    return job
+
+
+def with_facts(found: Evidence, facts: Sequence[Fact]) -> Evidence:
+    """With another history of the job."""
+    job = job_of(found)
+    return replace(found, jobs={job.job_id: replace(job, facts=facts)})
+
+
+def without_last(found: Evidence, kind: type[Body]) -> Evidence:
+    """Without the last event of a kind."""
+    facts = job_of(found).facts
+    last = max(n for n, one in enumerate(facts) if isinstance(one.body, kind))
+    return with_facts(found, [*facts[:last], *facts[last + 1 :]])
+
+
+def with_another(found: Evidence, kind: type[Body]) -> Evidence:
+    """With an event of a kind twice."""
+    facts = job_of(found).facts
+    return with_facts(found, [*facts, next(one for one in facts if isinstance(one.body, kind))])
+
+
+def with_events(found: Evidence, change: Callable[[list[Recorded]], list[Recorded]]) -> Evidence:
+    """With other events in the log."""
+    return replace(found, events={partition: change(list(events)) for partition, events in found.events.items()})
+
+
+def unfinished(found: Evidence) -> Evidence:
+    """With a job that has not ended."""
+    facts = [one for one in job_of(found).facts if not isinstance(one.body, JobFinish)]
+    job = job_of(found)
+    return replace(found, jobs={job.job_id: Job(job.job_id, facts, folded(facts))})
+
+
+def with_object(found: Evidence, key: str, value: tuple[int, str]) -> Evidence:
+    """With another object under a key."""
+    return replace(found, objects={**found.objects, key: value})
+
+
+def stale(found: Evidence) -> Evidence:
+    """With a row that is behind the log."""
+    return replace(found, rows={job: replace(row, status="running") for job, row in found.rows.items()})
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
+    "a job is lost": ("acknowledged", lambda found: replace(found, acknowledged={new_id()})),
+    "a key made no job": ("acknowledged", lambda found: replace(found, keys=1)),
+    "a job is open": ("terminal", unfinished),
+    "a step ended twice": ("finish", lambda found: with_another(found, StepFinish)),
+    "a step never ended": ("finish", lambda found: without_last(found, StepFinish)),
+    "an item was written twice": ("artifact", lambda found: with_another(found, ArtifactWritten)),
+    "an item is missing": ("artifact", lambda found: without_last(found, ArtifactWritten)),
+    "an object is gone": ("object", lambda found: replace(found, objects={})),
+    "an object was overwritten": ("object", lambda found: with_object(found, "generate/0", (10, "1" * 64))),
+    "an object is nobody's": ("object", lambda found: with_object(found, f"x/{job_of(found).job_id}/y", (1, ""))),
+    "a command is left": ("orphan", lambda found: replace(found, commands=["a command"])),
+    "an event was changed": (
+        "chain",
+        lambda found: with_events(found, lambda e: [*e[:2], replace(e[2], data="{}"), *e[3:]]),
+    ),
+    "an event was removed": ("chain", lambda found: with_events(found, lambda e: [*e[:2], *e[3:]])),
+    "a position is missing": ("gapless", lambda found: with_events(found, lambda e: [*e[:2], *e[3:]])),
+    "a version is missing": ("gapless", lambda found: without_last(found, ArtifactWritten)),
+    "a row is stale": ("read model", stale),
+    "a row is missing": ("read model", lambda found: replace(found, rows={})),
+    "a row is nobody's": ("read model", lambda found: replace(found, row_counts=(3, 4))),
+}
+
+
+def test_nothing_is_wrong_where_nothing_is() -> None:
+    found = sound()
+    assert [sentence for check in CHECKS.values() for sentence in check(found)] == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_seen(damage: str) -> None:
+    """Given one damage, then the check that is there for it says so."""
+    check, spoil = DAMAGES[damage]
+    assert CHECKS[check](spoil(sound())) != []
+
+
+def test_every_check_was_seen_to_fail() -> None:
+    assert {check for check, _ in DAMAGES.values()} == CHECKS.keys()

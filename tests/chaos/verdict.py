@@ -1,0 +1,322 @@
+"""Is everything as if nothing had been? Judged by the database and the object store themselves, past the service.
+
+Each check answers a sentence for each thing that it finds wrong.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise, product
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database
+from eventstore.events import (
+    ArtifactWritten,
+    Body,
+    Fact,
+    JobCreated,
+    Recorded,
+    RetryRequested,
+    StepFinish,
+    StepRetry,
+    StepStart,
+)
+from eventstore.log import COLUMNS, recorded
+from projections.rows import Rows, to_view
+from projections.views import JobView, ViewGap, view
+from runners.objects import ObjectStore, S3Config
+from tests.kit import TERMINAL
+from tests.store.test_hash_chain import broken
+
+B = TypeVar("B", bound=Body)
+
+_EVENTS = f"select {COLUMNS} from eventstore.events order by partition, position"
+_ROWS = """
+select json_build_object('job', row_to_json(j),
+    'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id),
+    'artifacts', coalesce((
+        select json_agg(a order by s.ordinal, a.item_index)
+        from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = j.job_id), '[]')) as rows
+from readmodel.jobs j
+"""
+_SIZES = (
+    "select (select count(*) from readmodel.steps) as steps, (select count(*) from readmodel.artifacts) as artifacts"
+)
+_COMMANDS = """
+select format('%s is in the queue of generate', message) as found from pgmq.q_generate
+union all select format('%s is in the queue of upscale', message) from pgmq.q_upscale
+union all select format('%s was put aside', message) from pgmq.a_generate
+union all select format('%s was put aside', message) from pgmq.a_upscale
+"""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job's history, and what it folds to; no view where it doesn't fold."""
+
+    job_id: UUID
+    facts: Sequence[Fact]
+    view: JobView | None
+
+    @property
+    def status(self) -> str | None:
+        """Where the job stands by its history."""
+        return None if self.view is None else self.view.status
+
+    @property
+    def created(self) -> JobCreated:
+        """The first event."""
+        [created] = self.bodies(JobCreated)
+        return created
+
+    def bodies(self, kind: type[B]) -> list[B]:
+        """The events of a kind."""
+        return [fact.body for fact in self.facts if isinstance(fact.body, kind)]
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """All that a service has left behind.
+
+    acknowledged: the jobs that clients were answered for; keys: how many Idempotency-Keys they sent. events: by
+    partition. rows: the read model's, and how many steps and artifacts it has in all. commands: what the queues hold.
+    objects: of the bucket, by key, size and hash.
+    """
+
+    acknowledged: Collection[UUID]
+    keys: int
+    log_id: UUID
+    events: Mapping[int, Sequence[Recorded]]
+    jobs: Mapping[UUID, Job]
+    rows: Mapping[UUID, JobView]
+    row_counts: tuple[int, int]
+    commands: Sequence[str]
+    objects: Mapping[str, tuple[int, str]]
+
+    @property
+    def succeeded(self) -> list[Job]:
+        """The jobs that did."""
+        return [job for job in self.jobs.values() if job.status == "succeeded"]
+
+    def count(self, kind: type[Body]) -> int:
+        """How many events of a kind the jobs have."""
+        return sum(len(job.bodies(kind)) for job in self.jobs.values())
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What was found.
+
+    failed: jobs that ended so, though honestly. most_attempts: of one step. wrong: what each check says.
+    """
+
+    jobs: int
+    failed: int
+    attempts: int
+    most_attempts: int
+    retries: int
+    events: int
+    wrong: dict[str, list[str]]
+
+    @property
+    def good(self) -> bool:
+        """Is nothing wrong?"""
+        return not any(self.wrong.values())
+
+
+async def judge(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int) -> Verdict:
+    """Judge what a service has left behind. url: of the database's owner."""
+    found = await gather(url, s3, acknowledged, keys)
+    wrong = {name: check(found) for name, check in CHECKS.items()}
+    return Verdict(
+        jobs=len(found.jobs),
+        failed=sum(job.status == "failed" for job in found.jobs.values()),
+        attempts=found.count(StepStart),
+        most_attempts=max((one.attempt for job in found.jobs.values() for one in job.bodies(StepStart)), default=0),
+        retries=found.count(StepRetry),
+        events=sum(map(len, found.events.values())),
+        wrong=wrong,
+    )
+
+
+async def gather(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int) -> Evidence:
+    """Read everything."""
+    database = Database(url, bounded=False)
+    try:
+        log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
+        events = recorded(await database.read(_EVENTS))
+        rows = [to_view(msgspec.json.decode(row["rows"], type=Rows)) for row in await database.read(_ROWS)]
+        sizes = (await database.read(_SIZES))[0]
+        commands = [row["found"] for row in await database.read(_COMMANDS)]
+    finally:
+        await database.close()
+    partitions: dict[int, list[Recorded]] = {}
+    jobs: dict[UUID, list[Fact]] = {}
+    for event in events:
+        partitions.setdefault(event.partition, []).append(event)
+        if event.category == "job":
+            jobs.setdefault(event.stream_id, []).append(codec.fact(event))
+    return Evidence(
+        acknowledged=acknowledged,
+        keys=keys,
+        log_id=log_id,
+        events=partitions,
+        jobs={job: Job(job, facts, folded(facts)) for job, facts in jobs.items()},
+        rows={row.job_id: row for row in rows},
+        row_counts=(sizes["steps"], sizes["artifacts"]),
+        commands=commands,
+        objects=await _objects(s3),
+    )
+
+
+async def _objects(s3: S3Config) -> dict[str, tuple[int, str]]:
+    """Every object of the bucket, read whole."""
+    store = ObjectStore(s3)
+
+    def keys() -> list[str]:
+        pages = store._s3.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket)
+        return [one["Key"] for page in pages for one in page.get("Contents", [])]
+
+    async def described(key: str) -> tuple[str, tuple[int, str]]:
+        body = await store.get(key)
+        return key, (len(body), hashlib.sha256(body).hexdigest())
+
+    try:
+        return dict(await asyncio.gather(*map(described, await asyncio.to_thread(keys))))
+    finally:
+        await store.close()
+
+
+def folded(facts: Sequence[Fact]) -> JobView | None:
+    """The view, its artifacts in the order of the rows."""
+    try:
+        seen = view(facts)
+    except ViewGap:
+        return None
+    if seen is None:
+        return None
+    place = {step.step_id: n for n, step in enumerate(seen.steps)}
+    ordered = sorted(seen.artifacts, key=lambda one: (place[one.step_id], one.item_index))
+    return msgspec.structs.replace(seen, artifacts=tuple(ordered))
+
+
+def promises(found: Evidence) -> list[str]:
+    """Every job that was acknowledged is there, and one job for every key."""
+    keyed = sum(job.created.idempotency is not None for job in found.jobs.values())
+    wrong = [f"job {job} was acknowledged, and is lost" for job in found.acknowledged if job not in found.jobs]
+    return wrong if keyed == found.keys else [*wrong, f"{found.keys} keys were sent, {keyed} jobs bear one"]
+
+
+def ends(found: Evidence) -> list[str]:
+    """Every job has one."""
+    return [f"job {job.job_id} is {job.status}" for job in found.jobs.values() if job.status not in TERMINAL]
+
+
+def finishes(found: Evidence) -> list[str]:
+    """Each step ended once in each drive of it, and those of a job that succeeded have succeeded."""
+    wrong = []
+    for job in found.jobs.values():
+        drive = 0
+        seen: Counter[tuple[UUID, int]] = Counter()
+        for fact in job.facts:
+            drive += isinstance(fact.body, RetryRequested)
+            if isinstance(fact.body, StepFinish):
+                seen[fact.body.step_id, drive] += 1
+        wrong += [f"job {job.job_id}: step {step[0]} ended {n} times in one drive" for step, n in seen.items() if n > 1]
+    for job in found.succeeded:
+        done = {one.step_id for one in job.bodies(StepFinish) if one.status == "succeeded"}
+        wrong += [
+            f"job {job.job_id}: step {one.step_id} did not end" for one in job.created.steps if one.step_id not in done
+        ]
+    return wrong
+
+
+def artifacts(found: Evidence) -> list[str]:
+    """Each item of each step was written once; of a job that succeeded, every item."""
+    wrong = []
+    for job in found.jobs.values():
+        written = Counter((one.step, one.item_index) for one in job.bodies(ArtifactWritten))
+        wrong += [f"job {job.job_id}: item {item} was written {n} times" for item, n in written.items() if n > 1]
+        if job.status == "succeeded":
+            planned = product([step.name for step in job.created.steps], range(job.created.generate.count))
+            wrong += [f"job {job.job_id}: item {item} was not written" for item in planned if item not in written]
+    return wrong
+
+
+def objects(found: Evidence) -> list[str]:
+    """Each artifact has an object of its own, as it was recorded; those that succeeded have left no others."""
+    written = [one for job in found.jobs.values() for one in job.bodies(ArtifactWritten)]
+    named = Counter(one.s3_key for one in written)
+    succeeded = {str(job.job_id) for job in found.succeeded}
+    return [
+        *(f"{key} is the object of {n} artifacts" for key, n in named.items() if n > 1),
+        *(
+            f"{one.s3_key} was recorded as {(one.bytes, one.sha256)}, and is {found.objects.get(one.s3_key)}"
+            for one in written
+            if found.objects.get(one.s3_key) != (one.bytes, one.sha256)
+        ),
+        *(f"{key} is no artifact's" for key in found.objects if key not in named and succeeded & set(key.split("/"))),
+    ]
+
+
+def orphans(found: Evidence) -> list[str]:
+    """No command is left."""
+    return list(found.commands)
+
+
+def chains(found: Evidence) -> list[str]:
+    """Every hash and every chain can be computed anew, from the genesis on."""
+    return [
+        f"partition {partition} breaks at position {position}"
+        for partition, events in found.events.items()
+        for position in broken(found.log_id, list(events))
+    ]
+
+
+def gaps(found: Evidence) -> list[str]:
+    """Positions and versions are 1, 2, 3 and so on, and the clock of a partition never ran backwards."""
+    wrong = []
+    for partition, events in found.events.items():
+        if [event.position for event in events] != list(range(1, len(events) + 1)):
+            wrong.append(f"the positions of partition {partition} have a gap")
+        if any(later.recorded_at < earlier.recorded_at for earlier, later in pairwise(events)):
+            wrong.append(f"the clock of partition {partition} ran backwards")
+    wrong += [
+        f"the versions of job {job.job_id} have a gap"
+        for job in found.jobs.values()
+        if [fact.version for fact in job.facts] != list(range(1, len(job.facts) + 1))
+    ]
+    return wrong
+
+
+def read_models(found: Evidence) -> list[str]:
+    """The rows are what a fold of the log from zero makes, no more and no less."""
+    folded = {job.job_id: job.view for job in found.jobs.values() if job.view is not None}
+    expected = (sum(len(one.steps) for one in folded.values()), sum(len(one.artifacts) for one in folded.values()))
+    return [
+        *(
+            f"job {job}: the rows say {found.rows.get(job)}, the log {folded.get(job)}"
+            for job in folded.keys() | found.rows.keys()
+            if found.rows.get(job) != folded.get(job)
+        ),
+        *(
+            f"there are {there} rows of {kind}, the log says {due}"
+            for kind, there, due in zip(("steps", "artifacts"), found.row_counts, expected, strict=True)
+            if there != due
+        ),
+    ]
+
+
+CHECKS: Mapping[str, Callable[[Evidence], list[str]]] = {
+    "acknowledged": promises,
+    "terminal": ends,
+    "finish": finishes,
+    "artifact": artifacts,
+    "object": objects,
+    "orphan": orphans,
+    "chain": chains,
+    "gapless": gaps,
+    "read model": read_models,
+}

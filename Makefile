@@ -69,10 +69,10 @@ chaos: $(VENV)/.installed-dev ## Break everything in turn and at once under thou
 	@$(PY) scripts/chaos.py --jobs="$${JOBS:-2000}" --only="$$ONLY" $${RESTART:+--restart}
 
 contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, with 200 examples an operation (minutes)
-	@DF_TEST_EXAMPLES=200 $(PY) -m pytest -o faulthandler_timeout=0 tests/http/test_schemathesis.py $(ARGS)
+	@DF_TEST_EXAMPLES=200 $(PY) -m pytest --timeout=0 tests/http/test_schemathesis.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## Send the API 20,000 malformed and hostile requests
-	@DF_TEST_HOSTILE=20000 $(PY) -m pytest -s -o faulthandler_timeout=0 tests/http/test_hostile.py $(ARGS)
+	@DF_TEST_HOSTILE=20000 $(PY) -m pytest -s --timeout=0 tests/http/test_hostile.py $(ARGS)
 
 openapi: $(VENV)/.installed-dev ## Write docs/openapi/openapi.v1.json from the code; a test keeps the two equal
 	@$(PY) -m api.openapi > docs/openapi/openapi.v1.json

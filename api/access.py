@@ -25,6 +25,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import Scope
 from eventstore.log import DEFAULT_TENANT
 
+_CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"
 _RETRY_MS = 5000
 _TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
@@ -46,6 +47,13 @@ def caller(request: Request) -> Caller:
     """The caller of a request."""
     found: Caller = request.state.caller
     return found
+
+
+async def holds(services: Services, asker: Caller) -> bool:
+    """Does the key of a caller, who was let in, still open anything? Where no keys are asked for, always."""
+    if services.keys is None or asker.key_id is None:
+        return True
+    return await services.keys.active(asker.key_id) is not None
 
 
 class Authentication:
@@ -94,11 +102,10 @@ class Authentication:
         claims = await self._services.tokens.claims(token, path[1])
         if claims is None:
             raise _unauthorized("This token is not valid for this stream, or has expired.", given=True)
-        if claims.key_id is not None and self._services.keys is not None:
-            key = await self._services.keys.active(claims.key_id)
-            if key is None or key.tenant != claims.tenant:
-                raise _unauthorized("The API key behind this token was revoked.", given=True)
-        return Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
+        found = Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
+        if claims.key_id is None or not await holds(self._services, found):
+            raise _unauthorized("There is no API key behind this token, or it was revoked.", given=True)
+        return found
 
     def _pace(self, scope: Connection) -> None:
         if not scope["path"].endswith(_STREAM):  # streams answer too many requests in their own way
@@ -122,11 +129,12 @@ class Guard:
                 "forbidden",
                 f"This API key lacks the scope {' or '.join(names)}.",
                 {"field": "Authorization", "scopes": names},
+                {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope"'},
             )
         await self._app(scope, receive, send)
 
 
 def _unauthorized(message: str, *, given: bool) -> ApiError:
-    # RFC 6750, section 3: no error code where no credentials were given.
-    challenge = 'Bearer error="invalid_token"' if given else "Bearer"
+    # RFC 6750, section 3.1: no error code where no credentials were given.
+    challenge = f'{_CHALLENGE}, error="invalid_token"' if given else _CHALLENGE
     return ApiError("unauthorized", message, {"field": "Authorization"}, {"WWW-Authenticate": challenge})

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
-from api.access import caller
+from api.access import Caller, caller, holds
 from api.errors import ApiError
 from api.services import Services
 
@@ -25,7 +25,10 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class EventStream(Response):
-    """Sends an iterator's frames as they come. A client that doesn't read for a while is cut off."""
+    """Sends an iterator's frames as they come.
+
+    A client that doesn't read for a while is cut off; one whose key was revoked is told nothing more.
+    """
 
     media_type = "text/event-stream"
     charset = "utf-8"
@@ -33,15 +36,16 @@ class EventStream(Response):
     def __init__(self, services: Services, content: AsyncGenerator[bytes, None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self._services = services
         self._content = content
         self._slow_s = services.config.slow_client_s
         longest_s = services.config.stream_max_s
         # With jitter, so that streams which began together don't all come back together.
         self._longest_s = None if longest_s is None else longest_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the content ends or the client leaves."""
-        sending = asyncio.create_task(self._send(send))
+        sending = asyncio.create_task(self._send(send, caller(Request(scope))))
         leaving = asyncio.create_task(_left(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,21 +56,23 @@ class EventStream(Response):
         if isinstance(results[0], Exception) and not isinstance(results[0], TimeoutError):
             raise results[0]
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, asker: Caller) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async with asyncio.timeout(self._longest_s) as life:
-                await self._send_all(send)
+                await self._send_all(send, asker)
         except TimeoutError:
             if not life.expired():
                 raise
         async with asyncio.timeout(self._slow_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, asker: Caller) -> None:
         # Closed at once, also when cut off: until then the tailer would follow for nobody.
         async with aclosing(self._content) as content:
             async for chunk in content:
+                if not await holds(self._services, asker):
+                    return
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 # A send seldom waits: who catches up must let the others have their turn, and notice its client's end.

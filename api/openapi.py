@@ -54,6 +54,12 @@ _ANSWERS = (
     Progress,
 )
 _REQUESTS = (requests.JobRequest, requests.Generate, requests.PipelineUpscale)
+_ERROR_HEADERS = {
+    "unauthorized": CHALLENGE,
+    "forbidden": CHALLENGE,
+    "rate_limited": RETRY_AFTER,
+    "infra_unavailable": RETRY_AFTER,
+}
 _STRICT_SCALE = {
     "not": {
         "required": ["impl", "strict_scale"],
@@ -197,7 +203,7 @@ def _reply(reply: Reply) -> Schema:
 
 
 def _error(code: str, text: str) -> Schema:
-    extra = {"infra_unavailable": RETRY_AFTER, "rate_limited": RETRY_AFTER, "unauthorized": CHALLENGE}.get(code, {})
+    extra = _ERROR_HEADERS.get(code, {})
     example = {"code": code, "message": text, "correlation_id": "…", "detail": {"code": code, "message": text}}
     content = {"schema": ref("Error"), "examples": {code: {"value": example}}}
     return {"description": text, "headers": _headers(extra), "content": {JSON: content}}

@@ -143,7 +143,7 @@ _CATEGORY = _query("category", "Only events of this category.", {"enum": list(ge
 
 REQUEST_ID = {"X-Request-Id": Header("The request's id.", {"type": "string", "minLength": 1, "maxLength": 128})}
 RETRY_AFTER = {"Retry-After": Header("In how many seconds to try again.", {"type": "string", "pattern": "^[0-9]+$"})}
-CHALLENGE = {"WWW-Authenticate": Header("`Bearer`, with `error` where a key was given (RFC 6750).")}
+CHALLENGE = {"WWW-Authenticate": Header("`Bearer`, with `error` where a key or a token was given (RFC 6750).")}
 SECURITY: Schema = {
     "key": {
         "type": "http",

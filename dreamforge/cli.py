@@ -20,7 +20,7 @@ exit codes:
   1  a job that was waited for did not end as asked; a verified model is damaged; a role could not start, or broke
   2  a wrong argument or setting, or input that the service refuses
   3  the service, or something that it needs, cannot be reached, or is too busy
-  4  no such job or model
+  4  no such job, model or key
   5  not as things stand: cancelling or retrying a job that has ended otherwise, an idempotency key of another request
 """
 
@@ -140,6 +140,8 @@ def _told(error: SettingsError | ClientError) -> str:
     if not isinstance(error, ApiError):
         return str(error)
     field, reason = error.details.get("field"), error.details.get("reason")
+    if field == "Authorization":
+        return f"{error.message} The key to show is taken from DF_API_KEY."
     if reason and str(reason) in error.message:
         return error.message
     place = f" ({field}: {reason})" if field and reason else f" ({field})" if field else ""

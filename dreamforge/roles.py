@@ -117,6 +117,7 @@ def up(settings: Settings) -> int:
     """Run every role in one process, on embedded backends where the settings name none."""
 
     async def start(stack: AsyncExitStack) -> Settings:
+        _expect_keys(settings)
         found = await embedded(settings, stack)
         async with _database(found, "dreamforge-install", bounded=False) as database:
             await schema.install(database)
@@ -130,7 +131,12 @@ def up(settings: Settings) -> int:
 
 def api(settings: Settings) -> int:
     """Run the HTTP API alone."""
-    return _main(_given(with_store, settings), [_api])
+
+    def check(given: Settings) -> Settings:
+        _expect_keys(given)
+        return with_store(given)
+
+    return _main(_given(check, settings), [_api])
 
 
 def orchestrator(settings: Settings) -> int:
@@ -263,7 +269,6 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         config=config,
         stopping=core.stopping,
     )
-    _expect_keys(settings)
     try:
         bound = listen(settings.host, settings.port)
     except OSError as error:

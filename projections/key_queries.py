@@ -7,25 +7,24 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from eventstore import codec
-from eventstore.errors import DatabaseUnavailable
+from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from projections.keys import KeyView, digest, named_id, view
-
-_FRESH_S = 2.0
-"""How long a revoked key may go on opening doors."""
 
 
 class Keys:
     """The keys of a log. A key that was made up costs no read of the database.
 
-    Every method may raise `DatabaseUnavailable`, but once the keys are known an outage leaves them as they were.
+    Every method may raise `EventStoreError`; but those that look up one key take them as they were last read, if that
+    ever went well. fresh_s: how old what was read may be, and so how long a revoked key may go on opening doors.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, fresh_s: float = 2.0) -> None:
         self._log = log
+        self._fresh_s = fresh_s
         self._known: Mapping[UUID, KeyView] | None = None
         self._read_at = 0.0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[Mapping[UUID, KeyView]] | None = None
 
     async def all(self) -> list[KeyView]:
         """Every key, as of now, by tenant and age."""
@@ -46,18 +45,23 @@ class Keys:
         return found if found is not None and found.active else None
 
     async def _fresh(self) -> Mapping[UUID, KeyView]:
-        known = self._known
-        if known is not None and (time.monotonic() - self._read_at < _FRESH_S or self._reading.locked()):
-            return known
-        async with self._reading:
-            if self._known is None or time.monotonic() - self._read_at >= _FRESH_S:
-                try:
-                    self._known = await self._read()
-                except DatabaseUnavailable:
-                    if self._known is None:
-                        raise
-                self._read_at = time.monotonic()
+        if self._known is not None and time.monotonic() - self._read_at < self._fresh_s:
             return self._known
+        # All who come meanwhile wait for the one read: after a quiet hour what is known is an hour old.
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._refresh())
+        return await asyncio.shield(self._reading)
+
+    async def _refresh(self) -> Mapping[UUID, KeyView]:
+        try:
+            self._known = await self._read()
+        except EventStoreError:
+            if self._known is None:
+                raise
+        finally:
+            self._read_at = time.monotonic()
+            self._reading = None
+        return self._known
 
     async def _read(self) -> dict[UUID, KeyView]:
         histories = await self._log.category("key")

@@ -20,8 +20,8 @@ from orchestrator.transact import event
 from projections.keys import digest, key_text
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
-from tests.http.conftest import BODY, refused, running, until
-from tests.kit import NOBODY, Service, Store, eventually
+from tests.http.conftest import BODY, Frames, refused, running, until
+from tests.kit import NOBODY, Api, Service, Store, eventually
 
 GUARDED = [one for one in OPERATIONS if one.scopes]
 
@@ -34,20 +34,24 @@ class Realm(msgspec.Struct, frozen=True):
 
     def key(self, tenant: str, *scopes: Scope) -> str:
         """A new key."""
-        return asyncio.run(self._key(tenant, list(scopes)))
+        return asyncio.run(self.made(tenant, *scopes))
 
-    async def _key(self, tenant: str, scopes: list[Scope]) -> str:
+    async def made(self, tenant: str, *scopes: Scope) -> str:
+        """The same, for a test that is async."""
         key_id = new_id()
         text = key_text(key_id, "x" * 42 + "A")
-        made = event(KeyCreated(name=str(key_id), scopes=scopes, digest=digest(text)), Meta())
+        made = event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=digest(text)), Meta())
         await self._append(Append(stream=key_id, category="key", tenant=tenant, expected=0, events=(made,)))
         return text
 
     def revoke(self, tenant: str, key: str) -> None:
         """Let a key open nothing any more."""
-        key_id = id_of(key)
+        asyncio.run(self.revoked(tenant, key))
+
+    async def revoked(self, tenant: str, key: str) -> None:
+        """The same, for a test that is async."""
         gone = event(KeyRevoked(), Meta())
-        asyncio.run(self._append(Append(stream=key_id, category="key", tenant=tenant, expected=1, events=(gone,))))
+        await self._append(Append(stream=id_of(key), category="key", tenant=tenant, expected=1, events=(gone,)))
 
     async def _append(self, append: Append) -> None:
         store = Store(self.url, listen=False)
@@ -74,6 +78,11 @@ class Realm(msgspec.Struct, frozen=True):
 def id_of(key: str) -> UUID:
     """The id in a key."""
     return UUID(hex=key[3:35])
+
+
+def shown(client: httpx.Client) -> str:
+    """The key that a client shows."""
+    return client.headers["Authorization"].removeprefix("Bearer ")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +157,7 @@ def test_without_a_key_nothing_opens(realm: Realm, job: dict[str, Any], operatio
     with realm.client(None) as stranger:
         answer = ask(stranger, operation, job)
     refused(answer, 401, "unauthorized")
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge"'
 
 
 @pytest.mark.parametrize("operation", GUARDED, ids=names)
@@ -159,16 +168,47 @@ def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[st
         assert answer.status_code == 200
         return
     assert refused(answer, 403, "forbidden") == {"field": "Authorization", "scopes": list(operation.scopes)}
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge", error="insufficient_scope"'
+
+
+@pytest.mark.parametrize("scope", ["jobs", "audit", "admin"])
+def test_a_scope_opens_what_it_is_for(realm: Realm, job: dict[str, Any], scope: Scope) -> None:
+    """And nothing else, held against the contract's words rather than the table that the routes are made from."""
+
+    def opens(operation: Operation) -> bool:
+        if operation.path == "/v1/":
+            return True
+        if operation.path.startswith("/v1/events"):
+            return scope == "audit"
+        if operation.method == "POST" and not operation.path.endswith("/stream_token"):
+            return scope == "jobs"
+        return scope in {"jobs", "audit"}
+
+    with realm.client(realm.key("alice", scope)) as client:
+        until(lambda: client.get("/v1/").status_code == 200)
+        found = {one.name for one in GUARDED if ask(client, one, job).status_code != 403}
+    assert found == {one.name for one in GUARDED if opens(one)}
+
+
+def told(answer: httpx.Response, job_id: str) -> object:
+    """All that an answer tells, but for the id that was asked for and the request's own."""
+    mine = answer.headers["X-Request-Id"]
+    headers = {name: value for name, value in answer.headers.items() if name not in {"date", "x-request-id"}}
+    return answer.status_code, headers, answer.text.replace(job_id, "…").replace(mine, "…")
 
 
 @pytest.mark.parametrize("operation", GUARDED, ids=names)
-def test_another_tenant_finds_nothing(bob: httpx.Client, job: dict[str, Any], operation: Operation) -> None:
-    """What is alice's does not exist for bob: 404, or a list without it."""
+def test_another_tenant_finds_nothing(
+    alice: httpx.Client, bob: httpx.Client, job: dict[str, Any], operation: Operation
+) -> None:
+    """What is alice's does not exist for bob, and bob changes nothing of it: 404, or a list without it."""
+    version = alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"]
     answer = ask(bob, operation, job)
     if "{job_id}" in operation.path:
         refused(answer, 404, "not_found")
         nobodys = ask(bob, operation, job | {"job_id": str(NOBODY)})
-        assert nobodys.text.replace(str(NOBODY), job["job_id"]).count(job["job_id"]) == answer.text.count(job["job_id"])
+        assert told(answer, job["job_id"]) == told(nobodys, str(NOBODY))
+    assert alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"] == version
     assert job["job_id"] not in re.sub(r'"message":"[^"]*"', "", answer.text)
     assert job["s3_key"] not in answer.text
 
@@ -219,25 +259,24 @@ def test_the_same_idempotency_key_of_two_tenants_is_two(alice: httpx.Client, bob
 def test_events_say_whose_key_asked(alice: httpx.Client, job: dict[str, Any]) -> None:
     """An auditor sees which key it was, and never the key."""
     history = alice.get(f"/v1/jobs/{job['job_id']}/events").text
-    key = alice.headers["Authorization"].removeprefix("Bearer ")
+    key = shown(alice)
     assert str(id_of(key)) in history
     assert key not in history
 
 
 @pytest.mark.parametrize(
-    "shown",
+    "header",
     ["Bearer", "Bearer x", "Basic Og==", f"Bearer df_{NOBODY.hex}_{'x' * 43}", f"bearer  df_{'0' * 32}_{'é' * 43}"],
 )
-def test_what_is_no_key_opens_nothing(realm: Realm, shown: str) -> None:
+def test_what_is_no_key_opens_nothing(realm: Realm, header: str) -> None:
     with realm.client(None) as client:
-        answer = client.get("/v1/jobs", headers={b"Authorization": shown.encode()})
+        answer = client.get("/v1/jobs", headers={b"Authorization": header.encode()})
     refused(answer, 401, "unauthorized")
-    assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge", error="invalid_token"'
 
 
 def test_a_key_with_a_wrong_secret_opens_nothing(realm: Realm, alice: httpx.Client) -> None:
-    key = alice.headers["Authorization"].removeprefix("Bearer ")
-    with realm.client(key[:-2] + "zz") as client:
+    with realm.client(shown(alice)[:-2] + "zz") as client:
         refused(client.get("/v1/jobs"), 401, "unauthorized")
 
 
@@ -267,10 +306,10 @@ class TestStreamTokens:
         with realm.client(None) as page:
             return page.get(f"/v1/jobs/{job_id}/progress/stream", params={"access_token": token})
 
-    def claims(self, job: dict[str, Any], **changes: Any) -> Claims:
+    def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> Claims:
         """What a token for alice's job would say."""
-        given: dict[str, Any] = {"job_id": UUID(job["job_id"]), "tenant": "alice", "key_id": None, "expires": 2**40}
-        return Claims(**given | changes)
+        given = {"job_id": UUID(job["job_id"]), "tenant": "alice", "key_id": id_of(shown(alice)), "expires": 2**40}
+        return Claims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
 
     def test_it_opens_its_jobs_stream_and_nothing_else(
         self, realm: Realm, alice: httpx.Client, job: dict[str, Any]
@@ -288,14 +327,18 @@ class TestStreamTokens:
             for path in (f"/v1/jobs/{job['job_id']}", f"/v1/jobs/{job['job_id']}/events", "/v1/events/stream"):
                 refused(page.get(path, params={"access_token": token}), 401, "unauthorized")
 
-    def test_one_that_is_forged_or_over_opens_nothing(self, realm: Realm, job: dict[str, Any]) -> None:
+    def test_one_that_is_forged_or_over_opens_nothing(
+        self, realm: Realm, alice: httpx.Client, job: dict[str, Any]
+    ) -> None:
+        """Nor does one that was given to somebody without a key, before keys were asked for."""
         secret = realm.secret()
-        good = encode(self.claims(job), secret)
+        good = encode(self.claims(alice, job), secret)
         assert self.stream(realm, job["job_id"], good).status_code == 200
-        forged = encode(self.claims(job), b"guessed")
-        over = encode(self.claims(job, expires=1), secret)
-        others = encode(self.claims(job, job_id=NOBODY), secret)
-        for token in (forged, over, others, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):
+        forged = encode(self.claims(alice, job), b"guessed")
+        over = encode(self.claims(alice, job, expires=1), secret)
+        others = encode(self.claims(alice, job, job_id=NOBODY), secret)
+        nobodys = [encode(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
+        for token in (forged, over, others, *nobodys, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):
             refused(self.stream(realm, job["job_id"], token), 401, "unauthorized")
 
     def test_it_ends_with_the_key_that_it_was_asked_for_with(self, realm: Realm, job: dict[str, Any]) -> None:
@@ -308,6 +351,66 @@ class TestStreamTokens:
         until(lambda: self.stream(realm, job["job_id"], token).status_code == 401)
 
 
+async def test_open_streams_end_with_the_key(realm: Realm, s3_config: S3Config, job: dict[str, Any]) -> None:
+    """A stream of a revoked key tells nothing more, though it was opened before; whoever comes back is refused."""
+    with running("api", realm.url, s3_config, DF_REQUIRE_KEYS="1", DF_SSE_HEARTBEAT_S="0.2") as service:
+        key = await realm.made("alice", "jobs", "audit")
+        headers = {"Authorization": f"Bearer {key}"}
+        async with (
+            httpx.AsyncClient(base_url=service.url, timeout=30, trust_env=False) as client,
+            client.stream("GET", "/v1/events/stream", headers=headers) as stream,
+        ):
+            assert stream.status_code == 200
+            frames = Frames(stream)
+            assert (await frames.next()).startswith("retry: ")
+            await realm.revoked("alice", key)
+            await frames.rest()
+            assert (await client.get(f"/v1/jobs/{job['job_id']}", headers=headers)).status_code == 401
+
+
+def test_a_browsers_preflight_needs_no_key(realm: Realm, s3_config: S3Config) -> None:
+    """It can't show one; what it asks for does, and a page of that origin may read the refusal."""
+    origin = {"Origin": "https://app.example"}
+    asks = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+    with (
+        running("api", realm.url, s3_config, DF_REQUIRE_KEYS="1", DF_CORS_ORIGINS=origin["Origin"]) as service,
+        httpx.Client(base_url=service.url, headers=origin, timeout=30, trust_env=False) as page,
+    ):
+        allowed = page.options("/v1/jobs", headers=asks)
+        assert allowed.status_code == 200
+        assert "authorization" in allowed.headers["Access-Control-Allow-Headers"].lower()
+        answer = page.get("/v1/jobs")
+        refused(answer, 401, "unauthorized")
+        assert answer.headers["Access-Control-Allow-Origin"] == origin["Origin"]
+
+
+def test_where_no_keys_are_asked_for_none_is_needed(lone: Api) -> None:
+    """What is shown all the same is not looked at; a stream's token is given, so that pages need no second way."""
+    job_id = lone.create()
+    for header in ("Bearer x", "Basic Og=="):
+        assert lone.http.get(f"/v1/jobs/{job_id}", headers={"Authorization": header}).status_code == 200
+    made = lone.http.post(f"/v1/jobs/{job_id}/stream_token")
+    assert made.json().keys() == {"token", "expires_at"}
+    for token in (made.json()["token"], "x"):
+        params = {"access_token": token}
+        with lone.http.stream("GET", f"/v1/jobs/{job_id}/progress/stream", params=params) as stream:
+            assert stream.status_code == 200
+    lone.http.post(f"/v1/jobs/{job_id}/cancel")
+
+
+@pytest.mark.parametrize("path", ["/v1/", "/v1/jobs", "/v1/nothing", "/healthz", "/docs", "/docs/assets/index.html"])
+def test_every_answer_tells_browsers_to_be_careful(realm: Realm, path: str) -> None:
+    """Refusals included."""
+    with realm.client(None) as client:
+        answer = client.get(path)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    if path.startswith("/v1"):
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+
+
 def test_no_secret_is_told(realm: Realm, alice: httpx.Client, job: dict[str, Any]) -> None:
     """Neither keys nor tokens, nor those of the backends, stand in logs, errors or metrics."""
     token = alice.post(f"/v1/jobs/{job['job_id']}/stream_token").json()["token"]
@@ -315,7 +418,7 @@ def test_no_secret_is_told(realm: Realm, alice: httpx.Client, job: dict[str, Any
         page.get(f"/v1/jobs/{job['job_id']}/progress/stream", params={"access_token": token})
         wrong = page.get(f"/v1/jobs/{NOBODY}/progress/stream", params={"access_token": token})
         told = "".join(realm.service.lines) + page.get("/metrics").text + wrong.text
-    key = alice.headers["Authorization"].removeprefix("Bearer ")
+    key = shown(alice)
     log = alice.get("/v1/events", params={"limit": 1000}).text
     for secret in (token, key, key[36:]):
         assert secret not in told

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import httpx
 from hypothesis import given
@@ -11,9 +11,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
+from api.access import EVERYBODY
 from api.event_stream import StreamEndpoint, pieces
-from api.services import ApiConfig, OpenStreams, Services
+from api.limits import Admission, Limits
+from api.services import ApiConfig, OpenStreams
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=20))
@@ -38,11 +41,19 @@ async def test_who_was_not_let_in_before_the_stop_is_told_to_come_back() -> None
         await asyncio.Event().wait()
         return Response()
 
-    app = Starlette(routes=[Route("/", StreamEndpoint("job", opens))])
-    app.state.services = cast(
-        "Services", SimpleNamespace(config=ApiConfig(), stopping=stopping, open_streams=OpenStreams())
+    admission = Admission(cast("Any", None), Limits())
+    services = SimpleNamespace(
+        config=ApiConfig(), keys=None, admission=admission, stopping=stopping, open_streams=OpenStreams()
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    starlette = Starlette(routes=[Route("/", StreamEndpoint("job", opens))])
+    starlette.state.services = services
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = {"caller": EVERYBODY}
+        await starlette(scope, receive, send)
+
+    transport = httpx.ASGITransport(app=cast("Any", app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client, asyncio.timeout(20):
         asking = asyncio.create_task(client.get("/"))
         await opening.wait()
         stopping.set()

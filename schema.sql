@@ -581,8 +581,8 @@ as $$
 declare
     claimed integer;
 begin
-    -- Losing a claim in a crash only shows the message again, so it need not wait for the disk.
-    perform set_config('synchronous_commit', 'off', true);
+    -- A claim waits for the disk: after a crash that forgot it the next claim would get the same token, and whoever of
+    -- the two is fenced off would throw away the command of the other.
     for i in 1 .. cardinality(queues) loop
         exit when slots <= 0;
         return query execute format(
@@ -609,6 +609,7 @@ as $$
 declare
     k record;
 begin
+    -- Losing this in a crash only shows the message sooner, under another token: it need not wait for the disk.
     perform set_config('synchronous_commit', 'off', true);
     for k in
         select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens

@@ -32,12 +32,12 @@ def event_hash(previous: bytes, event: Recorded) -> bytes:
     """The link of an event in its stream's chain; `previous` is the hash of the version before, empty for the first."""
     fields: tuple[tuple[str, bytes | None], ...] = (
         ("stream_id", event.stream_id.bytes),
-        ("version", event.version.to_bytes(4, "big")),
+        ("version", event.version.to_bytes(4, "big", signed=True)),
         ("category", event.category.encode()),
         ("tenant", event.tenant.encode()),
         ("event_id", event.event_id.bytes),
         ("code", event.code.encode()),
-        ("schema_version", event.schema_version.to_bytes(2, "big")),
+        ("schema_version", event.schema_version.to_bytes(2, "big", signed=True)),
         ("ts", micros(event.ts)),
         ("data", event.data.encode()),
         ("meta", event.meta.encode()),
@@ -55,4 +55,9 @@ def event_chain(previous: bytes, event: Recorded) -> bytes:
 
 def chain_genesis(log_id: UUID, partition: int) -> bytes:
     """What the first event of a partition is chained to."""
-    return sha256(b"dreamforge" + log_id.bytes + partition.to_bytes(2, "big")).digest()
+    return sha256(b"dreamforge" + log_id.bytes + partition.to_bytes(2, "big", signed=True)).digest()
+
+
+def partition_of(stream: UUID, partitions: int) -> int:
+    """The partition of a stream: the low bits of its last byte, as `eventstore.partition_of` in the database."""
+    return stream.bytes[-1] & (partitions - 1)

@@ -12,10 +12,11 @@ from uuid import UUID
 
 import msgspec
 
+from eventstore.chain import partition_of
 from eventstore.database import until_available
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
-from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log, partition_of
+from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
 
 _MOST_PER_CALL = 200
 _CALLS_APART = 20

@@ -238,11 +238,6 @@ class Log:
         return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS, subscription)}
 
 
-def partition_of(stream: UUID, partitions: int) -> int:
-    """The partition of a stream: the low bits of its last byte, as `eventstore.partition_of` in the database."""
-    return stream.bytes[-1] & (partitions - 1)
-
-
 def expect_gapless(partition: int, after: int, events: Sequence[Recorded]) -> None:
     """Raise `LogDamaged` unless the events follow `after` without a gap."""
     for position, event in enumerate(events, after + 1):

@@ -6,10 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore import codec
-from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
+from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 from eventstore.events import ArtifactWritten, Body, Fact, JobFinish, Recorded, StepFinish
 from eventstore.ids import new_id
-from eventstore.log import partition_of
 from tests.chaos.verdict import CHECKS, Evidence, Job, folded
 from tests.http.conftest import succeeded
 

@@ -12,7 +12,7 @@ from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
 from tests.simulation.episode import Parts
 from tests.simulation.runner import Run, Runner
-from tests.simulation.storage import Message, Storage
+from tests.simulation.storage import Message, Observer, Storage
 
 
 class AcknowledgesFirst(SimulatedCommitter):
@@ -81,6 +81,31 @@ class AsksNoOwner(Storage):
         return self.messages[token.queue].get(token.msg_id)
 
 
+class ForgetsClaims(Storage):
+    """Answers claims before they are on disk: a crash of the database, here every seventh claim, undoes the last."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(observer)
+        self._claims = 0
+        self._loose: list[Message] = []
+
+    def claim(self, slots: int, now: float, visibility: float) -> list[Message]:
+        """Perhaps after a crash."""
+        self._claims += 1
+        if self._claims % 7 == 0:
+            for message in self._loose:
+                message.read_ct -= 1
+                message.visible_at = now
+        claimed = super().claim(slots, now, visibility)
+        self._loose = [self.messages[one.queue][one.msg_id] for one in claimed]
+        return claimed
+
+    def commit(self, batch: Batch, now: float) -> Answers:
+        """What reaches the disk takes along what came before."""
+        self._loose.clear()
+        return super().commit(batch, now)
+
+
 class Unfenced(Runner):
     """Goes on under whatever attempt is the current one."""
 
@@ -116,6 +141,7 @@ MISTAKES = {
     "moves checkpoints blindly": Parts(storage=MovesBlindly),
     "moves past a refused reaction": Parts(storage=SpoilsNothing),
     "asks for no owner's token": Parts(storage=AsksNoOwner),
+    "forgets claims": Parts(storage=ForgetsClaims),
     "does not fence": Parts(runner=Unfenced),
     "begins anew instead of resuming": Parts(runner=BeginsAnew),
     "gives way wholly": Parts(runner=GivesWayWholly),

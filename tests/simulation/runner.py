@@ -177,8 +177,13 @@ class Runner(Process):
         held = list(self.runs)
         tokens = [run.claim.ack() for run in held]
         storage, world = self.world.storage, self.world
+        forgotten = world.chance(0.02)
+
+        def extend() -> list[bool]:
+            return storage.extend(tokens, world.now, VISIBILITY, forgotten=forgotten)
+
         try:
-            kept = await Effect("extend", lambda: storage.extend(tokens, world.now, VISIBILITY), failure=AWAY)
+            kept = await Effect("extend", extend, failure=AWAY)
         except DatabaseUnavailable:
             return
         for run, still in zip(held, kept, strict=True):

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from eventstore import codec
+from eventstore.chain import partition_of
 from eventstore.events import Event, Fact, Private, Recorded
 from eventstore.log import (
     Ack,
@@ -21,7 +22,6 @@ from eventstore.log import (
     Queue,
     Send,
     Verdict,
-    partition_of,
 )
 from eventstore.outbox import Command
 from orchestrator.state import JobState, apply
@@ -182,11 +182,11 @@ class Storage:
             one.visible_at = now + visibility
         return [msgspec.structs.replace(one) for one in visible[:slots]]
 
-    def extend(self, tokens: Sequence[Ack], now: float, visibility: float) -> list[bool]:
-        """As `eventstore.extend`; answers which are still the caller's."""
+    def extend(self, tokens: Sequence[Ack], now: float, visibility: float, *, forgotten: bool = False) -> list[bool]:
+        """As `eventstore.extend`; answers which are still the caller's. forgotten: by a crash before it was on disk."""
         held = [self.owned(token) for token in tokens]
         for one in held:
-            if one is not None:
+            if one is not None and not forgotten:
                 one.visible_at = now + visibility
         return [one is not None for one in held]
 

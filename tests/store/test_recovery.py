@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from eventstore import codec
+from eventstore.chain import partition_of
 from eventstore.events import Body, CancelRequested, Event, JobFinish, OutboxPurged, OutboxRebuilt, StepName, StepRetry
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Move, Send, partition_of
+from eventstore.log import Append, Batch, Move, Send
 from eventstore.outbox import Command, Outbox
 from orchestrator.recovery import STREAM, Recovery
 from tests.kit import NOON, History, Store

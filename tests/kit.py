@@ -237,15 +237,19 @@ async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = 20.0,
 # Services ----------------------------------------------------------------------------------------
 
 
+def _outside() -> dict[str, str]:
+    """The environment of these tests, without what would be settings of a service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
+
+
 class Service:
     """One `dreamforge` process: started, spoken to, stopped, killed."""
 
     def __init__(self, role: str, environ: Mapping[str, str], *arguments: str) -> None:
         self.role = role
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dreamforge", "--no-env-file", role, *arguments],
-            env={**keep, "DF_LOG_FORMAT": "json", **environ},
+            env={**_outside(), "DF_LOG_FORMAT": "json", **environ},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -317,6 +321,18 @@ class Service:
             if self.process.stderr is not None:
                 self.process.stderr.close()
         return code
+
+
+def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "dreamforge", "--no-env-file", *arguments],
+        env=_outside() | more,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 SERVICE_LOGIN = ("df_test_service", "df_test_service")

@@ -7,9 +7,8 @@ import httpx
 import pytest
 
 from runners.objects import S3Config
-from tests.flow.test_up import dreamforge
 from tests.http.conftest import running, until
-from tests.kit import roles_environ
+from tests.kit import dreamforge, roles_environ
 
 
 def keys(environ: dict[str, str], *arguments: str, code: int = 0) -> Any:

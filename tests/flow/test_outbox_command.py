@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 from runners.objects import S3Config
-from tests.flow.test_up import dreamforge
-from tests.kit import Api, Service, codes, roles_environ
+from tests.kit import Api, Service, codes, dreamforge, roles_environ
 
 
 def outbox(environ: dict[str, str], *arguments: str) -> Any:

@@ -1,11 +1,8 @@
 """`dreamforge up` and the command line: starting, stopping, refusing, and finding everything again."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +12,12 @@ import psutil
 import pytest
 
 from runners.objects import S3Config
-from tests.kit import Api, Service, roles_environ
+from tests.kit import Api, Service, dreamforge, roles_environ
 
 
 def environ(home: Path) -> dict[str, str]:
     """An embedded stack in a home."""
     return {"DF_HOME": str(home), "DF_FAKE_RUNNER": "1", "DF_PORT": "0"}
-
-
-def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "dreamforge", "--no-env-file", *arguments],
-        env=keep | more,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def of_home(home: Path) -> list[psutil.Process]:

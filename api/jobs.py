@@ -17,7 +17,7 @@ from api.services import Services
 from eventstore import codec
 from eventstore.events import Recorded, Status, StepName
 from projections.progress import progress as progress_of
-from projections.views import JobView, view
+from projections.views import JobView, as_of, view
 
 _MOST_EVENTS = 1000
 _PAGE = 500
@@ -79,12 +79,13 @@ async def _as_it_was(request: Request) -> JobView | None:
         raise invalid("as_of", "can't stand beside as_of_version; give one of them")
     history = await _history(request)
     if at is not None:
-        count = next((n for n, event in enumerate(history) if event.ts > at), len(history))
+        beginning = as_of(history, at)
     else:
         count = whole_number(request, "as_of_version", default=0, least=0, most=_LARGEST_VERSION)
         if count > len(history):
             raise invalid("as_of_version", f"the job is at version {len(history)}", version=len(history))
-    seen = view(codec.fact(event) for event in history[:count])
+        beginning = history[:count]
+    seen = view(map(codec.fact, beginning))
     if seen is None:
         raise not_found(f"job {job_id(request)} at that time")
     return seen

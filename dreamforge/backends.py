@@ -3,8 +3,8 @@
 import asyncio
 import getpass
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -16,6 +16,7 @@ from dreamforge.embedded import home as notes
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.database import Database
+from runners.objects import ObjectStore, S3Config
 
 T = TypeVar("T")
 
@@ -49,42 +50,108 @@ def ask_database(settings: Settings, role: str, question: Callable[[Database, st
     """
 
     async def ask(found: Settings) -> T:
-        pooled = found.db_pooler == "transaction"
-        database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
-        try:
-            # A home may be new: whoever comes first installs the schema.
-            await (schema.install(database) if settings.db_url is None else schema.check(database))
-            return await question(database, f"{getpass.getuser()}@{socket.gethostname()}")
-        finally:
-            await database.close()
+        async with _database(found, role, installed=settings.db_url is not None) as database:
+            return await question(database, actor())
 
     with given_or_home(settings) as found:
         return asyncio.run(ask(found))
 
 
-@contextmanager
-def given_or_home(settings: Settings) -> Iterator[Settings]:
-    """The settings of a command that needs the database alone: the one that they name, or else the home's.
+def ask_backends(settings: Settings, role: str, question: Callable[[Database, ObjectStore], Awaitable[T]]) -> T:
+    """The same with the object store, too."""
 
-    The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts.
+    async def ask(found: Settings) -> T:
+        store = object_store(found)
+        try:
+            async with _database(found, role, installed=settings.db_url is not None) as database:
+                return await question(database, store)
+        finally:
+            await store.close()
+
+    with given_or_home(settings, store=True) as found:
+        return asyncio.run(ask(found))
+
+
+def actor() -> str:
+    """Who runs this command, for the meta of events."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@asynccontextmanager
+async def _database(found: Settings, role: str, *, installed: bool) -> AsyncIterator[Database]:
+    pooled = found.db_pooler == "transaction"
+    database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
+    try:
+        # A home may be new: whoever comes first installs the schema.
+        await (schema.check(database) if installed else schema.install(database))
+        yield database
+    finally:
+        await database.close()
+
+
+def object_store(settings: Settings) -> ObjectStore:
+    """The object store that the settings name."""
+    return ObjectStore(
+        S3Config(
+            endpoint=settings.s3_endpoint,
+            access_key=settings.s3_access_key or "",
+            secret_key=settings.s3_secret_key or "",
+            bucket=settings.s3_bucket,
+            region=settings.s3_region,
+            public_endpoint=settings.s3_public_endpoint,
+        )
+    )
+
+
+@contextmanager
+def given_or_home(settings: Settings, *, store: bool = False) -> Iterator[Settings]:
+    """The settings of a command that needs the database: the one that they name, or else the home's.
+
+    The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. store: the
+    same for the object store.
     """
-    if settings.db_url is not None:
-        yield settings
-        return
-    url = EmbeddedPostgres.running_url(settings.home)
-    if url is not None:
-        yield replace(settings, db_url=url, db_pooler=None)
+    running = _running(settings, store=store)
+    if running is not None:
+        yield running
         return
     home = Home(settings.home)
     home.lock()
-    try:
-        postgres = EmbeddedPostgres.start(home.path)
-        try:
-            yield replace(settings, db_url=postgres.url, db_pooler=None)
-        finally:
-            postgres.stop()
-    finally:
-        home.release()
+    with ExitStack() as stack:
+        stack.callback(home.release)
+        if settings.db_url is None:
+            postgres = EmbeddedPostgres.start(home.path)
+            stack.callback(postgres.stop)
+            settings = replace(settings, db_url=postgres.url, db_pooler=None)
+        if store and settings.s3_endpoint is None:
+            seaweed = EmbeddedSeaweed.start(home.path)
+            stack.callback(seaweed.stop)
+            settings = _with_seaweed(settings, seaweed)
+        yield settings
+
+
+def _running(settings: Settings, *, store: bool) -> Settings | None:
+    """The settings, with what the home runs already; None where it would have to be started."""
+    if settings.db_url is None:
+        url = EmbeddedPostgres.running_url(settings.home)
+        if url is None:
+            return None
+        settings = replace(settings, db_url=url, db_pooler=None)
+    if store and settings.s3_endpoint is None:
+        seaweed = EmbeddedSeaweed.running(settings.home)
+        if seaweed is None:
+            return None
+        settings = _with_seaweed(settings, seaweed)
+    return settings
+
+
+def _with_seaweed(settings: Settings, seaweed: EmbeddedSeaweed) -> Settings:
+    return replace(
+        settings,
+        s3_endpoint=seaweed.endpoint,
+        s3_access_key=seaweed.access_key,
+        s3_secret_key=seaweed.secret_key,
+        s3_public_endpoint=None,
+    )
 
 
 async def service_login(settings: Settings, owner: Database) -> Settings:
@@ -115,13 +182,7 @@ async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
         settings = replace(settings, db_url=postgres.url, db_listen_url=postgres.url, db_pooler=None)
     if seaweed is not None:
         stack.push_async_callback(asyncio.to_thread, seaweed.stop)
-        settings = replace(
-            settings,
-            s3_endpoint=seaweed.endpoint,
-            s3_access_key=seaweed.access_key,
-            s3_secret_key=seaweed.secret_key,
-            s3_public_endpoint=None,
-        )
+        settings = _with_seaweed(settings, seaweed)
     return with_store(settings)
 
 

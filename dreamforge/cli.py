@@ -9,7 +9,19 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from dreamforge import __version__, arguments, jobs_cli, keys_cli, logs, models_cli, outbox_cli, settings, show
+from dreamforge import (
+    __version__,
+    arguments,
+    audit_cli,
+    jobs_cli,
+    keys_cli,
+    logs,
+    models_cli,
+    outbox_cli,
+    projections_cli,
+    settings,
+    show,
+)
 from dreamforge.client import ApiError, ClientError
 from dreamforge.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, complain
 from dreamforge.settings import Settings, SettingsError
@@ -17,7 +29,7 @@ from dreamforge.settings import Settings, SettingsError
 _EXIT_CODES = """\
 exit codes:
   0  done; a watched job succeeded, a role stopped when asked to
-  1  a job that was waited for did not end as asked; a verified model is damaged; a role could not start, or broke
+  1  a job that was waited for did not end as asked; what was verified is not intact; a role could not start, or broke
   2  a wrong argument or setting, or input that the service refuses
   3  the service, or something that it needs, cannot be reached, or is too busy
   4  no such job, model or key
@@ -72,10 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--no-env-file", dest="env_file", action="store_const", const=None, help="read no file")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_roles(commands)
+    audit_cli.add(commands)
+    _add_doctor(commands)
     jobs_cli.add(commands)
     keys_cli.add(commands)
     models_cli.add(commands)
     outbox_cli.add(commands)
+    projections_cli.add(commands)
     return parser
 
 
@@ -98,6 +113,21 @@ def _add_roles(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     schema_commands = schema.add_subparsers(title="commands", metavar="COMMAND", required=True)
     install = schema_commands.add_parser("install", help="install or migrate it; safe to repeat")
     install.set_defaults(handler=_run_role, role="install_schema")
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    doctor = commands.add_parser(
+        "doctor", help="look at database, queues, object store and clocks; exits with 1 if ill"
+    )
+    doctor.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
+    doctor.add_argument("--json", dest="output", action="store_const", const="json", help="the same as --output json")
+    doctor.set_defaults(handler=_run_doctor)
+
+
+def _run_doctor(args: argparse.Namespace, found: Settings) -> int:
+    from dreamforge import doctor  # noqa: PLC0415 - `dreamforge jobs` starts without the services' imports
+
+    return doctor.run(args, found)
 
 
 def _run_role(args: argparse.Namespace, found: Settings) -> int:

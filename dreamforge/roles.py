@@ -23,7 +23,8 @@ from api.health import Health
 from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
 from api.tokens import StreamTokens
-from dreamforge.backends import configured, embedded, service_login, with_store
+from dreamforge import anchoring
+from dreamforge.backends import configured, embedded, object_store, service_login, with_store
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
@@ -48,7 +49,7 @@ from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
 from runners.metrics import WORKER_READY
-from runners.objects import ObjectStore, S3Config
+from runners.objects import ObjectStore
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
@@ -85,17 +86,7 @@ class Core:
 
     def store(self) -> ObjectStore:
         """The object store that the settings name."""
-        found = self.settings
-        return ObjectStore(
-            S3Config(
-                endpoint=found.s3_endpoint,
-                access_key=found.s3_access_key or "",
-                secret_key=found.s3_secret_key or "",
-                bucket=found.s3_bucket,
-                region=found.s3_region,
-                public_endpoint=found.s3_public_endpoint,
-            )
-        )
+        return object_store(self.settings)
 
     def spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         """Run something for as long as the process; its failure stops the process."""
@@ -343,7 +334,16 @@ def _api_config(settings: Settings) -> ApiConfig:
 
 
 async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
+    settings = core.settings
+    key = anchoring.signer(settings)
     _subscribe(core, stack, Orchestrator(core.log, core.committer, core.actor))
+    if key is None or settings.anchor_every_s is None:
+        return
+    store = None if settings.s3_endpoint is None else core.store()
+    if store is not None:
+        stack.push_async_callback(store.close)
+    signing = anchoring.anchor_regularly(core.log, store, key, core.actor, settings.anchor_every_s)
+    _stop_with(stack, core.spawn(signing, "anchors"))
 
 
 async def _projector(core: Core, stack: AsyncExitStack) -> None:
@@ -359,14 +359,20 @@ def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
             if lane.failure is not None:
                 raise CannotStart(f"partition {lane.partition} stands still: {lane.failure}")
 
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
     core.checks[handler.name] = check
     SUBSCRIPTION_FAILED.labels(handler.name).set_function(
         lambda: float(any(lane.failure is not None for lane in subscription.lanes.values()))
     )
+    _stop_with(stack, task)
+
+
+def _stop_with(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
+    """Cancel a task, and await its end, when the stack is left."""
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
     stack.push_async_callback(stop)
 
 

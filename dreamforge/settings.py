@@ -221,6 +221,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runner_slots: int = 2
     fake_runner: bool = False
     fake_fail: str | None = None
+    anchor_key: Path | None = None
+    anchor_every_s: float | None = None
     log_level: str = "info"
     log_format: str = "auto"
     metrics_host: str = "127.0.0.1"
@@ -362,6 +364,10 @@ VARIABLES = {
     "runner_slots": Var("DF_RUNNER_SLOTS", whole(1, 1024), "How many steps one runner works on at once."),
     "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Draw with Pillow instead of a diffusion model."),
     "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
+    "anchor_key": Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
+    "anchor_every_s": Var(
+        "DF_ANCHOR_EVERY_S", SECONDS, "How often the orchestrator signs an anchor, in seconds; unset: never."
+    ),
     "log_level": Var(
         "DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The least severe line that is logged."
     ),

@@ -5,9 +5,10 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from eventstore.events import Body, Fact, JobBody, KeyBody, Meta, ModelBody, OutboxBody, Private, Stored
+from eventstore.events import AnchorSigned, Body, Fact, JobBody, KeyBody, Meta, ModelBody, OutboxBody, Private, Stored
 
-_BODIES: dict[str, type[Body]] = {body.code: body for body in get_args(JobBody | ModelBody | KeyBody | OutboxBody)}
+_ALL = get_args(JobBody | ModelBody | KeyBody | OutboxBody | AnchorSigned)
+_BODIES: dict[str, type[Body]] = {body.code: body for body in _ALL}
 CODES = frozenset(_BODIES)
 """Every code that this release knows."""
 
@@ -26,6 +27,11 @@ UPCASTS: dict[tuple[str, int], Upcast] = {}
 def encode(value: msgspec.Struct) -> str:
     """The JSON text under which a body, meta or private part is stored and hashed."""
     return msgspec.json.encode(value).decode()
+
+
+def current_version(code: str) -> int:
+    """The schema version in which this release writes an event."""
+    return _BODIES[code].schema_version
 
 
 def is_known(code: str, schema_version: int) -> bool:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-Category = Literal["job", "model", "key", "outbox"]
+Category = Literal["job", "model", "key", "outbox", "anchor"]
 StepName = Literal["generate", "upscale"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
@@ -405,6 +405,42 @@ class OutboxRebuilt(Body, frozen=True, kw_only=True):
 
 OutboxBody = OutboxPurged | OutboxRebuilt
 """Every event of the outbox's own stream."""
+
+
+class AnchoredEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a partition ended. chain: lower-case hex; empty where position is 0, of a partition without events."""
+
+    partition: int
+    position: int
+    chain: str
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What an anchor says of a log. public_key: of its signer, 32 bytes in lower-case hex."""
+
+    format: Literal["dreamforge-anchor/1"] = "dreamforge-anchor/1"
+    log_id: UUID
+    signed_at: datetime
+    ends: list[AnchoredEnd]
+    public_key: str
+
+
+class Anchor(Statement, frozen=True, kw_only=True):
+    """A statement with its signature, 64 bytes in lower-case hex."""
+
+    signature: str
+
+
+class AnchorSigned(Body, frozen=True, kw_only=True):
+    """The heads of all partitions were signed."""
+
+    code: ClassVar[str] = "anchor.signed"
+    anchor: Anchor
+
+    def message(self) -> str:
+        """One sentence for people."""
+        events = sum(end.position for end in self.anchor.ends)
+        return f"Anchor of {events} event(s) signed by {self.anchor.public_key[:16]}…."
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,7 @@ _COMMIT = (
     "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
 )
 _STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
+_NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit 1"  # noqa: S608  # constants
 _STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
 # The second condition is the index's own: without it the planner can't tell that the index holds what $1 asks for.
 _CATEGORY = f"""
@@ -190,6 +191,11 @@ class Log:
         """Read the events of one stream after a version, oldest first."""
         return recorded(await self.database.read(_STREAM, stream, after, limit))
 
+    async def newest(self, stream: UUID) -> Recorded | None:
+        """The newest event of one stream; None if it does not exist."""
+        found = recorded(await self.database.read(_NEWEST, stream))
+        return found[0] if found else None
+
     async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
         """Read the whole histories of several streams in one statement, so as of one moment."""
         histories: dict[UUID, list[Recorded]] = {stream: [] for stream in streams}
@@ -198,7 +204,7 @@ class Log:
                 histories[event.stream_id].append(event)
         return histories
 
-    async def category(self, category: Literal["model", "key", "outbox"]) -> dict[UUID, list[Recorded]]:
+    async def category(self, category: Literal["model", "key", "outbox", "anchor"]) -> dict[UUID, list[Recorded]]:
         """Read the whole histories of all streams of a category that has few: not that of jobs."""
         histories: dict[UUID, list[Recorded]] = {}
         for event in recorded(await self.database.read(_CATEGORY, category)):

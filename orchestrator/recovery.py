@@ -5,7 +5,7 @@ open jobs ─▶ fold each as far as it was reacted to ─▶ the commands owed 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 from typing import TypeVar
 from uuid import UUID
@@ -14,13 +14,14 @@ import msgspec
 
 from eventstore import codec
 from eventstore.database import Database, Row
-from eventstore.events import Body, Event, Meta, OutboxPurged, OutboxRebuilt, StepName
-from eventstore.ids import derived_id, new_id
-from eventstore.log import COLUMNS, Append, Batch, Log, Send, recorded
+from eventstore.events import Body, OutboxPurged, OutboxRebuilt, StepName
+from eventstore.ids import derived_id
+from eventstore.log import COLUMNS, Batch, Log, Send, recorded
 from eventstore.outbox import Command
 from orchestrator.loop import Orchestrator
 from orchestrator.owed import owed
 from orchestrator.state import fold
+from orchestrator.transact import note
 
 T = TypeVar("T")
 
@@ -145,12 +146,7 @@ class Recovery:
             return wanted, await connection.fetch(_HELD)
 
     async def _note(self, body: Body) -> None:
-        while True:
-            version = len(await self._log.stream(STREAM))
-            noted = Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=Meta(actor=self._actor))
-            append = Append(stream=STREAM, category="outbox", expected=version, events=(noted,))
-            if (await self._log.commit(Batch(appends=[append]))).streams[STREAM].stands:
-                return
+        await note(self._log, STREAM, "outbox", body, self._actor)
 
 
 def _owed(rows: Sequence[Row]) -> Iterable[Missing]:

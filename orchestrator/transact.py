@@ -7,7 +7,7 @@ from uuid import UUID
 from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
-from eventstore.events import Body, Event, Fact, Meta, Private, StepFinish, StepRetry
+from eventstore.events import Body, Category, Event, Fact, Meta, Private, StepFinish, StepRetry
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
@@ -18,6 +18,17 @@ from orchestrator.state import JobState, apply, fold
 def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
     """An event that happens now."""
     return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
+
+
+async def note(log: Log, stream: UUID, category: Category, body: Body, actor: str) -> None:
+    """Append an event to a stream of which nothing is decided, whatever its version."""
+    noted = event(body, Meta(actor=actor))
+    while True:
+        newest = await log.newest(stream)
+        expected = 0 if newest is None else newest.version
+        append = Append(stream=stream, category=category, expected=expected, events=(noted,))
+        if (await log.commit(Batch(appends=[append]))).streams[stream].stands:
+            return
 
 
 def append(state: JobState, bodies: Sequence[Body], actor: str, cause: Meta | None = None) -> Append:

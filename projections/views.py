@@ -3,9 +3,9 @@
 `evolve` serves the projector, the reads, time travel and the live streams alike.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,7 +26,10 @@ from eventstore.events import (
     StepName,
     StepRetry,
     StepStart,
+    Stored,
 )
+
+S = TypeVar("S", bound=Stored)
 
 
 class ArtifactView(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +105,11 @@ def view(facts: Iterable[Fact]) -> JobView | None:
     for fact in facts:
         seen = evolve(seen, fact)
     return seen
+
+
+def as_of(history: Sequence[S], at: datetime) -> Sequence[S]:
+    """A history as it was at a time: its longest beginning whose `ts` are all by then."""
+    return history[: next((n for n, event in enumerate(history) if event.ts > at), len(history))]
 
 
 def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event

@@ -79,6 +79,10 @@ class ObjectStore:
         """Read an object whole; raise `ObjectMissing` if there is none."""
         return await self._in_thread(partial(self._get, key))
 
+    async def described(self, key: str) -> StoredObject:
+        """Read an object, and tell what it really is; raise `ObjectMissing` if there is none."""
+        return await self._in_thread(lambda: _described(self._get(key)))
+
     async def ready(self) -> None:
         """Raise `ObjectStoreUnavailable` unless the bucket can be reached, soon."""
         try:

@@ -81,6 +81,17 @@ class EmbeddedSeaweed:
             raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
         raise EmbeddedError(f"{_TRIES} times ports were taken while the embedded object store started. {_WAY_OUT}")
 
+    @classmethod
+    def running(cls, home: Path) -> "EmbeddedSeaweed | None":
+        """The home's object store, which stays its owner's; None where none answers."""
+        path = home.expanduser().resolve() / "seaweed"
+        try:
+            store = _Store(path, _program()) if (path / "data").exists() else None
+            found = None if store is None else store.found()
+        except (OSError, psutil.AccessDenied) as error:
+            raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
+        return None if store is None or found is None else cls(store, *found, adopted=True)
+
     def stop(self) -> None:
         """Shut it down within seconds, at first gently. A second call does nothing."""
         self._store.stop(self._server)
@@ -99,16 +110,21 @@ class _Store:
         self.access_key = notes.secret(path / "access_key")
         self.secret_key = notes.secret(path / "secret_key")
 
-    def adopt(self) -> tuple[Server, int] | None:
-        """The server that outlived its parent and answers; one that does not answer is ended."""
-        leftovers = running("weed", self._mark)
-        noted = notes.ports(self._ports)
-        if len(leftovers) == 1 and noted:
-            server = Server(leftovers[0])
+    def found(self) -> tuple[Server, int] | None:
+        """The one server that runs, if it answers."""
+        servers, noted = running("weed", self._mark), notes.ports(self._ports)
+        if len(servers) == 1 and noted:
+            server = Server(servers[0])
             if self._await(server, noted, _ADOPT_S):
                 return server, noted[0]
-        end(leftovers, grace_s=0)
-        _remove_sockets(noted)
+        return None
+
+    def adopt(self) -> tuple[Server, int] | None:
+        """The server that outlived its parent and answers; one that does not answer is ended."""
+        if (server := self.found()) is not None:
+            return server
+        end(running("weed", self._mark), grace_s=0)
+        _remove_sockets(notes.ports(self._ports))
         return None
 
     def start(self) -> tuple[Server, int] | None:

@@ -1,0 +1,209 @@
+"""What `dreamforge audit verify` does: events against their chains, images against their events."""
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.markup import escape
+
+from dreamforge.anchoring import read_key
+from dreamforge.backends import ask_backends, ask_database
+from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.settings import Settings
+from eventstore import anchors, bundle, codec
+from eventstore.archive import Archive
+from eventstore.database import Database
+from eventstore.events import Anchor, AnchorSigned, ArtifactWritten
+from eventstore.evidence import Evidence, Flaw, LogIdentity, Verifier
+from runners.errors import ObjectMissing
+from runners.objects import ObjectStore, StoredObject
+
+_AT_ONCE = 8
+"""How many images are read at a time."""
+
+
+class BadArtifact(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is not what its event says, or is not there."""
+
+    job_id: UUID
+    version: int
+    s3_key: str
+    problem: str
+
+    def __str__(self) -> str:
+        """The place and the problem."""
+        return f"{self.s3_key} ({self.job_id} version {self.version}): {self.problem}"
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at, and what is wrong with it.
+
+    anchors: how many the log was held against. artifacts: null where they were not to be read.
+    """
+
+    events: int
+    anchors: int
+    flaws: list[Flaw]
+    artifacts: int | None
+    bad_artifacts: list[BadArtifact]
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Verify a job, the whole log, or an exported file; returns the exit code."""
+    trusted = set(args.keys)
+    if settings.anchor_key is not None:
+        trusted.add(anchors.public_key(read_key(settings.anchor_key)))
+    try:
+        given = [_given(file, trusted) for file in args.anchors]
+        if isinstance(args.target, Path):
+            return _bundle(args, given)
+        return _log(args, settings, given, trusted)
+    except anchors.BadAnchor as error:
+        return complain(FAILED, str(error))
+
+
+def _given(file: Path, trusted: set[str]) -> Anchor:
+    """The anchor of a file, as `dreamforge audit anchor` printed it."""
+    try:
+        anchor = msgspec.json.decode(file.read_bytes(), type=Anchor)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise anchors.BadAnchor(f"{file} holds no anchor: {error}") from None
+    anchors.check(anchor, trusted)
+    return anchor
+
+
+def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
+    if args.artifacts:
+        return complain(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
+    with args.target.open("rb") as lines:
+        report = bundle.verify(lines, given)
+    print_answer(args.output, report, _verdict(f"{report.events:,} event(s) of {args.target}", report.flaws))
+    return FAILED if report.flaws else OK
+
+
+def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], trusted: set[str]) -> int:
+    async def verify(database: Database, store: ObjectStore | None) -> Verified:
+        archive = Archive(database)
+        audit = _Audit(await archive.identity(), trusted, store, whole=args.all)
+        async for page in _whole(archive) if args.all else _one(archive, args.target):
+            await audit.take(page)
+        return await audit.report(archive, given)
+
+    if args.artifacts:
+        found = ask_backends(settings, "audit", verify)
+    else:
+        found = ask_database(settings, "audit", lambda database, _: verify(database, None))
+    if not (args.all or found.events):
+        return complain(NOT_FOUND, f"the log has no job {args.target}")
+    wrong = [*found.flaws, *found.bad_artifacts]
+    print_answer(args.output, found, _verdict(_counts(found), wrong))
+    return FAILED if wrong else OK
+
+
+def _counts(found: Verified) -> str:
+    counts = {"event": found.events, "artifact": found.artifacts, "anchor": found.anchors}
+    return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
+
+
+async def _whole(archive: Archive) -> AsyncIterator[Sequence[Evidence]]:
+    for partition in await archive.partitions():
+        async for page in archive.pages(partition):
+            yield page
+
+
+async def _one(archive: Archive, job: UUID) -> AsyncIterator[Sequence[Evidence]]:
+    yield await archive.stream(job)
+
+
+class _Audit:
+    """Counts and collects.
+
+    trusted: whose anchors count, among those that stand in the log. store: where the images are read from; None where
+    they are not.
+    """
+
+    def __init__(self, log: LogIdentity, trusted: set[str], store: ObjectStore | None, *, whole: bool) -> None:
+        self._log = log
+        self._trusted = trusted
+        self._verifier = Verifier(log, whole=whole)
+        self._store = store
+        self._anchors: list[Anchor] = []
+        self._events = 0
+        self._artifacts = 0
+        self._flaws: list[Flaw] = []
+        self._bad: list[BadArtifact] = []
+
+    async def take(self, page: Sequence[Evidence]) -> None:
+        """Verify the next events, and their images."""
+        for event in page:
+            self._events += 1
+            self._flaws += self._verifier.take(event)
+            if event.code == AnchorSigned.code:
+                self._note(event)
+        if self._store is not None:
+            await self._read(self._store, [event for event in page if event.code == ArtifactWritten.code])
+
+    async def report(self, archive: Archive, given: Sequence[Anchor]) -> Verified:
+        """What there is to say, now that no event is left: by the chains, by anchors given, by those in the log."""
+        held = [*given, *self._anchors]
+        for anchor in held:
+            chains = await archive.chains({end.partition: end.position for end in anchor.ends})
+            self._flaws += anchors.differences(anchor, self._log.log_id, chains)
+        return Verified(
+            events=self._events,
+            anchors=len(held),
+            flaws=self._flaws + self._verifier.end(),
+            artifacts=None if self._store is None else self._artifacts,
+            bad_artifacts=self._bad,
+        )
+
+    def _note(self, event: Evidence) -> None:
+        """Keep an anchor that stands in the log, if its signer is trusted."""
+        try:
+            signed = codec.body(event)
+        except msgspec.MsgspecError:
+            return  # the event itself is damaged, which its hash tells
+        if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
+            anchors.check(signed.anchor, self._trusted)
+            self._anchors.append(signed.anchor)
+
+    async def _read(self, store: ObjectStore, events: Sequence[Evidence]) -> None:
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def read(event: Evidence) -> BadArtifact | None:
+            async with turns:
+                return await _bad(store, event)
+
+        self._artifacts += len(events)
+        self._bad += [bad for bad in await asyncio.gather(*map(read, events)) if bad is not None]
+
+
+async def _bad(store: ObjectStore, event: Evidence) -> BadArtifact | None:
+    """What is wrong with the image of an event."""
+    try:
+        written = codec.body(event)
+    except msgspec.MsgspecError:
+        return None  # the event itself is damaged, which its hash tells
+    if not isinstance(written, ArtifactWritten):
+        return None
+    try:
+        found = await store.described(written.s3_key)
+    except ObjectMissing as error:
+        problem = str(error)
+    else:
+        if found == StoredObject(written.bytes, written.sha256):
+            return None
+        problem = (
+            f"holds {found.size:,} bytes of SHA-256 {found.sha256}; written were {written.bytes:,} of {written.sha256}"
+        )
+    return BadArtifact(job_id=event.stream_id, version=event.version, s3_key=written.s3_key, problem=problem)
+
+
+def _verdict(counts: str, wrong: Sequence[object]) -> RenderableType:
+    if not wrong:
+        return f"Intact: {counts}."
+    return Group(*(escape(str(one)) for one in wrong), "", f"{len(wrong)} flaw(s) in {counts}.")

@@ -1,0 +1,89 @@
+"""Signed heads of a log: what a later tail, or chains computed anew, must agree with. Pure.
+
+An anchor names, for every partition, its newest position and the chain there, and is signed with Ed25519 (RFC 8032)
+over the JSON text of all its other members, in their order and without blanks, behind the line `dreamforge anchor`.
+Whoever has one, and the public key, can tell whether the log still holds all that it held then.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec.structs import asdict
+
+from eventstore.events import Anchor, AnchoredEnd, Statement
+from eventstore.evidence import Flaw
+
+_PREFIX = b"dreamforge anchor\n"
+
+
+class BadAnchor(Exception):
+    """An anchor proves nothing; the message says why."""
+
+
+def public_key(key: Ed25519PrivateKey) -> str:
+    """The public key of a private one, as anchors bear it."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def sign(key: Ed25519PrivateKey, log_id: UUID, ends: Mapping[int, tuple[int, bytes]], now: datetime) -> Anchor:
+    """The anchor of a log whose partitions end so: position and chain of each."""
+    said = Statement(
+        log_id=log_id,
+        signed_at=now,
+        ends=[
+            AnchoredEnd(partition=partition, position=position, chain=chain.hex())
+            for partition, (position, chain) in sorted(ends.items())
+        ],
+        public_key=public_key(key),
+    )
+    return Anchor(**asdict(said), signature=key.sign(_text(said)).hex())
+
+
+def statement(anchor: Anchor) -> Statement:
+    """What was signed."""
+    return Statement(**{name: getattr(anchor, name) for name in Statement.__struct_fields__})
+
+
+def check(anchor: Anchor, trusted: Iterable[str]) -> None:
+    """Raise `BadAnchor` unless one of the trusted public keys has signed this very anchor."""
+    if anchor.public_key not in trusted:
+        raise BadAnchor(f"the anchor of {anchor.signed_at} was signed by {anchor.public_key}, which is not trusted")
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(anchor.public_key))
+        key.verify(bytes.fromhex(anchor.signature), _text(statement(anchor)))
+    except (ValueError, InvalidSignature):
+        raise BadAnchor(f"the signature of the anchor of {anchor.signed_at} is not that of its content") from None
+
+
+def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], bytes]) -> list[Flaw]:
+    """Where a log no longer holds what an anchor saw. chains: its own by partition and position, where it has them.
+
+    Raises `BadAnchor` for one of another log.
+    """
+    if anchor.log_id != log_id:
+        raise BadAnchor(f"the anchor is of log {anchor.log_id}, this is log {log_id}")
+    flaws = []
+    for end in anchor.ends:
+        chain = chains.get((end.partition, end.position))
+        if end.position == 0 or (chain is not None and chain.hex() == end.chain):
+            continue
+        gone = chain is None
+        flaws.append(
+            Flaw(
+                partition=end.partition,
+                position=end.position,
+                stream_id=None,
+                version=None,
+                field="position" if gone else "chain",
+                problem=f"{'is missing' if gone else 'is not what it was'}, by the anchor of {anchor.signed_at}",
+            )
+        )
+    return flaws
+
+
+def _text(said: Statement) -> bytes:
+    return _PREFIX + msgspec.json.encode(said)

@@ -1,0 +1,114 @@
+"""Does the read model say what the log says? Each job's rows held against its history, folded as far as they go."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from uuid import UUID
+
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database
+from eventstore.events import Recorded
+from eventstore.log import Log
+from projections.comparison import Difference, differences
+from projections.projector import Projector
+from projections.rows import Rows, to_view
+from projections.views import JobView, ViewGap, view
+
+_PAGE = 200
+_LOWEST = UUID(int=0)
+
+_ROWS = """
+select json_build_object('job', row_to_json(j),
+    'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id),
+    'artifacts', coalesce((
+        select json_agg(a order by s.ordinal, a.item_index)
+        from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = j.job_id), '[]')) as rows
+from readmodel.jobs j where j.job_id = any ($1::uuid[])
+"""
+# Jobs that either side knows.
+_JOBS = """
+select job_id from (
+    (select stream_id as job_id from eventstore.events
+    where stream_id > $1 and version = 1 and category = 'job' order by stream_id limit $2)
+    union
+    (select job_id from readmodel.jobs where job_id > $1 order by job_id limit $2)
+) as known order by job_id limit $2
+"""
+_ORPHANS = """
+select 'step' as kind, step_id as id, job_id from readmodel.steps s
+where not exists (select from readmodel.jobs j where j.job_id = s.job_id)
+union all
+select 'artifact', artifact_id, job_id from readmodel.artifacts a
+where not exists (select from readmodel.steps s where (s.job_id, s.step_id) = (a.job_id, a.step_id))
+"""
+_DECODER = msgspec.json.Decoder(Rows)
+
+
+class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job's rows and its history part: before is what the log says, after what the rows say."""
+
+    job_id: UUID
+    problem: str
+    differences: list[Difference] = []
+
+
+class Agreement:
+    """Holds rows against the log. Every method may raise `DatabaseUnavailable`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._log = Log(database)
+
+    async def rows(self, jobs: Sequence[UUID]) -> dict[UUID, JobView]:
+        """What the read model alone says of some jobs, artifacts included."""
+        found = await self._database.read(_ROWS, list(jobs))
+        views = [to_view(_DECODER.decode(row["rows"])) for row in found]
+        return {one.job_id: one for one in views}
+
+    async def check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
+        """Hold some jobs' rows against their histories. Rows may lag, as far as the projector's checkpoint does."""
+        # In this order: a checkpoint is never ahead of the rows, nor the rows of the log.
+        reached = await self._log.checkpoints(Projector.name)
+        rows = await self.rows(jobs)
+        histories = await self._log.streams(jobs)
+        compared = (_compare(job, rows.get(job), histories[job], reached) for job in jobs)
+        return [found for found in compared if found is not None]
+
+    async def pages(self) -> AsyncIterator[list[UUID]]:
+        """Every job that the log or the read model knows, a page at a time."""
+        after = _LOWEST
+        while True:
+            page = [row["job_id"] for row in await self._database.read(_JOBS, after, _PAGE)]
+            if page:
+                yield page
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    async def orphans(self) -> list[Disagreement]:
+        """Steps and artifacts that belong to nothing."""
+        return [
+            Disagreement(job_id=row["job_id"], problem=f"{row['kind']} {row['id']} belongs to nothing")
+            for row in await self._database.read(_ORPHANS)
+        ]
+
+
+def _compare(
+    job: UUID, row: JobView | None, history: Sequence[Recorded], reached: Mapping[int, int]
+) -> Disagreement | None:
+    owed = sum(event.position <= reached.get(event.partition, 0) for event in history)
+    version = 0 if row is None else row.version
+    if version < owed:
+        kept = "there is no row" if row is None else f"the row stands at version {version}"
+        return Disagreement(job_id=job, problem=f"the projector has passed version {owed}, and {kept}")
+    if version > len(history):
+        return Disagreement(
+            job_id=job, problem=f"the row stands at version {version}, and the history ends at {len(history)}"
+        )
+    try:
+        folded = view(map(codec.fact, history[:version]))
+    except (ViewGap, msgspec.MsgspecError) as error:
+        return Disagreement(job_id=job, problem=f"the history can't be folded: {error}")
+    if not (found := differences(folded, row)):
+        return None
+    return Disagreement(job_id=job, problem=f"the row differs at version {version}", differences=found)

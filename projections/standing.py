@@ -1,0 +1,44 @@
+"""How far each projection has come, and how far behind the log it is."""
+
+from datetime import datetime
+
+import msgspec
+
+from eventstore.database import Database
+
+# What waits is the first event after the checkpoint; since when, by the database's clock.
+_STANDINGS = """
+select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
+    extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at
+from eventstore.standings s
+left join lateral (
+    select position from eventstore.events e where e.partition = s.partition order by position desc limit 1
+) as h on true
+left join eventstore.events n on n.partition = s.partition and n.position = s.position + 1
+order by s.subscription, s.partition
+"""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition as a projection sees it.
+
+    position: its checkpoint; head: the newest event's. lag_s: for how long the first event after the checkpoint has
+    waited, in seconds; None where none does. moved_at: when the checkpoint last moved.
+    """
+
+    projection: str
+    partition: int
+    position: int
+    head: int
+    lag_s: float | None
+    moved_at: datetime
+
+    @property
+    def lag(self) -> int:
+        """Events that wait."""
+        return self.head - self.position
+
+
+async def standings(database: Database) -> list[Standing]:
+    """Where every projection stands in every partition. Raises `DatabaseUnavailable`."""
+    return [Standing(**row) for row in await database.read(_STANDINGS)]

@@ -1,0 +1,1 @@
+"""What earlier releases left behind: their schemas, and histories that they wrote."""

@@ -1,0 +1,185 @@
+"""Histories that hold every event this release writes, and the file that keeps them for all later ones.
+
+    python -m tests.corpus.writing tests/corpus/histories/release-N.jsonl
+
+writes such a file for a release that changes what is written. Those that lie there are never changed: they are what
+real logs hold.
+"""
+
+import asyncio
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dreamforge.embedded import EmbeddedPostgres
+from eventstore import anchors, codec, schema
+from eventstore.archive import Archive
+from eventstore.bundle import Header, Writer, events
+from eventstore.database import Database
+from eventstore.events import (
+    AnchorSigned,
+    Body,
+    CancelRequested,
+    Category,
+    ErrorCode,
+    JobFinish,
+    KeyCreated,
+    KeyRevoked,
+    Meta,
+    ModelDisabled,
+    ModelEnabled,
+    ModelSelected,
+    ModelVerified,
+    OutboxPurged,
+    OutboxRebuilt,
+    Private,
+    RetryRequested,
+    StepError,
+    StepRetry,
+)
+from eventstore.evidence import Evidence
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch, Log
+from projections import keys, models
+from projections.views import view
+from tests.kit import History, event, model_registered
+
+PLACE = Path(__file__).parent / "histories"
+
+
+def folded(histories: list[Evidence]) -> dict[str, Any]:
+    """What every job, model and key of some histories comes to, by its id, as plain values."""
+    streams: dict[UUID, list[Evidence]] = {}
+    for one in histories:
+        streams.setdefault(one.stream_id, []).append(one)
+    folds = {"job": view, "model": models.view, "key": keys.view}
+    views = {
+        str(stream): folds[own[0].category](map(codec.fact, own))
+        for stream, own in sorted(streams.items())
+        if own[0].category in folds
+    }
+    return dict(msgspec.json.decode(msgspec.json.encode(views, order="sorted")))
+
+
+def read(file: Path) -> list[Evidence]:
+    """The events of a file, by partition and position."""
+    with file.open("rb") as lines:
+        return list(events(lines))
+
+
+def _retry(
+    step_id: UUID, reason: Literal["failure", "hand_back"], code: ErrorCode | None, message: str | None
+) -> StepRetry:
+    return StepRetry(
+        step_id=step_id,
+        step_name="generate",
+        attempt=1,
+        reason=reason,
+        error_code=code,
+        error_message=message,
+        delay_s=1.5,
+    )
+
+
+def _jobs() -> list[History]:
+    succeeded = History(count=2).started("generate")
+    step_id = succeeded.step_id("generate")
+    selected = ModelSelected(
+        step_id=step_id, step_name="generate", attempt=1, model_id=None, engine="fake", source="fake"
+    )
+    succeeded.add(selected).wrote("generate", 0)
+    succeeded.add(_retry(step_id, "failure", "oom", "no memory was left"), _retry(step_id, "hand_back", None, None))
+    succeeded.started("generate", 2).wrote("generate", 1, attempt=2).finished("generate", attempt=2)
+    succeeded.started("upscale").wrote("upscale", 0, 1).finished("upscale").add(JobFinish(status="succeeded"))
+
+    failed = History(scale=None).started("generate")
+    step_id = failed.step_id("generate")
+    failed.add(
+        StepError(
+            step_id=step_id,
+            step_name="generate",
+            attempt=1,
+            item_index=0,
+            error_code="provider_error",
+            error_message="the engine broke",
+        )
+    )
+    failed.finished("generate", "failed").add(JobFinish(status="failed"))
+    failed.add(RetryRequested(step_id=step_id, step_name="generate")).started("generate", 2)
+    failed.wrote("generate", 0, attempt=2).finished("generate", attempt=2).add(JobFinish(status="succeeded"))
+
+    cancelled = History(scale=4).started("generate").add(CancelRequested())
+    cancelled.finished("generate", "cancelled").add(JobFinish(status="cancelled"))
+    return [succeeded, failed, cancelled]
+
+
+def _others() -> list[tuple[Category, tuple[Body, ...]]]:
+    intact, damaged = (
+        ModelVerified(intact=not problems, problems=problems) for problems in ([], ["weights.bin has changed"])
+    )
+    return [
+        ("model", (model_registered(), ModelEnabled(), damaged, intact, ModelDisabled())),
+        ("key", (KeyCreated(name="ci", scopes=["jobs", "audit"], digest="0" * 64), KeyRevoked())),
+        ("outbox", (OutboxPurged(commands={"generate": 2}), OutboxRebuilt(commands={"generate": 2}))),
+    ]
+
+
+async def _written(url: str) -> list[Evidence]:
+    database = Database(url)
+    await schema.install(database)
+    log = Log(database)
+    meta = Meta(request_id="req-1", actor="runner-1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+    for job in _jobs():
+        private = Private(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
+        facts = [
+            event(fact.body, meta=meta, private=private if fact.version == 1 else None)
+            for fact in job.facts
+            if fact.body is not None
+        ]
+        await log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=tuple(facts), tenant="acme")]))
+    for category, bodies in _others():
+        facts = [event(body, meta=meta) for body in bodies]
+        await log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=tuple(facts), category=category)]))
+    head = await log.head()
+    ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
+    signed = anchors.sign(Ed25519PrivateKey.generate(), head.log_id, ends, datetime.now(UTC))
+    anchor = Append(stream=new_id(), expected=0, events=(event(AnchorSigned(anchor=signed)),), category="anchor")
+    await log.commit(Batch(appends=[anchor]))
+
+    archive = Archive(database)
+    found = [one for partition in await archive.partitions() async for page in archive.pages(partition) for one in page]
+    await database.close()
+    return found
+
+
+async def _bundle(url: str) -> tuple[bytes, list[Evidence]]:
+    found = await _written(url)
+    database = Database(url)
+    now = datetime.now(UTC)
+    log = await Archive(database).identity()
+    await database.close()
+    writer = Writer(Header(log=log, exported_at=now, job=None, since=now, private=True))
+    return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found
+
+
+def main() -> None:
+    """Write the file that is named."""
+    with tempfile.TemporaryDirectory() as home:
+        server = EmbeddedPostgres.start(Path(home))
+        try:
+            lines, found = asyncio.run(_bundle(server.url))
+        finally:
+            server.stop()
+    file = Path(sys.argv[1])
+    file.write_bytes(lines)
+    file.with_suffix(".views.json").write_bytes(msgspec.json.format(msgspec.json.encode(folded(found))) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What somebody with the database's rights has changed behind the log's back is found, in the database itself."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from eventstore.archive import Archive
+from eventstore.events import Private
+from eventstore.evidence import Flaw, Verifier
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch
+from tests.kit import Store, connect, event, job_created, some_append, stream_in
+
+
+async def flaws(store: Store) -> list[Flaw]:
+    """What a verification of the whole log finds."""
+    archive = Archive(store.database)
+    verifier = Verifier(await archive.identity(), whole=True)
+    found: list[Flaw] = []
+    for partition in await archive.partitions():
+        async for page in archive.pages(partition):
+            for one in page:
+                found += verifier.take(one)
+    return found + verifier.end()
+
+
+async def written(store: Store) -> UUID:
+    """Partition 4 with two streams interleaved, and something elsewhere; answers the first stream."""
+    first, second = stream_in(4), stream_in(4)
+    private = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
+    created = Append(stream=first, expected=0, events=(event(job_created(), private=private),))
+    await store.log.commit(Batch(appends=[created]))
+    await store.log.commit(Batch(appends=[some_append(second, count=2), some_append(first, expected=1, count=3)]))
+    await store.log.commit(Batch(appends=[some_append(second, expected=2)]))
+    await store.log.commit(Batch(appends=[some_append() for _ in range(20)]))
+    return first
+
+
+async def forge(url: str, statement: str) -> None:
+    """Do something that the log's guards forbid."""
+    connection: asyncpg.Connection = await connect(url)
+    await connection.execute("alter table eventstore.events disable trigger user")
+    await connection.execute(statement)
+    await connection.close()
+
+
+async def test_a_log_as_it_was_written_verifies(store: Store) -> None:
+    """Given private text, several streams and partitions, then there is nothing to say; nor after an erasure."""
+    first = await written(store)
+    assert await flaws(store) == []
+    await store.database.call("select eventstore.erase($1)", first)
+    assert await flaws(store) == []
+
+
+FORGERIES = {
+    "update eventstore.events set data = '{}' where {place}": ("envelope", 3),
+    "update eventstore.events set code = 'job.finish' where {place}": ("code", 3),
+    "update eventstore.events set tenant = 'other' where {place}": ("envelope", 3),
+    "update eventstore.events set recorded_at = recorded_at + interval '1 microsecond' where {place}": (
+        "recorded_at",
+        3,
+    ),
+    "update eventstore.events set hash = sha256('') where {place}": ("hash", 3),
+    "update eventstore.events set chain = sha256('') where {place}": ("chain", 3),
+    "delete from eventstore.events where {place}": ("position", 4),
+    "update eventstore.events set private = 'x' where partition = 4 and position = 1": ("private", 1),
+    "update eventstore.events set private_salt = null where partition = 4 and position = 1": ("private_salt", 1),
+    "update eventstore.events set partition = 9 where {place}": ("position", 4),
+    "update eventstore.events set position = position + 100 where partition = 4 and position > 3": ("position", 104),
+}
+
+
+@pytest.mark.parametrize("statement", FORGERIES)
+async def test_a_forgery_is_found_where_it_is(store: Store, db_url: str, statement: str) -> None:
+    """Given one change of one row, then the first flaw in its partition names the place and the field."""
+    field, position = FORGERIES[statement]
+    await written(store)
+    await forge(db_url, statement.format(place="partition = 4 and position = 3"))
+    found = [flaw for flaw in await flaws(store) if flaw.partition == 4]
+    assert (found[0].field.split(" ")[0], found[0].position) == (field, position)
+
+
+async def test_rows_where_no_reader_looks_are_found(store: Store, db_url: str) -> None:
+    """Given an event in a partition that the log doesn't have, then it is named too."""
+    await written(store)
+    await forge(
+        db_url,
+        "insert into eventstore.events select 200, 1, gen_random_uuid(), 1, category, tenant, gen_random_uuid(), code, "
+        "schema_version, ts, recorded_at, data, meta, null, null, null, hash, chain from eventstore.events limit 1",
+    )
+    assert "partition" in {flaw.field for flaw in await flaws(store) if flaw.partition == 200}
+
+
+async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: str) -> None:
+    """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
+    first = await written(store)
+    archive = Archive(store.database)
+    verifier = Verifier(await archive.identity(), whole=False)
+    events = await archive.stream(first)
+    assert [one.version for one in events] == [1, 2, 3, 4]
+    assert [flaw for one in events for flaw in verifier.take(one)] + verifier.end() == []
+    assert await archive.stream(new_id()) == []
+    await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
+    verifier = Verifier(await archive.identity(), whole=False)
+    assert [flaw for one in await archive.stream(first) for flaw in verifier.take(one)] + verifier.end() == []
+
+
+async def test_pages_follow_each_other(store: Store) -> None:
+    """Given more events than a page holds, then all come, once and in order; and from any moment on."""
+    stream = stream_in(4)
+    for expected in range(0, 2500, 500):
+        await store.log.commit(Batch(appends=[some_append(stream, expected=expected, count=500)]))
+    archive = Archive(store.database)
+    events = [one async for page in archive.pages(4) for one in page]
+    assert [one.position for one in events] == list(range(1, 2501))
+    for place in (0, 1, 499, 1200, 2499):
+        since = events[place].recorded_at
+        after = await archive.start(4, since)
+        assert after == sum(one.recorded_at < since for one in events)
+    assert await archive.start(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500
+    assert await archive.start(5, events[0].recorded_at) == 0
+    assert await archive.partitions() == [4]

@@ -1,0 +1,90 @@
+"""Only whom we trust can vouch for a log, and only for what was signed."""
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
+
+from eventstore import anchors
+from eventstore.bundle import Header, Writer, verify
+from eventstore.events import Anchor, AnchoredEnd
+from tests import paper
+from tests.kit import NOON
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+TRUSTED = {anchors.public_key(KEY)}
+ROWS = paper.log(random.Random(8), 20)
+ANCHOR = anchors.sign(KEY, paper.LOG.log_id, paper.ends(ROWS), NOON)
+
+
+def test_a_signed_anchor_is_believed() -> None:
+    anchors.check(ANCHOR, TRUSTED)
+    assert anchors.differences(ANCHOR, paper.LOG.log_id, paper.chains(ROWS)) == []
+
+
+def test_a_strangers_anchor_is_not() -> None:
+    stranger = anchors.sign(Ed25519PrivateKey.generate(), paper.LOG.log_id, paper.ends(ROWS), NOON)
+    with pytest.raises(anchors.BadAnchor, match="not trusted"):
+        anchors.check(stranger, TRUSTED)
+    with pytest.raises(anchors.BadAnchor, match="signature"):
+        anchors.check(replace(stranger, public_key=ANCHOR.public_key), TRUSTED)
+
+
+CHANGES: dict[str, Any] = {
+    "log_id": UUID(int=1),
+    "signed_at": NOON + timedelta(microseconds=1),
+    "ends": [AnchoredEnd(partition=0, position=1, chain="00")],
+    "signature": "00" * 64,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_changed_anchor_is_refused(field: str) -> None:
+    with pytest.raises(anchors.BadAnchor, match="signature"):
+        anchors.check(replace(ANCHOR, **{field: CHANGES[field]}), TRUSTED)
+
+
+@pytest.mark.parametrize("signature", ["", "x", "00", "é" * 64])
+def test_what_is_no_signature_is_refused(signature: str) -> None:
+    with pytest.raises(anchors.BadAnchor):
+        anchors.check(replace(ANCHOR, signature=signature), TRUSTED)
+
+
+def test_an_anchor_of_another_log_says_so() -> None:
+    with pytest.raises(anchors.BadAnchor, match="this is log"):
+        anchors.differences(ANCHOR, UUID(int=1), {})
+
+
+def bundle(rows: list[Any], *, minutes: int = 1) -> list[bytes]:
+    """A bundle of all, written some minutes after the anchor was signed."""
+    exported_at = NOON + timedelta(minutes=minutes)
+    writer = Writer(Header(log=paper.LOG, exported_at=exported_at, job=None, since=NOON, private=False))
+    return [writer.begin(), *map(writer.event, paper.read(paper.ordered(rows))), writer.end()]
+
+
+def problems(rows: list[Any], anchor: Anchor = ANCHOR, **more: int) -> list[str]:
+    """What a bundle's verification says, held against an anchor."""
+    return [flaw.problem for flaw in verify(bundle(rows, **more), [anchor]).flaws]
+
+
+def test_a_bundle_is_held_against_an_anchor() -> None:
+    """Given a bundle without the newest events, or rewritten to its end, then only the anchor tells."""
+    assert problems(ROWS) == []
+    end = paper.ends(ROWS)[0]
+    short = [row for row in ROWS if (row.partition, row.position) != (0, end[0])]
+    assert verify(bundle(short)).flaws == []
+    [missing] = problems(short)
+    assert missing.startswith(f"partition 0, position {end[0]}: position: is missing")
+    forged: list[Any] = []
+    for row in [replace(ROWS[0], data='{"forged":true}'), *ROWS[1:]]:
+        forged.append(paper.chained(row, forged))
+    assert verify(bundle(forged)).flaws == []
+    assert "chain: is not what it was" in problems(forged)[0]
+
+
+def test_a_bundle_from_before_the_anchor_may_be_shorter() -> None:
+    assert problems(ROWS[:10], minutes=-1) == []

@@ -1,0 +1,38 @@
+"""What two views differ in, place by place."""
+
+from msgspec.structs import replace
+
+from projections.comparison import Difference, differences
+from projections.views import view
+from tests.kit import History
+
+
+def test_equal_views_differ_nowhere() -> None:
+    history = History().started("generate")
+    assert differences(view(history.facts), view(history.facts)) == []
+    assert differences(None, None) == []
+
+
+def test_what_an_event_changed_is_named_by_its_place() -> None:
+    """Given a job before and after an artifact, then the artifact and the step's count differ, and nothing else."""
+    history = History(count=2).started("generate")
+    before = view(history.facts)
+    after = view(history.wrote("generate", 1).facts)
+    found = {one.path: one for one in differences(before, after)}
+    assert found["steps.generate.completed"] == Difference("steps.generate.completed", 0, 1)
+    assert found["artifacts.generate.1.sha256"] == Difference("artifacts.generate.1.sha256", None, "0" * 64)
+    assert found["version"] == Difference("version", 2, 3)
+    assert {path.split(".")[0] for path in found} <= {"version", "steps", "artifacts", "updated_at"}
+
+
+def test_the_order_of_artifacts_is_no_difference() -> None:
+    """A view from rows has them by item, one from events as they came."""
+    there = view(History(count=2).started("generate").wrote("generate", 0, 1).facts)
+    assert there is not None
+    assert differences(there, replace(there, artifacts=there.artifacts[::-1])) == []
+
+
+def test_a_job_that_was_not_there_differs_everywhere() -> None:
+    found = differences(None, view(History().facts))
+    assert {one.before for one in found} == {None}
+    assert "params.prompt" in {one.path for one in found}

@@ -204,35 +204,48 @@ language sql as $$
     select fresh.subscription, p from fresh, eventstore.log, generate_series(0, partitions - 1) as p
 $$;
 
--- By the key, always: with an old snapshot held open the tables are large and nearly empty, and the planner takes
--- them to be small, and reads them whole.
+-- By the key, always, here and in the outbox: with an old snapshot held open the tables are large and nearly empty, and
+-- the planner takes them to be small. It must neither read them whole, nor begin a join with them and walk through an
+-- index full of dead rows: hence one row after the other, by its whole key, or `= any`, and no joins.
 --
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint stands
 -- where its mover believes, locked until commit: a mover that finds itself missing has been overtaken.
 create or replace function eventstore.hold_checkpoints(moves json) returns setof smallint
-language sql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-as $$
-    select c.partition
-    from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint)
-    join eventstore.checkpoints c using (subscription, partition)
-    where c.position = m."from"
-    order by c.subscription, c.partition
-    for update of c
-$$;
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    m record;
+begin
+    for m in
+        select * from json_to_recordset(moves) as x (subscription text, partition smallint, "from" bigint)
+        order by subscription, partition
+    loop
+        perform from eventstore.checkpoints c
+        where c.subscription = m.subscription and c.partition = m.partition and c.position = m."from"
+        for update;
+        if found then
+            return next m.partition;
+        end if;
+    end loop;
+end $$;
 
 -- Moves checkpoints that are held.
 create or replace function eventstore.move_checkpoints(moves json) returns void
-language sql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-as $$
-    with left_behind as (
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    m record;
+begin
+    for m in
+        select * from json_to_recordset(moves) as x (subscription text, partition smallint, "from" bigint, "to" bigint)
+        where "to" > "from"
+    loop
         delete from eventstore.checkpoints c
-        using json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
-        where c.subscription = m.subscription and c.partition = m.partition and c.position = m."from"
-            and m."to" > m."from"
-        returning m.subscription, m.partition, m."to"
-    )
-    insert into eventstore.checkpoints (subscription, partition, position) select * from left_behind
-$$;
+        where c.subscription = m.subscription and c.partition = m.partition and c.position = m."from";
+        if found then
+            insert into eventstore.checkpoints (subscription, partition, position)
+            values (m.subscription, m.partition, m."to");
+        end if;
+    end loop;
+end $$;
 
 ---------------------------------------------------------------------------------------------------
 -- The one way in
@@ -267,10 +280,11 @@ end $$;
 create or replace function eventstore.dispatch(
     sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
 ) returns void
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
-    a record;
+    a   record;
+    own bigint[];
 begin
     for a in
         select x.queue, x.delay, array_agg(x.message order by x.n) as messages
@@ -315,17 +329,16 @@ begin
         group by x.queue, x.delay, x.ack
         order by x.queue, x.ack, x.delay
     loop
+        own := array(select eventstore.owned(a.queue, a.ids, a.tokens));
         if a.ack then
-            execute format(
-                'delete from pgmq.%1$I q using (select * from eventstore.owned(%2$L, $1, $2)) o '
-                'where q.msg_id = o.msg_id',
-                pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens;
+            execute format('delete from pgmq.%I where msg_id = any ($1)', pgmq.format_table_name(a.queue, 'q'))
+                using own;
         else
             execute format(
                 -- A new token: a heartbeat of the old owner that is still under way must not hide it again.
-                'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3), read_ct = q.read_ct + 1 '
-                'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id',
-                pgmq.format_table_name(a.queue, 'q'), a.queue) using a.ids, a.tokens, a.delay;
+                'update pgmq.%I set vt = clock_timestamp() + make_interval(secs => $2), read_ct = read_ct + 1 '
+                'where msg_id = any ($1)',
+                pgmq.format_table_name(a.queue, 'q')) using own, a.delay;
         end if;
     end loop;
 end $$;
@@ -402,6 +415,13 @@ begin
     select stream into twice from json_to_recordset(appends) as x (stream uuid) group by 1 having count(*) > 1 limit 1;
     if found then
         raise exception 'stream % is named twice in one call', twice using errcode = 'DF002';
+    end if;
+
+    -- The database's owner makes keys: a process of the service that fell to an intruder must not let others in.
+    if not pg_has_role(session_user, current_user, 'member')
+        and exists (select from json_to_recordset(appends) as x (category text) where category = 'key')
+    then
+        raise exception 'keys are made with the login of the database''s owner' using errcode = 'insufficient_privilege';
     end if;
 
     select * into strict the_log from eventstore.log;
@@ -562,12 +582,11 @@ select pgmq.create('upscale');
 -- Those of the named messages that still bear their owner's token, locked in msg_id order. pgmq's own set_vt and
 -- delete know no owner: one who lost a lease would hide or free another's message.
 create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
-as $$
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     return query execute format(
-        'select q.msg_id from pgmq.%I q join unnest($1, $2) as mine (msg_id, read_ct) '
-        'on q.msg_id = mine.msg_id and q.read_ct = mine.read_ct order by q.msg_id for update of q',
+        'select q.msg_id from pgmq.%I q join unnest($1, $2) as mine (msg_id, read_ct) using (msg_id, read_ct) '
+        'where q.msg_id = any ($1) order by q.msg_id for update of q',
         pgmq.format_table_name(queue, 'q')) using ids, tokens;
 end $$;
 
@@ -575,7 +594,7 @@ end $$;
 -- `visibility` seconds. `floors` (one per queue) lets the scan begin past rows long dead.
 create or replace function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -592,7 +611,7 @@ begin
             '    order by q.msg_id limit $2 for update skip locked'
             ') update pgmq.%1$I q set read_ct = q.read_ct + 1, last_read_at = clock_timestamp(),'
             '    vt = clock_timestamp() + make_interval(secs => $3)'
-            ' from free where q.msg_id = free.msg_id'
+            ' where q.msg_id = any (array(select free.msg_id from free))'
             ' returning %2$L::text, q.msg_id, q.read_ct, q.enqueued_at, q.message',
             pgmq.format_table_name(queues[i], 'q'), queues[i]) using floors[i], slots, visibility;
         get diagnostics claimed = row_count;
@@ -603,7 +622,7 @@ end $$;
 -- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
 create or replace function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -616,10 +635,10 @@ begin
         from unnest(queues, ids, tokens) as x (queue, id, token) group by x.queue order by x.queue
     loop
         return query execute format(
-            'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $3) '
-            'from (select * from eventstore.owned(%2$L, $1, $2)) o where q.msg_id = o.msg_id '
+            'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $2) where q.msg_id = any ($1) '
             'returning %2$L::text, q.msg_id, q.read_ct',
-            pgmq.format_table_name(k.queue, 'q'), k.queue) using k.ids, k.tokens, visibility;
+            pgmq.format_table_name(k.queue, 'q'), k.queue)
+            using array(select eventstore.owned(k.queue, k.ids, k.tokens)), visibility;
     end loop;
 end $$;
 
@@ -639,10 +658,10 @@ begin
     return floors;
 end $$;
 
--- Puts a message away that nobody can read, into pgmq's archive: out of the way, and not lost.
-create or replace function eventstore.put_aside(queue text, msg_id bigint) returns void
+-- Puts a held message away that nobody can read, into pgmq's archive: out of the way, and not lost.
+create or replace function eventstore.put_aside(queue text, msg_id bigint, read_ct integer) returns void
 language sql as $$
-    select pgmq.archive(queue, msg_id)
+    select pgmq.archive(queue, o.msg_id) from eventstore.owned(queue, array[msg_id], array[read_ct]) as o
 $$;
 
 -- How many commands each queue holds.
@@ -771,7 +790,7 @@ declare
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',
         'eventstore.floors(text[], bigint[])',
-        'eventstore.put_aside(text, bigint)',
+        'eventstore.put_aside(text, bigint, integer)',
         'eventstore.queue_lengths()',
         'eventstore.purge()',
         'readmodel.project(json, json, json, json)'

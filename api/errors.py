@@ -99,7 +99,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         headers.setdefault("Allow", "GET, HEAD")  # static files don't say
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
-    code = _CODES.get(error.status_code, "internal")
+    code = _CODES.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal")
     message = {
         "not_found": f"There is nothing at {request.url.path[:200]}.",
         "method_not_allowed": f"{request.method} is not possible here; see the header Allow.",

@@ -13,11 +13,11 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 _HIDDEN_KEY = re.compile(
-    r"(.*_)?(password|secret|secret_key|access_key|token|authorization|db_url|db_listen_url|private|prompt)",
+    r"(.*_)?(password|secret|secret_key|access_key|api_key|token|authorization|db_url|db_listen_url|private|prompt)",
     re.IGNORECASE,
 )
 _HIDDEN_TEXT = re.compile(
-    r"(?P<before>(?:access_token|X-Amz-Signature|X-Amz-Credential)=|://[^:/?#\s@]*:(?=[^/?#\s@]+@))[^&@\s\"'<>]+",
+    r"(?P<before>(?:access_token|X-Amz-Signature|X-Amz-Credential)=|\bdf_[0-9a-f]{32}_|://[^:/?#\s@]*:(?=[^/?#\s@]+@))[^&@\s\"'<>]+",
     re.IGNORECASE,
 )
 _HIDDEN = "***"

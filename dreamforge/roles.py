@@ -55,6 +55,9 @@ from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 
+_HAND_BACK_S = 3.0
+"""How long a runner that stops may take to tell the log that it hands its steps back."""
+
 _log = structlog.get_logger(__name__)
 
 Role = Callable[["Core", AsyncExitStack], Awaitable[None]]
@@ -412,7 +415,9 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     async def stop() -> None:
         steps.stop()
         consumer.stop()
-        await asyncio.wait({running}, timeout=settings.shutdown_grace_s)
+        if not (await asyncio.wait({running}, timeout=settings.shutdown_grace_s))[0]:
+            steps.give_up()
+            await asyncio.wait({running}, timeout=_HAND_BACK_S)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -106,6 +106,8 @@ class Database:
         except _REFUSED as error:
             raise DatabaseRefused(f"PostgreSQL refuses us: {error}; see DF_DB_URL") from error
         except _AWAY as error:
+            if isinstance(error, ValueError):
+                raise  # an argument that can't be encoded; trying again would go on for ever
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
         except _DENIED as error:
             raise DatabaseRefused(
@@ -116,9 +118,20 @@ class Database:
             raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
 
     async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
-        """Run one statement, once, in a transaction of its own; `seconds` bounds it (60 if not given)."""
+        """Run one statement, once, in a transaction of its own.
+
+        seconds: bounds all of it, the wait for a connection too; if not given, the statement alone has 60.
+        """
+        if seconds is None:
+            return await self._call(sql, *args)
+        try:
+            return await within(seconds, self._call(sql, *args))
+        except TimeoutError:
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
+
+    async def _call(self, sql: str, *args: object) -> list[asyncpg.Record]:
         async with self.connection() as connection:
-            return await connection.fetch(sql, *args, timeout=seconds)  # type: ignore[no-any-return]  # asyncpg ships no types
+            return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""

@@ -16,6 +16,8 @@ from eventstore.metrics import APPEND_SECONDS
 Queue = Literal["generate", "upscale"]
 Verdict = Literal["accepted", "mine", "conflict", "refused"]
 DEFAULT_TENANT = "default"
+OPERATOR_TENANT = "_operator"
+"""Whose events tell what was done to the service itself. No key can be made for it."""
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):

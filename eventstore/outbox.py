@@ -12,11 +12,15 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from eventstore.database import Database
+from eventstore.database import Database, Row
+from eventstore.errors import DatabaseUnavailable
 from eventstore.events import StepName
 from eventstore.log import Ack, Defer, Queue
 
 _FLOOR_AGE_S = 5.0
+_UNREADABLE_CLAIMS = 3
+"""How many claims a command that can't be read is left in its queue for."""
+
 _LATE_S = 70.0
 """When a message whose id was drawn must have been committed: no statement of the service's takes longer."""
 
@@ -66,30 +70,30 @@ class Outbox:
     def __init__(self, database: Database, queues: Sequence[Queue]) -> None:
         self._database = database
         self._queues = list(queues)
-        self._floors = self._bases = self._lowest = [0] * len(queues)
-        self._lowest_at = 0.0
-        self._floors_at = 0.0
+        self._forget()
 
     async def claim(self, slots: int, visibility: float) -> list[Claim]:
         """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
-        await self._refresh_floors()
         expires = time.monotonic() + visibility
-        rows = await self._database.call(
-            "select * from eventstore.claim($1, $2, $3, $4)",
-            self._queues,
-            self._floors,
-            slots,
-            visibility,
-            seconds=_patience(visibility),
-        )
+        try:
+            await self._refresh_floors()
+            rows = await self._database.call(
+                "select * from eventstore.claim($1, $2, $3, $4)",
+                self._queues,
+                self._floors,
+                slots,
+                visibility,
+                seconds=_patience(visibility),
+            )
+        except DatabaseUnavailable:
+            self._forget()
+            raise
         claims = []
         for row in rows:
             try:
                 command = _COMMAND.decode(row["message"])
             except msgspec.ValidationError:
-                # It would come back for ever; in pgmq's archive it is out of the way, and not lost.
-                _log.exception("unreadable command put aside", queue=row["queue"], msg_id=row["msg_id"])
-                await self._database.call("select eventstore.put_aside($1, $2)", row["queue"], row["msg_id"])
+                await self._put_aside(row)
                 continue
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
             claims.append(Claim(**given, command=command, expires=expires))
@@ -108,6 +112,25 @@ class Outbox:
         kept = {(row["queue"], row["msg_id"], row["read_ct"]) for row in rows}
         return [claim for claim in claims if (claim.queue, claim.msg_id, claim.read_ct) not in kept]
 
+    async def _put_aside(self, row: Row) -> None:
+        """Leave a command that can't be read to others for a while, a newer release perhaps; then put it away.
+
+        It would come back for ever; in pgmq's archive it is out of the way, and not lost.
+        """
+        place = {"queue": row["queue"], "msg_id": row["msg_id"]}
+        if row["read_ct"] < _UNREADABLE_CLAIMS:
+            _log.warning("unreadable command", **place)
+            return
+        _log.error("unreadable command put aside", **place)
+        await self._database.call(
+            "select eventstore.put_aside($1, $2, $3)", row["queue"], row["msg_id"], row["read_ct"]
+        )
+
+    def _forget(self) -> None:
+        """Look from the start again: a database that was away may come from a backup, with lower ids."""
+        self._floors = self._bases = self._lowest = [0] * len(self._queues)
+        self._lowest_at = self._floors_at = 0.0
+
     async def _refresh_floors(self) -> None:
         # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may
         # still appear (ids are drawn before commit), so the floor is taken anew every few seconds, by a search from a
@@ -125,4 +148,4 @@ class Outbox:
 
 def _patience(visibility: float) -> float:
     """How long to wait for an answer: a connection that went dead must not cost the leases of all that is held."""
-    return max(1.0, visibility / 3)
+    return max(1.0, visibility / 4)

@@ -9,7 +9,7 @@ from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.events import Body, Category, Event, Fact, Meta, Private, StepFinish, StepRetry
 from eventstore.ids import new_id
-from eventstore.log import Ack, Append, Batch, Defer, Log
+from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
 from orchestrator.decisions import Command, Request, decide
 from orchestrator.state import JobState, apply, fold
@@ -21,12 +21,12 @@ def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
 
 
 async def note(log: Log, stream: UUID, category: Category, body: Body, actor: str) -> None:
-    """Append an event to a stream of which nothing is decided, whatever its version."""
+    """Append what an operator did to a stream of which nothing is decided, whatever its version."""
     noted = event(body, Meta(actor=actor))
     while True:
         newest = await log.newest(stream)
         expected = 0 if newest is None else newest.version
-        append = Append(stream=stream, category=category, expected=expected, events=(noted,))
+        append = Append(stream=stream, category=category, tenant=OPERATOR_TENANT, expected=expected, events=(noted,))
         if (await log.commit(Batch(appends=[append]))).streams[stream].stands:
             return
 

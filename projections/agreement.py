@@ -19,7 +19,8 @@ _LOWEST = UUID(int=0)
 
 _ROWS = """
 select json_build_object('job', row_to_json(j),
-    'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id),
+    'steps', coalesce((
+        select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id), '[]'),
     'artifacts', coalesce((
         select json_agg(a order by s.ordinal, a.item_index)
         from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = j.job_id), '[]')) as rows

@@ -4,6 +4,8 @@ claim ─▶ run ─▶ (heartbeats meanwhile) ─▶ settled by the run itself,
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -22,6 +24,9 @@ _POLL_S = 1.0
 
 _MARGIN_S = 3.0
 """What is left of a lease for the next owner to claim and start."""
+
+_TAKE_BACK_S = 6.0
+"""How long leases that ended in an outage are left to their owners, who look for the database every five seconds."""
 
 _SETTLED_S = 0.2
 _log = structlog.get_logger(__name__)
@@ -53,15 +58,23 @@ class Consumer:
         """Claim and run until stopped, then wait for what is under way."""
         heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         backoff = Backoff()
+        away_since = math.inf
+        claims_from = 0.0
         try:
             while not self._stopping:
                 try:
                     if not self.available:
-                        await self._beat()  # what was held through an outage is taken back before others are claimed
-                    await self._fill()
+                        # What was held through an outage is taken back before anything is claimed, here and elsewhere.
+                        await self._beat()
+                        if time.monotonic() - away_since > self._visibility:
+                            claims_from = time.monotonic() + _TAKE_BACK_S
+                        away_since = math.inf
+                    if time.monotonic() >= claims_from:
+                        await self._fill()
                 except DatabaseUnavailable as error:
                     if backoff.failures == 0:
                         _log.warning("no claims while the database is away", error=str(error))
+                        away_since = time.monotonic()
                     self.available = False
                     await backoff.wait()
                     continue
@@ -108,12 +121,15 @@ class Consumer:
             _log.exception("a command's run broke", job_id=str(claim.command.job_id), step=claim.command.step)
 
     async def _heartbeat(self) -> None:
+        pause = self._visibility / 3
         while True:
-            await asyncio.sleep(self._visibility / 3)
+            await asyncio.sleep(pause)
             try:
                 await self._beat()
+                pause = self._visibility / 3
             except DatabaseUnavailable as error:
                 _log.warning("heartbeat missed", error=str(error))
+                pause = self._visibility / 12
             except Exception:  # noqa: BLE001  # whatever it was, the next beat must come
                 _log.exception("heartbeat broke")
 
@@ -121,11 +137,15 @@ class Consumer:
         held = list(self._active)
         if not held:
             return
-        lost = await self._outbox.extend(held, self._visibility)
-        for claim in lost:
-            task = self._active.get(claim)
-            # A run that has just settled its message ends by itself a moment later: that is no loss.
-            if task is not None and not (await asyncio.wait({task}, timeout=_SETTLED_S))[0]:
-                LEASES_LOST.inc()
-                _log.warning("lease lost", job_id=str(claim.command.job_id), step=claim.command.step)
-                task.cancel()
+        lost = {
+            task: claim
+            for claim in await self._outbox.extend(held, self._visibility)
+            if (task := self._active.get(claim)) is not None
+        }
+        if not lost:
+            return
+        # A run that has just settled its message ends by itself a moment later: that is no loss.
+        for task in (await asyncio.wait(lost, timeout=_SETTLED_S))[1]:
+            LEASES_LOST.inc()
+            _log.warning("lease lost", job_id=str(lost[task].command.job_id), step=lost[task].command.step)
+            task.cancel()

@@ -66,11 +66,18 @@ class StepRunner:
         self._executor = executor
         self._retry = retry
         self._name = name
+        self._harvests: set[_Harvest] = set()
         self._stopping = False
 
     def stop(self) -> None:
         """Finish the items that are being rendered, and hand the rest back. A second call does nothing."""
         self._stopping = True
+
+    def give_up(self) -> None:
+        """Hand back what is still being rendered, too: that costs an item's work, and no attempt."""
+        self._stopping = True
+        for harvest in self._harvests:
+            harvest.give_up()
 
     async def run(self, claim: Claim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
@@ -134,6 +141,7 @@ class StepRunner:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
         harvest = _Harvest()
+        self._harvests.add(harvest)
         producer = asyncio.create_task(self._produce(state, step, harvest))
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
@@ -146,6 +154,7 @@ class StepRunner:
             if not harvest.given_up:
                 await producer
         finally:
+            self._harvests.discard(harvest)
             timer.cancel()
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
@@ -276,10 +285,10 @@ class _Harvest:
         self._closed = True
         self._changed.set()
 
-    def give_up(self, cause: StepError) -> None:
+    def give_up(self, cause: StepError | None = None) -> None:
         """End the attempt, whatever still goes on: what was added so far is all that it brings."""
         self.given_up = True
-        if self.failure is None:
+        if cause is not None and self.failure is None:
             self.failure = _Failure(None, cause)
         self.close()
 

@@ -20,7 +20,7 @@ def keys(environ: dict[str, str], *arguments: str, code: int = 0) -> Any:
 
 def test_a_key_opens_its_tenants_jobs_until_it_is_revoked(db_url: str, s3_config: S3Config) -> None:
     """From `keys create` over `jobs create` to `keys revoke`, as a script would do it."""
-    environ = roles_environ(db_url, s3_config)
+    environ = roles_environ(db_url, s3_config) | {"DF_DB_URL": db_url}
     made = keys(environ, "create", "ci", "--tenant", "acme", "--scopes", "audit, jobs")
     assert (made["tenant"], made["scopes"]) == ("acme", ["jobs", "audit"])
     [listed] = keys(environ, "list", "--tenant", "acme")
@@ -43,7 +43,7 @@ def test_a_key_opens_its_tenants_jobs_until_it_is_revoked(db_url: str, s3_config
 
 def test_what_makes_no_key_is_said(db_url: str, s3_config: S3Config) -> None:
     """A name that is taken, a tenant or scope that is none, a key that is not there."""
-    environ = roles_environ(db_url, s3_config)
+    environ = roles_environ(db_url, s3_config) | {"DF_DB_URL": db_url}
     keys(environ, "create", "one")
     assert "revoke it" in keys(environ, "create", "one", code=2)
     keys(environ, "create", "one", "--tenant", "acme")

@@ -77,7 +77,7 @@ async def test_a_forgery_is_found_where_it_is(store: Store, db_url: str, stateme
     """Given one change of one row, then the first flaw in its partition names the place and the field."""
     field, position = FORGERIES[statement]
     await written(store)
-    await forge(db_url, statement.format(place="partition = 4 and position = 3"))
+    await forge(db_url, statement.replace("{place}", "partition = 4 and position = 3"))
     found = [flaw for flaw in await flaws(store) if flaw.partition == 4]
     assert (found[0].field.split(" ")[0], found[0].position) == (field, position)
 

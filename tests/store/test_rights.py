@@ -6,10 +6,11 @@ import pytest
 from dreamforge.backends import login
 from eventstore.database import Database
 from eventstore.errors import DatabaseRefused
+from eventstore.events import KeyCreated
 from eventstore.ids import new_id
-from eventstore.log import Batch, Log, Send
+from eventstore.log import Append, Batch, Log, Send
 from eventstore.outbox import Command, Outbox
-from tests.kit import SERVICE_LOGIN, connect, some_append
+from tests.kit import SERVICE_LOGIN, connect, event, some_append
 
 FORBIDDEN = [
     "update eventstore.events set code = 'x'",
@@ -57,6 +58,19 @@ async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
     assert await outbox.claim(2, 60) == []
     assert len(await log.stream(one.stream)) == 1
     await database.close()
+
+
+async def test_the_service_can_make_no_key(db_url: str) -> None:
+    """Given the service's login, then an append to a key's stream is refused, and the owner's is not."""
+    key = KeyCreated(name="mine", scopes=["jobs", "audit", "admin"], digest="0" * 64)
+    made = Append(stream=new_id(), expected=0, events=(event(key),), category="key", tenant="acme")
+    service, owner = Database(login(db_url, *SERVICE_LOGIN)), Database(db_url)
+    with pytest.raises(DatabaseRefused, match="owner"):
+        await Log(service).commit(Batch(appends=[some_append(), made]))
+    assert await Log(service).category("key") == {}
+    await Log(owner).commit(Batch(appends=[made]))
+    await service.close()
+    await owner.close()
 
 
 async def test_a_login_without_rights_is_told_what_it_lacks(db_url: str) -> None:

@@ -205,6 +205,35 @@ async def test_a_stop_is_heard_during_an_outage(store: Store, s3_config: S3Confi
         assert retry.reason == "hand_back"
 
 
+async def test_an_item_that_outlasts_the_grace_of_a_stop_costs_no_attempt(store: Store, s3_config: S3Config) -> None:
+    """Given an item that takes longer than its runner may, again and again, then the step is handed back each time.
+
+    Three deploys must not fail a job whose items are slow.
+    """
+    async with bench(store, ObjectStore(s3_config)) as work:
+        hanging = Hanging(1)
+        for begun in range(1, 5):
+            runner = work.runner(hanging, max_attempts=2)
+            run = asyncio.create_task(work.attempt(runner))
+            await eventually(lambda begun=begun: _started(work, begun), what="the start")  # type: ignore[misc]
+            if begun == 1:
+                await eventually(lambda: _reached(work, "artifact.written"), what="the first item")
+            runner.give_up()
+            await run
+            retry = (await work.bodies())[-1]
+            assert isinstance(retry, StepRetry)
+            assert retry.reason == "hand_back"
+        hanging.released.set()
+        await work.attempt(work.runner(hanging))
+        codes = await work.codes()
+        assert codes.count("artifact.written") == 2
+        assert codes[-1] == "step.finish"
+
+
+async def _started(work: Bench, times: int) -> bool:
+    return (await work.codes()).count("step.start") == times
+
+
 async def _reached(work: Bench, code: str) -> bool:
     return code in await work.codes()
 

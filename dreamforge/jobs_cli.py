@@ -125,7 +125,7 @@ def _add_events(
     whole.add_argument("--follow", action="store_true", help="go on as it grows, until Ctrl-C")
     whole.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
     whole.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
-    whole.add_argument("--category", metavar="NAME", help="job or model")
+    whole.add_argument("--category", metavar="NAME", help="job, model, key, outbox or anchor")
     events.set_defaults(handler=_events, refuse=events.error)
 
 

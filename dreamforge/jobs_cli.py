@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from http import HTTPStatus
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from dreamforge import arguments, show
-from dreamforge.client import ApiError, Client, JsonObject, log_line
+from dreamforge.client import ApiError, Client, ClientError, JsonObject, log_line
 from dreamforge.console import FAILED, OK, PipeConsole, print_answer
 from dreamforge.settings import Settings
 
@@ -29,6 +30,7 @@ _FIELDS = (
 )
 _UPSCALE_FIELDS = ("scale", "impl", "strict_scale")
 _LISTED = 20
+_RATE_PATIENCE_S = 60.0
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -293,16 +295,31 @@ def _retry_failed(client: Client, args: argparse.Namespace) -> int:
         if args.since is None or datetime.fromisoformat(job["updated_at"]) >= args.since
     ]
     retried = []
-    for job in [] if args.dry_run else failed:
-        try:
-            retried.append(client.retry(job["id"]))
-        except ApiError as error:
-            if error.status != HTTPStatus.CONFLICT:
-                raise
-    answer = failed if args.dry_run else retried
+    try:
+        for job in [] if args.dry_run else failed:
+            answer = _retried(client, job["id"])
+            if answer is not None:
+                retried.append(answer)
+    except ClientError:
+        print(f"{len(retried)} of {len(failed)} failed jobs run again.", file=sys.stderr)
+        raise
     shown = show.job_list_table(failed) if args.dry_run else f"{len(retried)} of {len(failed)} failed jobs run again."
-    print_answer(args.output, answer, shown)
+    print_answer(args.output, failed if args.dry_run else retried, shown)
     return OK
+
+
+def _retried(client: Client, job_id: str) -> JsonObject | None:
+    """The job that runs again; None if it is no longer failed. Waits where the tenant's rate is used up."""
+    deadline = time.monotonic() + _RATE_PATIENCE_S
+    while True:
+        try:
+            return client.retry(job_id)
+        except ApiError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                return None
+            if error.status != HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _artifacts(args: argparse.Namespace, found: Settings) -> int:

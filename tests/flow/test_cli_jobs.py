@@ -13,6 +13,7 @@ import pytest
 from dreamforge.settings import unconfigured_environ
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
+from tests.http.conftest import running
 from tests.kit import Api, Service, codes, eventually, roles_environ
 
 SMALL = ["--prompt", "a knight's castle", "--size", "64", "--steps", "2"]
@@ -251,6 +252,21 @@ async def test_all_that_failed_is_driven_once_more(failing: Cli) -> None:
     for job in jobs:
         assert failing.answer("watch", job["id"])["status"] == "succeeded"
         assert codes(failing.lines("events", job["id"])).count("job.retry_requested") == 1
+
+
+async def test_a_bulk_retry_waits_where_the_rate_is_used_up(db_url: str, s3_config: S3Config) -> None:
+    """Given a tenant's rate that is far below the number of failed jobs, then all of them are retried all the same."""
+    with running("up", db_url, s3_config, DF_FAKE_FAIL="generate", DF_MAX_ATTEMPTS="1") as service:
+        cli = Cli(service.url)
+        for _ in range(3):
+            cli.answer("create", *SMALL, "--watch", code=1)
+
+        async def listed() -> bool:
+            return len(cli.answer("list", "--status", "failed")) == 3
+
+        await eventually(listed, what="the list of all three")
+    with running("api", db_url, s3_config, DF_TENANT_RATE="1") as service:
+        assert len(Cli(service.url).answer("retry", "--failed")) == 3
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,6 @@ async def _accept(
         raise invalid(
             submission.place("model_id"), "must be a model that is installed, enabled and can generate; see /v1/models"
         )
-    await services.admission.admit(caller(request).tenant)
     created, private = requests.events(
         submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
@@ -109,6 +108,7 @@ async def _accept(
         max_pixels=services.config.max_pixels,
         idempotency=idempotency,
     )
+    await services.admission.admit(caller(request).tenant)
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
     transition = Transition(append=append)
@@ -153,6 +153,8 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     services: Services = request.app.state.services
     job = job_id(request)
     await no_body(request, services.config.max_body_bytes)
+    if isinstance(asked, RequestRetry):
+        await services.admission.admit(caller(request).tenant)  # a job that runs again waits like a new one
     try:
         state = await _soon(services, services.jobs.request(caller(request).tenant, job, asked, _cause(request)))
     except NoSuchJob:

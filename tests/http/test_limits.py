@@ -69,6 +69,25 @@ def test_a_tenant_may_have_so_many_open_jobs(narrow: Api) -> None:
     until(lambda: narrow.post(BODY).status_code == 202, within=60)
 
 
+def test_a_retry_needs_room_like_a_new_job(backends: Backends, s3_config: S3Config) -> None:
+    """429 until the tenant's open job has ended."""
+    more = {"DF_TENANT_MAX_QUEUED_JOBS": "1", "DF_FAKE_FAIL": "upscale:0:1", "DF_MAX_ATTEMPTS": "1"}
+    with (
+        fresh_database(backends) as url,
+        running("up", url, s3_config, **more) as service,
+        consumer(service) as api,
+    ):
+        failed = api.create(count=1)
+        assert api.finished(failed)["status"] == "failed"
+        until(lambda: api.post(BODY | {"width": 2048, "height": 2048, "count": 20}).status_code == 202)
+        retry = f"/v1/jobs/{failed}/retry"
+        until(lambda: api.http.post(retry).status_code == 429)
+        refused(api.http.post(retry), 429, "rate_limited")
+        [slow] = [job["id"] for job in api.get("/v1/jobs")["jobs"] if job["id"] != failed]
+        api.http.post(f"/v1/jobs/{slow}/cancel")
+        until(lambda: api.http.post(retry).status_code == 202, within=60)
+
+
 @pytest.fixture
 def paced(backends: Backends, s3_config: S3Config) -> Iterator[Api]:
     """An API that gives each tenant one request in a hundred seconds."""

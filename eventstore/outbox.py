@@ -148,4 +148,4 @@ class Outbox:
 
 def _patience(visibility: float) -> float:
     """How long to wait for an answer: a connection that went dead must not cost the leases of all that is held."""
-    return max(1.0, visibility / 4)
+    return max(2.0, visibility / 4)

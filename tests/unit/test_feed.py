@@ -1,0 +1,34 @@
+"""Whose events a subscriber of the whole log sees."""
+
+import random
+
+import pytest
+from msgspec.structs import replace
+
+from api.feed import _Filter
+from eventstore.log import OPERATOR_TENANT
+from tests import paper
+
+EVENT = paper.log(random.Random(1), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "category", "operator", "seen"),
+    [
+        ("default", "job", False, True),
+        ("acme", "job", False, False),
+        ("acme", "model", False, True),
+        (OPERATOR_TENANT, "outbox", False, False),
+        (OPERATOR_TENANT, "outbox", True, True),
+        ("acme", "job", True, False),
+    ],
+)
+def test_an_operators_events_are_seen_only_where_no_keys_are_asked_for(
+    tenant: str,
+    category: str,
+    operator: bool,
+    seen: bool,
+) -> None:
+    """A tenant sees its own events and models, and nothing of what was done to the service."""
+    wanted = _Filter("default", operator, None, None)
+    assert wanted.passes(replace(EVENT, tenant=tenant, category=category)) is seen

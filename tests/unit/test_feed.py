@@ -26,8 +26,8 @@ EVENT = paper.log(random.Random(1), 1)[0]
 def test_an_operators_events_are_seen_only_where_no_keys_are_asked_for(
     tenant: str,
     category: str,
-    operator: bool,
-    seen: bool,
+    operator: bool,  # noqa: FBT001  # pytest passes parameters by name
+    seen: bool,  # noqa: FBT001
 ) -> None:
     """A tenant sees its own events and models, and nothing of what was done to the service."""
     wanted = _Filter("default", operator, None, None)

@@ -1,10 +1,12 @@
 -- Dream Forge: the whole database of this release.
 --
--- Three schemas, in the order in which facts flow through them:
+-- Four schemas, in the order in which facts flow through them:
 --
 --   eventstore   the log, the only truth; subscriptions' checkpoints; our own statements on the outbox
 --   pgmq         the outbox's queues, created by pgmq (installed before this file is run)
---   readmodel    tables kept by the projector, which can be thrown away and rebuilt from the log
+--   projector    how the read model is kept, and built anew aside
+--   readmodel    the read model: tables that can be thrown away and rebuilt from the log. A rebuild makes
+--                readmodel_shadow beside it and swaps the two by name; the former stays as readmodel_before
 --
 -- `dreamforge schema install` runs this file in an empty database, in one transaction, under an advisory lock; one of an
 -- earlier release it lifts by the numbered files in eventstore/migrations, each of which changes tables and views, and
@@ -12,6 +14,7 @@
 -- The number of partitions is taken from the setting dreamforge.partitions (8 where it is not set).
 
 create schema eventstore;
+create schema projector;
 create schema readmodel;
 
 ---------------------------------------------------------------------------------------------------
@@ -167,7 +170,8 @@ $$;
 
 create table eventstore.subscriptions (
     subscription text        primary key,
-    created_at   timestamptz not null default clock_timestamp()
+    created_at   timestamptz not null default clock_timestamp(),
+    paused_at    timestamptz  -- a paused projection stands still until it is resumed
 );
 
 -- How far a subscription has come in each partition: one row for each, which a move replaces by another with a higher
@@ -731,40 +735,74 @@ create table readmodel.artifacts (
     primary key (job_id, step_id, item_index)
 );
 
+-- Which build of the read model this is.
+create table readmodel.generation (
+    singleton boolean  primary key default true check (singleton),
+    number    integer  not null,  -- 1, 2, 3 …: each rebuild makes the next
+    version   integer  not null,  -- of the views that are kept here (projections.views.VERSION)
+    stood     bigint[]            -- where the projector stood in each partition when another took this one's place
+);
+
+insert into readmodel.generation (number, version) values (1, 1);
+
+---------------------------------------------------------------------------------------------------
+-- The projector, and rebuilds
+---------------------------------------------------------------------------------------------------
+
 -- Writes the projector's batch: views of jobs, steps and artifacts, and the checkpoint moves they stand for, in one
--- commit. Of a partition whose checkpoint another has moved nothing is written. Answers the partitions that were.
-create or replace function readmodel.project(jobs json, steps json, artifacts json, moves json) returns setof smallint
+-- commit. target: the schema written to, readmodel or readmodel_shadow, whose name its subscription bears.
+-- views_version: of the views; a generation of later views is left alone, and a shadow of any other. Of a partition
+-- whose checkpoint another has moved nothing is written. Answers the partitions that were.
+create or replace function projector.project(
+    target text, views_version integer, jobs json, steps json, artifacts json, moves json
+) returns setof smallint
 language plpgsql as $$
 declare
     parts smallint;
     held  smallint[];
+    built integer;
 begin
+    if exists (select from eventstore.subscriptions where subscription = target and paused_at is not null) then
+        return;
+    end if;
     select partitions into strict parts from eventstore.log;
+    -- Whoever holds a checkpoint keeps its generation in its place: a swap locks them all.
     held := array(select eventstore.hold_checkpoints(moves));
+    if cardinality(held) = 0 then
+        return;
+    end if;
+    execute format('select version from %I.generation', target) into built;
+    if built > views_version or built < views_version and target = 'readmodel_shadow' then
+        return;
+    end if;
 
-    with applied as (
-        insert into readmodel.jobs as t
-        select r.* from json_populate_recordset(null::readmodel.jobs, jobs) r
-        where eventstore.partition_of(r.job_id, parts) = any (held)
-        on conflict (job_id) do update set
-            status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
-            params = excluded.params, metadata = excluded.metadata,
-            error_code = excluded.error_code, error_message = excluded.error_message
-        where excluded.version > t.version
-        returning t.job_id
-    ), stepped as (
-        insert into readmodel.steps as s
-        select r.* from json_populate_recordset(null::readmodel.steps, steps) r join applied using (job_id)
-        on conflict (step_id) do update set
-            status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
-            finished_at = excluded.finished_at, completed = excluded.completed, metadata_json = excluded.metadata_json
-        -- A job's other steps come along with the one that changed: each would leave a dead row for nothing.
-        where (s.status, s.attempt, s.completed, s.metadata_json::text)
-            is distinct from (excluded.status, excluded.attempt, excluded.completed, excluded.metadata_json::text)
-    )
-    insert into readmodel.artifacts
-    select r.* from json_populate_recordset(null::readmodel.artifacts, artifacts) r join applied using (job_id)
-    on conflict do nothing;
+    execute format($statement$
+        with applied as (
+            insert into %1$I.jobs as t
+            select r.* from json_populate_recordset(null::%1$I.jobs, $1) r
+            where eventstore.partition_of(r.job_id, $4) = any ($5)
+            on conflict (job_id) do update set
+                status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
+                params = excluded.params, metadata = excluded.metadata,
+                error_code = excluded.error_code, error_message = excluded.error_message
+            where excluded.version > t.version
+            returning t.job_id
+        ), stepped as (
+            insert into %1$I.steps as s
+            select r.* from json_populate_recordset(null::%1$I.steps, $2) r join applied using (job_id)
+            on conflict (step_id) do update set
+                status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
+                finished_at = excluded.finished_at, completed = excluded.completed,
+                metadata_json = excluded.metadata_json
+            -- A job's other steps come along with the one that changed: each would leave a dead row for nothing.
+            where (s.status, s.attempt, s.completed, s.metadata_json::text)
+                is distinct from
+                (excluded.status, excluded.attempt, excluded.completed, excluded.metadata_json::text)
+        )
+        insert into %1$I.artifacts
+        select r.* from json_populate_recordset(null::%1$I.artifacts, $3) r join applied using (job_id)
+        on conflict do nothing
+    $statement$, target) using jobs, steps, artifacts, parts, held;
 
     perform eventstore.move_checkpoints((
         select json_agg(m)
@@ -772,6 +810,278 @@ begin
         where m.partition = any (held)));
     return query select unnest(held);
 end $$;
+
+-- A rebuild under way, or a rollback:
+--
+--   fill     jobs, chunk by chunk, each in a transaction of its own, with the events up to the heads of the beginning
+--   index    the filled tables, as the live ones are
+--   follow   a subscription of its own takes the shadow on from those heads
+--   swap     once it lags no more: the names change in one short transaction
+--
+-- Every step is kept here, so that whoever comes after a crash goes on where it ended, and any number can fill at once.
+create table projector.rebuild (
+    singleton  boolean     primary key default true check (singleton),
+    version    integer     not null,  -- of the views
+    started_at timestamptz not null default clock_timestamp(),
+    heads      bigint[]    not null,  -- per partition: up to here it is filled, from here it follows
+    follows    boolean     not null default false
+);
+
+create table projector.chunks (
+    chunk  integer primary key,
+    after  uuid    not null,  -- the jobs after this id …
+    upto   uuid    not null,  -- … up to this one
+    events bigint             -- of the chunk; null until it is filled
+);
+
+-- Keeps the steps of rebuilds apart; 'drfb' as an integer. Held to the end of the transaction.
+create or replace function projector.lock_rebuild() returns void
+language sql as $$
+    select pg_advisory_xact_lock(1685218914)
+$$;
+
+-- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same.
+create or replace function projector.begin_rebuild(views_version integer, jobs_per_chunk integer) returns void
+language plpgsql as $$
+declare
+    kept text;
+begin
+    perform projector.lock_rebuild();
+    if exists (select from projector.rebuild where version = views_version) then
+        return;
+    end if;
+    perform projector.abort_rebuild();
+
+    create schema readmodel_shadow;
+    for kept in
+        select relname from pg_class where relnamespace = 'readmodel'::regnamespace and relkind = 'r' order by relname
+    loop
+        execute format(
+            'create table readmodel_shadow.%1$I (like readmodel.%1$I including all excluding indexes)', kept);
+    end loop;
+    insert into readmodel_shadow.generation (number, version) select number + 1, views_version from readmodel.generation;
+    if exists (select from pg_roles where rolname = 'dreamforge_service') then
+        grant usage on schema readmodel_shadow to dreamforge_service;
+        -- Until the swap: chunks are filled by COPY.
+        grant select, insert on all tables in schema readmodel_shadow to dreamforge_service;
+    end if;
+
+    -- In this order: whatever came after the heads is not filled, whichever chunk it falls into.
+    insert into projector.rebuild (version, heads) select views_version, array(
+        select coalesce((
+            select position from eventstore.events e where e.partition = p order by position desc limit 1), 0)
+        from generate_series(0, partitions - 1) as p order by p)
+    from eventstore.log;
+    insert into projector.chunks (chunk, after, upto)
+    select n, lag(upto, 1, '00000000-0000-0000-0000-000000000000') over (order by n), upto
+    from (
+        select row_number() over (order by upto) as n, upto from (
+            select stream_id as upto from (
+                select stream_id, row_number() over (order by stream_id) as n
+                from eventstore.events where version = 1 and category = 'job'
+            ) as jobs
+            where n % jobs_per_chunk = 0
+            union all
+            select 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+        ) as bounds
+    ) as numbered;
+end $$;
+
+-- A chunk that nobody fills, locked until the end of the transaction that fills it; none if none is left.
+create or replace function projector.take_chunk() returns setof projector.chunks
+language sql as $$
+    select * from projector.chunks where events is null order by chunk limit 1 for update skip locked
+$$;
+
+-- Notes that a chunk is filled, in the transaction that filled it.
+create or replace function projector.finish_chunk(filled integer, of_events bigint) returns void
+language sql as $$
+    update projector.chunks set events = of_events where chunk = filled
+$$;
+
+-- Builds one index of the shadow as the live tables have it. Answers its name, or null if none is missing.
+create or replace function projector.build_index() returns text
+language plpgsql as $$
+declare
+    missing record;
+begin
+    perform projector.lock_rebuild();
+    if not exists (select from projector.rebuild) or exists (select from projector.chunks where events is null) then
+        return null;
+    end if;
+    select * into missing from (
+        select c.conname as name, format('alter table readmodel_shadow.%I add constraint %I %s',
+            r.relname, c.conname, pg_get_constraintdef(c.oid)) as statement
+        from pg_constraint c join pg_class r on r.oid = c.conrelid
+        where c.connamespace = 'readmodel'::regnamespace and c.contype in ('p', 'u')
+        union all
+        select i.relname, replace(pg_get_indexdef(i.oid), ' ON readmodel.', ' ON readmodel_shadow.')
+        from pg_class i
+        where i.relnamespace = 'readmodel'::regnamespace and i.relkind = 'i'
+            and not exists (select from pg_constraint c where c.conindid = i.oid)
+    ) as live
+    where to_regclass(format('readmodel_shadow.%I', live.name)) is null
+    order by name limit 1;
+    if found then
+        execute missing.statement;
+    end if;
+    return missing.name;
+end $$;
+
+-- Lets the subscription readmodel_shadow take a filled and indexed shadow on.
+create or replace function projector.follow() returns void
+language plpgsql as $$
+declare
+    kept text;
+    stood bigint[];
+begin
+    perform projector.lock_rebuild();
+    update projector.rebuild set follows = true where not follows returning heads into stood;
+    if not found then
+        return;
+    end if;
+    for kept in
+        select relname from pg_class where relnamespace = 'readmodel_shadow'::regnamespace and relkind = 'r'
+    loop
+        execute format('analyze readmodel_shadow.%I', kept);
+    end loop;
+    perform projector.stand('readmodel_shadow', stood);
+end $$;
+
+-- Puts a subscription's checkpoints where they are told; one that has none yet is added.
+create or replace function projector.stand(name text, positions bigint[]) returns void
+language sql as $$
+    insert into eventstore.subscriptions (subscription) values (name) on conflict do nothing;
+    delete from eventstore.checkpoints where subscription = name;
+    insert into eventstore.checkpoints (subscription, partition, position)
+    select name, p, coalesce(positions[p + 1], 0) from eventstore.log, generate_series(0, partitions - 1) as p
+$$;
+
+-- Where a subscription stands, by partition.
+create or replace function projector.positions(name text) returns bigint[]
+language sql as $$
+    select array(select position from eventstore.standings where subscription = name order by partition)
+$$;
+
+-- Puts the shadow in the place of the read model, if no event has waited for it for more than max_lag seconds. Answers
+-- for how long the oldest has; null if it is to be tried again: it lags, or somebody reads or writes for long.
+create or replace function projector.swap(max_lag double precision) returns double precision
+language plpgsql as $$
+declare
+    held integer;
+    lag  double precision;
+begin
+    perform projector.lock_rebuild();
+    if not exists (select from projector.rebuild where follows) then
+        return null;
+    end if;
+    -- Others wait behind us while we wait for a lock.
+    perform set_config('lock_timeout', '200ms', true);
+
+    -- Checkpoints first, in the order of hold_checkpoints: no batch is under way then, on either side. One that was
+    -- replaced while we waited is not among those we hold.
+    select count(*) into held from (
+        select from eventstore.checkpoints where subscription in ('readmodel', 'readmodel_shadow')
+        order by subscription, partition, position for update
+    ) as locked;
+    if held <> (
+        select count(*) from eventstore.standings where subscription in ('readmodel', 'readmodel_shadow')
+    ) then
+        return null;
+    end if;
+    select coalesce(max(extract(epoch from clock_timestamp() - e.recorded_at)), 0) into lag
+    from eventstore.standings s
+    join eventstore.events e on e.partition = s.partition and e.position = s.position + 1
+    where s.subscription = 'readmodel_shadow';
+    if lag > max_lag then
+        return null;
+    end if;
+
+    -- Nobody may read under a name while it changes: a statement would find one table here and the next one there.
+    lock table readmodel.artifacts, readmodel.generation, readmodel.jobs, readmodel.steps in access exclusive mode;
+    update readmodel.generation set stood = projector.positions('readmodel');
+    update readmodel_shadow.generation set stood = null;
+    if exists (select from pg_roles where rolname = 'dreamforge_service') then
+        revoke insert on all tables in schema readmodel_shadow from dreamforge_service;
+    end if;
+    perform projector.stand('readmodel', projector.positions('readmodel_shadow'));
+    perform projector.forget_rebuild();
+    drop schema if exists readmodel_before cascade;
+    alter schema readmodel rename to readmodel_before;
+    alter schema readmodel_shadow rename to readmodel;
+    return lag;
+exception
+    when lock_not_available or deadlock_detected then
+        return null;
+end $$;
+
+-- Begins to bring the generation before back: the projector takes it on from where it stood, and it is swapped in as a
+-- rebuilt one is. Answers null, or why it can't.
+create or replace function projector.begin_rollback(views_version integer) returns text
+language plpgsql as $$
+declare
+    before record;
+begin
+    perform projector.lock_rebuild();
+    if exists (select from projector.rebuild) then
+        return 'a rebuild is under way; let it end, or abort it';
+    end if;
+    if to_regclass('readmodel_before.generation') is null then
+        return 'there is no read model of before: none has been rebuilt yet';
+    end if;
+    execute 'select * from readmodel_before.generation' into before;
+    if before.version <> views_version then
+        return format('generation %s was built from views of version %s, this release has version %s: run the release '
+            'that built it', before.number, before.version, views_version);
+    end if;
+    alter schema readmodel_before rename to readmodel_shadow;
+    insert into projector.rebuild (version, heads, follows) values (views_version, before.stood, true);
+    perform projector.stand('readmodel_shadow', before.stood);
+    return null;
+end $$;
+
+-- Ends a rebuild and drops the shadow; one that was to be rolled back to is put aside again. Answers whether there was
+-- any.
+create or replace function projector.abort_rebuild() returns boolean
+language plpgsql as $$
+declare
+    built integer;
+begin
+    perform projector.lock_rebuild();
+    if not exists (select from projector.rebuild) then
+        return false;
+    end if;
+    -- Whoever fills a chunk ends it first.
+    perform from projector.chunks order by chunk for update;
+    execute 'select number from readmodel_shadow.generation' into built;
+    if built < (select number from readmodel.generation) then
+        update readmodel_shadow.generation set stood = projector.positions('readmodel_shadow');
+        alter schema readmodel_shadow rename to readmodel_before;
+    else
+        drop schema readmodel_shadow cascade;
+    end if;
+    perform projector.forget_rebuild();
+    return true;
+end $$;
+
+create or replace function projector.forget_rebuild() returns void
+language sql as $$
+    delete from projector.chunks;
+    delete from projector.rebuild;
+    delete from eventstore.checkpoints where subscription = 'readmodel_shadow';
+    delete from eventstore.subscriptions where subscription = 'readmodel_shadow'
+$$;
+
+-- Lets a projection stand still, or go on. Answers whether there is one of this name.
+create or replace function projector.pause(projection text, pausing boolean) returns boolean
+language sql as $$
+    with changed as (
+        update eventstore.subscriptions
+        set paused_at = case when pausing then coalesce(paused_at, clock_timestamp()) end
+        where subscription = projection returning 1
+    )
+    select exists (select from changed)
+$$;
 
 ---------------------------------------------------------------------------------------------------
 -- Rights
@@ -793,7 +1103,16 @@ declare
         'eventstore.put_aside(text, bigint, integer)',
         'eventstore.queue_lengths()',
         'eventstore.purge()',
-        'readmodel.project(json, json, json, json)'
+        'projector.project(text, integer, json, json, json, json)',
+        'projector.begin_rebuild(integer, integer)',
+        'projector.take_chunk()',
+        'projector.finish_chunk(integer, bigint)',
+        'projector.build_index()',
+        'projector.follow()',
+        'projector.swap(double precision)',
+        'projector.begin_rollback(integer)',
+        'projector.abort_rebuild()',
+        'projector.pause(text, boolean)'
     ];
     one text;
 begin
@@ -802,7 +1121,7 @@ begin
         execute format('alter function %s security definer', one);
         execute format('alter function %s set search_path = pg_catalog, pg_temp', one);
     end loop;
-    revoke execute on all functions in schema eventstore, readmodel from public;
+    revoke execute on all functions in schema eventstore, projector from public;
     begin
         create role dreamforge_service nologin;
     exception
@@ -814,8 +1133,8 @@ begin
                 return;
             end if;
     end;
-    grant usage on schema eventstore, readmodel, pgmq to dreamforge_service;
-    grant select on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;
+    grant usage on schema eventstore, projector, readmodel, pgmq to dreamforge_service;
+    grant select on all tables in schema eventstore, projector, readmodel, pgmq to dreamforge_service;
     grant select on all sequences in schema pgmq to dreamforge_service;
     foreach one in array called loop
         execute format('grant execute on function %s to dreamforge_service', one);

@@ -10,7 +10,7 @@ from eventstore.database import Database
 from eventstore.events import Recorded
 from eventstore.log import Log
 from projections.comparison import Difference, differences
-from projections.projector import Projector
+from projections.projector import LIVE
 from projections.rows import Rows, to_view
 from projections.views import JobView, ViewGap, view
 
@@ -69,7 +69,7 @@ class Agreement:
     async def check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
         """Hold some jobs' rows against their histories. Rows may lag, as far as the projector's checkpoint does."""
         # In this order: a checkpoint is never ahead of the rows, nor the rows of the log.
-        reached = await self._log.checkpoints(Projector.name)
+        reached = await self._log.checkpoints(LIVE)
         rows = await self.rows(jobs)
         histories = await self._log.streams(jobs)
         compared = (_compare(job, rows.get(job), histories[job], reached) for job in jobs)

@@ -1,6 +1,7 @@
 """Keeps the read models: fold each job's new events onto its row, one bulk upsert per table, one commit per batch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -9,26 +10,32 @@ from eventstore import codec
 from eventstore.database import Database
 from eventstore.events import Fact, Recorded
 from eventstore.log import Move, Moved
+from projections import views
 from projections.rows import Rows, artifact_rows, job_row, step_rows, text, to_view
 from projections.views import JobView, evolve
+
+Generation = Literal["readmodel", "readmodel_shadow"]
+"""A build of the read model, by its schema: the one that serves, or the one that a rebuild makes."""
+LIVE: Generation = "readmodel"
+SHADOW: Generation = "readmodel_shadow"
 
 _LOAD = """
 select j.job_id, json_build_object(
     'job', row_to_json(j),
-    'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id)) as rows
-from readmodel.jobs j where j.job_id = any ($1::uuid[])
+    'steps', (select json_agg(s order by s.ordinal) from {schema}.steps s where s.job_id = j.job_id)) as rows
+from {schema}.jobs j where j.job_id = any ($1::uuid[])
 """
-_PROJECT = "select partition from readmodel.project($1::json, $2::json, $3::json, $4::json) as partition"
+_PROJECT = "select partition from projector.project($1, $2, $3::json, $4::json, $5::json, $6::json) as partition"
 _ROWS = msgspec.json.Decoder(Rows)
 
 
 class Projector:
-    """The handler of the subscription `readmodel`."""
+    """The handler of the subscription that keeps a generation of the read model, whose name it bears."""
 
-    name = "readmodel"
-
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, generation: Generation = LIVE) -> None:
+        self.name = generation
         self._database = database
+        self._load_rows = _LOAD.format(schema=generation)
 
     async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """Write what the events change; None if they change nothing."""
@@ -39,14 +46,14 @@ class Projector:
         if not streams:
             return None
         kept = await self._load([stream for stream, facts in streams.items() if facts[0].version > 1])
-        views: list[JobView] = []
+        changed: list[JobView] = []
         for stream, facts in streams.items():
             view = kept.get(stream)
             for fact in facts:
                 view = evolve(view, fact)
             if view is not None:
-                views.append(view)
-        return await self._write(views, moves)
+                changed.append(view)
+        return await self._write(changed, moves)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Move checkpoints past events that concern no view."""
@@ -56,15 +63,17 @@ class Projector:
         """Views without their artifacts: those of the batch's events are all that is to be written."""
         if not jobs:
             return {}
-        rows = await self._database.read(_LOAD, jobs)
+        rows = await self._database.read(self._load_rows, jobs)
         return {row["job_id"]: to_view(_ROWS.decode(row["rows"])) for row in rows}
 
-    async def _write(self, views: Sequence[JobView], moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def _write(self, changed: Sequence[JobView], moves: Sequence[Move]) -> Mapping[int, Moved]:
         rows = await self._database.call(
             _PROJECT,
-            text([job_row(view) for view in views]),
-            text([row for view in views for row in step_rows(view)]),
-            text([row for view in views for row in artifact_rows(view, view.artifacts)]),
+            self.name,
+            views.VERSION,
+            text([job_row(view) for view in changed]),
+            text([row for view in changed for row in step_rows(view)]),
+            text([row for view in changed for row in artifact_rows(view, view.artifacts)]),
             text(moves),
         )
         ends = {move.partition: move.end for move in moves}

@@ -1,10 +1,11 @@
 """Views to and from the rows of `readmodel`."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, astuple
 
 from projections.views import ArtifactView, JobHead, JobView, StepView
 
@@ -51,5 +52,15 @@ def artifact_rows(job: JobView, artifacts: Iterable[ArtifactView]) -> list[Artif
 
 
 def text(rows: Sequence[msgspec.Struct]) -> str:
-    """Rows as the JSON that `readmodel.project` takes."""
+    """Rows as the JSON that `projector.project` takes."""
     return msgspec.json.encode(rows).decode()
+
+
+def columns(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The columns of a table, by the type of its rows."""
+    return kind.__struct_encode_fields__
+
+
+def record(row: msgspec.Struct) -> tuple[Any, ...]:
+    """A row as COPY takes it: the value of each column, documents as their text."""
+    return tuple(msgspec.json.encode(value).decode() if isinstance(value, dict) else value for value in astuple(row))

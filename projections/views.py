@@ -29,6 +29,10 @@ from eventstore.events import (
     Stored,
 )
 
+VERSION = 1
+"""Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
+builds the read model anew, beside the one that serves."""
+
 S = TypeVar("S", bound=Stored)
 
 

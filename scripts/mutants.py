@@ -238,8 +238,8 @@ MUTANTS = (
     Mutant(
         "service-may-change-events",
         "schema.sql",
-        "grant select on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;",
-        "grant all on all tables in schema eventstore, readmodel, pgmq to dreamforge_service;",
+        "grant select on all tables in schema eventstore, projector, readmodel, pgmq to dreamforge_service;",
+        "grant all on all tables in schema eventstore, projector, readmodel, pgmq to dreamforge_service;",
         "tests/store/test_rights.py",
     ),
     Mutant(

@@ -11,7 +11,8 @@ insert into eventstore.secrets (name) values ('stream_token');
 
 create table eventstore.subscriptions (
     subscription text        primary key,
-    created_at   timestamptz not null default clock_timestamp()
+    created_at   timestamptz not null default clock_timestamp(),
+    paused_at    timestamptz
 );
 
 insert into eventstore.subscriptions (subscription) select distinct subscription from eventstore.checkpoints;
@@ -34,3 +35,31 @@ create view eventstore.standings as
 
 -- It has one more argument now.
 drop function eventstore.floors(text[]);
+
+-- The projector's functions have a schema of their own: the read model's is swapped by name.
+create schema projector;
+drop function readmodel.project(json, json, json, json);
+
+create table readmodel.generation (
+    singleton boolean  primary key default true check (singleton),
+    number    integer  not null,
+    version   integer  not null,
+    stood     bigint[]
+);
+
+insert into readmodel.generation (number, version) values (1, 1);
+
+create table projector.rebuild (
+    singleton  boolean     primary key default true check (singleton),
+    version    integer     not null,
+    started_at timestamptz not null default clock_timestamp(),
+    heads      bigint[]    not null,
+    follows    boolean     not null default false
+);
+
+create table projector.chunks (
+    chunk  integer primary key,
+    after  uuid    not null,
+    upto   uuid    not null,
+    events bigint
+);

@@ -157,7 +157,7 @@ def named(sql: str) -> str:
         ("eventstore.extend(", "extend"),
         ("eventstore.floors(", "floors"),
         ("eventstore.subscribe(", "subscribe"),
-        ("readmodel.project(", "project"),
+        ("projector.project(", "project"),
         ("eventstore.standings", "checkpoints"),
         ("of_partition", "partitions' events"),
         ("where stream_id", "streams' events"),

@@ -226,7 +226,7 @@ class Storage:
     # The read model -------------------------------------------------------------------------------
 
     def project(self, views: Sequence[JobView], moves: Sequence[Move]) -> list[int]:
-        """As `readmodel.project`; answers the partitions that were written."""
+        """As `projector.project`; answers the partitions that were written."""
         held = [move.partition for move in moves if self.holds(move)]
         for view in views:
             kept = self.views.get(view.job_id)

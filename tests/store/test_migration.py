@@ -19,24 +19,27 @@ EARLIER = Path(__file__).parent.parent / "corpus" / "schema"
 _CATALOG = {
     "columns": """
         select table_schema, table_name, column_name, data_type, column_default, is_nullable
-        from information_schema.columns where table_schema in ('eventstore', 'readmodel') order by 1, 2, 3""",
+        from information_schema.columns where table_schema in ('eventstore', 'projector', 'readmodel')
+        order by 1, 2, 3""",
     "constraints": """
         select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
-        where connamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) order by 1, 2""",
+        where connamespace = any (array['eventstore', 'projector', 'readmodel']::regnamespace[]) order by 1, 2""",
     "indexes": """
         select tablename, indexname, indexdef from pg_indexes
-        where schemaname in ('eventstore', 'readmodel') order by 1, 2""",
+        where schemaname in ('eventstore', 'projector', 'readmodel') order by 1, 2""",
     "views": """
-        select viewname, definition from pg_views where schemaname in ('eventstore', 'readmodel') order by 1""",
+        select viewname, definition from pg_views
+        where schemaname in ('eventstore', 'projector', 'readmodel') order by 1""",
     "functions": """
         select oid::regprocedure::text, pg_get_functiondef(oid), proacl::text from pg_proc
-        where pronamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) order by 1""",
+        where pronamespace = any (array['eventstore', 'projector', 'readmodel']::regnamespace[]) order by 1""",
     "triggers": """
         select tgrelid::regclass::text, tgname, tgenabled, pg_get_triggerdef(oid) from pg_trigger
         where not tgisinternal order by 1, 2""",
     "rights and storage": """
         select oid::regclass::text, relacl::text, reloptions from pg_class
-        where relnamespace in ('eventstore'::regnamespace, 'readmodel'::regnamespace) and relkind in ('r', 'v')
+        where relnamespace = any (array['eventstore', 'projector', 'readmodel']::regnamespace[])
+            and relkind in ('r', 'v')
         order by 1""",
 }
 

@@ -1,0 +1,237 @@
+"""Builds the read model anew, beside the one that serves, and puts it in its place. schema.sql says how, step by step.
+
+    begin ─▶ fill: whole jobs folded and copied, by any number of workers ─▶ index ─▶ follow the log ─▶ swap
+
+What was done is kept in the database: whoever begins again after a crash goes on where it ended.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Literal
+
+import asyncpg
+import msgspec
+
+from eventstore import codec
+from eventstore.database import Database, Row
+from eventstore.doorbell import Doorbell
+from eventstore.errors import LogDamaged
+from eventstore.events import Stored
+from eventstore.log import Log
+from eventstore.subscription import Subscription
+from projections import views
+from projections.projector import SHADOW, Projector
+from projections.rows import ArtifactRow, StepRow, artifact_rows, columns, job_row, record, step_rows
+from projections.views import JobHead, JobView, ViewGap
+
+Phase = Literal["filling", "following"]
+
+LONGEST_LAG_S = 1.0
+"""For how long an event may have waited for the new read model when it takes the old one's place."""
+
+_JOBS_PER_CHUNK = 500
+_PAGE = 2000
+_AGAIN_S = 0.1
+
+_EVENTS = """
+select stream_id, tenant, version, code, schema_version, ts, data, meta, private
+from eventstore.events
+where stream_id > $1 and stream_id <= $2 and category = 'job' and position <= ($3::bigint[])[partition + 1]
+order by stream_id, version
+"""
+_STATE = """
+select g.number, g.version, to_regclass('readmodel_before.generation') is not null as before,
+    r.version as building, r.started_at, r.follows, c.chunks, c.filled, c.events,
+    (select sum(head)::bigint from unnest(r.heads) as head) as of_events
+from readmodel.generation g
+left join projector.rebuild r on true
+cross join (select count(*) as chunks, count(events) as filled, coalesce(sum(events), 0)::bigint as events
+    from projector.chunks) as c
+"""
+
+
+class RebuildFailed(Exception):
+    """Why a rebuild or a rollback can't go on, for whoever asked for it."""
+
+
+class Underway(msgspec.Struct, frozen=True, kw_only=True):
+    """A rebuild that was begun, or a rollback, which has no chunks. events: folded, of those at its beginning."""
+
+    views_version: int
+    started_at: datetime
+    phase: Phase
+    chunks: int
+    filled: int
+    events: int
+    of_events: int
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Which build serves. before: is the one before still there, to be rolled back to? rebuild: what is under way."""
+
+    generation: int
+    views_version: int
+    before: bool
+    rebuild: Underway | None
+
+
+class Rebuild:
+    """Rebuilds of the read model. Every method may raise `DatabaseUnavailable`; two processes may do all of it at once.
+
+    The database must not bound its statements: an index of a large table takes its time.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def state(self) -> State:
+        """Where things stand."""
+        row = (await self._database.read(_STATE))[0]
+        return State(
+            generation=row["number"],
+            views_version=row["version"],
+            before=row["before"],
+            rebuild=None if row["building"] is None else _underway(row),
+        )
+
+    async def begin(self) -> None:
+        """Begin, or go on with what was begun for views of this version; one for another version is given up."""
+        await self._database.call("select projector.begin_rebuild($1, $2)", views.VERSION, _JOBS_PER_CHUNK)
+
+    async def fill(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Fill chunks until none is left that nobody else fills, or until told to stop after one.
+
+        Raises `RebuildFailed` for a history that this release can't fold.
+        """
+        while go_on() and await self._fill_one():
+            pass
+
+    async def index(self) -> AsyncIterator[str]:
+        """Build what indexes are missing, once every chunk is filled; yields each one's name when it is there."""
+        while True:
+            name = await self._ask("select projector.build_index()")
+            if name is None:
+                return
+            yield name
+
+    async def follow(self) -> float:
+        """Follow the log until the new read model lags no more, and swap. Answers its lag at that moment, in seconds.
+
+        Raises `RebuildFailed` if the rebuild was aborted, or if the log can't be followed.
+        """
+        await self._database.call("select projector.follow()")
+        began = await self.state()
+        # It polls: nothing waits for what it writes.
+        log = Log(self._database)
+        subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW))
+        while True:
+            if await subscription.step():
+                continue
+            lag = await self._ask("select projector.swap($1)", LONGEST_LAG_S)
+            if lag is not None:
+                return float(lag)
+            now = await self.state()
+            if now.rebuild is None:
+                if now.generation != began.generation:
+                    return 0.0  # another process that followed was the first to swap
+                raise RebuildFailed("it was aborted")
+            if failures := [lane.failure for lane in subscription.lanes.values() if lane.failure is not None]:
+                raise RebuildFailed(failures[0])
+            await asyncio.sleep(_AGAIN_S)
+
+    async def begin_rollback(self) -> None:
+        """Begin to bring the build before back; `follow` ends it. Raises `RebuildFailed` if that can't be."""
+        reason = await self._ask("select projector.begin_rollback($1)", views.VERSION)
+        if reason is not None:
+            raise RebuildFailed(reason)
+
+    async def abort(self) -> bool:
+        """Give up what is under way; a build to be brought back is put aside again. Answers whether any was."""
+        return bool(await self._ask("select projector.abort_rebuild()"))
+
+    async def pause(self, projection: str, *, paused: bool) -> bool:
+        """Let a projection stand still, or go on. Answers whether there is one of this name."""
+        return bool(await self._ask("select projector.pause($1, $2)", projection, paused))
+
+    async def _ask(self, sql: str, *args: object) -> Any:
+        return (await self._database.call(sql, *args))[0][0]
+
+    async def _fill_one(self) -> bool:
+        async with self._transaction() as connection:
+            chunk = await connection.fetchrow("select chunk, after, upto from projector.take_chunk()")
+            if chunk is None:
+                return False
+            heads = await connection.fetchval("select heads from projector.rebuild")
+            folded = _Folded()
+            cursor = await connection.cursor(_EVENTS, chunk["after"], chunk["upto"], heads)
+            while rows := await cursor.fetch(_PAGE):
+                folded.add(rows)
+            await self._copy(connection, folded.end())
+            await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folded.events)
+        return True
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
+        async with self._database.connection() as connection, connection.transaction():
+            yield connection
+
+    async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
+        tables: dict[str, tuple[type[msgspec.Struct], list[Any]]] = {
+            "jobs": (JobHead, [job_row(job) for job in jobs]),
+            "steps": (StepRow, [row for job in jobs for row in step_rows(job)]),
+            "artifacts": (ArtifactRow, [row for job in jobs for row in artifact_rows(job, job.artifacts)]),
+        }
+        for table, (kind, rows) in tables.items():
+            await connection.copy_records_to_table(
+                table, schema_name=SHADOW, columns=columns(kind), records=map(record, rows)
+            )
+
+
+class _Folded:
+    """Jobs folded from events that come in the order of streams and versions, a page at a time."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self._jobs: list[JobView] = []
+        self._open: JobView | None = None
+
+    def add(self, rows: list[Row]) -> None:
+        """Fold a page; its first job may have begun on the page before, its last may go on with the next."""
+        self.events += len(rows)
+        for job_id, of_job in groupby(rows, key=lambda row: row["stream_id"]):
+            if self._open is not None and self._open.job_id != job_id:
+                self._jobs.append(self._open)
+                self._open = None
+            for row in of_job:
+                self._open = _evolve(self._open, Stored(**row))
+
+    def end(self) -> list[JobView]:
+        """All jobs, when the last page was added."""
+        return self._jobs if self._open is None else [*self._jobs, self._open]
+
+
+def _evolve(seen: JobView | None, event: Stored) -> JobView:
+    if not codec.is_known(event.code, event.schema_version):
+        raise RebuildFailed(
+            f"job {event.stream_id}: this release doesn't know {event.code}, schema version {event.schema_version}; "
+            "rebuild with the release that wrote it"
+        )
+    try:
+        return views.evolve(seen, codec.fact(event))
+    except (ViewGap, LogDamaged, msgspec.MsgspecError) as error:
+        raise RebuildFailed(f"job {event.stream_id} can't be folded: {error}; see `dreamforge audit verify`") from error
+
+
+def _underway(row: Row) -> Underway:
+    return Underway(
+        views_version=row["building"],
+        started_at=row["started_at"],
+        phase="following" if row["follows"] else "filling",
+        chunks=row["chunks"],
+        filled=row["filled"],
+        events=row["events"],
+        of_events=row["of_events"],
+    )

@@ -1,0 +1,71 @@
+"""Histories of jobs as they may have happened, drawn at random."""
+
+import random
+from typing import Any
+
+from eventstore.events import (
+    CancelRequested,
+    JobFinish,
+    ModelSelected,
+    Private,
+    RetryRequested,
+    StepError,
+    StepName,
+    StepRetry,
+)
+from eventstore.log import Append
+from tests.kit import History, event
+
+
+def history(rng: random.Random) -> History:
+    """A job of one or two steps, with retries, failures and cancels, that stopped anywhere on its way."""
+    drawn = History(scale=rng.choice([None, 2, 4]), count=rng.randint(1, 4))
+    for step in drawn.created.steps:
+        if rng.random() < 0.1 or not _step(drawn, rng, step.name):
+            return drawn
+    return drawn.add(JobFinish(status="succeeded"))
+
+
+def append(drawn: History, *, known: int = 0) -> Append:
+    """What appends a history to the log, from after the events that are known there already."""
+    events = [
+        event(fact.body, private=Private(prompt="a castle") if fact.version == 1 else None)
+        for fact in drawn.facts[known:]
+        if fact.body is not None
+    ]
+    return Append(stream=drawn.job_id, expected=known, events=tuple(events))
+
+
+def _step(drawn: History, rng: random.Random, name: StepName) -> bool:
+    """Run a step; answers whether the job goes on after it."""
+    step: dict[str, Any] = {"step_id": drawn.step_id(name), "step_name": name}
+    count = drawn.created.generate.count
+    attempt = written = 0
+    while True:
+        attempt += 1
+        drawn.started(name, attempt)
+        if name == "generate":
+            drawn.add(ModelSelected(**step, attempt=attempt, engine="fake", source="default", model_id=None))
+        upto = rng.randint(written, count)
+        drawn.wrote(name, *range(written, upto), attempt=attempt)
+        written = upto
+        if written == count:
+            drawn.finished(name, attempt=attempt)
+            return True
+        match rng.choice(["stop", "retry", "retry", "fail", "cancel"]):
+            case "retry":
+                trouble: dict[str, Any] = {"error_code": "provider_error", "error_message": "the GPU is away"}
+                drawn.add(StepRetry(**step, attempt=attempt, reason="failure", delay_s=1.0, **trouble))
+            case "fail":
+                drawn.add(
+                    StepError(**step, attempt=attempt, item_index=upto, error_code="internal", error_message="broken")
+                )
+                drawn.finished(name, "failed", attempt).add(JobFinish(status="failed"))
+                if rng.random() < 0.5:
+                    return False
+                drawn.add(RetryRequested(**step))
+            case "cancel":
+                drawn.add(CancelRequested()).finished(name, "cancelled", attempt).add(JobFinish(status="cancelled"))
+                return False
+            case _:
+                return False

@@ -1,0 +1,335 @@
+"""The read model is built anew beside the one that serves, and takes its place."""
+
+import random
+
+import pytest
+
+from eventstore.log import Batch
+from eventstore.subscription import Subscription
+from projections import views
+from projections.agreement import Agreement, Disagreement
+from projections.projector import LIVE, SHADOW, Generation, Projector
+from projections.queries import Queries
+from projections.rebuild import Rebuild, RebuildFailed
+from projections.standing import standings
+from projections.views import JobView
+from tests import histories
+from tests.kit import History, Store, connect, some_append
+
+INDEXES = "select indexname, replace(indexdef, '{0}.', '') from pg_indexes where schemaname = '{0}' order by 1"
+
+
+async def append(store: Store, count: int, seed: int = 1) -> list[History]:
+    """Append random histories."""
+    rng = random.Random(seed)
+    drawn = [histories.history(rng) for _ in range(count)]
+    await store.log.commit(Batch(appends=[histories.append(one) for one in drawn]))
+    return drawn
+
+
+async def project(store: Store, generation: Generation = LIVE) -> None:
+    """Let the projector read all there is."""
+    subscription = Subscription(store.log, store.doorbell, Projector(store.database, generation))
+    while await subscription.step():
+        pass
+
+
+async def build(store: Store) -> Rebuild:
+    """A rebuild up to where it would follow the log."""
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await rebuild.fill()
+    assert [name async for name in rebuild.index()]
+    return rebuild
+
+
+async def everything(store: Store) -> list[Disagreement]:
+    """What a check of all jobs against the log finds."""
+    agreement = Agreement(store.database)
+    found = [one async for page in agreement.pages() for one in await agreement.check(page)]
+    return found + await agreement.orphans()
+
+
+async def spoil(store: Store) -> None:
+    """Make the rows say something that never was."""
+    await store.database.call("update readmodel.jobs set status = 'failed', error_code = 'oom'")
+
+
+async def test_a_rebuild_mends_what_was_spoilt(store: Store) -> None:
+    """Given rows that lie, when the read model is rebuilt, then every row says what the log says."""
+    await append(store, 40)
+    await project(store)
+    await spoil(store)
+    assert await everything(store)
+    rebuild = await build(store)
+    assert await rebuild.follow() <= 1.0
+    assert await everything(store) == []
+    state = await rebuild.state()
+    assert (state.generation, state.before, state.rebuild) == (2, True, None)
+
+
+async def test_rows_are_those_that_the_projector_writes(store: Store) -> None:
+    """Given what was projected event by event, when it is rebuilt, then every value of every row is the same."""
+    await append(store, 40)
+    await project(store)
+    await (await build(store)).follow()
+    connection = await connect(store.database.url)
+    for table in ("jobs", "steps", "artifacts"):
+        before, after = [
+            await connection.fetch(f"select to_jsonb(t)::text as row from {schema}.{table} t order by 1")
+            for schema in ("readmodel_before", "readmodel")
+        ]
+        assert len(before) > 0
+        assert before == after
+    await connection.close()
+
+
+async def test_the_new_one_is_indexed_like_the_one_before(store: Store) -> None:
+    """Given a rebuilt read model, then it has the same indexes under the same names, and a second rebuild does too."""
+    connection = await connect(store.database.url)
+    given = await connection.fetch(INDEXES.format("readmodel"))
+    for _ in range(2):
+        await (await build(store)).follow()
+        assert await connection.fetch(INDEXES.format("readmodel")) == given
+    await connection.close()
+
+
+async def test_what_comes_meanwhile_is_there_at_the_swap(store: Store) -> None:
+    """Given events that come while it fills, indexes and follows, then none is missing when it takes over."""
+    first = await append(store, 20)
+    await project(store)
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await append(store, 20, seed=2)
+    await rebuild.fill()
+    known = len(first[0].facts)
+    first[0].started("generate", attempt=9)
+    await store.log.commit(Batch(appends=[histories.append(first[0], known=known)]))
+    assert [name async for name in rebuild.index()]
+    await append(store, 20, seed=3)
+    await rebuild.follow()
+    assert await everything(store) == []
+    assert len(await store.database.read("select from readmodel.jobs")) == 60
+
+
+async def test_a_swap_waits_for_the_new_one_to_catch_up(store: Store) -> None:
+    """Given a shadow that has not read the newest events, then it does not take over, however often it is asked."""
+    await append(store, 5)
+    await build(store)
+    await store.database.call("select projector.follow()")
+    await append(store, 5, seed=2)
+    for _ in range(3):
+        assert (await store.database.call("select projector.swap(0) as lag"))[0]["lag"] is None
+    await project(store, SHADOW)
+    assert (await store.database.call("select projector.swap(1) as lag"))[0]["lag"] is not None
+
+
+async def test_a_swap_waits_for_who_reads(store: Store) -> None:
+    """Given a transaction that has read one table of the read model, then no other takes its place meanwhile."""
+    await append(store, 5)
+    await build(store)
+    await store.database.call("select projector.follow()")
+    await project(store, SHADOW)
+    reader = await connect(store.database.url)
+    async with reader.transaction():
+        await reader.fetch("select * from readmodel.jobs")
+        assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is None
+        await reader.fetch("select * from readmodel.steps")
+    assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is not None
+    await reader.close()
+
+
+async def test_the_projector_goes_on_where_the_new_one_stands(store: Store) -> None:
+    """Given a projector that runs through a swap, then it writes what comes after into the new tables."""
+    await append(store, 10)
+    projector = Subscription(store.log, store.doorbell, Projector(store.database))
+    while await projector.step():
+        pass
+    await (await build(store)).follow()
+    await append(store, 10, seed=2)
+    await projector.step()
+    await project(store)
+    assert await everything(store) == []
+    assert {one.projection: one.lag for one in await standings(store.database)} == {LIVE: 0}
+
+
+async def test_reads_see_every_event_all_the_while(store: Store) -> None:
+    """Given a rebuild at any stage, then a job is read as its whole history tells it."""
+    [drawn] = await append(store, 1)
+    queries = Queries(store.database)
+    wanted = views.view(drawn.facts)
+    assert wanted is not None
+
+    async def seen() -> JobView:
+        found = await queries.job("default", drawn.job_id, artifacts=True)
+        assert found is not None
+        return found
+
+    async def expect() -> None:
+        assert (await seen()).version == wanted.version
+        assert (await seen()).status == wanted.status
+
+    rebuild = Rebuild(store.database)
+    await expect()
+    await rebuild.begin()
+    await expect()
+    await rebuild.fill()
+    await expect()
+    assert [name async for name in rebuild.index()]
+    await rebuild.follow()
+    await expect()
+
+
+async def test_any_number_fill_at_once(store: Store) -> None:
+    """Given chunks of one job each and a worker that died in one, then the others fill what it left, nothing twice."""
+    await append(store, 12)
+    await store.database.call("select projector.begin_rebuild($1, 1)", views.VERSION)
+    dead = await connect(store.database.url)
+    transaction = dead.transaction()
+    await transaction.start()
+    taken = await dead.fetchval("select chunk from projector.take_chunk()")
+    rebuild = Rebuild(store.database)
+    await rebuild.fill()
+    state = await rebuild.state()
+    assert state.rebuild is not None
+    assert state.rebuild.filled == state.rebuild.chunks - 1
+    assert [name async for name in rebuild.index()] == []
+    dead.terminate()
+    await rebuild.fill()
+    state = await rebuild.state()
+    assert state.rebuild is not None
+    assert state.rebuild.filled == state.rebuild.chunks >= taken
+    assert state.rebuild.events == state.rebuild.of_events
+    assert [name async for name in rebuild.index()]
+    await rebuild.follow()
+    assert await everything(store) == []
+
+
+async def test_a_second_beginning_goes_on_with_the_first(store: Store) -> None:
+    """Given a rebuild that was left half done, when one is begun, then what was filled stays filled."""
+    await append(store, 3)
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await rebuild.fill()
+    before = await rebuild.state()
+    await rebuild.begin()
+    assert await rebuild.state() == before
+
+
+async def test_an_aborted_rebuild_leaves_nothing(store: Store) -> None:
+    """Given a rebuild that follows the log, when it is aborted, then the read model serves on, and nothing is left."""
+    await append(store, 3)
+    await project(store)
+    rebuild = await build(store)
+    await store.database.call("select projector.follow()")
+    assert await rebuild.abort()
+    assert not await rebuild.abort()
+    state = await rebuild.state()
+    assert (state.generation, state.before, state.rebuild) == (1, False, None)
+    assert {one.projection for one in await standings(store.database)} == {LIVE}
+    assert await everything(store) == []
+    with pytest.raises(RebuildFailed, match="aborted"):
+        await rebuild.follow()
+
+
+async def test_the_one_before_comes_back(store: Store) -> None:
+    """Given a rebuilt read model, when it is rolled back, then the one before serves, with all that came since."""
+    await append(store, 10)
+    await project(store)
+    rebuild = await build(store)
+    await rebuild.follow()
+    await append(store, 10, seed=2)
+    await project(store)
+    await spoil(store)
+    await rebuild.begin_rollback()
+    await rebuild.follow()
+    assert (await rebuild.state()).generation == 1
+    assert await everything(store) == []
+
+
+async def test_an_aborted_rollback_can_be_begun_again(store: Store) -> None:
+    """Given a rollback that was aborted, then the build before is put aside again, and comes back by another."""
+    await append(store, 3)
+    await project(store)
+    rebuild = await build(store)
+    await rebuild.follow()
+    await rebuild.begin_rollback()
+    assert await rebuild.abort()
+    state = await rebuild.state()
+    assert (state.generation, state.before) == (2, True)
+    await rebuild.begin_rollback()
+    await rebuild.follow()
+    assert (await rebuild.state()).generation == 1
+
+
+async def test_there_is_not_always_one_before(store: Store) -> None:
+    """Given a read model that was never rebuilt, then there is nothing to roll back to; nor during a rebuild."""
+    rebuild = Rebuild(store.database)
+    with pytest.raises(RebuildFailed, match="none has been rebuilt"):
+        await rebuild.begin_rollback()
+    await rebuild.begin()
+    with pytest.raises(RebuildFailed, match="under way"):
+        await rebuild.begin_rollback()
+
+
+async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a release with other views, then the old rows are kept until its own are built, and those by it alone."""
+    await append(store, 5)
+    await project(store)
+    old = Subscription(store.log, store.doorbell, Projector(store.database))
+    await old.step()
+    monkeypatch.setattr(views, "VERSION", 2)
+    await append(store, 5, seed=2)
+    await project(store)
+    assert len(await store.database.read("select from readmodel.jobs")) == 10
+    rebuild = await build(store)
+    await rebuild.follow()
+    assert (await rebuild.state()).views_version == 2
+
+    monkeypatch.setattr(views, "VERSION", 1)
+    await append(store, 5, seed=3)
+    await project(store)
+    assert len(await store.database.read("select from readmodel.jobs")) == 10
+    monkeypatch.setattr(views, "VERSION", 2)
+    with pytest.raises(RebuildFailed, match=r"of version 1, .* run the release that built it"):
+        await rebuild.begin_rollback()
+
+
+async def test_a_rebuild_for_other_views_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a rebuild that an earlier release left behind, when a later one begins, then it begins anew."""
+    await append(store, 3)
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await rebuild.fill()
+    monkeypatch.setattr(views, "VERSION", 2)
+    await rebuild.begin()
+    state = await rebuild.state()
+    assert state.rebuild is not None
+    assert (state.rebuild.views_version, state.rebuild.filled) == (2, 0)
+
+
+async def test_a_paused_projection_stands_still(store: Store) -> None:
+    """Given a pause, then nothing is written and reads stay fresh; when it is resumed, all is made up for."""
+    await append(store, 3)
+    await project(store)
+    rebuild = Rebuild(store.database)
+    assert await rebuild.pause(LIVE, paused=True)
+    [drawn] = await append(store, 1, seed=2)
+    await project(store)
+    assert len(await store.database.read("select from readmodel.jobs")) == 3
+    assert await Queries(store.database).job("default", drawn.job_id) is not None
+    assert await rebuild.pause(LIVE, paused=False)
+    await project(store)
+    assert len(await store.database.read("select from readmodel.jobs")) == 4
+    assert not await rebuild.pause("nothing", paused=True)
+
+
+async def test_a_history_that_cannot_be_folded_is_named(store: Store) -> None:
+    """Given a job whose history lacks its beginning, then the rebuild says which, and nothing takes over."""
+    broken = some_append()
+    await store.log.commit(Batch(appends=[broken]))
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    with pytest.raises(RebuildFailed, match=f"{broken.stream} can't be folded"):
+        await rebuild.fill()
+    assert (await rebuild.state()).generation == 1

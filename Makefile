@@ -29,7 +29,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
+.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot bench-rebuild chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ test-pooled: $(VENV)/.installed-dev ## Run the store and HTTP suites through PgB
 
 bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and compare the rates with and without (MINUTES=30)
 	@$(PY) scripts/held_snapshot.py --minutes="$${MINUTES:-30}"
+
+bench-rebuild: $(VENV)/.installed-dev ## Rebuild a million events' read model while more arrive, and check it (minutes; EVENTS=1000000)
+	@$(PY) scripts/rebuild_live.py --events="$${EVENTS:-1000000}"
 
 chaos: $(VENV)/.installed-dev ## Break everything in turn and at once under thousands of jobs, judge (hours; JOBS=2000 ONLY= RESTART=1)
 	@$(PY) scripts/chaos.py --jobs="$${JOBS:-2000}" --only="$$ONLY" $${RESTART:+--restart}

@@ -75,6 +75,9 @@ create table eventstore.events (
     unique (stream_id, version)           -- histories read one stream by version; also the last line of defence
 );
 
+-- Statistics hold samples of what they are of: no copy of what is to be erased.
+alter table eventstore.events alter column private set statistics 0;
+
 -- The few streams that are no job's (models), read whole: without it every read of them would scan all jobs' events.
 -- Partial, so that an append to a job pays nothing for it.
 create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
@@ -932,11 +935,15 @@ end $$;
 create or replace function projector.follow() returns void
 language plpgsql as $$
 declare
-    kept text;
+    kept  text;
     stood bigint[];
 begin
     perform projector.lock_rebuild();
-    update projector.rebuild set follows = true where not follows returning heads into stood;
+    while projector.build_index() is not null loop
+    end loop;
+    update projector.rebuild set follows = true
+    where not follows and not exists (select from projector.chunks where events is null)
+    returning heads into stood;
     if not found then
         return;
     end if;
@@ -1071,6 +1078,23 @@ language sql as $$
     delete from eventstore.checkpoints where subscription = 'readmodel_shadow';
     delete from eventstore.subscriptions where subscription = 'readmodel_shadow'
 $$;
+
+-- Takes a job's personal text out of every generation of the read model, the one put aside included. Projectors that
+-- write what they read before do so again when they come to job.erased.
+create or replace function projector.forget(job uuid) returns void
+language plpgsql as $$
+declare
+    kept text;
+begin
+    perform projector.lock_rebuild();
+    for kept in
+        select nspname from pg_namespace where nspname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
+    loop
+        execute format('update %I.jobs set metadata = ''{}'', '
+            'params = (params::jsonb || ''{"prompt": null, "negative_prompt": null}'')::json where job_id = $1', kept)
+            using job;
+    end loop;
+end $$;
 
 -- Lets a projection stand still, or go on. Answers whether there is one of this name.
 create or replace function projector.pause(projection text, pausing boolean) returns boolean

@@ -66,6 +66,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     export.add_argument(
         "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
     )
+    erase = actions.add_parser(
+        "erase", parents=[output], help="take the prompts and metadata of jobs that have ended away, for good"
+    )
+    erase.add_argument("jobs", nargs="+", type=_job, metavar="JOB", help="the job's id")
+    actions.add_parser(
+        "scrub", parents=[output], help="write the tables anew, so that nothing erased stays in the database's files"
+    )
     actions.add_parser("anchor", help="sign the log's heads; the anchor is printed, and kept in the log and in S3")
     key = actions.add_parser("key", help="make a key that signs anchors, and print its public half")
     key.add_argument("file", type=Path, metavar="FILE", help="where to write it; name it in DF_ANCHOR_KEY")

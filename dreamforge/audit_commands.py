@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from api import responses, schemas
-from dreamforge import anchoring, arguments, audit_verify, logs, show
+from dreamforge import anchoring, arguments, audit_erase, audit_verify, logs, show
 from dreamforge.backends import actor, ask_backends, ask_database
-from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.console import CONFLICT, FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore import anchors, codec
@@ -25,9 +25,11 @@ from eventstore.archive import Archive
 from eventstore.bundle import Header, Writer
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
-from eventstore.events import Anchor
+from eventstore.events import Anchor, JobErased
 from eventstore.evidence import Evidence
 from eventstore.log import Log
+from orchestrator import transact
+from orchestrator.decisions import Refused
 from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress
@@ -73,13 +75,17 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         "diff": _diff,
         "export": _export,
         "verify": audit_verify.run,
+        "erase": audit_erase.erase,
+        "scrub": audit_erase.scrub,
         "anchor": _anchor,
         "key": _key,
     }
     try:
         return commands[args.action](args, settings)
-    except NoSuchJob as error:
+    except (NoSuchJob, transact.NoSuchJob) as error:
         return complain(NOT_FOUND, str(error))
+    except Refused as refusal:
+        return complain(CONFLICT, str(refusal))
     except (ViewGap, msgspec.MsgspecError) as error:
         return complain(FAILED, f"the history can't be read: {error}; run `dreamforge audit verify {args.job}`")
     except (EmbeddedError, EventStoreError, ObjectStoreUnavailable) as error:
@@ -216,7 +222,9 @@ def _private(events: Sequence[Evidence]) -> str:
     if created is None or created.private_digest is None:
         return ""
     if created.private is None:
-        return "Prompts and metadata were erased; their hash stands."
+        erased = next((event for event in events if event.code == JobErased.code), None)
+        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.meta(erased).actor}"
+        return f"Prompts and metadata were erased{when}; their hash stands."
     return f"Private: {escape(created.private)}"
 
 

@@ -19,6 +19,7 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
 from orchestrator.recovery import Recovery
+from projections.projector import SHADOW
 from projections.standing import standings
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
@@ -206,7 +207,17 @@ async def _aside(patient: Patient, name: str) -> Finding:
 
 
 async def _lag(patient: Patient, name: str) -> Finding:
-    behind = [one for one in await standings(patient.database) if (one.lag_s or 0) > _LONG_LAG_S]
+    # What is built aside is behind until it takes over.
+    kept = [one for one in await standings(patient.database) if one.projection != SHADOW]
+    behind = [one for one in kept if (one.lag_s or 0) > _LONG_LAG_S]
+    paused = sorted({one.projection for one in kept if one.paused_at is not None})
+    if paused:
+        return Finding(
+            check=name,
+            state="warning",
+            found=f"{', '.join(paused)} is paused",
+            advice="`dreamforge projections resume` lets it go on.",
+        )
     if not behind:
         return Finding(check=name, state="ok", found=f"nothing waits longer than {_LONG_LAG_S:g} s")
     worst = max(behind, key=lambda one: one.lag_s or 0)

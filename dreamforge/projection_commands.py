@@ -10,19 +10,23 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from dreamforge import logs
+from dreamforge import logs, rebuild_commands
 from dreamforge.backends import ask_database
-from dreamforge.console import FAILED, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.console import CONFLICT, FAILED, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
 from projections.agreement import Agreement, Disagreement
+from projections.rebuild import Rebuild, RebuildFailed, State
 from projections.standing import Standing, standings
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A projection in one partition. lag: events that wait, and for how long; rate: events a second while watched."""
+    """A projection in one partition. lag: events that wait, and for how long; rate: events a second while watched.
+
+    paused: it stands still because it was told to.
+    """
 
     projection: str
     partition: int
@@ -31,6 +35,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     lag: int
     lag_s: float | None
     rate: float
+    paused: bool
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Where every projection stands, and which build of the read model serves."""
+
+    projections: list[Place]
+    readmodel: State
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,22 +56,32 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run one command; returns the exit code."""
     logs.configure("warning", settings.log_format)
-    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {"status": _status, "verify": _verify}
+    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "status": _status,
+        "verify": _verify,
+        "rebuild": rebuild_commands.rebuild,
+        "rollback": rebuild_commands.rollback,
+        "pause": rebuild_commands.pause,
+        "resume": rebuild_commands.resume,
+    }
     try:
         return commands[args.action](args, settings)
+    except RebuildFailed as error:
+        return complain(CONFLICT, str(error))
     except (EmbeddedError, EventStoreError) as error:
         return complain(UNAVAILABLE, str(error))
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    async def watch(database: Database, _actor: str) -> list[Place]:
+    async def watch(database: Database, _actor: str) -> Status:
         before, began = await standings(database), time.monotonic()
         await asyncio.sleep(args.seconds)
         after = await standings(database)
-        return _places(before, after, time.monotonic() - began)
+        places = _places(before, after, time.monotonic() - began)
+        return Status(projections=places, readmodel=await Rebuild(database).state())
 
     found = ask_database(settings, "projections", watch)
-    print_answer(args.output, found, _status_table(found))
+    print_answer(args.output, found, Group(_status_table(found.projections), "", _told(found.readmodel)))
     return OK
 
 
@@ -74,6 +96,7 @@ def _places(before: Sequence[Standing], after: Sequence[Standing], seconds: floa
             lag=one.lag,
             lag_s=one.lag_s,
             rate=(one.position - earlier.get((one.projection, one.partition), one.position)) / seconds,
+            paused=one.paused_at is not None,
         )
         for one in after
     ]
@@ -98,10 +121,20 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
 def _status_table(places: Sequence[Place]) -> Table:
     table = Table("PROJECTION", "PARTITION", "POSITION", "HEAD", "LAG", "WAITING", "EVENTS/S", box=None)
     for one in places:
-        waiting = "-" if one.lag_s is None else f"{one.lag_s:.1f} s"
+        waiting = "paused" if one.paused else "-" if one.lag_s is None else f"{one.lag_s:.1f} s"
         numbers = (one.partition, one.position, one.head, one.lag)
         table.add_row(one.projection, *map(str, numbers), waiting, f"{one.rate:.0f}")
     return table
+
+
+def _told(state: State) -> str:
+    told = f"Generation {state.generation} of the read model serves (views of version {state.views_version})."
+    if (now := state.rebuild) is not None:
+        told += (
+            f" Another is {now.phase} since {now.started_at:%Y-%m-%d %H:%M:%S} UTC:"
+            f" {now.events:,} of {now.of_events:,} events."
+        )
+    return told
 
 
 def _verdict(found: Verified) -> RenderableType:

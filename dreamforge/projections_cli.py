@@ -1,6 +1,7 @@
 """The arguments of `dreamforge projections`."""
 
 import argparse
+import os
 
 from dreamforge import arguments
 from dreamforge.settings import Settings
@@ -9,7 +10,7 @@ from dreamforge.settings import Settings
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to those of `dreamforge`."""
     projections = commands.add_parser(
-        "projections", help="how far the read models have come; hold them against the log"
+        "projections", help="how far the read models have come; verify, rebuild, pause them"
     )
     actions = projections.add_subparsers(title="commands", metavar="COMMAND", required=True)
     output = argparse.ArgumentParser(add_help=False)
@@ -26,6 +27,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     verify.add_argument(
         "--first", type=arguments.amount, default=10, metavar="N", help="how many disagreements to show (10)"
     )
+    rebuild = actions.add_parser(
+        "rebuild", parents=[output], help="build a projection anew beside the one that serves, and swap the two"
+    )
+    what = rebuild.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    what.add_argument("--abort", action="store_true", help="give up a rebuild or rollback that is under way")
+    rebuild.add_argument(
+        "--workers", type=arguments.amount, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)"
+    )
+    rollback = actions.add_parser(
+        "rollback", parents=[output], help="bring back the projection that served before the last rebuild"
+    )
+    pause = actions.add_parser("pause", parents=[output], help="let a projection stand still; reads stay fresh")
+    resume = actions.add_parser("resume", parents=[output], help="let a paused projection go on")
+    for parser in (rebuild, rollback, pause, resume):
+        parser.add_argument("name", nargs="?", choices=["readmodel"], default="readmodel", help="which (readmodel)")
     for action, parser in actions.choices.items():
         parser.set_defaults(handler=_run, action=action)
 

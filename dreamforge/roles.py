@@ -40,11 +40,13 @@ from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
+from projections import views
 from projections.key_queries import Keys
 from projections.model_queries import Models
 from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
+from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
@@ -351,6 +353,25 @@ async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
 
 async def _projector(core: Core, stack: AsyncExitStack) -> None:
     _subscribe(core, stack, Projector(core.database))
+    _stop_with(stack, core.spawn(_rebuild_outdated(core.settings), "rebuild"))
+
+
+async def _rebuild_outdated(settings: Settings) -> None:
+    """If this release keeps other things of a job than what serves, build its read model, and let it take over."""
+    async with _database(settings, "dreamforge-rebuild", bounded=False) as database:
+        rebuild = Rebuild(database)
+        serving = (await until_available("rebuild", rebuild.state)).views_version
+        if serving > views.VERSION:
+            _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
+        if serving >= views.VERSION:
+            return
+        _log.info("rebuilding the read model", views_version=views.VERSION, serving=serving)
+        try:
+            lag = await until_available("rebuild", rebuild.run)
+        except RebuildFailed as error:
+            _log.error("the read model was not rebuilt; what serves serves on", error=str(error))
+        else:
+            _log.info("the read model was rebuilt", lag_s=round(lag, 3))
 
 
 def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:

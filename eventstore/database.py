@@ -67,6 +67,7 @@ class Database:
     ) -> None:
         self.url = url
         self.listen_url = listen_url
+        self.pooled = pooled
         self._size = size
         self._role = role
         self._cache = 0 if pooled else 100

@@ -5,7 +5,7 @@ be erased. Data never uses the names ts, level, code, message, step or item_inde
 """
 
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 from uuid import UUID
 
 import msgspec
@@ -27,6 +27,10 @@ class Private(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     negative_prompt: str | None = None
     metadata: dict[str, str] | None = None
+
+
+PrivateField = Literal["prompt", "negative_prompt", "metadata"]
+PRIVATE: tuple[PrivateField, ...] = get_args(PrivateField)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -261,6 +265,17 @@ class JobFinish(Body, frozen=True, kw_only=True):
         return f"Job {self.status}."
 
 
+class JobErased(Body, frozen=True, kw_only=True):
+    """The personal text of a job that has ended was taken away. erased: what there was of it."""
+
+    code: ClassVar[str] = "job.erased"
+    erased: list[PrivateField]
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Erased: {', '.join(self.erased) or 'nothing'}."
+
+
 JobBody = (
     JobCreated
     | StepStart
@@ -272,6 +287,7 @@ JobBody = (
     | CancelRequested
     | RetryRequested
     | JobFinish
+    | JobErased
 )
 """Every event of a job's stream: the tagged union, its tag being the column `code`."""
 

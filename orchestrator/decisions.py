@@ -10,10 +10,12 @@ from uuid import UUID
 import msgspec
 
 from eventstore.events import (
+    PRIVATE,
     ArtifactWritten,
     Body,
     CancelRequested,
     ErrorCode,
+    JobErased,
     JobFinish,
     ModelSelected,
     Outcome,
@@ -92,7 +94,11 @@ class RequestRetry(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody asks for a failed job's failed step to run again."""
 
 
-Request = RequestCancel | RequestRetry
+class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody asks for a job's personal text to be taken away."""
+
+
+Request = RequestCancel | RequestRetry | RequestErasure
 Command = StartStep | RecordItems | FailAttempt | HandBack | FinishJob | Request
 
 
@@ -114,6 +120,8 @@ def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  #
             return _request_cancel(state)
         case RequestRetry():
             return _request_retry(state)
+        case RequestErasure():
+            return _request_erasure(state)
 
 
 def may_start(state: JobState, step_id: UUID) -> bool:
@@ -198,8 +206,18 @@ def _request_retry(state: JobState) -> list[Body]:
     if state.finished != "failed":
         found = "it has not ended" if state.finished is None else f"its status is {state.finished}"
         raise Refused(f"Only a failed job can be retried; {found}.")
+    if state.erased:
+        raise Refused("The job's prompt was erased; it can't be retried.")
     failed = next(step for step in state.steps if step.status == "failed")
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
+
+
+def _request_erasure(state: JobState) -> list[Body]:
+    if state.finished is None:
+        raise Refused("The job has not ended; cancel it before its text is erased.")
+    if state.erased:
+        return []
+    return [JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]
 
 
 def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:

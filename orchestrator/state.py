@@ -13,6 +13,7 @@ from eventstore.events import (
     Fact,
     GenerateParams,
     JobCreated,
+    JobErased,
     JobFinish,
     Meta,
     Outcome,
@@ -41,7 +42,10 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """One job. `finished`: its outcome, None while it's open; `error`: why a step last failed for good."""
+    """One job. `finished`: its outcome, None while it's open; `error`: why a step last failed for good.
+
+    `erased`: its personal text was taken away.
+    """
 
     job_id: UUID
     tenant: str
@@ -54,6 +58,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     finished: Outcome | None = None
     error: StepError | None = None
     cause: Meta = Meta()
+    erased: bool = False
 
     def step(self, step_id: UUID) -> StepState:
         """One of the job's steps; KeyError if it is none of them."""
@@ -85,7 +90,7 @@ def fold(facts: Iterable[Fact]) -> JobState | None:
     return state
 
 
-def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR0911  # one case an event
+def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR0911, PLR0912  # one case an event
     """The state after one more event."""
     expected = 1 if state is None else state.version + 1
     if fact.version != expected:
@@ -115,6 +120,8 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
             return _with(replace(state, finished=None, error=None, cancel_pending=False, cause=fact.meta), step)
         case JobFinish() as body:
             return replace(state, finished=body.status)
+        case JobErased():
+            return replace(state, erased=True, private=Private())
         case _:
             return state
 

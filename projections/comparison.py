@@ -21,6 +21,8 @@ class Difference(msgspec.Struct, frozen=True):
 
 def differences(before: JobView | None, after: JobView | None) -> list[Difference]:
     """Every place at which two views differ, by its path."""
+    if before == after:
+        return []
     one, other = _places(before), _places(after)
     return [
         Difference(path, one.get(path), other.get(path))

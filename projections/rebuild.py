@@ -18,14 +18,13 @@ import msgspec
 from eventstore import codec
 from eventstore.database import Database, Row
 from eventstore.doorbell import Doorbell
-from eventstore.errors import LogDamaged
 from eventstore.events import Stored
 from eventstore.log import Log
 from eventstore.subscription import Subscription
 from projections import views
 from projections.projector import SHADOW, Projector
-from projections.rows import ArtifactRow, StepRow, artifact_rows, columns, job_row, record, step_rows
-from projections.views import JobHead, JobView, ViewGap
+from projections.rows import COLUMNS, records
+from projections.views import JobView, ViewGap
 
 Phase = Literal["filling", "following"]
 
@@ -102,12 +101,24 @@ class Rebuild:
         await self._database.call("select projector.begin_rebuild($1, $2)", views.VERSION, _JOBS_PER_CHUNK)
 
     async def fill(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Fill chunks until none is left that nobody else fills, or until told to stop after one.
+        """Fill chunks until all are filled, by whomever, or until told to stop after one.
 
         Raises `RebuildFailed` for a history that this release can't fold.
         """
-        while go_on() and await self._fill_one():
+        while go_on():
+            if await self._fill_one():
+                continue
+            if not await self._ask("select exists (select from projector.chunks where events is null)"):
+                return
+            await asyncio.sleep(_AGAIN_S)  # the last ones are others' work, unless those die
+
+    async def run(self) -> float:
+        """A whole rebuild, by this process alone. Answers as `follow`, and raises as it does."""
+        await self.begin()
+        await self.fill()
+        async for _ in self.index():
             pass
+        return await self.follow()
 
     async def index(self) -> AsyncIterator[str]:
         """Build what indexes are missing, once every chunk is filled; yields each one's name when it is there."""
@@ -179,15 +190,8 @@ class Rebuild:
             yield connection
 
     async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
-        tables: dict[str, tuple[type[msgspec.Struct], list[Any]]] = {
-            "jobs": (JobHead, [job_row(job) for job in jobs]),
-            "steps": (StepRow, [row for job in jobs for row in step_rows(job)]),
-            "artifacts": (ArtifactRow, [row for job in jobs for row in artifact_rows(job, job.artifacts)]),
-        }
-        for table, (kind, rows) in tables.items():
-            await connection.copy_records_to_table(
-                table, schema_name=SHADOW, columns=columns(kind), records=map(record, rows)
-            )
+        for table, rows in records(jobs).items():
+            await connection.copy_records_to_table(table, schema_name=SHADOW, columns=COLUMNS[table], records=rows)
 
 
 class _Folded:
@@ -214,14 +218,15 @@ class _Folded:
 
 
 def _evolve(seen: JobView | None, event: Stored) -> JobView:
-    if not codec.is_known(event.code, event.schema_version):
-        raise RebuildFailed(
-            f"job {event.stream_id}: this release doesn't know {event.code}, schema version {event.schema_version}; "
-            "rebuild with the release that wrote it"
-        )
     try:
-        return views.evolve(seen, codec.fact(event))
-    except (ViewGap, LogDamaged, msgspec.MsgspecError) as error:
+        fact = codec.fact(event)
+        if fact.body is None:
+            raise RebuildFailed(
+                f"job {event.stream_id}: this release doesn't know {event.code}, schema version "
+                f"{event.schema_version}; rebuild with the release that wrote it"
+            )
+        return views.evolve(seen, fact)
+    except (ViewGap, msgspec.MsgspecError) as error:
         raise RebuildFailed(f"job {event.stream_id} can't be folded: {error}; see `dreamforge audit verify`") from error
 
 

@@ -56,11 +56,23 @@ def text(rows: Sequence[msgspec.Struct]) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def columns(kind: type[msgspec.Struct]) -> tuple[str, ...]:
-    """The columns of a table, by the type of its rows."""
-    return kind.__struct_encode_fields__
+COLUMNS = {
+    "jobs": JobHead.__struct_encode_fields__,
+    "steps": StepRow.__struct_encode_fields__,
+    "artifacts": ArtifactRow.__struct_encode_fields__,
+}
+"""The columns of each table, in the order of `records`."""
 
 
-def record(row: msgspec.Struct) -> tuple[Any, ...]:
-    """A row as COPY takes it: the value of each column, documents as their text."""
+def records(jobs: Sequence[JobView]) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of some jobs, by table, as COPY takes them: the value of each column, documents as their text."""
+    steps = [row for job in jobs for row in step_rows(job)]
+    return {
+        "jobs": [_with_documents(job_row(job)) for job in jobs],
+        "steps": [_with_documents(row) for row in steps],
+        "artifacts": [(*astuple(artifact), job.job_id) for job in jobs for artifact in job.artifacts],
+    }
+
+
+def _with_documents(row: msgspec.Struct) -> tuple[Any, ...]:
     return tuple(msgspec.json.encode(value).decode() if isinstance(value, dict) else value for value in astuple(row))

@@ -9,8 +9,9 @@ from eventstore.database import Database
 # What waits is the first event after the checkpoint; since when, by the database's clock.
 _STANDINGS = """
 select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
-    extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at
+    extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at, b.paused_at
 from eventstore.standings s
+join eventstore.subscriptions b using (subscription)
 left join lateral (
     select position from eventstore.events e where e.partition = s.partition order by position desc limit 1
 ) as h on true
@@ -24,6 +25,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     position: its checkpoint; head: the newest event's. lag_s: for how long the first event after the checkpoint has
     waited, in seconds; None where none does. moved_at: when the checkpoint last moved.
+    paused_at: since when it stands still on purpose.
     """
 
     projection: str
@@ -32,6 +34,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     head: int
     lag_s: float | None
     moved_at: datetime
+    paused_at: datetime | None
 
     @property
     def lag(self) -> int:

@@ -17,6 +17,7 @@ from eventstore.events import (
     Fact,
     ImageFormat,
     JobCreated,
+    JobErased,
     JobFinish,
     ModelSelected,
     RetryRequested,
@@ -33,7 +34,7 @@ VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
 builds the read model anew, beside the one that serves."""
 
-S = TypeVar("S", bound=Stored)
+S = TypeVar("S", bound=Stored | Fact)
 
 
 class ArtifactView(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +148,8 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
             return _with(seen, body.step_id, lambda step: replace(step, status="queued", finished_at=None))
         case JobFinish() as body:
             return _finished(seen, body, fact.ts)
+        case JobErased():
+            return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
         case _:
             return seen
 

@@ -49,6 +49,7 @@ _SETTINGS = {
     "max_parallel_workers_per_gather": "1",
     "max_wal_size": "2GB",
     "wal_compression": "on",
+    "wal_recycle": "off",  # a segment that is used again keeps what was written, and may have been erased since
     "autovacuum_naptime": "15s",
     "timezone": "UTC",
     "log_timezone": "UTC",

@@ -2,6 +2,8 @@
 
 alter table eventstore.releases add column serves integer not null default 1;
 
+alter table eventstore.events alter column private set statistics 0;
+
 create table eventstore.secrets (
     name   text  primary key,
     secret bytea not null default uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())

@@ -28,6 +28,7 @@ from eventstore.events import (
     CancelRequested,
     Category,
     ErrorCode,
+    JobErased,
     JobFinish,
     KeyCreated,
     KeyRevoked,
@@ -116,7 +117,10 @@ def _jobs() -> list[History]:
 
     cancelled = History(scale=4).started("generate").add(CancelRequested())
     cancelled.finished("generate", "cancelled").add(JobFinish(status="cancelled"))
-    return [succeeded, failed, cancelled]
+    erased = History(scale=2).started("generate").wrote("generate", 0).finished("generate")
+    erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
+    erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
+    return [succeeded, failed, cancelled, erased]
 
 
 def _others() -> list[tuple[Category, tuple[Body, ...]]]:
@@ -143,6 +147,8 @@ async def _written(url: str) -> list[Evidence]:
             if fact.body is not None
         ]
         await log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=tuple(facts), tenant="acme")]))
+        if facts[-1].body.code == JobErased.code:
+            await database.call("select eventstore.erase($1)", job.job_id)
     for category, bodies in _others():
         facts = [event(body, meta=meta) for body in bodies]
         await log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=tuple(facts), category=category)]))

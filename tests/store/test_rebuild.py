@@ -1,5 +1,6 @@
 """The read model is built anew beside the one that serves, and takes its place."""
 
+import asyncio
 import random
 
 import pytest
@@ -14,7 +15,7 @@ from projections.rebuild import Rebuild, RebuildFailed
 from projections.standing import standings
 from projections.views import JobView
 from tests import histories
-from tests.kit import History, Store, connect, some_append
+from tests.kit import History, Store, connect, eventually, some_append
 
 INDEXES = "select indexname, replace(indexdef, '{0}.', '') from pg_indexes where schemaname = '{0}' order by 1"
 
@@ -189,13 +190,17 @@ async def test_any_number_fill_at_once(store: Store) -> None:
     await transaction.start()
     taken = await dead.fetchval("select chunk from projector.take_chunk()")
     rebuild = Rebuild(store.database)
-    await rebuild.fill()
-    state = await rebuild.state()
-    assert state.rebuild is not None
-    assert state.rebuild.filled == state.rebuild.chunks - 1
+    others = [asyncio.create_task(rebuild.fill()) for _ in range(2)]
+
+    async def all_but_one() -> bool:
+        under_way = (await rebuild.state()).rebuild
+        return under_way is not None and under_way.filled == under_way.chunks - 1
+
+    await eventually(all_but_one)
     assert [name async for name in rebuild.index()] == []
+    assert not any(other.done() for other in others)
     dead.terminate()
-    await rebuild.fill()
+    await asyncio.gather(*others)
     state = await rebuild.state()
     assert state.rebuild is not None
     assert state.rebuild.filled == state.rebuild.chunks >= taken
@@ -214,6 +219,18 @@ async def test_a_second_beginning_goes_on_with_the_first(store: Store) -> None:
     before = await rebuild.state()
     await rebuild.begin()
     assert await rebuild.state() == before
+
+
+async def test_what_is_not_filled_does_not_take_over(store: Store) -> None:
+    """Given a rebuild that was only begun, then it neither follows nor takes the read model's place."""
+    await append(store, 3)
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await store.database.call("select projector.follow()")
+    assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is None
+    state = await rebuild.state()
+    assert state.rebuild is not None
+    assert state.rebuild.phase == "filling"
 
 
 async def test_an_aborted_rebuild_leaves_nothing(store: Store) -> None:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import ArtifactWritten, Body, CancelRequested, JobFinish, RetryRequested, StepName, StepRetry
+from eventstore.events import (
+    ArtifactWritten,
+    Body,
+    CancelRequested,
+    JobErased,
+    JobFinish,
+    RetryRequested,
+    StepName,
+    StepRetry,
+)
 from orchestrator.decisions import (
     FailAttempt,
     FinishJob,
@@ -14,6 +23,7 @@ from orchestrator.decisions import (
     RecordItems,
     Refused,
     RequestCancel,
+    RequestErasure,
     RequestRetry,
     StaleAttempt,
     StartStep,
@@ -227,6 +237,19 @@ def test_a_retry_names_the_failed_step_and_needs_a_failed_job() -> None:
     for history in (failed.add(found), History(), History().add(JobFinish(status="cancelled"))):
         with pytest.raises(Refused, match="Only a failed job"):
             decide(history.state, RequestRetry())
+
+
+def test_text_is_erased_once_and_only_of_a_job_that_has_ended() -> None:
+    ask = RequestErasure()
+    for history in (History(), History().started("generate").add(CancelRequested())):
+        with pytest.raises(Refused, match="cancel it before"):
+            decide(history.state, ask)
+    ended = History().started("generate").finished("generate", "failed").add(JobFinish(status="failed"))
+    (found,) = decide(ended.state, ask)
+    assert found == JobErased(erased=["prompt"])
+    assert decide(ended.add(found).state, ask) == []
+    with pytest.raises(Refused, match="was erased"):
+        decide(ended.state, RequestRetry())
 
 
 @given(st.lists(st.sampled_from(["start", "item0", "item1", "fail", "hand_back", "cancel"]), max_size=25))

@@ -1,5 +1,6 @@
 """What users see of a job, event by event."""
 
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -7,11 +8,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from eventstore.events import CancelRequested, JobFinish, RetryRequested, StepError, StepRetry
+from eventstore.events import CancelRequested, JobErased, JobFinish, Private, RetryRequested, StepError, StepRetry
 from projections.progress import progress
 from projections.rows import ArtifactRow, Rows, artifact_rows, job_row, step_rows, to_view
-from projections.views import JobView, ViewGap, evolve, view
+from projections.views import JobView, ViewGap, as_of, evolve, view
+from tests import histories
 from tests.kit import NOON, History
 
 
@@ -161,3 +164,41 @@ def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> No
         assert now >= last
         last = now
     assert last == 1.0
+
+
+def test_an_erased_job_has_neither_prompt_nor_metadata() -> None:
+    """Given the row of before and the event, or a history whose text is gone, then the view is the same."""
+    ended = chained().add(JobFinish(status="succeeded"), JobErased(erased=["prompt"]))
+    gone = [replace(fact, private=Private()) for fact in ended.facts]
+    assert seen(ended) == view(gone)
+    assert (seen(ended).params["prompt"], seen(ended).metadata) == (None, {})
+
+
+def test_a_job_as_it_was_is_the_fold_of_its_first_events() -> None:
+    """Given 500 histories, then at every version, and at every moment, the job is what its events up to there made."""
+    rng = random.Random(11)
+    for _ in range(500):
+        facts = [
+            replace(fact, ts=NOON + timedelta(seconds=10 * n)) for n, fact in enumerate(histories.history(rng).facts)
+        ]
+        job: JobView | None = None
+        assert as_of(facts, NOON - timedelta(seconds=1)) == []
+        for n, fact in enumerate(facts, 1):
+            job = evolve(job, fact)
+            assert view(facts[:n]) == job
+            moment = fact.ts + timedelta(seconds=rng.uniform(0, 9))
+            assert view(as_of(facts, moment)) == job
+
+
+def test_a_job_as_it_was_ends_before_the_first_event_of_later() -> None:
+    """Given 500 histories by clocks that disagree, then the beginning is the longest of events by then."""
+    rng = random.Random(12)
+    for _ in range(500):
+        facts = [
+            replace(fact, ts=NOON + timedelta(seconds=rng.randint(0, 20))) for fact in histories.history(rng).facts
+        ]
+        moment = NOON + timedelta(seconds=rng.randint(0, 20))
+        beginning = as_of(facts, moment)
+        assert beginning == facts[: len(beginning)]
+        assert all(fact.ts <= moment for fact in beginning)
+        assert len(beginning) == len(facts) or facts[len(beginning)].ts > moment

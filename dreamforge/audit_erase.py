@@ -1,0 +1,131 @@
+"""What `dreamforge audit erase` and `scrub` do: personal text goes, every hash still verifies."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from dreamforge.backends import ask_database
+from dreamforge.console import OK, print_answer
+from dreamforge.settings import Settings
+from eventstore.committer import Committer
+from eventstore.database import Database
+from eventstore.doorbell import Doorbell
+from eventstore.errors import DatabaseRefused
+from eventstore.events import Meta
+from eventstore.log import Log
+from orchestrator.decisions import RequestErasure
+from orchestrator.transact import Jobs
+
+_TABLES = """
+select format('%I.%I', schemaname, tablename) as name from pg_tables
+where (schemaname, tablename) = ('eventstore', 'events')
+    or tablename = 'jobs' and schemaname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
+order by 1
+"""
+_SIZE = "select pg_total_relation_size($1::regclass) as bytes"
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """A job whose text was taken away. events: that held any; 0 if it was erased before."""
+
+    job_id: UUID
+    version: int
+    events: int
+
+
+class Scrubbed(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that was written anew. before, after: its size, with its indexes, in bytes."""
+
+    table: str
+    before: int
+    after: int
+    seconds: float
+
+
+class Scrub(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written anew. problem: why older copies may stay in the server's write-ahead log; null if none do."""
+
+    tables: list[Scrubbed]
+    problem: str | None
+
+
+def erase(args: argparse.Namespace, settings: Settings) -> int:
+    """Erase the personal text of some jobs."""
+
+    async def run(database: Database, actor: str) -> list[Erased]:
+        log = Log(database)
+        doorbell = Doorbell(database)
+        committer = Committer(log, doorbell)
+        jobs = Jobs(log, committer, actor)
+        try:
+            return [await _erase(database, jobs, job, actor) for job in args.jobs]
+        finally:
+            await committer.stop()
+            await doorbell.stop()
+
+    found = ask_database(settings, "audit", run)
+    print_answer(args.output, found, _erased_table(found))
+    return OK
+
+
+def scrub(args: argparse.Namespace, settings: Settings) -> int:
+    """Write the tables anew that held personal text."""
+
+    async def run(database: Database, _actor: str) -> Scrub:
+        tables = [row["name"] for row in await database.read(_TABLES)]
+        return Scrub(tables=[await _rewrite(database, table) for table in tables], problem=await _pass_on(database))
+
+    found = ask_database(settings, "audit", run)
+    print_answer(args.output, found, _scrub_table(found))
+    return OK
+
+
+async def _erase(database: Database, jobs: Jobs, job: UUID, actor: str) -> Erased:
+    # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
+    state = await jobs.load(job)
+    state = await jobs.request(state.tenant, job, RequestErasure(), Meta(actor=actor))
+    rows = await database.call("select eventstore.erase($1) as events", job)
+    await database.call("select projector.forget($1)", job)
+    return Erased(job_id=job, version=state.version, events=rows[0]["events"])
+
+
+async def _rewrite(database: Database, table: str) -> Scrubbed:
+    """VACUUM FULL copies what is there into a new file; a plain one leaves bytes of what was removed in the pages."""
+    [before] = await database.read(_SIZE, table)
+    began = time.monotonic()
+    await database.call(f"vacuum (full, analyze) {table}")
+    [after] = await database.read(_SIZE, table)
+    return Scrubbed(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
+
+
+async def _pass_on(database: Database) -> str | None:
+    """Let the server remove the log that it wrote until now; answers why it may not have."""
+    try:
+        await database.call("select pg_switch_wal()")
+        await database.call("checkpoint")
+        [recycled] = await database.read("select current_setting('wal_recycle')::boolean as recycled")
+    except DatabaseRefused as error:
+        return f"the write-ahead log stays until the server's next checkpoints: {error}"
+    if recycled["recycled"]:
+        return "the server keeps old segments of its write-ahead log for use again; set wal_recycle = off"
+    return None
+
+
+def _erased_table(found: Sequence[Erased]) -> Table:
+    table = Table("JOB", "VERSION", "TEXTS ERASED", box=None)
+    for one in found:
+        table.add_row(str(one.job_id), str(one.version), str(one.events) if one.events else "none was left")
+    return table
+
+
+def _scrub_table(found: Scrub) -> RenderableType:
+    table = Table("TABLE", "BEFORE", "AFTER", "SECONDS", box=None)
+    for one in found.tables:
+        table.add_row(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}")
+    return table if found.problem is None else Group(table, "", found.problem)

@@ -1,0 +1,100 @@
+"""Personal text is taken away, for good: from the log, the read models, the objects and the database's files."""
+
+import json
+import mmap
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamforge.embedded import EmbeddedPostgres
+from tests.kit import Api, Service, connect, dreamforge
+
+
+class Stack:
+    """Everything in one home, with one job that has ended, whose texts are like no other's."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environ = {"DF_HOME": str(home)}
+        self.texts = [f"{name}-{secrets.token_hex(12)}" for name in ("prompt", "negative", "metadata")]
+        prompt, negative, metadata = self.texts
+        self.service = Service("up", {**self.environ, "DF_FAKE_RUNNER": "1", "DF_PORT": "0"})
+        self.api = Api(self.service.url)
+        self.job = self.api.create(prompt=prompt, negative_prompt=negative, metadata={"who": metadata})
+        self.api.finished(self.job)
+
+    def ask(self, *arguments: str, code: int = 0) -> Any:
+        """The answer of a command, which must exit so."""
+        done = dreamforge(*arguments, "--json", **self.environ)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout) if done.stdout else done.stderr
+
+    def holds(self, text: str) -> list[str]:
+        """The files of the home in which a text can be found."""
+        return [str(file) for file in self.home.rglob("*") if file.is_file() and _holds(file, text.encode())]
+
+    def stop(self) -> None:
+        """End it all."""
+        self.api.close()
+        self.service.stop()
+
+
+def _holds(file: Path, text: bytes) -> bool:
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack of the test's own."""
+    made = Stack(tmp_path / "home")
+    yield made
+    made.stop()
+
+
+async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
+    """Given a job whose text lies in the log and in two read models, when it is erased, then no file holds it.
+
+    The files are searched while the server runs, after what `audit scrub` does.
+    """
+    others = stack.api.create(prompt="a prompt that stays")
+    stack.api.finished(others)
+    stack.ask("projections", "rebuild", "--workers", "1")
+    connection = await connect(EmbeddedPostgres.running_url(stack.home) or "")
+    await connection.execute("checkpoint")
+    await connection.close()
+    assert all(stack.holds(text) for text in stack.texts)
+
+    [erased] = stack.ask("audit", "erase", stack.job)
+    assert erased["events"] == 1
+    stack.ask("audit", "scrub")
+    assert {text: stack.holds(text) for text in stack.texts} == {text: [] for text in stack.texts}
+
+    whole = stack.ask("audit", "verify", "--all", "--artifacts")
+    assert (whole["flaws"], whole["bad_artifacts"], whole["artifacts"]) == ([], [], 4)
+    assert stack.ask("projections", "verify")["wrong"] == 0
+    assert stack.ask("audit", "replay", stack.job)["disagreement"] is None
+    job = stack.api.job(stack.job)
+    assert (job["params"]["prompt"], job["params"]["negative_prompt"], job["metadata"]) == (None, None, {})
+    assert stack.api.job(others)["params"]["prompt"] == "a prompt that stays"
+    told = dreamforge("audit", "show", stack.job, **stack.environ).stdout
+    assert "job.erased" in told
+    assert "Prompts and metadata were erased at 20" in told
+    assert stack.ask("projections", "rollback")["generation"] == 1
+    assert stack.api.job(stack.job)["params"]["prompt"] is None
+    assert stack.ask("projections", "verify")["wrong"] == 0
+
+
+def test_erasing_again_changes_nothing(stack: Stack) -> None:
+    """Given a job that was erased, or that does not exist, or that has not ended, then the command says so."""
+    version = stack.ask("audit", "erase", stack.job)[0]["version"]
+    assert stack.ask("audit", "erase", stack.job) == [{"job_id": stack.job, "version": version, "events": 0}]
+    assert "no history" in stack.ask("audit", "erase", "018f0000-0000-7000-8000-000000000001", code=4)
+    running = stack.api.create(count=10, width=1024, height=1024)
+    assert "cancel it" in stack.ask("audit", "erase", running, code=5)
+    assert stack.api.job(running)["params"]["prompt"] == "a castle"

@@ -134,12 +134,16 @@ async def progress(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """GET /v1/jobs/{id}/events: the whole history, page by page."""
+    """GET /v1/jobs/{id}/events: the whole history, page by page; with the proof of each event, if asked for."""
     services: Services = request.app.state.services
     job = job_id(request)
     after = whole_number(request, "after_version", default=0, least=0, most=_LARGEST_VERSION)
     limit = whole_number(request, "limit", default=100, least=1, most=_MOST_EVENTS)
-    found = await services.log.stream(job, after=after, limit=limit + 1)
+    include = included(request)
+    if include - {"proof"}:
+        raise invalid("include", "must be proof")
+    source = services.archive if include else services.log
+    found: Sequence[Recorded] = await source.stream(job, after=after, limit=limit + 1)
     if not _is_ours(request, found):
         found = []
         await load(request)

@@ -394,6 +394,11 @@ OPERATIONS: list[Operation] = [
         parameters=[
             _query("after_version", "Begin after this version.", _VERSION | {"default": 0}),
             _query("limit", "Events a page.", _whole(1, 1000, 100)),
+            _query(
+                "include",
+                "`proof` adds to each event what its hashes can be computed anew from, offline.",
+                {"type": "array", "items": {"enum": ["proof"]}, "minItems": 1},
+            ),
         ],
         replies=_answered("A page of the history.", "History"),
         errors=_READ_QUERY,

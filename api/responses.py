@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api import schemas
 from eventstore import codec
 from eventstore.events import Recorded, Status
+from eventstore.evidence import Evidence
 from projections.queries import Listed
 from projections.views import ArtifactView, JobView, StepView
 
@@ -121,11 +122,30 @@ def artifacts(
 
 
 def history(events: Sequence[Recorded], *, has_more: bool) -> schemas.History:
-    """The answer of GET /v1/jobs/{id}/events."""
+    """The answer of GET /v1/jobs/{id}/events; events that were read as evidence bear their proof."""
     return schemas.History(
-        events=[schemas.HistoryEvent(**_recorded(event)) for event in events],
+        events=[schemas.HistoryEvent(**_recorded(event), proof=_proof(event)) for event in events],
         next_after_version=events[-1].version if has_more else None,
         has_more=has_more,
+    )
+
+
+def _proof(event: Recorded) -> schemas.Proof | msgspec.UnsetType:
+    if not isinstance(event, Evidence):
+        return msgspec.UNSET
+    return schemas.Proof(
+        stream_id=event.stream_id,
+        category=event.category,
+        tenant=event.tenant,
+        schema_version=event.schema_version,
+        partition=event.partition,
+        position=event.position,
+        recorded_at=stamp(event.recorded_at),
+        private_digest=event.private_digest,
+        hash=event.hash,
+        chain=event.chain,
+        previous_hash=event.previous_hash,
+        previous_chain=event.previous_chain,
     )
 
 

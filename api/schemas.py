@@ -1,6 +1,7 @@
 """The shape of every JSON answer, as types; the OpenAPI document is made from them. Pure.
 
-Documented fields are always present, null where unknown; `details` of an error and `per_step` alone may be missing.
+Documented fields are always present, null where unknown; `details` of an error, `per_step` and `proof` alone may be
+missing.
 """
 
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ Timestamp = Annotated[
     ),
 ]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="Lower-case hex.")]
+
+Digest = Annotated[bytes, Meta(description="SHA-256, in base64 (RFC 4648, section 4).")]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +182,7 @@ class ArtifactList(Answer, frozen=True, kw_only=True):
     artifacts: list[Artifact]
 
 
-class HistoryEvent(Answer, frozen=True, kw_only=True):
+class RecordedEvent(Answer, frozen=True, kw_only=True):
     """One event as the log holds it. data, meta: the JSON texts to the letter, as `hash` covers them."""
 
     version: int
@@ -193,6 +196,33 @@ class HistoryEvent(Answer, frozen=True, kw_only=True):
     hash: Sha256
 
 
+class Proof(Answer, frozen=True, kw_only=True):
+    """What an event's hashes need beside the event, under the names and in the forms of an exported bundle.
+
+    private_digest: null where there never was private text. previous_hash: of the stream's version before,
+    previous_chain: of the partition's position before; null where there is no such event.
+    """
+
+    stream_id: UUID
+    category: str
+    tenant: str
+    schema_version: int
+    partition: int
+    position: int
+    recorded_at: Timestamp
+    private_digest: Digest | None
+    hash: Digest
+    chain: Digest
+    previous_hash: Digest | None
+    previous_chain: Digest | None
+
+
+class HistoryEvent(RecordedEvent, frozen=True, kw_only=True):
+    """One event of a job's history. data, meta: the JSON texts to the letter, as `hash` covers them."""
+
+    proof: Proof | msgspec.UnsetType = msgspec.UNSET
+
+
 class History(Answer, frozen=True, kw_only=True):
     """A page of a job's history, the oldest first. next_after_version: null on the last page."""
 
@@ -201,7 +231,7 @@ class History(Answer, frozen=True, kw_only=True):
     has_more: bool
 
 
-class LogEvent(HistoryEvent, frozen=True, kw_only=True):
+class LogEvent(RecordedEvent, frozen=True, kw_only=True):
     """One event of the whole log. stream: the job's or model's id."""
 
     stream: UUID

@@ -10,6 +10,7 @@ import msgspec
 from api.limits import Admission
 from api.metrics import SSE_CLIENTS
 from api.tokens import StreamTokens
+from eventstore.archive import Archive
 from eventstore.committer import Committer
 from eventstore.log import Log
 from eventstore.tailer import Tailer
@@ -75,6 +76,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     log: Log
+    archive: Archive
     committer: Committer
     jobs: Jobs
     tailer: Tailer

@@ -29,6 +29,7 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
+from eventstore.archive import Archive
 from eventstore.committer import Committer
 from eventstore.database import Database, Impatient, until_available
 from eventstore.doorbell import Doorbell
@@ -253,6 +254,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     tailer = Tailer(log, core.doorbell, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
         log=log,
+        archive=Archive(reads),
         committer=core.committer,
         jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,

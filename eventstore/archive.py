@@ -25,7 +25,11 @@ left join lateral (
 ) as p on true
 order by {order}
 """
-_STREAM = _EVIDENCE.format(columns=COLUMNS, condition="stream_id = $1", order="e.version")
+_STREAM = _EVIDENCE.format(
+    columns=COLUMNS,
+    condition="stream_id = $1 and version > $2::bigint order by version limit $3",
+    order="e.version",
+)
 _PAGES = _EVIDENCE.format(
     columns=COLUMNS,
     condition="partition = $1 and position > $2 order by position limit $3",
@@ -76,9 +80,9 @@ class Archive:
             raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
         return LogIdentity(log_id=rows[0]["log_id"], partitions=rows[0]["partitions"])
 
-    async def stream(self, stream: UUID) -> list[Evidence]:
-        """The whole history of one stream, by version; empty if there is none."""
-        return _evidence(await self._database.read(_STREAM, stream))
+    async def stream(self, stream: UUID, *, after: int = _LOWEST, limit: int | None = None) -> list[Evidence]:
+        """The history of one stream after a version, oldest first; empty if there is none."""
+        return _evidence(await self._database.read(_STREAM, stream, after, limit))
 
     async def partitions(self) -> list[int]:
         """The partitions that hold any event, the lowest first."""

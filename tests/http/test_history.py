@@ -2,11 +2,23 @@
 
 import json
 import re
+from typing import Any
 
-from tests.http.conftest import Scribe, succeeded
-from tests.kit import Api, codes
+import msgspec
+import pytest
+
+from eventstore.archive import Archive
+from eventstore.chain import STREAM_GENESIS, event_chain, event_hash
+from eventstore.evidence import Evidence
+from tests.http.conftest import Scribe, invalid, succeeded
+from tests.kit import NOBODY, Api, codes
 
 EVENT = {"version", "event_id", "code", "ts", "level", "step", "data", "meta", "hash"}
+PROOF = {
+    *("stream_id", "category", "tenant", "schema_version", "partition", "position", "recorded_at"),
+    *("private_digest", "hash", "chain", "previous_hash", "previous_chain"),
+}
+LATER = "2030-01-02T03:04:05.000006Z"
 
 
 async def test_the_history_is_the_log_to_the_letter(lone: Api, scribe: Scribe) -> None:
@@ -51,6 +63,89 @@ def test_a_jobs_life_has_these_events(api: Api) -> None:
 
 
 def test_prompts_and_metadata_stand_in_no_event(lone: Api) -> None:
+    """Nor in its proof, which says nothing of the salt either."""
     job_id = lone.create(prompt="swordfish", negative_prompt="swordfish", metadata={"a": "swordfish"})
     assert "swordfish" not in str(lone.history(job_id))
+    [created] = proven(lone, job_id)
+    assert "swordfish" not in str(created)
+    assert created["proof"].keys() == PROOF
+    assert created["proof"]["private_digest"]
     assert lone.job(job_id)["params"]["prompt"] == "swordfish"
+
+
+def proven(api: Api, job_id: object, **params: Any) -> list[Any]:
+    """A page of a job's history, with proofs."""
+    return list(api.get(f"/v1/jobs/{job_id}/events", include="proof", **params)["events"])
+
+
+def evidence(event: Any) -> Evidence:
+    """An answered event as the chains' formulas take it, made of nothing but the answer."""
+    return msgspec.convert({**event, **event["proof"], "private": None, "private_salt": None}, Evidence)
+
+
+def holds(event: Any) -> bool:
+    """Are both hashes of an answered event those of its content? At position 1 the chain begins with the log's id."""
+    one = evidence(event)
+    if event_hash(one.previous_hash or STREAM_GENESIS, one) != one.hash:
+        return False
+    return one.position == 1 or (one.previous_chain is not None and event_chain(one.previous_chain, one) == one.chain)
+
+
+async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe) -> None:
+    """From any page on, and after an erasure; the rest of the answer is what it is without."""
+    job_id = await scribe.write(succeeded())
+    events = proven(lone, job_id)
+    assert all(holds(event) for event in events)
+    assert [{name: value for name, value in event.items() if name != "proof"} for event in events] == lone.history(
+        job_id
+    )
+    assert [bytes.fromhex(event["hash"]) for event in events] == [evidence(event).hash for event in events]
+    assert [evidence(event).previous_hash for event in events] == [None, *(evidence(one).hash for one in events[:-1])]
+    assert proven(lone, job_id, after_version=3, limit=2) == events[3:5]
+    await scribe.store.database.call("select eventstore.erase($1)", job_id)
+    assert proven(lone, job_id) == events
+
+
+async def test_a_proof_is_what_a_bundle_holds(lone: Api, scribe: Scribe) -> None:
+    """Field for field, but for the private text."""
+    job_id = await scribe.write(succeeded())
+    whole = await Archive(scribe.store.database).stream(evidence(proven(lone, job_id)[0]).stream_id)
+    exported = [msgspec.structs.replace(one, private=None, private_salt=None) for one in whole]
+    assert [evidence(event) for event in proven(lone, job_id)] == exported
+    for event, one in zip(proven(lone, job_id), msgspec.to_builtins(exported), strict=True):
+        told = {name: value for name, value in event["proof"].items() if name != "recorded_at"}
+        assert told.items() <= one.items()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("version", 9), ("event_id", str(NOBODY)), ("code", "job.finish"), ("ts", LATER)),
+        *(("data", "{}"), ("meta", '{"actor":"somebody"}')),
+    ],
+)
+async def test_a_changed_field_fails(lone: Api, scribe: Scribe, field: str, value: object) -> None:
+    event = proven(lone, await scribe.write(succeeded()))[1]
+    assert holds(event)
+    assert not holds(event | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("stream_id", str(NOBODY)), ("category", "model"), ("tenant", "other"), ("schema_version", 2)),
+        *(("position", 2**40), ("recorded_at", LATER)),
+        *((name, "A" * 43 + "=") for name in ("private_digest", "hash", "chain", "previous_hash", "previous_chain")),
+    ],
+)
+async def test_a_changed_proof_fails(lone: Api, scribe: Scribe, field: str, value: object) -> None:
+    event = proven(lone, await scribe.write(succeeded()))[1]
+    assert holds(event)
+    assert not holds(event | {"proof": event["proof"] | {field: value}})
+
+
+@pytest.mark.parametrize("include", ["", "proofs", "step", "proof,step", "proof,"])
+def test_nothing_but_proofs_can_be_included(lone: Api, include: str) -> None:
+    job_id = lone.create()
+    answer = lone.http.get(f"/v1/jobs/{job_id}/events", params={"include": include})
+    assert invalid(answer, "include") == "must be proof"

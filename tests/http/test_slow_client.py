@@ -14,6 +14,7 @@ from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
 from api.tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
+from eventstore.archive import Archive
 from eventstore.events import JobFinish, StepRetry
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
@@ -31,6 +32,7 @@ async def impatient(url: str) -> AsyncIterator[str]:
     store = Store(url)
     services = Services(
         log=store.log,
+        archive=Archive(store.database),
         committer=store.committer,
         jobs=Jobs(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.doorbell),

@@ -100,6 +100,7 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     verifier = Verifier(await archive.identity(), whole=False)
     events = await archive.stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
+    assert await archive.stream(first, after=1, limit=2) == events[1:3]
     assert [flaw for one in events for flaw in verifier.take(one)] + verifier.end() == []
     assert await archive.stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")

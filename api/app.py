@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from api import commands, docs, feed, jobs, models, schemas, stream
+from api import anchors, commands, docs, feed, jobs, models, schemas, standings, stream
 from api.access import Authentication, Guard
 from api.errors import HANDLERS
 from api.event_stream import Endpoint, StreamEndpoint
@@ -70,6 +70,8 @@ ROUTES = [
     _guarded("/v1/jobs/{job_id}/stream_token", commands.stream_token, methods=["POST"]),
     _guarded("/v1/events", feed.page),
     _streaming("/v1/events/stream", "log", feed.stream),
+    _guarded("/v1/anchors", anchors.list_anchors),
+    _guarded("/v1/projections", standings.list_projections),
     _guarded("/v1/models", models.list_models),
     _guarded("/v1/models/{model_id}", models.show),
     *HEALTH_ROUTES,

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from api import models, requests, schemas
+from api import anchors, models, requests, schemas, standings
 from api.errors import STATUS
 from api.examples import Example
 from api.operations import (
@@ -49,6 +49,8 @@ _ANSWERS = (
     schemas.Error,
     schemas.Liveness,
     schemas.Readiness,
+    anchors.AnchorList,
+    standings.ProjectionList,
     models.ModelList,
     models.ModelDetail,
     Progress,

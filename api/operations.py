@@ -13,6 +13,7 @@ ANY: tuple[Scope, ...] = get_args(Scope)
 READS: tuple[Scope, ...] = ("jobs", "audit")
 WRITES: tuple[Scope, ...] = ("jobs",)
 AUDITS: tuple[Scope, ...] = ("audit",)
+OPERATES: tuple[Scope, ...] = ("admin",)
 
 Schema = dict[str, Any]
 Place = Literal["path", "query", "header"]
@@ -93,7 +94,7 @@ An event-sourced service for image jobs. `HEAD` works on every `GET` but the str
 TAGS = {
     "jobs": "Submit jobs, and see what became of them.",
     "streams": "Server-sent events: live, resumable, never missing one.",
-    "log": "The whole log, for those who tail it.",
+    "log": "The whole log, for those who tail it, and its anchors.",
     "models": "What jobs may be run with. Models are registered by the command line.",
     "operations": "For those who run the service.",
 }
@@ -479,6 +480,28 @@ OPERATIONS: list[Operation] = [
         ],
         replies=[_stream_reply("The events.")],
         errors={"invalid_input": _WRONG_QUERY},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/anchors",
+        name="listAnchors",
+        tag="log",
+        summary="The log's signed heads, the newest first",
+        scopes=AUDITS,
+        description="The same for every tenant. Each is a file for `dreamforge audit verify --anchor`.",
+        parameters=[_query("limit", "At most so many.", _whole(1, 200, 50))],
+        replies=_answered("The anchors.", "AnchorList"),
+        errors={"invalid_input": _WRONG_QUERY, "infra_unavailable": _AWAY},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/projections",
+        name="listProjections",
+        tag="operations",
+        summary="How far each projection has come",
+        scopes=OPERATES,
+        replies=_answered("Each projection in each partition, and what waits for it.", "ProjectionList"),
+        errors={"infra_unavailable": _AWAY},
     ),
     Operation(
         method="GET",

@@ -13,17 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from dreamforge.settings import Settings, SettingsError
-from eventstore import anchors, codec
+from eventstore import anchors
 from eventstore.errors import EventStoreError
 from eventstore.events import Anchor, AnchorSigned
-from eventstore.ids import derived_id
 from eventstore.log import Log
 from orchestrator.transact import note
+from projections.anchor_queries import STREAM, newest
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
-
-STREAM = derived_id(b"anchors")
-"""The stream of all anchors."""
 
 _log = structlog.get_logger(__name__)
 
@@ -86,11 +83,10 @@ async def anchor_regularly(
 
 async def _is_due(log: Log, every_s: float) -> bool:
     """Did something other than anchors come since the last one, and is that long enough ago?"""
-    newest = await log.newest(STREAM)
-    body = None if newest is None else codec.body(newest)
-    if not isinstance(body, AnchorSigned):
+    found = await newest(log, 1)
+    if not found:
         return True
-    last = body.anchor
+    last = found[0]
     if (datetime.now(UTC) - last.signed_at).total_seconds() < every_s / 2:
         return False
     ends = (await log.head()).ends

@@ -125,7 +125,7 @@ _COMMIT = (
     "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
 )
 _STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
-_NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit 1"  # noqa: S608  # constants
+_NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit $2"  # noqa: S608  # constants
 _STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
 # The second condition is the index's own: without it the planner can't tell that the index holds what $1 asks for.
 _CATEGORY = f"""
@@ -195,8 +195,12 @@ class Log:
 
     async def newest(self, stream: UUID) -> Recorded | None:
         """The newest event of one stream; None if it does not exist."""
-        found = recorded(await self.database.read(_NEWEST, stream))
+        found = await self.latest(stream, limit=1)
         return found[0] if found else None
+
+    async def latest(self, stream: UUID, *, limit: int) -> list[Recorded]:
+        """Read the last events of one stream, newest first."""
+        return recorded(await self.database.read(_NEWEST, stream, limit))
 
     async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
         """Read the whole histories of several streams in one statement, so as of one moment."""

@@ -27,6 +27,8 @@ _PATHS = [
     "/v1/jobs/{id}/stream_token",
     "/v1/events",
     "/v1/events/stream",
+    "/v1/anchors",
+    "/v1/projections",
     "/v1/models",
     "/v1/models/{id}",
     "/v1/",
@@ -55,7 +57,7 @@ _TEXTS = [
     "a" * 5000, "respond-async, wait=" + "9" * 400, "wait=-1", 'wait=1;x="', 'W/"v1", *', "gzip;q=0, *;q=9",
     "00-" + "0" * 32 + "-" + "0" * 16 + "-00", "Bearer", "Bearer " + "x" * 3000, "Basic Og==", "100-continue", "h2c",
     "application/json; charset=utf-16", "text/plain", "application/x-ndjson", "bytes=0-", "job.created,,", "model",
-    "eyJhIjoxfQ", "AAAA", "=" * 50, "per_step,step,x", "start", "now", "succeeded", "queued", "${jndi:ldap://x}",
+    "eyJhIjoxfQ", "AAAA", "=" * 50, "per_step,step,x", "proof", "start", "now", "succeeded", "queued", "${jndi:ldap://x}",
     "<script>alert(1)</script>", "' or 1=1 --", "$(id)", "\x7f",
 ]  # fmt: skip
 _JOB: dict[str, Any] = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 1}

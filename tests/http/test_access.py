@@ -9,10 +9,12 @@ from uuid import UUID
 import httpx
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from api import openapi
 from api.operations import OPERATIONS, Operation
 from api.tokens import Claims, encode
+from dreamforge.anchoring import anchor
 from eventstore.events import KeyCreated, KeyRevoked, Meta, Scope
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
@@ -113,7 +115,7 @@ def bob(realm: Realm) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def operator(realm: Realm) -> Iterator[httpx.Client]:
-    """Of tenant alice, with a scope that opens nothing of these."""
+    """Of tenant alice, with a scope that opens nothing of a tenant's."""
     with realm.client(realm.key("alice", "admin")) as client:
         until(lambda: client.get("/v1/").status_code == 200)
         yield client
@@ -162,7 +164,7 @@ def test_without_a_key_nothing_opens(realm: Realm, job: dict[str, Any], operatio
 
 @pytest.mark.parametrize("operation", GUARDED, ids=names)
 def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[str, Any], operation: Operation) -> None:
-    """All but the service's name."""
+    """All but the service's name, and what is for operators."""
     answer = ask(operator, operation, job)
     if "admin" in operation.scopes:
         assert answer.status_code == 200
@@ -178,8 +180,10 @@ def test_a_scope_opens_what_it_is_for(realm: Realm, job: dict[str, Any], scope: 
     def opens(operation: Operation) -> bool:
         if operation.path == "/v1/":
             return True
-        if operation.path.startswith("/v1/events"):
+        if operation.path.startswith("/v1/events") or operation.path == "/v1/anchors":
             return scope == "audit"
+        if operation.path == "/v1/projections":
+            return scope == "admin"
         if operation.method == "POST" and not operation.path.endswith("/stream_token"):
             return scope == "jobs"
         return scope in {"jobs", "audit"}
@@ -243,6 +247,15 @@ def test_a_log_of_others_alone_is_passed_by(realm: Realm, alice: httpx.Client, j
         page = carol.get("/v1/events", params={"category": "job", "cursor": page["next_cursor"], "limit": 1}).json()
         assert [one["stream"] for one in page["events"]] == [mine]
     assert alice.get(f"/v1/jobs/{job['job_id']}").status_code == 200
+
+
+async def test_every_tenants_auditors_see_the_anchors(realm: Realm, alice: httpx.Client, bob: httpx.Client) -> None:
+    """They are the operator's events, and tell nothing of anybody's jobs."""
+    store = Store(realm.url, listen=False)
+    signed = await anchor(store.log, None, Ed25519PrivateKey.generate(), "test")
+    await store.close()
+    for client in (alice, bob):
+        assert client.get("/v1/anchors").json()["items"][0] == msgspec.to_builtins(signed)
 
 
 def test_a_tenants_objects_lie_under_its_name(job: dict[str, Any]) -> None:

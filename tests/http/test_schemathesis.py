@@ -34,12 +34,14 @@ def served(backends: Backends, s3_config: S3Config, tmp_path: Path) -> Iterator[
 
 
 def _populate(base: str, environ: dict[str, str], folder: Path) -> None:
-    """A model, a job with its images, and one that waits."""
+    """A model, a job with its images, one that waits, and an anchor."""
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"weights")
     cli = [sys.executable, "-m", "dreamforge", "--no-env-file"]
     command = [*cli, "models", "add", str(weights), "--kind", "generator"]
-    subprocess.run(command, env=os.environ | environ, check=True, capture_output=True)
+    key = folder / "anchor.pem"
+    for run in (command, [*cli, "audit", "key", str(key)], [*cli, "audit", "anchor"]):
+        subprocess.run(run, env=os.environ | environ | {"DF_ANCHOR_KEY": str(key)}, check=True, capture_output=True)
     api = Api(base)
     runner = Service("runner", environ)
     try:

@@ -6,7 +6,8 @@ import msgspec
 
 from eventstore.database import Database
 
-# What waits is the first event after the checkpoint; since when, by the database's clock.
+# What waits is the first event after the checkpoint; since when, by the database's clock. Each row looks for its own:
+# tables as small as the subscriptions' are never analysed, and a join would be planned as a scan of the whole log.
 _STANDINGS = """
 select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
     extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at, b.paused_at
@@ -15,7 +16,10 @@ join eventstore.subscriptions b using (subscription)
 left join lateral (
     select position from eventstore.events e where e.partition = s.partition order by position desc limit 1
 ) as h on true
-left join eventstore.events n on n.partition = s.partition and n.position = s.position + 1
+left join lateral (
+    select recorded_at from eventstore.events e
+    where e.partition = s.partition and e.position > s.position order by e.position limit 1
+) as n on true
 order by s.subscription, s.partition
 """
 

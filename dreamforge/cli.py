@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     models_cli.add(commands)
     outbox_cli.add(commands)
     projections_cli.add(commands)
+    _add_top(commands)
     return parser
 
 
@@ -128,6 +129,25 @@ def _run_doctor(args: argparse.Namespace, found: Settings) -> int:
     from dreamforge import doctor  # noqa: PLC0415 - `dreamforge jobs` starts without the services' imports
 
     return doctor.run(args, found)
+
+
+def _add_top(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    top = commands.add_parser("top", help="watch rates, jobs, queues, projections and runners, live; Ctrl-C leaves")
+    top.add_argument(
+        "--every", type=arguments.amount, default=1, metavar="N", help="seconds from one refresh to the next (1)"
+    )
+    top.add_argument("--once", action="store_true", help="watch for so long once, print the answer and end")
+    top.add_argument(
+        "--output", choices=("table", "json"), default="table", help="json: one object a refresh, a line each"
+    )
+    top.add_argument("--json", dest="output", action="store_const", const="json", help="the same as --output json")
+    top.set_defaults(handler=_run_top)
+
+
+def _run_top(args: argparse.Namespace, found: Settings) -> int:
+    from dreamforge import top  # noqa: PLC0415 - `dreamforge jobs` starts without the services' imports
+
+    return top.run(args, found)
 
 
 def _run_role(args: argparse.Namespace, found: Settings) -> int:

@@ -28,6 +28,11 @@ def print_answer(output: str, answer: object, shown: object) -> None:
     console.print(shown, highlight=False)
 
 
+def print_line(answer: object) -> None:
+    """Print one of many answers as a line of JSON, at once."""
+    print(msgspec.json.encode(answer).decode(), flush=True)
+
+
 def complain(code: int, message: str) -> int:
     """Say on stderr what went wrong; returns the exit code."""
     print(f"dreamforge: {message}", file=sys.stderr)

@@ -81,7 +81,10 @@ def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
         return complain(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
     with args.target.open("rb") as lines:
         report = bundle.verify(lines, given)
-    print_answer(args.output, report, _verdict(f"{report.events:,} event(s) of {args.target}", report.flaws))
+    counts = f"{report.events:,} event(s) of {args.target}"
+    if given and not report.flaws:
+        counts += f", {report.vouched:,} of them vouched for by an anchor"
+    print_answer(args.output, report, _verdict(counts, report.flaws))
     return FAILED if report.flaws else OK
 
 

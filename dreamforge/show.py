@@ -26,6 +26,7 @@ _TOLD = {
     "attempt": "attempt {}",
     "engine": "engine {}",
     "status": "{}",
+    "erased": "{}",
     "reason": "{}",
     "delay_s": "again in {:g} s",
     "error_code": "{}",
@@ -189,4 +190,6 @@ def _details(data: JsonObject) -> str:
     told = nested | data
     if "width" in told:
         told["size"] = f"{told['width']}x{told['height']}"
+    if "erased" in told:
+        told["erased"] = ", ".join(told["erased"])
     return ", ".join(form.format(told[key]) for key, form in _TOLD.items() if told.get(key) is not None)

@@ -69,10 +69,14 @@ class BundleFlaw(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bundle is, and what is wrong with it. header: None where it could not be read."""
+    """What a bundle is, and what is wrong with it. header: None where it could not be read.
+
+    vouched: events that an anchor saw, by the chains up to the last one that it names.
+    """
 
     header: Header | None
     events: int
+    vouched: int
     flaws: list[BundleFlaw]
 
 
@@ -153,7 +157,19 @@ class _Reader:
         if self._header is not None and not self._flaws:
             for anchor in self._anchors:
                 self._hold_against(anchor, self._header)
-        return BundleReport(header=self._header, events=len(self._line_of), flaws=self._flaws)
+        return BundleReport(
+            header=self._header,
+            events=len(self._line_of),
+            vouched=0 if self._flaws else self._vouched(),
+            flaws=self._flaws,
+        )
+
+    def _vouched(self) -> int:
+        # A bundle holds one stream, or partitions without a gap: each event leads to all before it.
+        upto: dict[int, int] = {}
+        for partition, position in self._seen:
+            upto[partition] = max(position, upto.get(partition, 0))
+        return sum(position <= upto.get(partition, 0) for partition, position in self._line_of)
 
     def _hold_against(self, anchor: Anchor, header: Header) -> None:
         """An anchored event that the bundle should hold is one between those that it does, or of a tail it had then."""

@@ -38,7 +38,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     head: int
     lag_s: float | None
     moved_at: datetime
-    paused_at: datetime | None
+    paused_at: datetime | None = None
 
     @property
     def lag(self) -> int:

@@ -237,7 +237,7 @@ async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = 20.0,
 # Services ----------------------------------------------------------------------------------------
 
 
-def _outside() -> dict[str, str]:
+def outside() -> dict[str, str]:
     """The environment of these tests, without what would be settings of a service."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
 
@@ -249,7 +249,7 @@ class Service:
         self.role = role
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dreamforge", "--no-env-file", role, *arguments],
-            env={**_outside(), "DF_LOG_FORMAT": "json", **environ},
+            env={**outside(), "DF_LOG_FORMAT": "json", **environ},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -327,7 +327,7 @@ def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "dreamforge", "--no-env-file", *arguments],
-        env=_outside() | more,
+        env=outside() | more,
         capture_output=True,
         text=True,
         timeout=60,

@@ -88,3 +88,13 @@ def test_a_bundle_is_held_against_an_anchor() -> None:
 
 def test_a_bundle_from_before_the_anchor_may_be_shorter() -> None:
     assert problems(ROWS[:10], minutes=-1) == []
+
+
+def test_a_bundle_tells_how_many_events_an_anchor_vouches_for() -> None:
+    """Given an anchor from the midst of a bundle, then it has seen what came before in each partition, and no more."""
+    assert verify(bundle(ROWS), [ANCHOR]).vouched == len(ROWS)
+    assert verify(bundle(ROWS)).vouched == 0
+    earlier = ROWS[: len(ROWS) // 2]
+    signed = anchors.sign(KEY, paper.LOG.log_id, paper.ends(earlier), NOON)
+    assert verify(bundle(ROWS), [signed]).vouched == len(earlier)
+    assert verify(bundle(ROWS[:10], minutes=-1), [ANCHOR]).vouched == 0

@@ -27,6 +27,7 @@ from eventstore.log import DEFAULT_TENANT
 
 _CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"
+_READS = {"GET", "HEAD", "OPTIONS"}
 _RETRY_MS = 5000
 _TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
 
@@ -82,9 +83,11 @@ class Authentication:
 
     async def _caller(self, scope: Connection) -> Caller:
         keys = self._services.keys
+        headers = Headers(scope=scope)
         if keys is None:
+            self._refuse_strange_pages(scope, headers)
             return EVERYBODY
-        given = Headers(scope=scope).getlist("authorization")
+        given = headers.getlist("authorization")
         if not given:
             return await self._by_token(scope)
         kind, _, text = given[0].partition(" ")
@@ -92,6 +95,22 @@ class Authentication:
         if key is None:
             raise _unauthorized("This API key is unknown or was revoked.", given=True)
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)
+
+    def _refuse_strange_pages(self, scope: Connection, headers: Headers) -> None:
+        """Where nothing else is asked for, any page that a browser shows could post to a service on its machine.
+
+        A browser names the page's origin with such a request, and no other client does (Fetch Standard, section 3.2).
+        """
+        origin = headers.get("origin")
+        allowed = self._services.config.cors_origins
+        if scope["method"] in _READS or origin is None or not {origin, "*"}.isdisjoint(allowed):
+            return
+        if origin not in {f"{kind}://{headers.get('host')}" for kind in ("http", "https")}:
+            raise ApiError(
+                "forbidden",
+                f"Pages of {origin} may change nothing here; name that origin in DF_CORS_ORIGINS if they should.",
+                {"field": "Origin"},
+            )
 
     async def _by_token(self, scope: Connection) -> Caller:
         """A browser's EventSource can set no headers: it shows a token for the one stream that it reads."""

@@ -461,3 +461,20 @@ async def test_a_made_up_key_costs_no_read_of_the_database(realm: Realm) -> None
 
     await eventually(counted)
     await store.close()
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://127.0.0.1.evil.example"])
+def test_a_strange_page_changes_nothing_where_no_key_is_asked_for(lone: Api, origin: str) -> None:
+    """Given a page of another origin in a browser on the machine, then it can post nothing, whatever type it gives."""
+    for kind in ("application/json", "text/plain"):
+        answer = lone.http.post("/v1/jobs", json=BODY, headers={"Origin": origin, "Content-Type": kind})
+        assert refused(answer, 403, "forbidden") == {"field": "Origin"}
+    assert lone.http.get("/v1/jobs", headers={"Origin": origin}).status_code == 200
+
+
+def test_its_own_pages_and_those_that_are_named_may(db_url: str, s3_config: S3Config) -> None:
+    named = "https://app.example.org"
+    with running("api", db_url, s3_config, DF_CORS_ORIGINS=named, DF_EAGER_TIMEOUT_S="0.3") as service:
+        for origin in (named, service.url):
+            answer = httpx.post(f"{service.url}/v1/jobs", json=BODY, headers={"Origin": origin})
+            assert answer.status_code in {200, 202}, answer.text

@@ -27,6 +27,8 @@ from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.plan import SEED_PRIME
 from orchestrator.transact import NoSuchJob, event
+from projections import parameters
+from projections.models import ModelView
 
 _LONGEST_KEY = 255
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
@@ -97,10 +99,8 @@ async def _accept(
     """Append a job's first event; `replayed` if the job was there before."""
     services: Services = request.app.state.services
     model_id = submission.request.model_id
-    if model_id is not None and await services.models.generator(model_id) is None:
-        raise invalid(
-            submission.place("model_id"), "must be a model that is installed, enabled and can generate; see /v1/models"
-        )
+    if model_id is not None:
+        _expect_within(submission, await services.models.generator(model_id))
     created, private = requests.events(
         submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
@@ -114,6 +114,20 @@ async def _accept(
     transition = Transition(append=append)
     answer = await _soon(services, services.committer.commit(transition))
     return _Accepted(job, first.ts, replayed=not answer.stands)
+
+
+def _expect_within(submission: requests.Submission, model: ModelView | None) -> None:
+    """Raise unless the model of a request is there, and takes what is asked of it."""
+    place = submission.place("model_id")
+    if model is None:
+        raise invalid(place, "must be a model that is installed, enabled and can generate; see /v1/models")
+    try:
+        found = parameters.excess(model.parameters_schema, submission.parameters())
+    except parameters.BadSchema as error:
+        raise invalid(place, f"the parameters_schema of model {model.name} can't be used: {error}") from None
+    if found is not None:
+        field = place if found.parameter is None else submission.place(found.parameter)
+        raise invalid(field, f"model {model.name} does not take it: {found.reason}")
 
 
 def _replayed(earlier: Recorded, idempotency: Idempotency) -> _Accepted:

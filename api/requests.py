@@ -71,6 +71,12 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: Engine | None = None
 
 
+PARAMETERS = tuple(
+    name for name in Generate.__struct_fields__ if name not in {"type", "model_id", "provider", "engine"}
+)
+"""The fields that say what a model is to do, rather than which one."""
+
+
 class JobRequest(Generate, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The legacy form and `chain`."""
 
@@ -101,6 +107,11 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         if not self.is_pipeline:
             return field
         return "pipeline[1].scale" if field == "chain.upscale.scale" else f"pipeline[0].{field}"
+
+    def parameters(self) -> dict[str, Any]:
+        """What is asked of the model that generates, defaults filled; what is left to the model is left out."""
+        asked = msgspec.to_builtins(self.request)
+        return {name: asked[name] for name in PARAMETERS if asked[name] is not None}
 
     def idempotency(self, key: bytes) -> Idempotency:
         """What is kept of an Idempotency-Key, and of the request that came with it.

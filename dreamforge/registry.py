@@ -27,6 +27,7 @@ from eventstore.events import (
 from eventstore.ids import derived_id
 from eventstore.log import Append, Batch, Log
 from orchestrator.transact import event
+from projections import parameters
 from projections.model_queries import Models
 from projections.models import ModelView
 
@@ -70,6 +71,11 @@ def registration(
     name = name or (path.stem if path.is_file() else path.name)
     for text in (name, version or "", str(path)):
         _expect_unicode(text)
+    if parameters_schema is not None:
+        try:
+            parameters.check(parameters_schema)
+        except parameters.BadSchema as error:
+            raise RegistryError(f"the parameters' schema can't be used: {error}.") from None
     return ModelRegistered(
         name=name,
         kind=kind,

@@ -120,6 +120,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ("add nowhere --kind generator", 2, "there is no such folder or file"),
         ("add hf:some/model --kind generator", 2, "download it"),
         ("add castles --kind generator --parameters-schema castles/weights.bin", 2, "is no JSON Schema"),
+        ("add castles --kind generator --parameters-schema bad.json", 2, "$.type"),
         (f"show {NOBODY}", 4, "There is no model"),
         ("enable nameless", 4, "There is no model nameless"),
     ],
@@ -128,6 +129,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_refusal_is_one_line_and_an_exit_code(
     capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
 ) -> None:
+    Path("bad.json").write_text('{"type": "number of pixels"}')
     assert cli.main(["models", *command.split()]) == code
     error = capsys.readouterr().err
     assert message in error

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from dreamforge.registry import Registry, registration
-from eventstore.events import ModelKind
+from eventstore.events import ModelEnabled, ModelKind
 from eventstore.ids import new_id
+from eventstore.log import Append, Batch
 from projections.models import ModelView
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
-from tests.kit import NOBODY, Api, Service, Store, roles_environ
+from tests.http.conftest import consumer, invalid, running
+from tests.kit import NOBODY, Api, Service, Store, event, model_registered, roles_environ
 
 SUMMARY = {"id", "name", "kind", "version", "installed", "enabled", "parameters_schema"}
 
@@ -126,6 +128,36 @@ def test_one_model_tells_what_it_is_made_of(models: Models) -> None:
 
 def test_a_model_that_jobs_cannot_use_is_shown_all_the_same(models: Models) -> None:
     assert (models.show("damaged")["installed"], models.show("disabled")["enabled"]) == (False, False)
+
+
+async def test_a_model_takes_what_its_schema_admits(db_url: str, s3_config: S3Config, tmp_path: Path) -> None:
+    """Given a model's own bounds, then a job that asks for more is refused, in either form, and told by which field."""
+    schema = {"properties": {"width": {"maximum": 256}, "steps": {"maximum": 4}, "scheduler": {"enum": ["euler"]}}}
+    (tmp_path / "weights.bin").write_text("tiny")
+    wanted = registration(str(tmp_path), "generator", name="tiny", parameters_schema=schema)
+    async with registry(db_url) as held:
+        model, _ = await held.add(wanted, enabled=True)
+    body = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2}
+    given = body | {"model_id": str(model.model_id)}
+    with running("api", db_url, s3_config, DF_EAGER_TIMEOUT_S="0.3") as service, consumer(service) as api:
+        for field, value in {"width": 512, "steps": 5, "scheduler": "ddim"}.items():
+            assert "tiny" in invalid(api.post(given | {field: value}), field)
+            pipeline = {"pipeline": [given | {field: value}, {"type": "upscale"}]}
+            invalid(api.post(pipeline), f"pipeline[0].{field}")
+            assert api.post(body | {field: value}).status_code in {200, 202}
+        assert api.post(given).status_code in {200, 202}
+
+
+async def test_a_model_with_a_schema_that_cannot_be_used_takes_no_job(db_url: str, s3_config: S3Config) -> None:
+    """Given one that an earlier release registered, then the job is refused, and the service does not break."""
+    bad = model_registered(parameters_schema={"$ref": "https://example.org/schema.json"})
+    append = Append(stream=new_id(), category="model", expected=0, events=(event(bad), event(ModelEnabled())))
+    store = Store(db_url, listen=False)
+    await store.log.commit(Batch(appends=[append]))
+    await store.close()
+    with running("api", db_url, s3_config) as service, consumer(service) as api:
+        answer = api.post({"type": "generate", "prompt": "x", "model_id": str(append.stream)})
+    assert "leads to nothing" in invalid(answer, "model_id")
 
 
 @pytest.mark.parametrize("model_id", [str(NOBODY), "first"])

@@ -15,7 +15,7 @@ import structlog
 from eventstore import codec
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell
-from eventstore.errors import DatabaseUnavailable, LogDamaged, UnknownEvent
+from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, UnknownEvent
 from eventstore.events import Recorded
 from eventstore.log import Log, Move, Moved, expect_gapless
 
@@ -23,6 +23,10 @@ _BATCH = 500
 _LAZY_MOVE_S = 1.0
 _LONGEST_REST_S = 30.0
 _log = structlog.get_logger(__name__)
+
+
+class SubscriptionGone(EventStoreError):
+    """Somebody took a subscription away while it ran, as the end of a rebuild does."""
 
 
 class Handler(Protocol):
@@ -118,6 +122,8 @@ class Subscription:
         if not due:
             return
         stored = await self._log.checkpoints(self._handler.name)
+        if not stored:
+            raise SubscriptionGone(f"the subscription {self._handler.name} was taken away")
         for lane in due:
             position = stored[lane.partition]
             if position > lane.read:

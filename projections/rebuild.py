@@ -7,7 +7,7 @@ What was done is kept in the database: whoever begins again after a crash goes o
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from eventstore.database import Database, Row
 from eventstore.doorbell import Doorbell
 from eventstore.events import Stored
 from eventstore.log import Log
-from eventstore.subscription import Subscription
+from eventstore.subscription import Subscription, SubscriptionGone
 from projections import views
 from projections.projector import SHADOW, Projector
 from projections.rows import COLUMNS, records
@@ -135,12 +135,15 @@ class Rebuild:
         """
         await self._database.call("select projector.follow()")
         began = await self.state()
+        if began.rebuild is None or began.rebuild.phase != "following":
+            raise RebuildFailed("it was aborted")
         # It polls: nothing waits for what it writes.
         log = Log(self._database)
         subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW))
         while True:
-            if await subscription.step():
-                continue
+            with suppress(SubscriptionGone):
+                if await subscription.step():
+                    continue
             lag = await self._ask("select projector.swap($1)", LONGEST_LAG_S)
             if lag is not None:
                 return float(lag)

@@ -22,7 +22,7 @@ from tests.kit import TERMINAL, Api, Service, codes
 
 ITEMS = 30
 KILLS = 20
-SIZE = 1024
+SIZE = 640
 SEED = 2026
 
 

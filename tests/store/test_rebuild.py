@@ -11,7 +11,7 @@ from projections import views
 from projections.agreement import Agreement, Disagreement
 from projections.projector import LIVE, SHADOW, Generation, Projector
 from projections.queries import Queries
-from projections.rebuild import Rebuild, RebuildFailed
+from projections.rebuild import LONGEST_LAG_S, Rebuild, RebuildFailed
 from projections.standing import standings
 from projections.views import JobView
 from tests import histories
@@ -350,3 +350,24 @@ async def test_a_history_that_cannot_be_folded_is_named(store: Store) -> None:
     with pytest.raises(RebuildFailed, match=f"{broken.stream} can't be folded"):
         await rebuild.fill()
     assert (await rebuild.state()).generation == 1
+
+
+async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> None:
+    """Given two that follow one shadow, when one swaps it in, then the other ends; when it is aborted, it says so."""
+    await append(store, 3)
+    rebuild = await build(store)
+    lags = await asyncio.gather(rebuild.follow(), rebuild.follow())
+    assert all(lag <= 1.0 for lag in lags)
+    assert {one.projection for one in await standings(store.database)} == {LIVE}
+
+    await build(store)
+    await store.database.call("select projector.follow()")
+    assert await rebuild.pause(SHADOW, paused=True)
+    await append(store, 3, seed=2)
+    await asyncio.sleep(LONGEST_LAG_S)
+    follower = asyncio.create_task(rebuild.follow())
+    await asyncio.sleep(0.5)
+    assert await rebuild.abort()
+    with pytest.raises(RebuildFailed, match="aborted"):
+        await follower
+    assert {one.projection for one in await standings(store.database)} == {LIVE}

@@ -824,6 +824,7 @@ end $$;
 -- Every step is kept here, so that whoever comes after a crash goes on where it ended, and any number can fill at once.
 create table projector.rebuild (
     singleton  boolean     primary key default true check (singleton),
+    generation integer     not null,  -- that is to serve
     version    integer     not null,  -- of the views
     started_at timestamptz not null default clock_timestamp(),
     heads      bigint[]    not null,  -- per partition: up to here it is filled, from here it follows
@@ -843,17 +844,21 @@ language sql as $$
     select pg_advisory_xact_lock(1685218914)
 $$;
 
--- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same.
-create or replace function projector.begin_rebuild(views_version integer, jobs_per_chunk integer) returns void
+-- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same. Answers the number
+-- of the generation that is to serve.
+create or replace function projector.begin_rebuild(views_version integer, jobs_per_chunk integer) returns integer
 language plpgsql as $$
 declare
-    kept text;
+    kept  text;
+    fresh integer;
 begin
     perform projector.lock_rebuild();
-    if exists (select from projector.rebuild where version = views_version) then
-        return;
+    select generation into fresh from projector.rebuild where version = views_version;
+    if found then
+        return fresh;
     end if;
     perform projector.abort_rebuild();
+    select number + 1 into fresh from readmodel.generation;
 
     create schema readmodel_shadow;
     for kept in
@@ -862,7 +867,7 @@ begin
         execute format(
             'create table readmodel_shadow.%1$I (like readmodel.%1$I including all excluding indexes)', kept);
     end loop;
-    insert into readmodel_shadow.generation (number, version) select number + 1, views_version from readmodel.generation;
+    insert into readmodel_shadow.generation (number, version) values (fresh, views_version);
     if exists (select from pg_roles where rolname = 'dreamforge_service') then
         grant usage on schema readmodel_shadow to dreamforge_service;
         -- Until the swap: chunks are filled by COPY.
@@ -870,7 +875,7 @@ begin
     end if;
 
     -- In this order: whatever came after the heads is not filled, whichever chunk it falls into.
-    insert into projector.rebuild (version, heads) select views_version, array(
+    insert into projector.rebuild (generation, version, heads) select fresh, views_version, array(
         select coalesce((
             select position from eventstore.events e where e.partition = p order by position desc limit 1), 0)
         from generate_series(0, partitions - 1) as p order by p)
@@ -888,12 +893,16 @@ begin
             select 'ffffffff-ffff-ffff-ffff-ffffffffffff'
         ) as bounds
     ) as numbered;
+    return fresh;
 end $$;
 
--- A chunk that nobody fills, locked until the end of the transaction that fills it; none if none is left.
-create or replace function projector.take_chunk() returns setof projector.chunks
+-- A chunk that nobody fills, locked until the end of the transaction that fills it; none if none is left, or if the
+-- rebuild is for views of another version.
+create or replace function projector.take_chunk(views_version integer) returns setof projector.chunks
 language sql as $$
-    select * from projector.chunks where events is null order by chunk limit 1 for update skip locked
+    select * from projector.chunks
+    where events is null and exists (select from projector.rebuild where version = views_version)
+    order by chunk limit 1 for update skip locked
 $$;
 
 -- Notes that a chunk is filled, in the transaction that filled it.
@@ -1023,28 +1032,32 @@ exception
 end $$;
 
 -- Begins to bring the generation before back: the projector takes it on from where it stood, and it is swapped in as a
--- rebuilt one is. Answers null, or why it can't.
-create or replace function projector.begin_rollback(views_version integer) returns text
+-- rebuilt one is. Answers its number, or why it can't.
+create or replace function projector.begin_rollback(views_version integer, out generation integer, out reason text)
 language plpgsql as $$
 declare
     before record;
 begin
     perform projector.lock_rebuild();
     if exists (select from projector.rebuild) then
-        return 'a rebuild is under way; let it end, or abort it';
+        reason := 'a rebuild is under way; let it end, or abort it';
+        return;
     end if;
     if to_regclass('readmodel_before.generation') is null then
-        return 'there is no read model of before: none has been rebuilt yet';
+        reason := 'there is no read model of before: none has been rebuilt yet';
+        return;
     end if;
     execute 'select * from readmodel_before.generation' into before;
     if before.version <> views_version then
-        return format('generation %s was built from views of version %s, this release has version %s: run the release '
-            'that built it', before.number, before.version, views_version);
+        reason := format('generation %s was built from views of version %s, this release has version %s: run the '
+            'release that built it', before.number, before.version, views_version);
+        return;
     end if;
     alter schema readmodel_before rename to readmodel_shadow;
-    insert into projector.rebuild (version, heads, follows) values (views_version, before.stood, true);
+    insert into projector.rebuild (generation, version, heads, follows)
+    values (before.number, views_version, before.stood, true);
     perform projector.stand('readmodel_shadow', before.stood);
-    return null;
+    generation := before.number;
 end $$;
 
 -- Ends a rebuild and drops the shadow; one that was to be rolled back to is put aside again. Answers whether there was
@@ -1129,7 +1142,7 @@ declare
         'eventstore.purge()',
         'projector.project(text, integer, json, json, json, json)',
         'projector.begin_rebuild(integer, integer)',
-        'projector.take_chunk()',
+        'projector.take_chunk(integer)',
         'projector.finish_chunk(integer, bigint)',
         'projector.build_index()',
         'projector.follow()',

@@ -67,7 +67,7 @@ def rebuild(args: argparse.Namespace, settings: Settings) -> int:
                 pass
             lag = await one.follow()
         events = 0 if under_way is None else under_way.of_events
-        return await _swapped(one, events, time.monotonic() - began, lag)
+        return _swapped(one, events, time.monotonic() - began, lag)
 
     done = ask_database(settings, "projections", run)
     told = (
@@ -88,7 +88,7 @@ def rollback(args: argparse.Namespace, settings: Settings) -> int:
         await one.begin_rollback()
         async with _shown(one, quiet=args.output == "json"):
             lag = await one.follow()
-        return await _swapped(one, 0, time.monotonic() - began, lag)
+        return _swapped(one, 0, time.monotonic() - began, lag)
 
     done = ask_database(settings, "projections", run)
     told = f"Generation {done.generation} serves again; it was {done.lag_s:.2f} s behind when it took over."
@@ -138,9 +138,8 @@ async def _plan(database: Database, _actor: str) -> Plan:
     )
 
 
-async def _swapped(one: Rebuild, events: int, seconds: float, lag: float) -> Swapped:
-    generation = (await one.state()).generation
-    return Swapped(generation=generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag)
+def _swapped(one: Rebuild, events: int, seconds: float, lag: float) -> Swapped:
+    return Swapped(generation=one.generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag)
 
 
 @asynccontextmanager

@@ -62,14 +62,18 @@ class Lane(msgspec.Struct):
 class Subscription:
     """Runs a handler over the log.
 
+    create: add the subscription if there is none; else `SubscriptionGone` is raised once there is none any more.
     available: is the database there? lanes: where each partition stands, and why it stands still if it does.
     """
 
-    def __init__(self, log: Log, doorbell: Doorbell, handler: Handler, *, poll_s: float = 1.0) -> None:
+    def __init__(
+        self, log: Log, doorbell: Doorbell, handler: Handler, *, poll_s: float = 1.0, create: bool = True
+    ) -> None:
         self._log = log
         self._doorbell = doorbell
         self._handler = handler
         self._poll_s = poll_s
+        self._create = create
         self._bind = {"subscription": handler.name}
         self.lanes: dict[int, Lane] = {}
         self.available = False
@@ -111,8 +115,9 @@ class Subscription:
         return bool(batches)
 
     async def _load(self) -> None:
-        await self._log.subscribe(self._handler.name)
-        stored = await self._log.checkpoints(self._handler.name)
+        if self._create:
+            await self._log.subscribe(self._handler.name)
+        stored = await self._checkpoints()
         self.lanes = {partition: Lane(partition, position, position) for partition, position in stored.items()}
 
     async def _look_again(self) -> None:
@@ -121,9 +126,7 @@ class Subscription:
         due = [lane for lane in self.lanes.values() if (lane.overtaken or lane.failure) and lane.rest_until <= now]
         if not due:
             return
-        stored = await self._log.checkpoints(self._handler.name)
-        if not stored:
-            raise SubscriptionGone(f"the subscription {self._handler.name} was taken away")
+        stored = await self._checkpoints()
         for lane in due:
             position = stored[lane.partition]
             if position > lane.read:
@@ -134,6 +137,12 @@ class Subscription:
             if lane.overtaken:
                 lane.rest_until = now + _pause()
             lane.stored = lane.read = position
+
+    async def _checkpoints(self) -> dict[int, int]:
+        stored = await self._log.checkpoints(self._handler.name)
+        if not stored:
+            raise SubscriptionGone(f"the subscription {self._handler.name} was taken away")
+        return stored
 
     async def _handle(self, batches: Mapping[int, Sequence[Recorded]]) -> None:
         events: list[Recorded] = []

@@ -41,6 +41,11 @@ from eventstore.events
 where stream_id > $1 and stream_id <= $2 and category = 'job' and position <= ($3::bigint[])[partition + 1]
 order by stream_id, version
 """
+_TAKE = "select chunk, after, upto from projector.take_chunk($1)"
+_OTHERS = """
+select exists (select from projector.chunks where events is null)
+    and exists (select from projector.rebuild where version = $1)
+"""
 _STATE = """
 select g.number, g.version, to_regclass('readmodel_before.generation') is not null as before,
     r.version as building, r.started_at, r.follows, c.chunks, c.filled, c.events,
@@ -80,11 +85,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 class Rebuild:
     """Rebuilds of the read model. Every method may raise `DatabaseUnavailable`; two processes may do all of it at once.
 
-    The database must not bound its statements: an index of a large table takes its time.
+    The database must not bound its statements: an index of a large table takes its time. generation: the number of the
+    one that was begun here; 0 before that.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.generation = 0
 
     async def state(self) -> State:
         """Where things stand."""
@@ -98,7 +105,7 @@ class Rebuild:
 
     async def begin(self) -> None:
         """Begin, or go on with what was begun for views of this version; one for another version is given up."""
-        await self._database.call("select projector.begin_rebuild($1, $2)", views.VERSION, _JOBS_PER_CHUNK)
+        self.generation = await self._ask("select projector.begin_rebuild($1, $2)", views.VERSION, _JOBS_PER_CHUNK)
 
     async def fill(self, go_on: Callable[[], bool] = lambda: True) -> None:
         """Fill chunks until all are filled, by whomever, or until told to stop after one.
@@ -108,7 +115,7 @@ class Rebuild:
         while go_on():
             if await self._fill_one():
                 continue
-            if not await self._ask("select exists (select from projector.chunks where events is null)"):
+            if not await self._ask(_OTHERS, views.VERSION):
                 return
             await asyncio.sleep(_AGAIN_S)  # the last ones are others' work, unless those die
 
@@ -129,17 +136,14 @@ class Rebuild:
             yield name
 
     async def follow(self) -> float:
-        """Follow the log until the new read model lags no more, and swap. Answers its lag at that moment, in seconds.
+        """Follow the log until what was begun lags no more, and swap. Answers its lag at that moment, in seconds.
 
         Raises `RebuildFailed` if the rebuild was aborted, or if the log can't be followed.
         """
         await self._database.call("select projector.follow()")
-        began = await self.state()
-        if began.rebuild is None or began.rebuild.phase != "following":
-            raise RebuildFailed("it was aborted")
         # It polls: nothing waits for what it writes.
         log = Log(self._database)
-        subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW))
+        subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW), create=False)
         while True:
             with suppress(SubscriptionGone):
                 if await subscription.step():
@@ -148,19 +152,20 @@ class Rebuild:
             if lag is not None:
                 return float(lag)
             now = await self.state()
-            if now.rebuild is None:
-                if now.generation != began.generation:
-                    return 0.0  # another process that followed was the first to swap
+            if now.generation == self.generation:
+                return 0.0  # another process that followed was the first to swap
+            if now.rebuild is None or now.rebuild.phase != "following":
                 raise RebuildFailed("it was aborted")
             if failures := [lane.failure for lane in subscription.lanes.values() if lane.failure is not None]:
                 raise RebuildFailed(failures[0])
             await asyncio.sleep(_AGAIN_S)
 
     async def begin_rollback(self) -> None:
-        """Begin to bring the build before back; `follow` ends it. Raises `RebuildFailed` if that can't be."""
-        reason = await self._ask("select projector.begin_rollback($1)", views.VERSION)
-        if reason is not None:
-            raise RebuildFailed(reason)
+        """Begin to bring the one before back, which `follow` ends. Raises `RebuildFailed` if that can't be."""
+        [row] = await self._database.call("select * from projector.begin_rollback($1)", views.VERSION)
+        if row["reason"] is not None:
+            raise RebuildFailed(row["reason"])
+        self.generation = row["generation"]
 
     async def abort(self) -> bool:
         """Give up what is under way; a build to be brought back is put aside again. Answers whether any was."""
@@ -175,7 +180,7 @@ class Rebuild:
 
     async def _fill_one(self) -> bool:
         async with self._transaction() as connection:
-            chunk = await connection.fetchrow("select chunk, after, upto from projector.take_chunk()")
+            chunk = await connection.fetchrow(_TAKE, views.VERSION)
             if chunk is None:
                 return False
             heads = await connection.fetchval("select heads from projector.rebuild")

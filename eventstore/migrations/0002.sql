@@ -53,6 +53,7 @@ insert into readmodel.generation (number, version) values (1, 1);
 
 create table projector.rebuild (
     singleton  boolean     primary key default true check (singleton),
+    generation integer     not null,
     version    integer     not null,
     started_at timestamptz not null default clock_timestamp(),
     heads      bigint[]    not null,

@@ -743,6 +743,7 @@ create table readmodel.generation (
     singleton boolean  primary key default true check (singleton),
     number    integer  not null,  -- 1, 2, 3 …: each rebuild makes the next
     version   integer  not null,  -- of the views that are kept here (projections.views.VERSION)
+    build     uuid     not null default gen_random_uuid(),  -- numbers come again after an abort
     stood     bigint[]            -- where the projector stood in each partition when another took this one's place
 );
 
@@ -754,17 +755,22 @@ insert into readmodel.generation (number, version) values (1, 1);
 
 -- Writes the projector's batch: views of jobs, steps and artifacts, and the checkpoint moves they stand for, in one
 -- commit. target: the schema written to, readmodel or readmodel_shadow, whose name its subscription bears.
--- views_version: of the views; a generation of later views is left alone, and a shadow of any other. Of a partition
--- whose checkpoint another has moved nothing is written. Answers the partitions that were.
+-- views_version: of the views; a generation of later views is left alone, and a shadow of any other. loaded_of: the build
+-- whose rows the views were folded on, null where there were none; nothing is written if another has taken its place. Of
+-- a partition whose checkpoint another has moved nothing is written. Answers the partitions that were.
 create or replace function projector.project(
-    target text, views_version integer, jobs json, steps json, artifacts json, moves json
+    target text, views_version integer, loaded_of uuid, jobs json, steps json, artifacts json, moves json
 ) returns setof smallint
 language plpgsql as $$
 declare
     parts smallint;
     held  smallint[];
-    built integer;
+    built record;
 begin
+    -- It runs with its owner's rights, in the schema that it is told.
+    if target not in ('readmodel', 'readmodel_shadow') then
+        raise exception 'there is no read model %', target using errcode = 'DF002';
+    end if;
     if exists (select from eventstore.subscriptions where subscription = target and paused_at is not null) then
         return;
     end if;
@@ -774,8 +780,10 @@ begin
     if cardinality(held) = 0 then
         return;
     end if;
-    execute format('select version from %I.generation', target) into built;
-    if built > views_version or built < views_version and target = 'readmodel_shadow' then
+    execute format('select version, build from %I.generation', target) into built;
+    if built.version > views_version or built.version < views_version and target = 'readmodel_shadow'
+        or built.build <> loaded_of
+    then
         return;
     end if;
 
@@ -828,7 +836,8 @@ create table projector.rebuild (
     version    integer     not null,  -- of the views
     started_at timestamptz not null default clock_timestamp(),
     heads      bigint[]    not null,  -- per partition: up to here it is filled, from here it follows
-    follows    boolean     not null default false
+    follows    boolean     not null default false,
+    rollback   boolean     not null default false
 );
 
 create table projector.chunks (
@@ -844,21 +853,34 @@ language sql as $$
     select pg_advisory_xact_lock(1685218914)
 $$;
 
--- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same. Answers the number
--- of the generation that is to serve.
-create or replace function projector.begin_rebuild(views_version integer, jobs_per_chunk integer) returns integer
+-- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same. outdated: only if
+-- what serves is of earlier views. Answers the number of the generation that is to serve, or why there is to be none.
+create or replace function projector.begin_rebuild(
+    views_version integer, jobs_per_chunk integer, outdated boolean, out fresh integer, out reason text
+)
 language plpgsql as $$
 declare
-    kept  text;
-    fresh integer;
+    kept    text;
+    serving integer;
 begin
     perform projector.lock_rebuild();
-    select generation into fresh from projector.rebuild where version = views_version;
-    if found then
-        return fresh;
+    select number + 1, version into fresh, serving from readmodel.generation;
+    if serving > views_version or exists (select from projector.rebuild where version > views_version) then
+        reason := 'the read model is of a later release''s views: run that release';
+    elsif outdated and serving = views_version then
+        reason := 'the read model is of this release''s views';
+    end if;
+    if reason is not null then
+        return;
+    end if;
+    if to_regclass('readmodel_before.generation') is not null then
+        execute 'select greatest($1, number + 1) from readmodel_before.generation' into fresh using fresh;
+    end if;
+    if exists (select from projector.rebuild where version = views_version and not rollback) then
+        select generation into fresh from projector.rebuild;
+        return;
     end if;
     perform projector.abort_rebuild();
-    select number + 1 into fresh from readmodel.generation;
 
     create schema readmodel_shadow;
     for kept in
@@ -871,7 +893,9 @@ begin
     if exists (select from pg_roles where rolname = 'dreamforge_service') then
         grant usage on schema readmodel_shadow to dreamforge_service;
         -- Until the swap: chunks are filled by COPY.
-        grant select, insert on all tables in schema readmodel_shadow to dreamforge_service;
+        grant select on all tables in schema readmodel_shadow to dreamforge_service;
+        grant insert on readmodel_shadow.jobs, readmodel_shadow.steps, readmodel_shadow.artifacts
+            to dreamforge_service;
     end if;
 
     -- In this order: whatever came after the heads is not filled, whichever chunk it falls into.
@@ -893,7 +917,6 @@ begin
             select 'ffffffff-ffff-ffff-ffff-ffffffffffff'
         ) as bounds
     ) as numbered;
-    return fresh;
 end $$;
 
 -- A chunk that nobody fills, locked until the end of the transaction that fills it; none if none is left, or if the
@@ -979,9 +1002,10 @@ language sql as $$
     select array(select position from eventstore.standings where subscription = name order by partition)
 $$;
 
--- Puts the shadow in the place of the read model, if no event has waited for it for more than max_lag seconds. Answers
--- for how long the oldest has; null if it is to be tried again: it lags, or somebody reads or writes for long.
-create or replace function projector.swap(max_lag double precision) returns double precision
+-- Puts the shadow in the place of the read model, if no event has waited for it for more than max_lag seconds; level: and
+-- if nothing has gone into the latter yet that is not in the former. Answers for how long the oldest has waited; null if
+-- it is to be tried again: it lags, or somebody reads or writes for long.
+create or replace function projector.swap(max_lag double precision, level boolean) returns double precision
 language plpgsql as $$
 declare
     held integer;
@@ -1009,16 +1033,21 @@ begin
     from eventstore.standings s
     join eventstore.events e on e.partition = s.partition and e.position = s.position + 1
     where s.subscription = 'readmodel_shadow';
-    if lag > max_lag then
+    if lag > max_lag or level and exists (
+        select from unnest(projector.positions('readmodel'), projector.positions('readmodel_shadow')) as p (old, fresh)
+        where old > fresh)
+    then
         return null;
     end if;
 
     -- Nobody may read under a name while it changes: a statement would find one table here and the next one there.
     lock table readmodel.artifacts, readmodel.generation, readmodel.jobs, readmodel.steps in access exclusive mode;
+    perform projector.forget_behind('readmodel');
     update readmodel.generation set stood = projector.positions('readmodel');
     update readmodel_shadow.generation set stood = null;
     if exists (select from pg_roles where rolname = 'dreamforge_service') then
-        revoke insert on all tables in schema readmodel_shadow from dreamforge_service;
+        revoke insert on readmodel_shadow.jobs, readmodel_shadow.steps, readmodel_shadow.artifacts
+            from dreamforge_service;
     end if;
     perform projector.stand('readmodel', projector.positions('readmodel_shadow'));
     perform projector.forget_rebuild();
@@ -1031,14 +1060,18 @@ exception
         return null;
 end $$;
 
--- Begins to bring the generation before back: the projector takes it on from where it stood, and it is swapped in as a
--- rebuilt one is. Answers its number, or why it can't.
+-- Begins to bring the generation before back, or goes on with that: the projector takes it on from where it stood, and it
+-- is swapped in as a rebuilt one is. Answers its number, or why it can't.
 create or replace function projector.begin_rollback(views_version integer, out generation integer, out reason text)
 language plpgsql as $$
 declare
     before record;
 begin
     perform projector.lock_rebuild();
+    select r.generation into generation from projector.rebuild r where r.rollback and r.version = views_version;
+    if found then
+        return;
+    end if;
     if exists (select from projector.rebuild) then
         reason := 'a rebuild is under way; let it end, or abort it';
         return;
@@ -1054,8 +1087,8 @@ begin
         return;
     end if;
     alter schema readmodel_before rename to readmodel_shadow;
-    insert into projector.rebuild (generation, version, heads, follows)
-    values (before.number, views_version, before.stood, true);
+    insert into projector.rebuild (generation, version, heads, follows, rollback)
+    values (before.number, views_version, before.stood, true, true);
     perform projector.stand('readmodel_shadow', before.stood);
     generation := before.number;
 end $$;
@@ -1064,17 +1097,17 @@ end $$;
 -- any.
 create or replace function projector.abort_rebuild() returns boolean
 language plpgsql as $$
-declare
-    built integer;
 begin
     perform projector.lock_rebuild();
     if not exists (select from projector.rebuild) then
         return false;
     end if;
-    -- Whoever fills a chunk ends it first.
+    -- Whoever fills a chunk, or writes a batch, ends that first.
     perform from projector.chunks order by chunk for update;
-    execute 'select number from readmodel_shadow.generation' into built;
-    if built < (select number from readmodel.generation) then
+    perform from eventstore.checkpoints where subscription = 'readmodel_shadow'
+    order by subscription, partition, position for update;
+    if (select rollback from projector.rebuild) then
+        perform projector.forget_behind('readmodel_shadow');
         update readmodel_shadow.generation set stood = projector.positions('readmodel_shadow');
         alter schema readmodel_shadow rename to readmodel_before;
     else
@@ -1082,6 +1115,17 @@ begin
     end if;
     perform projector.forget_rebuild();
     return true;
+end $$;
+
+-- Takes the text of jobs that were erased since out of a generation that will not hear of it, being put aside.
+create or replace function projector.forget_behind(generation text) returns void
+language plpgsql as $$
+begin
+    execute format('update %I.jobs set metadata = ''{}'', '
+        'params = (params::jsonb || ''{"prompt": null, "negative_prompt": null}'')::json where job_id in ('
+        'select e.stream_id from eventstore.standings s '
+        'join eventstore.events e on e.partition = s.partition and e.position > s.position '
+        'where s.subscription = $1 and e.code = ''job.erased'')', generation) using generation;
 end $$;
 
 create or replace function projector.forget_rebuild() returns void
@@ -1140,13 +1184,13 @@ declare
         'eventstore.put_aside(text, bigint, integer)',
         'eventstore.queue_lengths()',
         'eventstore.purge()',
-        'projector.project(text, integer, json, json, json, json)',
-        'projector.begin_rebuild(integer, integer)',
+        'projector.project(text, integer, uuid, json, json, json, json)',
+        'projector.begin_rebuild(integer, integer, boolean)',
         'projector.take_chunk(integer)',
         'projector.finish_chunk(integer, bigint)',
         'projector.build_index()',
         'projector.follow()',
-        'projector.swap(double precision)',
+        'projector.swap(double precision, boolean)',
         'projector.begin_rollback(integer)',
         'projector.abort_rebuild()',
         'projector.pause(text, boolean)'

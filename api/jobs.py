@@ -15,7 +15,7 @@ from api.inputs import clamped_number, included, job_id, moment, one_of, path_id
 from api.responses import json_response
 from api.services import Services
 from eventstore import codec
-from eventstore.events import Recorded, Status, StepName
+from eventstore.events import JobErased, Recorded, Status, StepName
 from projections.progress import progress as progress_of
 from projections.views import JobView, as_of, view
 
@@ -56,25 +56,29 @@ async def show(request: Request) -> Response:
     """GET /v1/jobs/{id}: as it is, as it was, or once it has ended."""
     services: Services = request.app.state.services
     headers: dict[str, str] = {}
-    seen = await _as_it_was(request)
+    seen, changed_at = await _as_it_was(request)
     if seen is None:
         seen = await load(request)
         patience = preferences.wait(request)
         if patience is not None and not seen.terminal:
             seen = await preferences.until_terminal(services, caller(request).tenant, seen.job_id, patience) or seen
         headers = preferences.applied(patience)
-    headers["ETag"] = responses.etag(seen.version)
+        changed_at = seen.version
+    headers["ETag"] = responses.etag(changed_at)
     if {headers["ETag"], "*"} & _etags(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     return json_response(responses.job(seen), headers=headers)
 
 
-async def _as_it_was(request: Request) -> JobView | None:
-    """The job after a version, or at a time: after the longest beginning of its history whose `ts` are all by then."""
+async def _as_it_was(request: Request) -> tuple[JobView | None, int]:
+    """The job after a version, or at a time: after the longest beginning of its history whose `ts` are all by then.
+
+    Beside it the version that last changed this answer: its own, or that of a later erasure.
+    """
     version = request.query_params.get("as_of_version")
     at = moment(request, "as_of")
     if version is None and at is None:
-        return None
+        return None, 0
     if version is not None and at is not None:
         raise invalid("as_of", "can't stand beside as_of_version; give one of them")
     history = await _history(request)
@@ -88,7 +92,8 @@ async def _as_it_was(request: Request) -> JobView | None:
     seen = view(map(codec.fact, beginning))
     if seen is None:
         raise not_found(f"job {job_id(request)} at that time")
-    return seen
+    erased = [event.version for event in history if event.code == JobErased.code]
+    return seen, max([seen.version, *erased])
 
 
 async def _history(request: Request) -> list[Recorded]:

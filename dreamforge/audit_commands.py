@@ -17,7 +17,7 @@ from rich.table import Table
 from api import responses, schemas
 from dreamforge import anchoring, arguments, audit_erase, audit_verify, logs, show
 from dreamforge.backends import actor, ask_backends, ask_database
-from dreamforge.console import CONFLICT, FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore import anchors, codec
@@ -28,8 +28,6 @@ from eventstore.errors import EventStoreError
 from eventstore.events import Anchor, JobErased
 from eventstore.evidence import Evidence
 from eventstore.log import Log
-from orchestrator import transact
-from orchestrator.decisions import Refused
 from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress
@@ -82,10 +80,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     }
     try:
         return commands[args.action](args, settings)
-    except (NoSuchJob, transact.NoSuchJob) as error:
+    except NoSuchJob as error:
         return complain(NOT_FOUND, str(error))
-    except Refused as refusal:
-        return complain(CONFLICT, str(refusal))
     except (ViewGap, msgspec.MsgspecError) as error:
         return complain(FAILED, f"the history can't be read: {error}; run `dreamforge audit verify {args.job}`")
     except (EmbeddedError, EventStoreError, ObjectStoreUnavailable) as error:

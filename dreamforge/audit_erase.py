@@ -1,6 +1,7 @@
 """What `dreamforge audit erase` and `scrub` do: personal text goes, every hash still verifies."""
 
 import argparse
+import asyncio
 import time
 from collections.abc import Sequence
 from uuid import UUID
@@ -11,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from dreamforge.backends import ask_database
-from dreamforge.console import OK, print_answer
+from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
 from dreamforge.settings import Settings
 from eventstore.committer import Committer
 from eventstore.database import Database
@@ -19,15 +20,31 @@ from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseRefused
 from eventstore.events import Meta
 from eventstore.log import Log
-from orchestrator.decisions import RequestErasure
-from orchestrator.transact import Jobs
+from orchestrator.decisions import Refused, RequestErasure
+from orchestrator.transact import Jobs, NoSuchJob
+from projections.rebuild import Rebuild
 
 _TABLES = """
-select format('%I.%I', schemaname, tablename) as name from pg_tables
+select format('%I.%I', schemaname, tablename) as name,
+    pg_has_role(current_user, tableowner, 'usage') as own
+from pg_tables
 where (schemaname, tablename) = ('eventstore', 'events')
     or tablename = 'jobs' and schemaname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
 order by 1
 """
+# Rows that a snapshot may still see are copied along.
+_SEEN = """
+select string_agg(who, ', ') as who from (
+    select format('process %s (%s)', pid, application_name) as who from pg_stat_activity
+    where pid <> pg_backend_pid() and age(backend_xmin) > age($1::text::xid)
+    union all
+    select format('prepared transaction %s', gid) from pg_prepared_xacts where age(transaction) > age($1::text::xid)
+    union all
+    select format('replication slot %s', slot_name) from pg_replication_slots
+    where greatest(age(xmin), age(catalog_xmin)) > age($1::text::xid)
+) as holders
+"""
+_PATIENCE_S = 20.0
 _SIZE = "select pg_total_relation_size($1::regclass) as bytes"
 
 
@@ -57,33 +74,47 @@ class Scrub(msgspec.Struct, frozen=True, kw_only=True):
 
 def erase(args: argparse.Namespace, settings: Settings) -> int:
     """Erase the personal text of some jobs."""
+    found: list[Erased] = []
 
-    async def run(database: Database, actor: str) -> list[Erased]:
+    async def run(database: Database, actor: str) -> tuple[int, str]:
         log = Log(database)
         doorbell = Doorbell(database)
         committer = Committer(log, doorbell)
         jobs = Jobs(log, committer, actor)
         try:
-            return [await _erase(database, jobs, job, actor) for job in args.jobs]
+            for job in args.jobs:
+                try:
+                    found.append(await _erase(database, jobs, job, actor))
+                except NoSuchJob as error:
+                    return NOT_FOUND, str(error)
+                except Refused as refusal:
+                    return CONFLICT, f"job {job}: {refusal}"
         finally:
             await committer.stop()
             await doorbell.stop()
+        return OK, ""
 
-    found = ask_database(settings, "audit", run)
+    code, reason = ask_database(settings, "audit", run)
     print_answer(args.output, found, _erased_table(found))
-    return OK
+    return complain(code, reason) if reason else OK
 
 
 def scrub(args: argparse.Namespace, settings: Settings) -> int:
     """Write the tables anew that held personal text."""
 
     async def run(database: Database, _actor: str) -> Scrub:
-        tables = [row["name"] for row in await database.read(_TABLES)]
-        return Scrub(tables=[await _rewrite(database, table) for table in tables], problem=await _pass_on(database))
+        if await Rebuild(database).under_way():
+            return Scrub(tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended")
+        rows = await database.read(_TABLES)
+        if foreign := [row["name"] for row in rows if not row["own"]]:
+            return Scrub(tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login")
+        problem = await _until_unseen(database)
+        tables = [await _rewrite(database, row["name"]) for row in rows]
+        return Scrub(tables=tables, problem=problem or await _pass_on(database))
 
     found = ask_database(settings, "audit", run)
     print_answer(args.output, found, _scrub_table(found))
-    return OK
+    return FAILED if found.problem else OK
 
 
 async def _erase(database: Database, jobs: Jobs, job: UUID, actor: str) -> Erased:
@@ -93,6 +124,17 @@ async def _erase(database: Database, jobs: Jobs, job: UUID, actor: str) -> Erase
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
     return Erased(job_id=job, version=state.version, events=rows[0]["events"])
+
+
+async def _until_unseen(database: Database) -> str | None:
+    """Wait for those who may still see what was erased; answers who stays."""
+    [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
+    deadline = time.monotonic() + _PATIENCE_S
+    while (who := (await database.read(_SEEN, now["xid"]))[0]["who"]) is not None:
+        if time.monotonic() > deadline:
+            return f"rows of before may have been copied for {who}: end it, and scrub again"
+        await asyncio.sleep(0.2)
+    return None
 
 
 async def _rewrite(database: Database, table: str) -> Scrubbed:

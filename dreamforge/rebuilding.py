@@ -8,11 +8,12 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from multiprocessing.synchronize import Event
 
 from eventstore.database import Database
-from projections.rebuild import Rebuild, State
+from projections.rebuild import Rebuild, RebuildFailed, State
 
 _WATCH_S = 0.25
 
@@ -30,6 +31,8 @@ async def fill(rebuild: Rebuild, database: Database, workers: int) -> None:
             await asyncio.gather(
                 *(loop.run_in_executor(pool, _fill, database.url, database.pooled) for _ in range(workers))
             )
+        except BrokenProcessPool:
+            raise RebuildFailed("a worker was killed, for want of memory perhaps: run it again, to go on") from None
         finally:
             stop.set()
     await rebuild.fill()

@@ -371,7 +371,7 @@ async def _rebuild_outdated(settings: Settings) -> None:
         try:
             lag = await until_available("rebuild", rebuild.run)
         except RebuildFailed as error:
-            _log.error("the read model was not rebuilt; what serves serves on", error=str(error))
+            _log.warning("the read model was not rebuilt; what serves serves on", reason=str(error))
         else:
             _log.info("the read model was rebuilt", lag_s=round(lag, 3))
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import asyncpg
 import structlog
@@ -41,6 +42,10 @@ _log = structlog.get_logger(__name__)
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """A connection of the pool. Every use is one statement that leaves no session state behind."""
+
+    def _get_unique_id(self, prefix: str) -> str:
+        """A name for a prepared statement or a cursor: asyncpg's are unique within a client, and a pooler has many."""
+        return f"__asyncpg_{prefix}_{uuid4().hex}__"
 
     def get_reset_query(self) -> str:
         """Nothing to reset; asyncpg's default would double the round trips."""

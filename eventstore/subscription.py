@@ -20,6 +20,7 @@ from eventstore.events import Recorded
 from eventstore.log import Log, Move, Moved, expect_gapless
 
 _BATCH = 500
+_LOOK_S = 2.0
 _LAZY_MOVE_S = 1.0
 _LONGEST_REST_S = 30.0
 _log = structlog.get_logger(__name__)
@@ -74,6 +75,7 @@ class Subscription:
         self._handler = handler
         self._poll_s = poll_s
         self._create = create
+        self._looked_at = 0.0
         self._bind = {"subscription": handler.name}
         self.lanes: dict[int, Lane] = {}
         self.available = False
@@ -121,12 +123,19 @@ class Subscription:
         self.lanes = {partition: Lane(partition, position, position) for partition, position in stored.items()}
 
     async def _look_again(self) -> None:
-        """A partition that another process took is tried again once its checkpoint stands still."""
+        """A partition that another process took is tried again once its checkpoint stands still.
+
+        One that was set back, as the swap of a rebuilt read model may do, is taken up there.
+        """
         now = time.monotonic()
         due = [lane for lane in self.lanes.values() if (lane.overtaken or lane.failure) and lane.rest_until <= now]
-        if not due:
+        if not due and now - self._looked_at < _LOOK_S:
             return
         stored = await self._checkpoints()
+        self._looked_at = now
+        for lane in self.lanes.values():
+            if stored[lane.partition] < lane.stored:
+                lane.stored = lane.read = stored[lane.partition]
         for lane in due:
             position = stored[lane.partition]
             if position > lane.read:

@@ -67,7 +67,14 @@ class Agreement:
         return {one.job_id: one for one in views}
 
     async def check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
-        """Hold some jobs' rows against their histories. Rows may lag, as far as the projector's checkpoint does."""
+        """Hold some jobs' rows against their histories. Rows may lag, as far as the projector's checkpoint does.
+
+        What disagrees is looked at once more: a swap of the read model, or an erasure, may have come between.
+        """
+        suspects = [found.job_id for found in await self._check(jobs)]
+        return await self._check(suspects) if suspects else []
+
+    async def _check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
         # In this order: a checkpoint is never ahead of the rows, nor the rows of the log.
         reached = await self._log.checkpoints(LIVE)
         rows = await self.rows(jobs)

@@ -20,12 +20,12 @@ LIVE: Generation = "readmodel"
 SHADOW: Generation = "readmodel_shadow"
 
 _LOAD = """
-select j.job_id, json_build_object(
+select j.job_id, (select build from {schema}.generation) as build, json_build_object(
     'job', row_to_json(j),
     'steps', (select json_agg(s order by s.ordinal) from {schema}.steps s where s.job_id = j.job_id)) as rows
 from {schema}.jobs j where j.job_id = any ($1::uuid[])
 """
-_PROJECT = "select partition from projector.project($1, $2, $3::json, $4::json, $5::json, $6::json) as partition"
+_PROJECT = "select partition from projector.project($1, $2, $3, $4::json, $5::json, $6::json, $7::json) as partition"
 _ROWS = msgspec.json.Decoder(Rows)
 
 
@@ -45,7 +45,7 @@ class Projector:
                 streams.setdefault(event.stream_id, []).append(codec.fact(event))
         if not streams:
             return None
-        kept = await self._load([stream for stream, facts in streams.items() if facts[0].version > 1])
+        build, kept = await self._load([stream for stream, facts in streams.items() if facts[0].version > 1])
         changed: list[JobView] = []
         for stream, facts in streams.items():
             view = kept.get(stream)
@@ -53,24 +53,28 @@ class Projector:
                 view = evolve(view, fact)
             if view is not None:
                 changed.append(view)
-        return await self._write(changed, moves)
+        return await self._write(changed, moves, build)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Move checkpoints past events that concern no view."""
         return await self._write([], moves)
 
-    async def _load(self, jobs: list[UUID]) -> dict[UUID, JobView]:
-        """Views without their artifacts: those of the batch's events are all that is to be written."""
+    async def _load(self, jobs: list[UUID]) -> tuple[UUID | None, dict[UUID, JobView]]:
+        """Views without their artifacts: those of the batch's events are all that is to be written; and whose rows."""
         if not jobs:
-            return {}
+            return None, {}
         rows = await self._database.read(self._load_rows, jobs)
-        return {row["job_id"]: to_view(_ROWS.decode(row["rows"])) for row in rows}
+        build = rows[0]["build"] if rows else None
+        return build, {row["job_id"]: to_view(_ROWS.decode(row["rows"])) for row in rows}
 
-    async def _write(self, changed: Sequence[JobView], moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def _write(
+        self, changed: Sequence[JobView], moves: Sequence[Move], build: UUID | None = None
+    ) -> Mapping[int, Moved]:
         rows = await self._database.call(
             _PROJECT,
             self.name,
             views.VERSION,
+            build,
             text([job_row(view) for view in changed]),
             text([row for view in changed for row in step_rows(view)]),
             text([row for view in changed for row in artifact_rows(view, view.artifacts)]),

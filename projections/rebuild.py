@@ -34,6 +34,8 @@ LONGEST_LAG_S = 1.0
 _JOBS_PER_CHUNK = 500
 _PAGE = 2000
 _AGAIN_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+_LEVEL_TRIES = 10
 
 _EVENTS = """
 select stream_id, tenant, version, code, schema_version, ts, data, meta, private
@@ -103,9 +105,21 @@ class Rebuild:
             rebuild=None if row["building"] is None else _underway(row),
         )
 
-    async def begin(self) -> None:
-        """Begin, or go on with what was begun for views of this version; one for another version is given up."""
-        self.generation = await self._ask("select projector.begin_rebuild($1, $2)", views.VERSION, _JOBS_PER_CHUNK)
+    async def under_way(self) -> bool:
+        """Is any rebuild, or rollback?"""
+        return (await self.state()).rebuild is not None
+
+    async def begin(self, *, outdated: bool = False) -> None:
+        """Begin, or go on with what was begun for views of this version; one for earlier views is given up.
+
+        outdated: only if what serves is of earlier views. Raises `RebuildFailed` if there is to be none.
+        """
+        row = await self._unbounded(
+            "select * from projector.begin_rebuild($1, $2, $3)", views.VERSION, _JOBS_PER_CHUNK, outdated
+        )
+        if row["reason"] is not None:
+            raise RebuildFailed(row["reason"])
+        self.generation = row["fresh"]
 
     async def fill(self, go_on: Callable[[], bool] = lambda: True) -> None:
         """Fill chunks until all are filled, by whomever, or until told to stop after one.
@@ -120,8 +134,8 @@ class Rebuild:
             await asyncio.sleep(_AGAIN_S)  # the last ones are others' work, unless those die
 
     async def run(self) -> float:
-        """A whole rebuild, by this process alone. Answers as `follow`, and raises as it does."""
-        await self.begin()
+        """A whole rebuild of what is outdated, by this process alone. Answers as `follow`, and raises as it does."""
+        await self.begin(outdated=True)
         await self.fill()
         async for _ in self.index():
             pass
@@ -130,25 +144,27 @@ class Rebuild:
     async def index(self) -> AsyncIterator[str]:
         """Build what indexes are missing, once every chunk is filled; yields each one's name when it is there."""
         while True:
-            name = await self._ask("select projector.build_index()")
-            if name is None:
+            row = await self._unbounded("select projector.build_index() as name")
+            if row["name"] is None:
                 return
-            yield name
+            yield row["name"]
 
     async def follow(self) -> float:
         """Follow the log until what was begun lags no more, and swap. Answers its lag at that moment, in seconds.
 
         Raises `RebuildFailed` if the rebuild was aborted, or if the log can't be followed.
         """
-        await self._database.call("select projector.follow()")
+        await self._unbounded("select projector.follow()")
         # It polls: nothing waits for what it writes.
         log = Log(self._database)
         subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW), create=False)
+        tries = 0
         while True:
             with suppress(SubscriptionGone):
                 if await subscription.step():
                     continue
-            lag = await self._ask("select projector.swap($1)", LONGEST_LAG_S)
+            # Best when the one that serves is not ahead: what goes back for a moment is a list that somebody has seen.
+            lag = await self._ask("select projector.swap($1, $2)", LONGEST_LAG_S, tries < _LEVEL_TRIES)
             if lag is not None:
                 return float(lag)
             now = await self.state()
@@ -158,7 +174,9 @@ class Rebuild:
                 raise RebuildFailed("it was aborted")
             if failures := [lane.failure for lane in subscription.lanes.values() if lane.failure is not None]:
                 raise RebuildFailed(failures[0])
-            await asyncio.sleep(_AGAIN_S)
+            # Others wait behind a try that waits for a lock.
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, _AGAIN_S * 1.3**tries))
+            tries += 1
 
     async def begin_rollback(self) -> None:
         """Begin to bring the one before back, which `follow` ends. Raises `RebuildFailed` if that can't be."""
@@ -175,11 +193,19 @@ class Rebuild:
         """Let a projection stand still, or go on. Answers whether there is one of this name."""
         return bool(await self._ask("select projector.pause($1, $2)", projection, paused))
 
+    async def _unbounded(self, sql: str, *args: object) -> Row:
+        """Run a statement that may take long, whatever bound the login's statements have."""
+        async with self._transaction() as connection:
+            await connection.execute("set local statement_timeout = 0")
+            return await connection.fetchrow(sql, *args)
+
     async def _ask(self, sql: str, *args: object) -> Any:
         return (await self._database.call(sql, *args))[0][0]
 
     async def _fill_one(self) -> bool:
         async with self._transaction() as connection:
+            # Who freezes must not keep its chunk, and all that waits for it.
+            await connection.execute("set local idle_in_transaction_session_timeout = '65s'")
             chunk = await connection.fetchrow(_TAKE, views.VERSION)
             if chunk is None:
                 return False

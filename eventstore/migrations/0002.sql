@@ -46,6 +46,7 @@ create table readmodel.generation (
     singleton boolean  primary key default true check (singleton),
     number    integer  not null,
     version   integer  not null,
+    build     uuid     not null default gen_random_uuid(),
     stood     bigint[]
 );
 
@@ -57,7 +58,8 @@ create table projector.rebuild (
     version    integer     not null,
     started_at timestamptz not null default clock_timestamp(),
     heads      bigint[]    not null,
-    follows    boolean     not null default false
+    follows    boolean     not null default false,
+    rollback   boolean     not null default false
 );
 
 create table projector.chunks (

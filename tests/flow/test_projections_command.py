@@ -87,9 +87,9 @@ async def test_rebuild_and_rollback(db_url: str, s3_config: S3Config) -> None:
         assert projections(environ, "rollback")["generation"] == 1
         assert projections(environ, "verify", code=1)["wrong"] == 3
         told = dreamforge("projections", "rebuild", **environ)
-        assert "Generation 2 serves: 3 events" in told.stdout
+        assert "Generation 3 serves: 3 events" in told.stdout
         assert projections(environ, "rebuild", "--abort") == {"aborted": False}
-        assert "Generation 2 of the read model serves" in dreamforge("projections", "status", **environ).stdout
+        assert "Generation 3 of the read model serves" in dreamforge("projections", "status", **environ).stdout
     finally:
         projector.stop()
 
@@ -99,7 +99,7 @@ async def test_a_rebuild_that_was_killed_goes_on(store: Store, db_url: str, s3_c
     rng = random.Random(3)
     appends = [histories.append(histories.history(rng)) for _ in range(30)]
     await store.log.commit(Batch(appends=appends))
-    await store.database.call("select projector.begin_rebuild($1, 1)", views.VERSION)
+    await store.database.call("select projector.begin_rebuild($1, 1, false)", views.VERSION)
     environ = roles_environ(db_url, s3_config)
     rebuild = Rebuild(store.database)
     killed = Service("projections", environ, "rebuild", "--workers", "1")

@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+from uuid import UUID
 
 import pytest
 
+from eventstore.events import JobErased, JobFinish
 from eventstore.log import Batch
 from eventstore.subscription import Subscription
 from projections import views
@@ -120,9 +122,9 @@ async def test_a_swap_waits_for_the_new_one_to_catch_up(store: Store) -> None:
     await store.database.call("select projector.follow()")
     await append(store, 5, seed=2)
     for _ in range(3):
-        assert (await store.database.call("select projector.swap(0) as lag"))[0]["lag"] is None
+        assert (await store.database.call("select projector.swap(0, false) as lag"))[0]["lag"] is None
     await project(store, SHADOW)
-    assert (await store.database.call("select projector.swap(1) as lag"))[0]["lag"] is not None
+    assert (await store.database.call("select projector.swap(1, false) as lag"))[0]["lag"] is not None
 
 
 async def test_a_swap_waits_for_who_reads(store: Store) -> None:
@@ -134,9 +136,9 @@ async def test_a_swap_waits_for_who_reads(store: Store) -> None:
     reader = await connect(store.database.url)
     async with reader.transaction():
         await reader.fetch("select * from readmodel.jobs")
-        assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is None
+        assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is None
         await reader.fetch("select * from readmodel.steps")
-    assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is not None
+    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is not None
     await reader.close()
 
 
@@ -184,7 +186,7 @@ async def test_reads_see_every_event_all_the_while(store: Store) -> None:
 async def test_any_number_fill_at_once(store: Store) -> None:
     """Given chunks of one job each and a worker that died in one, then the others fill what it left, nothing twice."""
     await append(store, 12)
-    await store.database.call("select projector.begin_rebuild($1, 1)", views.VERSION)
+    await store.database.call("select projector.begin_rebuild($1, 1, false)", views.VERSION)
     dead = await connect(store.database.url)
     transaction = dead.transaction()
     await transaction.start()
@@ -227,7 +229,7 @@ async def test_what_is_not_filled_does_not_take_over(store: Store) -> None:
     rebuild = Rebuild(store.database)
     await rebuild.begin()
     await store.database.call("select projector.follow()")
-    assert (await store.database.call("select projector.swap(60) as lag"))[0]["lag"] is None
+    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is None
     state = await rebuild.state()
     assert state.rebuild is not None
     assert state.rebuild.phase == "filling"
@@ -373,3 +375,113 @@ async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> 
     with pytest.raises(RebuildFailed, match="aborted"):
         await follower
     assert {one.projection for one in await standings(store.database)} == {LIVE}
+
+
+async def test_a_projector_that_was_ahead_of_the_new_one_goes_back_to_it(store: Store) -> None:
+    """Given a swap to one that lags a little, when nothing more comes, then the projector takes it on all the same."""
+    await append(store, 5)
+    await build(store)
+    await store.database.call("select projector.follow()")
+    await append(store, 5, seed=2)
+    live = Subscription(store.log, store.doorbell, Projector(store.database))
+    while await live.step():
+        pass
+    assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is None
+    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is not None
+    assert len(await store.database.read("select from readmodel.jobs")) == 5
+
+    async def caught_up() -> bool:
+        await live.step()
+        return len(await store.database.read("select from readmodel.jobs")) == 10
+
+    await eventually(caught_up)
+    assert await everything(store) == []
+
+
+async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store: Store) -> None:
+    """Given a batch that was loaded before a swap, both at the same place, then it is read and folded anew."""
+    [drawn] = await append(store, 1)
+    await project(store)
+    await spoil(store)
+    rebuild = await build(store)
+    await store.database.call("select projector.follow()")
+    await project(store, SHADOW)
+    known = len(drawn.facts)
+    drawn.started("generate", attempt=9)
+    await store.log.commit(Batch(appends=[histories.append(drawn, known=known)]))
+    projector = Projector(store.database)
+    load = projector._load
+
+    async def load_then_swap(jobs: list[UUID]) -> tuple[UUID | None, dict[UUID, JobView]]:
+        found = await load(jobs)
+        if (await rebuild.state()).generation == 1:
+            assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is not None
+        return found
+
+    projector._load = load_then_swap  # type: ignore[method-assign]
+    live = Subscription(store.log, store.doorbell, projector)
+
+    async def agrees() -> bool:
+        await live.step()
+        return await everything(store) == [] and all(one.lag == 0 for one in await standings(store.database))
+
+    await eventually(agrees)
+    assert (await rebuild.state()).generation == 2
+
+
+async def test_rolling_forward_again_keeps_the_newer_one(store: Store) -> None:
+    """Given a rollback, when going forward again is aborted, then the newer one is still there to go to."""
+    await append(store, 3)
+    await project(store)
+    rebuild = await build(store)
+    await rebuild.follow()
+    for _ in range(2):
+        await rebuild.begin_rollback()
+        await rebuild.follow()
+    assert (await rebuild.state()).generation == 2
+    await rebuild.begin_rollback()
+    await rebuild.follow()
+    await rebuild.begin_rollback()
+    assert await rebuild.abort()
+    assert (await rebuild.state()).before
+    await rebuild.begin_rollback()
+    await rebuild.follow()
+    assert (await rebuild.state()).generation == 2
+
+
+async def test_a_rollback_that_was_killed_goes_on_and_is_no_rebuild(store: Store) -> None:
+    """Given a rollback that was begun, then another goes on with it; a rebuild begins anew, on no old rows."""
+    await append(store, 3)
+    await project(store)
+    await spoil(store)
+    rebuild = await build(store)
+    await rebuild.follow()
+    await rebuild.begin_rollback()
+    await rebuild.begin_rollback()
+    again = await build(store)
+    await again.follow()
+    assert (await again.state()).generation == 3
+    assert await everything(store) == []
+
+
+async def test_what_serves_is_not_built_twice_by_starting_projectors(store: Store) -> None:
+    """Given a read model of this release's views, or of later ones, then a start builds none, and drops none."""
+    rebuild = Rebuild(store.database)
+    with pytest.raises(RebuildFailed, match="of this release's views"):
+        await rebuild.run()
+    await store.database.call("update readmodel.generation set version = 9")
+    with pytest.raises(RebuildFailed, match="later release"):
+        await rebuild.begin()
+
+
+async def test_text_erased_on_the_way_is_in_no_generation_put_aside(store: Store) -> None:
+    """Given an erasure that the read model has not heard of when another takes its place, then it keeps no text."""
+    drawn = History(scale=None).add(JobFinish(status="failed"))
+    await store.log.commit(Batch(appends=[histories.append(drawn)]))
+    await project(store)
+    rebuild = await build(store)
+    drawn.add(JobErased(erased=["prompt"]))
+    await store.log.commit(Batch(appends=[histories.append(drawn, known=2)]))
+    await rebuild.follow()
+    [row] = await store.database.read("select params ->> 'prompt' as prompt from readmodel_before.jobs")
+    assert row["prompt"] is None

@@ -42,6 +42,19 @@ async def test_the_service_can_do_nothing_but_its_work(db_url: str, statement: s
     await connection.close()
 
 
+async def test_the_projectors_function_writes_into_the_read_model_alone(db_url: str) -> None:
+    """Given tables of the service's own, then what runs with the owner's rights does not touch them."""
+    owner = await connect(db_url)
+    await owner.execute("select eventstore.subscribe('readmodel')")
+    await owner.close()
+    connection = await connect(login(db_url, *SERVICE_LOGIN))
+    await connection.execute("create temp table jobs (job_id uuid)")
+    for schema in ("pg_temp", "readmodel_before", "eventstore"):
+        with pytest.raises(asyncpg.PostgresError, match="there is no read model"):
+            await connection.fetch("select projector.project($1, 1, null, '[]', '[]', '[]', '[]')", schema)
+    await connection.close()
+
+
 async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
     """Append, send, claim, extend, settle, put aside: all with the service's login."""
     database = Database(login(db_url, *SERVICE_LOGIN))

@@ -78,9 +78,9 @@ MUTANTS = (
     Mutant(
         "3-transaction-held-open-by-the-client",
         "eventstore/database.py",
-        "            return await connection.fetch(sql, *args, timeout=seconds)",
+        "            return await connection.fetch(sql, *args)",
         "            async with connection.transaction():\n"
-        "                rows = await connection.fetch(sql, *args, timeout=seconds)\n"
+        "                rows = await connection.fetch(sql, *args)\n"
         "                await asyncio.sleep(0.02)\n"
         "            return rows",
         "tests/store/test_commit.py -k frozen",
@@ -119,8 +119,8 @@ MUTANTS = (
     Mutant(
         "4-checkpoint-not-compared",
         "schema.sql",
-        '    where c.position = m."from"\n',
-        "",
+        ' and c.position = m."from"\n        for update;',
+        "\n        for update;",
         "tests/store/test_commit.py tests/store/test_subscription.py -k 'another_moved or competing'",
     ),
     Mutant(
@@ -196,15 +196,15 @@ MUTANTS = (
     Mutant(
         "hand-back-keeps-its-token",
         "schema.sql",
-        ", read_ct = q.read_ct + 1 '\n                'from",
-        " '\n                'from",
+        ", read_ct = read_ct + 1 '\n                'where msg_id = any ($1)',",
+        " '\n                'where msg_id = any ($1)',",
         "tests/store/test_outbox.py -k late_heartbeat",
     ),
     Mutant(
         "owner-not-asked",
         "schema.sql",
-        "'on q.msg_id = mine.msg_id and q.read_ct = mine.read_ct order by",
-        "'on q.msg_id = mine.msg_id order by",
+        "as mine (msg_id, read_ct) using (msg_id, read_ct) '",
+        "as mine (msg_id, token) using (msg_id) '",
         "tests/store/test_outbox.py -k lost_lease",
     ),
     Mutant(
@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "another-tenants-log",
         "api/feed.py",
-        'visible = event.tenant == self.tenant or event.category == "model"',
-        "visible = True",
+        "            event.tenant == self.tenant\n",
+        "            True\n",
         "tests/http/test_access.py",
     ),
     Mutant(
@@ -241,6 +241,49 @@ MUTANTS = (
         "grant select on all tables in schema eventstore, projector, readmodel, pgmq to dreamforge_service;",
         "grant all on all tables in schema eventstore, projector, readmodel, pgmq to dreamforge_service;",
         "tests/store/test_rights.py",
+    ),
+    Mutant(
+        "projector-writes-where-it-is-told",
+        "schema.sql",
+        "    if target not in ('readmodel', 'readmodel_shadow') then\n",
+        "    if false then\n",
+        "tests/store/test_rights.py -k projectors_function",
+    ),
+    Mutant(
+        "old-rows-written-over-new-ones",
+        "schema.sql",
+        "        or built.build <> loaded_of\n",
+        "",
+        "tests/store/test_rebuild.py -k folded_on_the_old_rows",
+    ),
+    Mutant(
+        "swap-while-it-lags",
+        "schema.sql",
+        "    if lag > max_lag or level and exists (",
+        "    if level and exists (",
+        "tests/store/test_rebuild.py -k waits_for_the_new_one",
+    ),
+    Mutant(
+        "swap-beside-readers",
+        "schema.sql",
+        "    lock table readmodel.artifacts, readmodel.generation, readmodel.jobs, readmodel.steps "
+        "in access exclusive mode;\n",
+        "",
+        "tests/store/test_rebuild.py -k waits_for_who_reads",
+    ),
+    Mutant(
+        "what-came-meanwhile-is-lost",
+        "projections/rebuild.py",
+        " and position <= ($3::bigint[])[partition + 1]\n",
+        " and $3::bigint[] is not null and version < 3\n",
+        "tests/store/test_rebuild.py -k comes_meanwhile",
+    ),
+    Mutant(
+        "erased-text-put-aside",
+        "schema.sql",
+        "    perform projector.forget_behind('readmodel');\n",
+        "",
+        "tests/store/test_rebuild.py -k put_aside",
     ),
     Mutant(
         "outage-costs-attempts",

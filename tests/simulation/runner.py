@@ -232,6 +232,7 @@ class Runner(Process):
         step = state.step(claim.command.step_id)
         if self.world.now > claim.expires:
             return
+        await Effect("looked at its clock", lambda: None)  # here it may freeze, and start late all the same
         try:
             started = await self._start(run, state, step)
         except StaleAttempt:

@@ -17,6 +17,7 @@ Outcome = Literal["succeeded", "failed", "cancelled"]
 Level = Literal["info", "warning", "error"]
 ImageFormat = Literal["png", "jpg"]
 ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
+Measure = Literal["smaller_batch", "tiling", "offload"]
 Scope = Literal["jobs", "audit", "admin"]
 ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"]
 
@@ -72,6 +73,35 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
 
     step_id: UUID
     name: StepName
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of a device's memory that a batch found in use, that were in use at most meanwhile, and that it left."""
+
+    before: int
+    peak: int
+    after: int
+    total: int
+
+
+class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an image came about, beside what was asked for: with it the very same pixels can be made again.
+
+    engine: diffusers, gan, diffusion or image. model_sha256: of the list of its files' hashes. scheduler: the class
+    that sampled. batch_size, batch_index: how many images were rendered at once, and which of them this is. measures:
+    what the engine had to do to save memory.
+    """
+
+    engine: str
+    device: str
+    dtype: str
+    versions: dict[str, str]
+    model_id: UUID | None = None
+    model_sha256: str | None = None
+    scheduler: str | None = None
+    batch_size: int = 1
+    batch_index: int = 0
+    measures: list[Measure] = []
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,22 +172,94 @@ class StepStart(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} started, attempt {self.attempt}."
 
 
-class ModelSelected(StepBody, frozen=True, kw_only=True):
-    """Which engine renders a step, and from where it came."""
+class ModelSelected(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+    """Which engine renders a step, and from where it came. model_sha256: of the list of its files' hashes."""
 
     code: ClassVar[str] = "model.selected"
     attempt: int
     model_id: UUID | None
     engine: str
     source: str
+    model_sha256: str | None = None
 
     def message(self) -> str:
         """One sentence for people."""
         return f"Step {self.step_name} uses {self.engine} ({self.source})."
 
 
-class ArtifactWritten(StepBody, frozen=True, kw_only=True):
-    """An image of one item lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex."""
+class SamplingTick(StepBody, frozen=True, kw_only=True):
+    """A sign of life: so many of its steps (or tiles) the engine has done for some items."""
+
+    code: ClassVar[str] = "sampling.tick"
+    attempt: int
+    items: list[int]
+    done: int
+    of: int
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} is at {self.done} of {self.of} for {_items(self.items)}."
+
+
+class SamplingBatch(StepBody, frozen=True, kw_only=True):
+    """The engine has rendered some items, in a batch of `size` images. memory: None where the device has no count."""
+
+    code: ClassVar[str] = "sampling.batch"
+    attempt: int
+    items: list[int]
+    size: int
+    memory: Memory | None
+
+    def message(self) -> str:
+        """One sentence for people."""
+        peak = "" if self.memory is None else f", at most {self.memory.peak >> 20} MiB in use"
+        return f"Step {self.step_name} rendered {_items(self.items)} in a batch of {self.size}{peak}."
+
+
+class SamplingOom(StepBody, frozen=True, kw_only=True):
+    """The engine ran out of memory. next: what it tries instead; None: there is nothing left to try."""
+
+    code: ClassVar[str] = "sampling.oom"
+    attempt: int
+    items: list[int]
+    size: int
+    next: Measure | None
+    memory: Memory | None
+
+    @property
+    def level(self) -> Level:
+        """Whoever runs the service should give it more memory, or smaller jobs."""
+        return "warning"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        then = "nothing is left to try" if self.next is None else f"trying {self.next.replace('_', ' ')}"
+        return f"Step {self.step_name} ran out of memory with a batch of {self.size}; {then}."
+
+
+class EngineLost(StepBody, frozen=True, kw_only=True):
+    """The process that rendered died, or was killed since it said nothing for too long."""
+
+    code: ClassVar[str] = "engine.lost"
+    attempt: int
+    items: list[int]
+    reason: str
+
+    @property
+    def level(self) -> Level:
+        """Worth a look, if it comes again."""
+        return "warning"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Step {self.step_name} lost its engine while it rendered {_items(self.items)}: {self.reason}."
+
+
+class ArtifactWritten(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+    """An image of one item lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex.
+
+    rendering: how it came about; None where no model had a part in it, or an earlier attempt left it.
+    """
 
     code: ClassVar[str] = "artifact.written"
     attempt: int
@@ -170,6 +272,7 @@ class ArtifactWritten(StepBody, frozen=True, kw_only=True):
     s3_key: str
     bytes: int
     sha256: str
+    rendering: Rendering | None = None
 
     def message(self) -> str:
         """One sentence for people."""
@@ -229,6 +332,10 @@ class StepError(StepBody, frozen=True, kw_only=True):
         return self.error_message
 
 
+def _items(indexes: list[int]) -> str:
+    return f"item {indexes[0]}" if len(indexes) == 1 else f"items {', '.join(map(str, indexes))}"
+
+
 class CancelRequested(Body, frozen=True, kw_only=True):
     """Somebody asked for the job to be cancelled."""
 
@@ -280,6 +387,10 @@ JobBody = (
     JobCreated
     | StepStart
     | ModelSelected
+    | SamplingTick
+    | SamplingBatch
+    | SamplingOom
+    | EngineLost
     | ArtifactWritten
     | StepRetry
     | StepFinish

@@ -14,18 +14,24 @@ from eventstore.events import (
     ArtifactWritten,
     Body,
     CancelRequested,
+    EngineLost,
     ErrorCode,
     JobErased,
     JobFinish,
     ModelSelected,
     Outcome,
     RetryRequested,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
     StepError,
     StepFinish,
     StepRetry,
     StepStart,
 )
 from orchestrator.state import JobState, StepState
+
+Note = SamplingTick | SamplingBatch | SamplingOom | EngineLost
 
 
 class Refused(Exception):
@@ -49,6 +55,7 @@ class StartStep(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     source: str
     model_id: UUID | None
+    model_sha256: str | None = None
     max_attempts: int
 
 
@@ -58,6 +65,15 @@ class RecordItems(msgspec.Struct, frozen=True, kw_only=True):
     step_id: UUID
     attempt: int
     items: Sequence[ArtifactWritten]
+    notes: Sequence[Note] = ()
+
+
+class NoteSampling(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt tells what its engine does. It changes nothing, but a cancel that was asked for takes effect."""
+
+    step_id: UUID
+    attempt: int
+    notes: Sequence[Note]
 
 
 class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +115,7 @@ class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Request = RequestCancel | RequestRetry | RequestErasure
-Command = StartStep | RecordItems | FailAttempt | HandBack | FinishJob | Request
+Command = StartStep | RecordItems | NoteSampling | FailAttempt | HandBack | FinishJob | Request
 
 
 def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  # one case a command
@@ -109,6 +125,9 @@ def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  #
             return _start(state, command)
         case RecordItems():
             return _record(state, command)
+        case NoteSampling():
+            step = _current(state, command.step_id, command.attempt)
+            return [_cancelled(step)] if state.cancel_pending else list(command.notes)
         case FailAttempt():
             return _fail(state, command)
         case HandBack():
@@ -156,9 +175,10 @@ def _start(state: JobState, command: StartStep) -> list[Body]:
                     model_id=command.model_id,
                     engine=command.engine,
                     source=command.source,
+                    model_sha256=command.model_sha256,
                 )
             ]
-            if step.name == "generate"
+            if step.name == "generate" or command.model_id is not None
             else []
         ),
     ]
@@ -167,7 +187,7 @@ def _start(state: JobState, command: StartStep) -> list[Body]:
 def _record(state: JobState, command: RecordItems) -> list[Body]:
     step = _current(state, command.step_id, command.attempt)
     fresh = [item for item in command.items if item.item_index not in step.artifacts]
-    events: list[Body] = list(fresh)
+    events: list[Body] = [*command.notes, *fresh]
     if len(step.artifacts) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))

@@ -134,6 +134,8 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
             return _started(seen, body, fact.ts)
         case ModelSelected() as body:
             chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
+            if body.model_sha256 is not None:
+                chosen["model_sha256"] = body.model_sha256
             return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
         case ArtifactWritten() as body:
             return _wrote(seen, body, fact.ts)

@@ -89,3 +89,8 @@ def test_the_failure_says_where_it_comes_from() -> None:
 def test_refuses_another_form_and_shows_the_right_one(text: str) -> None:
     with pytest.raises(ValueError, match=r"step\[:item\]\[:times\]"):
         FaultPlan.parse(text)
+
+
+def test_an_injury_is_told_and_not_raised() -> None:
+    plan = FaultPlan.parse("generate=kill:1:1")
+    assert [plan.check("generate", item, JOB) for item in (0, 1, 1)] == [None, "kill", None]

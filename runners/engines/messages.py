@@ -1,0 +1,180 @@
+"""What a runner and its engine process say to each other.
+
+    runner ──▶ process   Render, Enlarge      work; at most one of them is under way
+                         Cancel               some of its items are wanted no longer
+    process ──▶ runner   Ready                once, when it has started
+                         Stepped              a denoising step or a tile is done: it lives
+                         Short                memory ran out; what is tried next
+                         Pixels               a picture
+                         Broke                some items failed
+                         Done                 the work has ended, whatever became of its items
+
+Each message is MessagePack, behind its length as four bytes, the most significant first.
+"""
+
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+from PIL import Image
+
+from eventstore.events import ErrorCode, Measure, Memory, ModelKind, Rendering
+from runners.faults import Injury
+
+
+class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A model to open. path: a folder, a file, or the id of a repository in a hub.
+
+    sha256: of the list of its files' hashes, None for one that is not registered. trusted: files that may run code when
+    they are opened (pickles) may be opened, too.
+    """
+
+    kind: ModelKind
+    path: str
+    model_id: UUID | None = None
+    sha256: str | None = None
+    trusted: bool = False
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What all images of a batch have in common. Sizes in pixels; scheduler: the contract's name; None: the model's."""
+
+    model: ModelRef
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    scheduler: str | None
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a batch. injury: what shall befall the engine when it comes to it, for tests."""
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    injury: Injury | None = None
+
+
+class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Render a batch of images; the items' numbers in all that is said of them are their places in `wishes`.
+
+    as_batch_of, from_index: render exactly so many at once, these from the index on, to make the pixels of an earlier
+    batch again; None: as many at once as fit.
+    """
+
+    sampling: Sampling
+    wishes: list[Wish]
+    as_batch_of: int | None = None
+    from_index: int = 0
+
+
+class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Enlarge a picture, its one item number 0. pixels: rows of RGB, a byte each.
+
+    strict: by a model of that very scale. wish: prompt and seed, for upscalers that are led by them.
+    """
+
+    model: ModelRef
+    scale: int
+    strict: bool
+    width: int
+    height: int
+    pixels: bytes
+    wish: Wish
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Some items of what is under way are wanted no longer. When none is wanted, it ends within a step."""
+
+    items: list[int]
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The process has started."""
+
+    versions: dict[str, str]
+    device: str
+
+
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """So many steps of some items are done. of: in all; 0 while a model is being opened."""
+
+    items: list[int]
+    done: int
+    of: int
+
+
+class Short(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Memory ran out with a batch of `size`. next: what is tried instead; None: nothing is left."""
+
+    items: list[int]
+    size: int
+    next: Measure | None
+    memory: Memory | None
+
+
+class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A picture: rows of RGB, a byte each. memory: of the batch that it was rendered in."""
+
+    item: int
+    width: int
+    height: int
+    pixels: bytes
+    rendering: Rendering
+    memory: Memory | None
+
+    @classmethod
+    def of(cls, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> "Pixels":
+        """A picture's pixels, whatever its mode."""
+        opaque = image if image.mode == "RGB" else image.convert("RGB")
+        return cls(
+            item=item,
+            width=opaque.width,
+            height=opaque.height,
+            pixels=opaque.tobytes(),
+            rendering=rendering,
+            memory=memory,
+        )
+
+    def image(self) -> Image.Image:
+        """The picture."""
+        return Image.frombytes("RGB", (self.width, self.height), self.pixels)
+
+
+class Broke(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Some items failed, and why."""
+
+    items: list[int]
+    error_code: ErrorCode
+    message: str
+    retryable: bool
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The work has ended."""
+
+
+Work = Render | Enlarge
+ToProcess = Work | Cancel
+FromProcess = Ready | Stepped | Short | Pixels | Broke | Done
+
+
+class Abandoned(Exception):
+    """Nobody wants what is under way any more."""
+
+
+class Watch(Protocol):
+    """Whom an engine tells how it gets on, within its process."""
+
+    def stepped(self, items: list[int], done: int, of: int) -> None:
+        """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""
+
+    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Tell that memory ran out, and what is tried next."""
+
+    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+        """Hand a picture over, as soon as it is there."""
+
+    def befall(self, wish: Wish) -> None:
+        """Let happen what a test asked for: a MemoryError, the process's end, or a standstill."""

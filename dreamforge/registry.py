@@ -29,7 +29,7 @@ from eventstore.log import Append, Batch, Log
 from orchestrator.transact import event
 from projections import parameters
 from projections.model_queries import Models
-from projections.models import ModelView
+from projections.models import ModelView, files_digest
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _CAPABILITIES: dict[ModelKind, list[StepName]] = {
@@ -79,7 +79,7 @@ def registration(
     return ModelRegistered(
         name=name,
         kind=kind,
-        version=version or _digest(files)[:12],
+        version=version or files_digest(files)[:12],
         source_uri=path.as_uri(),
         local_path=str(path),
         files=files,
@@ -157,7 +157,7 @@ class Registry:
 
         These three make its id, so that of two who add it at once the log lets one in.
         """
-        what = (wanted.kind, wanted.local_path, _digest(wanted.files))
+        what = (wanted.kind, wanted.local_path, files_digest(wanted.files))
         model_id = derived_id(b"model", *(part.encode() for part in what))
         is_new = await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
         return await self._load(model_id), is_new
@@ -217,11 +217,6 @@ def _read(path: Path, name: str) -> ModelFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ModelFile(path=name, sha256=digest, size=file.tell())
-
-
-def _digest(files: Sequence[ModelFile]) -> str:
-    lines = (f"{file.sha256}  {file.path}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _expect_unicode(text: str) -> None:

@@ -43,18 +43,22 @@ from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
 from projections import views
 from projections.key_queries import Keys
-from projections.model_queries import Models
+from projections.model_queries import Models as ModelQueries
 from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
+from runners.engines.batches import Batches
 from runners.engines.fake import FakeEngine
+from runners.engines.process import EngineConfig, EngineProcess
 from runners.faults import FaultPlan
 from runners.metrics import WORKER_READY
 from runners.objects import ObjectStore
 from runners.rendering import Renderer
+from runners.selection import Selection
 from runners.steps import RetryPolicy, StepRunner
+from runners.studio import Models, Studio
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 
@@ -259,7 +263,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,
         queries=Queries(reads),
-        models=Models(log),
+        models=ModelQueries(log),
         keys=Keys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
         admission=Admission(reads, _limits(settings)),
@@ -404,22 +408,18 @@ def _stop_with(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
 
 async def _runner(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
-    if not settings.fake_runner:
-        _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
     store = core.store()
     stack.push_async_callback(store.close)
     core.checks["object_store"] = store.ready
     await _bucket(core, store)
+    studio = _studio(core)
+    if not settings.fake_runner and settings.model is None and await _no_generator(core):
+        _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
+    stack.push_async_callback(studio.stop)
     steps = StepRunner(
         Jobs(core.log, core.committer, core.actor),
         store,
-        Renderer(
-            FakeEngine(),
-            {"image": ImageUpscaler()},
-            faults=FaultPlan.parse(settings.fake_fail or ""),
-            max_pixels=settings.max_pixels,
-        ),
-        executor=Threads(),
+        studio,
         retry=RetryPolicy(
             max_attempts=settings.max_attempts,
             first_delay_s=settings.retry_base_s,
@@ -431,7 +431,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     )
     # What was begun is finished before anything new is begun.
     outbox = Outbox(core.database, ["upscale", "generate"])
-    consumer = Consumer(outbox, core.doorbell, steps.run, slots=settings.runner_slots, lease_s=settings.lease_s)
+    consumer = Consumer(outbox, core.doorbell, steps.run, slots=settings.slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
     WORKER_READY.set_function(lambda: float(consumer.ready))
 
@@ -445,6 +445,35 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         await asyncio.gather(running, return_exceptions=True)
 
     stack.push_async_callback(stop)
+
+
+async def _no_generator(core: Core) -> bool:
+    models = await until_available("models", ModelQueries(core.log).all)
+    return not any(model.available and model.kind == "generator" for model in models)
+
+
+def _studio(core: Core) -> Studio:
+    settings = core.settings
+    faults = FaultPlan.parse(settings.fake_fail or "")
+    batch_max = settings.batch_max
+    config = EngineConfig(
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_max=batch_max,
+        model_bytes=settings.model_bytes,
+    )
+    models = Models(
+        selection=Selection(ModelQueries(core.log), fake=settings.fake_runner, default=settings.model),
+        batches=Batches(EngineProcess(config, stall_s=settings.engine_stall_s), batch_max=batch_max),
+        batch_max=batch_max,
+    )
+    return Studio(
+        Renderer(FakeEngine(), {"image": ImageUpscaler()}, faults=faults, max_pixels=settings.max_pixels),
+        Threads(),
+        models=models,
+        faults=faults,
+        max_pixels=settings.max_pixels,
+    )
 
 
 async def _bucket(core: Core, store: ObjectStore) -> None:

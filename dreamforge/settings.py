@@ -137,6 +137,12 @@ def _parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _parse_dtype(text: str) -> str | None:
+    if text.lower() not in {"auto", "float32", "float16", "bfloat16"}:
+        raise ValueError
+    return None if text.lower() == "auto" else text.lower()
+
+
 def _parse_key(text: str) -> str:
     if named_id(text) is None:
         raise ValueError
@@ -145,12 +151,16 @@ def _parse_key(text: str) -> str:
 
 TEXT = Form("any text", str)
 PATH = Form("a path", lambda text: Path(text).expanduser())
+DTYPE = Form("one of auto, float32, float16, bfloat16", _parse_dtype)
+AUTO = Form("auto, or the name of a device", lambda text: None if text.lower() == "auto" else text)
 FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
 DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _parse_database)
 LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
 URL = Form("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
-FAILURE = Form("generate or upscale, then optionally :item and :times, like upscale:2:1", _parse_failure)
+FAILURE = Form(
+    "generate or upscale, then optionally =oom, =kill or =hang, :item and :times, like upscale:2:1", _parse_failure
+)
 ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
 STATUS = Form("202 or 200", _parse_status)
 KEY = Form("an API key like df_…, as `dreamforge keys create` shows it once", _parse_key)
@@ -218,8 +228,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 3
     retry_base_s: float = 1.0
     retry_max_s: float = 60.0
-    runner_slots: int = 2
+    runner_slots: int | None = None
     fake_runner: bool = False
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    batch_max: int = 8
+    model_bytes: int | None = None
+    engine_stall_s: float = 300.0
     fake_fail: str | None = None
     anchor_key: Path | None = None
     anchor_every_s: float | None = None
@@ -230,6 +246,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     orchestrator_metrics_port: int = 9010
     projector_metrics_port: int = 9011
     shutdown_grace_s: float = 10.0
+
+    @property
+    def slots(self) -> int:
+        """How many steps one runner works on at once: with a model, as many as it can render at once."""
+        return self.runner_slots or (2 if self.fake_runner else max(2, self.batch_max))
 
     def __repr__(self) -> str:
         """The settings without their secrets, which would else end up in tracebacks and logs."""
@@ -361,8 +382,35 @@ VARIABLES = {
         "DF_RETRY_BASE_S", number(0, 86400), "The pause before a step's first retry, in seconds; it doubles each time."
     ),
     "retry_max_s": Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
-    "runner_slots": Var("DF_RUNNER_SLOTS", whole(1, 1024), "How many steps one runner works on at once."),
+    "runner_slots": Var(
+        "DF_RUNNER_SLOTS",
+        whole(1, 1024),
+        "How many steps one runner works on at once; unset: DF_BATCH_MAX, or 2 with DF_FAKE_RUNNER.",
+    ),
     "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Draw with Pillow instead of a diffusion model."),
+    "model": Var(
+        "DF_MODEL",
+        TEXT,
+        "The default model: a folder, a .safetensors file, or a repository of a hub; unset: the first that is "
+        "registered and enabled, and where there is none the fake engine.",
+    ),
+    "device": Var("DF_DEVICE", AUTO, "Where models run, such as cpu, cuda or cuda:1; auto: the best there is."),
+    "dtype": Var(
+        "DF_DTYPE",
+        DTYPE,
+        "The precision that models run with; auto: what the device is best at.",
+    ),
+    "batch_max": Var("DF_BATCH_MAX", whole(1, 64), "How many images a runner renders at once, memory permitting."),
+    "model_bytes": Var(
+        "DF_MODEL_BYTES",
+        whole(0, 2**50),
+        "How many bytes of models a runner keeps open beside the one in use; unset: half of the device's memory.",
+    ),
+    "engine_stall_s": Var(
+        "DF_ENGINE_STALL_S",
+        SECONDS,
+        "How long an engine may say nothing while it opens a model or samples before it is ended, in seconds.",
+    ),
     "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
     "anchor_key": Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
     "anchor_every_s": Var(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -42,9 +43,20 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the list of its files and their hashes, as `sha256sum` prints it, lower-case hex."""
+        return files_digest(self.files)
+
+    @property
     def available(self) -> bool:
         """May a job use it?"""
         return self.installed and self.enabled
+
+
+def files_digest(files: Iterable[ModelFile]) -> str:
+    """SHA-256 of a list of files and their hashes, as `sha256sum` prints it, in lower-case hex."""
+    lines = (f"{file.sha256}  {file.path}\n" for file in files)
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def view(facts: Iterable[Fact]) -> ModelView | None:

@@ -4,8 +4,12 @@ A tour, in reading order:
 
 - `consumer`    claims commands, keeps their leases, and runs as many at once as it has slots
 - `steps`       one claimed step, from its first missing item to the commit that finishes it
-- `rendering`   one item, from the request to the bytes
-- `engines`     requests to pictures: `fake` paints landscapes with Pillow alone
+- `harvest`     what an attempt brings, until the log has it
+- `selection`   which engine and which model a step is rendered by
+- `studio`      one item, from the request to the bytes: by `rendering`, or by the engine process
+- `rendering`   what needs no model
+- `engines`     requests to pictures: `fake` paints landscapes with Pillow alone; `process` and `child` are the two ends
+                of the engine process, `messages` what they say, `batches` what joins several jobs' items
 - `upscalers`   pictures to larger pictures
 - `encoding`    pictures to bytes and back
 - `objects`     the object store: written once, never overwritten

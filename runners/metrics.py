@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from eventstore.events import Body, StepFinish, StepName, StepStart
 
@@ -18,6 +18,10 @@ SUCCEEDED = _per_step("succeeded", "How many {step} steps succeeded.")
 FAILED = _per_step("failed", "How many {step} steps failed for good.")
 FENCED = Counter("df_fenced_total", "How many attempts were refused what they had done, since a newer one had begun.")
 LEASES_LOST = Counter("df_leases_lost_total", "How many steps were given up since their lease had ended.")
+ENGINE_LOST = Counter("df_engine_lost_total", "How often an engine process died or was ended since it stood still.")
+ENGINE_OOM = Counter("df_engine_oom_total", "How often an engine ran out of memory.")
+ENGINE_MEMORY = Gauge("df_engine_memory_bytes", "Memory of the engine's device in use around its last batch.", ["when"])
+BATCH_IMAGES = Histogram("df_batch_images", "How many images were rendered at once.", buckets=(1, 2, 4, 8, 16, 32))
 WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
 
 

@@ -1,6 +1,7 @@
 """What a step does to one item, in a thread: request to picture, picture to larger picture, picture to bytes."""
 
 from collections.abc import Mapping
+from uuid import UUID
 
 from PIL import Image
 
@@ -22,14 +23,14 @@ class Renderer:
     def __init__(
         self, engine: Engine, upscalers: Mapping[str, Upscaler], *, faults: FaultPlan, max_pixels: int
     ) -> None:
-        self.engine = engine
+        self._engine = engine
         self._upscalers = upscalers
         self._faults = faults
         self._max_pixels = max_pixels
 
     def generate(self, job: JobState, item_index: int) -> bytes:
         """Render an item of a generate step."""
-        self._faults.check("generate", item_index, job.job_id)
+        self._check("generate", item_index, job.job_id)
         wanted = job.generate
         request = ImageRequest(
             prompt=job.private.prompt or "",
@@ -41,12 +42,16 @@ class Renderer:
             scheduler=wanted.scheduler,
             seed=item_seed(wanted.seed, wanted.count, item_index),
         )
-        return encode(self.engine.render(request), wanted.format)
+        return encode(self._engine.render(request), wanted.format)
 
     def upscale(self, job: JobState, item_index: int, source: bytes) -> bytes:
         """Upscale an item that generate wrote."""
-        self._faults.check("upscale", item_index, job.job_id)
+        self._check("upscale", item_index, job.job_id)
         return encode(self._enlarged(job, decode(source, self._max_pixels)), job.generate.format)
+
+    def _check(self, step: str, item_index: int, job_id: UUID) -> None:
+        if self._faults.check(step, item_index, job_id) is not None:
+            raise MemoryError  # of the injuries, the only one that spares the runner itself
 
     def _enlarged(self, job: JobState, picture: Image.Image) -> Image.Image:
         if job.upscale is None:

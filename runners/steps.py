@@ -4,30 +4,31 @@ fold ─▶ step.start ─▶ for each item without an artifact: render, put, ar
 """
 
 import asyncio
+import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from eventstore.database import Backoff
+from eventstore.database import Backoff, until_available
 from eventstore.events import ArtifactWritten, Body, StepFinish
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
-from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import Command, FailAttempt, HandBack, NoteSampling, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import ObjectStoreUnavailable, OutOfMemory, OutOfTime, StepError, Unexpected
-from runners.objects import ObjectStore
-from runners.rendering import Renderer
+from runners.errors import ObjectStoreUnavailable, OutOfTime
+from runners.harvest import Failure, Harvest
+from runners.objects import ObjectStore, StoredObject
+from runners.selection import Selected
+from runners.studio import Rendition, Studio
 
 T = TypeVar("T")
 
@@ -57,16 +58,13 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class StepRunner:
     """Runs claimed steps for one process. name: of the runner, kept in step.start."""
 
-    def __init__(
-        self, jobs: Jobs, store: ObjectStore, renderer: Renderer, *, executor: Executor, retry: RetryPolicy, name: str
-    ) -> None:
+    def __init__(self, jobs: Jobs, store: ObjectStore, studio: Studio, *, retry: RetryPolicy, name: str) -> None:
         self._jobs = jobs
         self._store = store
-        self._renderer = renderer
-        self._executor = executor
+        self._studio = studio
         self._retry = retry
         self._name = name
-        self._harvests: set[_Harvest] = set()
+        self._harvests: set[Harvest] = set()
         self._stopping = False
 
     def stop(self) -> None:
@@ -96,7 +94,8 @@ class StepRunner:
             log.warning("claim is over before its step began")
             return
         try:
-            started = await self._start(state, step, claim)
+            selected = await until_available("selection", lambda: self._studio.select(state, step))
+            started = await self._start(state, step, selected, claim)
         except StaleAttempt as error:
             # It was begun while we folded, perhaps under this very message by one who has lost it to us: then nobody
             # else will show it again.
@@ -106,7 +105,7 @@ class StepRunner:
             return
         log.info("step started", attempt=started.step(step.step_id).attempt)
         try:
-            await self._attempt(started, claim)
+            await self._attempt(started, selected, claim)
         except StaleAttempt as error:
             metrics.FENCED.inc()
             log.warning("fenced off", error=str(error))
@@ -114,15 +113,16 @@ class StepRunner:
             # fence each other off until the step fails.
             await self._jobs.settle(claim.ack())
 
-    async def _start(self, state: JobState, step: StepState, claim: Claim) -> JobState | None:
+    async def _start(self, state: JobState, step: StepState, selected: Selected, claim: Claim) -> JobState | None:
         """The state with the new attempt; None if the step isn't owed, or ended instead of starting."""
         command = StartStep(
             step_id=step.step_id,
             after=step.attempt,
             runner=self._name,
-            engine=self._renderer.engine.name,
-            source=self._renderer.engine.source,
-            model_id=state.generate.model_id,
+            engine=selected.engine,
+            source=selected.source,
+            model_id=selected.model_id,
+            model_sha256=None if selected.model is None else selected.model.sha256,
             max_attempts=self._retry.max_attempts,
         )
         state, bodies = await self._carry_out(state, command, claim)
@@ -137,17 +137,21 @@ class StepRunner:
         metrics.count(bodies)
         return state, bodies
 
-    async def _attempt(self, state: JobState, claim: Claim) -> None:
+    async def _attempt(self, state: JobState, selected: Selected, claim: Claim) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
-        harvest = _Harvest()
+        harvest = Harvest(step)
         self._harvests.add(harvest)
-        producer = asyncio.create_task(self._produce(state, step, harvest))
+        producer = asyncio.create_task(self._produce(state, step, selected, harvest))
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
         try:
-            while items := await harvest.take():
-                command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
+            while told := await harvest.take():
+                command: Command = NoteSampling(step_id=step.step_id, attempt=step.attempt, notes=told.notes)
+                if told.items:
+                    command = RecordItems(
+                        step_id=step.step_id, attempt=step.attempt, items=told.items, notes=told.notes
+                    )
                 state, bodies = await self._carry_out(state, command, claim)
                 if _finishes(bodies):
                     return
@@ -163,44 +167,52 @@ class StepRunner:
         else:
             await self._fail(state, claim, step, harvest.failure)
 
-    async def _produce(self, state: JobState, step: StepState, harvest: "_Harvest") -> None:
-        """Render the missing items one by one, storing a few at a time.
+    async def _produce(self, state: JobState, step: StepState, selected: Selected, harvest: Harvest) -> None:
+        """Render the missing items, as many at once as the engine likes, and store them.
 
         Ends early when the runner stops, or with the first item that fails; what was rendered before is stored.
         """
-        places = asyncio.Semaphore(_UPLOADS)
-        uploads: list[asyncio.Task[None]] = []
+        at_once = self._studio.at_once(selected)
+        rendering = asyncio.Semaphore(at_once)
+        places = asyncio.Semaphore(at_once - 1 + _UPLOADS)
+        items: list[asyncio.Task[None]] = []
 
-        async def put(index: int, body: bytes) -> None:
+        async def produce(index: int) -> None:
             with harvest.item(index):
-                harvest.add(await self._put(state, step, index, body))
+                try:
+                    rendition = await self._render(state, step, selected, index, harvest)
+                finally:
+                    rendering.release()
+                harvest.add(await self._put(state, step, index, rendition))
             places.release()
 
         try:
+            with harvest.item(None):
+                await self._studio.check(selected)
             for index in range(state.generate.count):
                 if index in step.artifacts:
                     continue
                 await places.acquire()
+                await rendering.acquire()
                 if self._stopping or harvest.failure is not None:
                     break
-                with harvest.item(index):
-                    body = await self._render(state, step, index)
-                    uploads.append(asyncio.create_task(put(index, body)))
-            await asyncio.gather(*uploads)
+                items.append(asyncio.create_task(produce(index)))
+            await asyncio.gather(*items)
         finally:
-            for upload in uploads:
-                upload.cancel()
+            for item in items:
+                item.cancel()
             harvest.close()
 
-    async def _render(self, state: JobState, step: StepState, index: int) -> bytes:
-        loop = asyncio.get_running_loop()
+    async def _render(
+        self, state: JobState, step: StepState, selected: Selected, index: int, harvest: Harvest
+    ) -> Rendition:
         if step.name == "generate":
-            return await loop.run_in_executor(self._executor, partial(self._renderer.generate, state, index))
+            return await self._studio.generate(selected, state, index, harvest)
         key = state.steps[0].artifacts[index].s3_key
         source = await self._patiently(state, partial(self._store.get, key))
-        return await loop.run_in_executor(self._executor, partial(self._renderer.upscale, state, index, source))
+        return await self._studio.upscale(selected, state, index, source, harvest)
 
-    async def _put(self, state: JobState, step: StepState, index: int, body: bytes) -> ArtifactWritten:
+    async def _put(self, state: JobState, step: StepState, index: int, rendition: Rendition) -> ArtifactWritten:
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
         size = output_size(generate, state.upscale, step.name)
@@ -209,7 +221,9 @@ class StepRunner:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        stored = await self._patiently(state, partial(self._store.put, key, body, content_type(generate.format)))
+        stored = await self._patiently(
+            state, partial(self._store.put, key, rendition.body, content_type(generate.format))
+        )
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,
@@ -223,6 +237,7 @@ class StepRunner:
             s3_key=key,
             bytes=stored.size,
             sha256=stored.sha256,
+            rendering=rendition.rendering if _is(stored, rendition.body) else None,
         )
 
     async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
@@ -241,7 +256,7 @@ class StepRunner:
                     _log.warning("object store away, the step waits", job_id=str(state.job_id), error=str(error))
                 await backoff.wait()
 
-    async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: "_Failure") -> None:
+    async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: Failure) -> None:
         _log.warning("step failed", job_id=str(state.job_id), step=step.name, error=str(failure.cause))
         command = FailAttempt(
             step_id=step.step_id,
@@ -256,64 +271,10 @@ class StepRunner:
         await self._carry_out(state, command, claim)
 
 
+def _is(stored: StoredObject, body: bytes) -> bool:
+    """Is it ours? An earlier attempt's picture may have been rendered in another batch, and differ by a rounding."""
+    return stored.sha256 == hashlib.sha256(body).hexdigest()
+
+
 def _finishes(bodies: Sequence[Body]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)
-
-
-class _Failure(msgspec.Struct, frozen=True):
-    """What befell which item; None: the attempt as a whole."""
-
-    item_index: int | None
-    cause: StepError
-
-
-class _Harvest:
-    """What an attempt has stored and not yet told the log, and the first failure, which ends it."""
-
-    def __init__(self) -> None:
-        self._items: list[ArtifactWritten] = []
-        self._closed = False
-        self._changed = asyncio.Event()
-        self.failure: _Failure | None = None
-        self.given_up = False
-
-    def add(self, item: ArtifactWritten) -> None:
-        self._items.append(item)
-        self._changed.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._changed.set()
-
-    def give_up(self, cause: StepError | None = None) -> None:
-        """End the attempt, whatever still goes on: what was added so far is all that it brings."""
-        self.given_up = True
-        if cause is not None and self.failure is None:
-            self.failure = _Failure(None, cause)
-        self.close()
-
-    async def take(self) -> list[ArtifactWritten]:
-        """Wait for items; none when there will be no more."""
-        while not self._items and not self._closed:
-            self._changed.clear()
-            await self._changed.wait()
-        items, self._items = self._items, []
-        return items
-
-    @contextmanager
-    def item(self, item_index: int) -> Iterator[None]:
-        """Keep the failure of an item's work, if it is the first."""
-        cause: StepError
-        try:
-            yield
-        except StepError as error:
-            cause = error
-        except MemoryError:
-            cause = OutOfMemory("the image did not fit into the memory")
-        except Exception as error:  # noqa: BLE001  # an engine may break in any way
-            _log.exception("an item broke", item_index=item_index)
-            cause = Unexpected(error)
-        else:
-            return
-        if self.failure is None:
-            self.failure = _Failure(item_index, cause)

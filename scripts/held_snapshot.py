@@ -44,6 +44,7 @@ from runners.faults import FaultPlan
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
+from runners.studio import Studio
 from runners.threads import Threads
 
 IN_FLIGHT = 300
@@ -107,7 +108,7 @@ class Arm:
         self._committer = Committer(self._log, self._doorbell)
         jobs = Jobs(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
-        self._steps = StepRunner(jobs, NoStore(), NoPixels(), executor=Threads(), retry=policy, name="bench")
+        self._steps = StepRunner(jobs, NoStore(), Studio(NoPixels(), Threads()), retry=policy, name="bench")
         self._submitted = 0
         self._done = 0
 

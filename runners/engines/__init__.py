@@ -22,13 +22,5 @@ class ImageRequest(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """What renders the items of a generate step."""
 
-    @property
-    def name(self) -> str:
-        """The engine's name, as the step's metadata and `model.selected` record it."""
-
-    @property
-    def source(self) -> str:
-        """Where its weights came from: `fake` for none."""
-
     def render(self, request: ImageRequest) -> Image.Image:
         """Render one picture of exactly the size asked for. Blocks; several threads may call it at once."""

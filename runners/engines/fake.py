@@ -9,9 +9,6 @@ from runners.engines.landscape import paint
 class FakeEngine:
     """An engine without a model. The picture depends on prompt, seed and size, and on nothing else."""
 
-    name = "fake"
-    source = "fake"
-
     def render(self, request: ImageRequest) -> Image.Image:
         """Paint the request's landscape; the same one on every machine."""
         return paint(request.prompt, request.seed, (request.width, request.height))

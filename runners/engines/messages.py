@@ -85,8 +85,9 @@ class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Some items of what is under way are wanted no longer. When none is wanted, it ends within a step."""
+    """Some items of a piece of work, counted from 1, are wanted no longer. When none is, it ends within a step."""
 
+    work: int
     items: list[int]
 
 

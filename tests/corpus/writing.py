@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import anchors, codec, schema
@@ -27,11 +28,13 @@ from eventstore.events import (
     Body,
     CancelRequested,
     Category,
+    EngineLost,
     ErrorCode,
     JobErased,
     JobFinish,
     KeyCreated,
     KeyRevoked,
+    Memory,
     Meta,
     ModelDisabled,
     ModelEnabled,
@@ -40,7 +43,11 @@ from eventstore.events import (
     OutboxPurged,
     OutboxRebuilt,
     Private,
+    Rendering,
     RetryRequested,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
     StepError,
     StepRetry,
 )
@@ -120,7 +127,36 @@ def _jobs() -> list[History]:
     erased = History(scale=2).started("generate").wrote("generate", 0).finished("generate")
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
-    return [succeeded, failed, cancelled, erased]
+    return [succeeded, failed, cancelled, erased, _sampled()]
+
+
+def _sampled() -> History:
+    """A job by a registered model, that ran out of memory and lost its engine on the way."""
+    job = History(count=2, scale=None).started("generate")
+    step: dict[str, Any] = {"step_id": job.step_id("generate"), "step_name": "generate", "attempt": 1}
+    model_id, digest = new_id(), "5d" * 32
+    memory = Memory(before=2_000_000_000, peak=7_500_000_000, after=2_100_000_000, total=8_000_000_000)
+    job.add(
+        ModelSelected(**step, model_id=model_id, engine="diffusers", source="file:///models/sd15", model_sha256=digest),
+        SamplingTick(**step, items=[0, 1], done=7, of=30),
+        SamplingOom(**step, items=[0, 1], size=2, next="smaller_batch", memory=memory),
+        EngineLost(**step, items=[0, 1], reason="it was ended by SIGKILL"),
+        SamplingBatch(**step, items=[0], size=1, memory=memory),
+    )
+    rendering = Rendering(
+        engine="diffusers",
+        device="cuda:NVIDIA H100",
+        dtype="bfloat16",
+        versions={"torch": "2.13.0", "diffusers": "0.42.1"},
+        model_id=model_id,
+        model_sha256=digest,
+        scheduler="DDIMScheduler",
+        batch_size=3,
+        batch_index=1,
+        measures=["smaller_batch"],
+    )
+    job.add(*(replace(job.item("generate", item), rendering=rendering) for item in range(2)))
+    return job.finished("generate").add(JobFinish(status="succeeded"))
 
 
 def _others() -> list[tuple[Category, tuple[Body, ...]]]:

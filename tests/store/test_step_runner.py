@@ -16,6 +16,7 @@ from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
+from runners.studio import Studio
 from tests.kit import Store, event, job_created
 
 
@@ -43,7 +44,7 @@ def runner(jobs: Jobs) -> StepRunner:
     renderer = Renderer(FakeEngine(), {}, faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
     retry = RetryPolicy(max_attempts=3, first_delay_s=0, longest_delay_s=0)
-    return StepRunner(jobs, nothing, renderer, executor=nothing, retry=retry, name="r")
+    return StepRunner(jobs, nothing, Studio(renderer, nothing), retry=retry, name="r")
 
 
 async def claimed(store: Store) -> Claim:

@@ -23,6 +23,7 @@ from runners.faults import FaultPlan
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
+from runners.studio import Studio
 from runners.threads import Threads
 from tests.kit import Store, event, eventually, job_created
 
@@ -90,8 +91,7 @@ class Bench:
         return StepRunner(
             jobs(self._store.log, self._store.committer, "r"),
             self._objects,
-            renderer,
-            executor=Threads(),
+            Studio(renderer, Threads()),
             retry=RetryPolicy(**given | policy),
             name="r",
         )

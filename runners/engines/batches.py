@@ -1,0 +1,270 @@
+"""Joins what the steps of a runner want of its engine process into batches, whatever job it is for.
+
+    render ─▶ waiting ─▶ the oldest, and all that are like it, as many as a batch holds ─▶ process ─▶ pictures
+                 ▲                                                              │
+                 └── each job by itself, if the process was lost with several ──┘
+
+So a batch holds what arrived while the last was rendered, and a job that breaks the engine fails no other.
+"""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+import structlog
+from msgspec.structs import replace
+
+from eventstore.events import ErrorCode, Measure, Memory
+from runners import metrics
+from runners.engines.messages import (
+    Broke,
+    Enlarge,
+    FromProcess,
+    Pixels,
+    Render,
+    Sampling,
+    Short,
+    Stepped,
+    Wish,
+    Work,
+)
+from runners.engines.process import EngineGone, EngineProcess
+from runners.errors import StepError, Unexpected
+
+_GATHER_S = 0.1
+"""How long a batch waits for steps that are just being started: a few round trips to the database."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Report(Protocol):
+    """Whom to tell what becomes of an attempt's items; it is the same object for all items of an attempt."""
+
+    def ticked(self, items: list[int], done: int, of: int) -> None:
+        """So many steps are done."""
+
+    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+        """They were rendered in a batch of `size` images; their pictures follow."""
+
+    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Memory ran out; what is tried next."""
+
+    def lost(self, items: list[int], reason: str) -> None:
+        """The engine process was lost."""
+
+
+class EngineLost(StepError):
+    """The engine process died or stood still with an attempt's items in hand."""
+
+    error_code = "provider_error"
+    retryable = True
+
+
+class _Refused(StepError):
+    """What the engine says of an item that failed."""
+
+    error_code: ErrorCode  # type: ignore[misc]  # told by the engine, of each failure
+    retryable: bool  # type: ignore[misc]
+
+    def __init__(self, broke: Broke) -> None:
+        super().__init__(broke.message)
+        self.error_code = broke.error_code
+        self.retryable = broke.retryable
+
+
+class _Request:
+    """One item that somebody waits for. work: of that one image. alone: may share a batch with no other attempt's."""
+
+    def __init__(self, item_index: int, work: Work, report: Report) -> None:
+        self.item_index = item_index
+        self.work = work
+        self.report = report
+        self.alone = False
+        self.picture: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
+
+
+class Batches:
+    """What stands between the steps of a runner and its engine process. batch_max: images of a batch, at most."""
+
+    def __init__(self, process: EngineProcess, *, batch_max: int) -> None:
+        self._process = process
+        self._batch_max = batch_max
+        self._waiting: list[_Request] = []
+        self._under_way: list[_Request] = []
+        self._arriving = 0
+        self._changed = asyncio.Event()
+        self._working: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """A step is being started that will want something in a moment: a batch waits for it, a little."""
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+            self._changed.set()
+
+    async def render(self, sampling: Sampling, wish: Wish, item_index: int, report: Report) -> Pixels:
+        """Render an item, perhaps beside others. Raises `StepError`."""
+        return await self._wait_for(_Request(item_index, Render(sampling=sampling, wishes=[wish]), report))
+
+    async def enlarge(self, work: Enlarge, item_index: int, report: Report) -> Pixels:
+        """Enlarge an item's picture. Raises `StepError`."""
+        return await self._wait_for(_Request(item_index, work, report))
+
+    async def stop(self) -> None:
+        """End the process; whoever still waits gets `CancelledError`."""
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.gather(self._working, return_exceptions=True)
+        await self._process.stop()
+
+    async def _wait_for(self, request: _Request) -> Pixels:
+        self._waiting.append(request)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work(), name="batches")
+        try:
+            return await request.picture
+        finally:
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif request in self._under_way and request.picture.cancelled():
+                self._process.cancel([self._under_way.index(request)])
+
+    async def _work(self) -> None:
+        """Have one batch after another, until nobody waits."""
+        while self._waiting:
+            await self._gather()
+            batch = self._next()
+            if not batch:
+                continue
+            self._under_way = batch
+            try:
+                await self._have(batch)
+            finally:
+                self._under_way = []
+                for request in batch:
+                    if request not in self._waiting:
+                        request.picture.cancel()
+
+    async def _gather(self) -> None:
+        """Let those come who are on their way."""
+        try:
+            async with asyncio.timeout(_GATHER_S):
+                while self._arriving:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _next(self) -> list[_Request]:
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        batch = [first]
+        batch += itertools.islice(filter(partial(_may_share, first), self._waiting[1:]), self._batch_max - 1)
+        for request in batch:
+            self._waiting.remove(request)
+        return batch
+
+    async def _have(self, batch: list[_Request]) -> None:
+        arrived: list[Pixels] = []
+        try:
+            await self._process.work(_joined(batch), partial(_hear, batch, arrived))
+        except EngineGone as error:
+            self._lost(batch, str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
+            _log.exception("a batch broke")
+            for request in batch:
+                _fail(request, Unexpected(error))
+        finally:
+            _deliver(batch, arrived)
+
+    def _lost(self, batch: Sequence[_Request], reason: str) -> None:
+        """Try each job's items again by themselves; those of one job that were by themselves have failed."""
+        metrics.ENGINE_LOST.inc()
+        _log.warning("engine process lost", reason=reason, images=len(batch))
+        left = [place for place, request in enumerate(batch) if not request.picture.done()]
+        for report, items in _by_report(batch, left):
+            report.lost(items, reason)
+        shared = len({id(request.report) for request in batch}) > 1
+        for place in left:
+            batch[place].alone = True
+            if not shared:
+                _fail(batch[place], EngineLost(f"the engine was lost while it rendered: {reason}"))
+        if shared:
+            self._waiting[:0] = [batch[place] for place in left]
+
+
+def _may_share(first: _Request, other: _Request) -> bool:
+    """May another's item be rendered in the batch of the first?"""
+    if not (isinstance(first.work, Render) and isinstance(other.work, Render)):
+        return False
+    if first.report is not other.report and (first.alone or other.alone):
+        return False
+    return first.work.sampling == other.work.sampling
+
+
+def _joined(batch: Sequence[_Request]) -> Work:
+    first = batch[0].work
+    if isinstance(first, Enlarge):
+        return first
+    return replace(first, wishes=[wish for one in batch if isinstance(one.work, Render) for wish in one.work.wishes])
+
+
+def _hear(batch: Sequence[_Request], arrived: list[Pixels], message: FromProcess) -> None:
+    """Pass on what the process says of a batch. arrived: pictures that are not handed over yet."""
+    match message:
+        case Stepped():
+            for report, items in _by_report(batch, message.items):
+                report.ticked(items, message.done, message.of)
+        case Short():
+            metrics.ENGINE_OOM.inc()
+            for report, items in _by_report(batch, message.items):
+                report.short(items, message.size, message.next, message.memory)
+        case Pixels():
+            arrived.append(message)
+            if message.rendering.batch_index == message.rendering.batch_size - 1:
+                _deliver(batch, arrived)
+        case Broke():
+            for item in message.items:
+                _fail(batch[item], _Refused(message))
+
+
+def _by_report(batch: Sequence[_Request], places: Iterable[int]) -> Iterable[tuple[Report, list[int]]]:
+    """The places' items, by the attempts that they are of."""
+    reports: dict[int, Report] = {}
+    items: defaultdict[int, list[int]] = defaultdict(list)
+    for place in places:
+        report = batch[place].report
+        reports[id(report)] = report
+        items[id(report)].append(batch[place].item_index)
+    return [(report, items[key]) for key, report in reports.items()]
+
+
+def _deliver(batch: Sequence[_Request], arrived: list[Pixels]) -> None:
+    """Tell of a batch that was rendered, then hand over its pictures: what is told stands before them in the log."""
+    if not arrived:
+        return
+    [*_, last] = arrived
+    metrics.BATCH_IMAGES.observe(last.rendering.batch_size)
+    if last.memory is not None:
+        metrics.ENGINE_MEMORY.labels("before").set(last.memory.before)
+        metrics.ENGINE_MEMORY.labels("peak").set(last.memory.peak)
+        metrics.ENGINE_MEMORY.labels("after").set(last.memory.after)
+    for report, items in _by_report(batch, [one.item for one in arrived]):
+        report.rendered(items, last.rendering.batch_size, last.memory)
+    for one in arrived:
+        if not batch[one.item].picture.done():
+            batch[one.item].picture.set_result(one)
+    arrived.clear()
+
+
+def _fail(request: _Request, error: StepError) -> None:
+    if not request.picture.done():
+        request.picture.set_exception(error)

@@ -1,0 +1,158 @@
+"""What runs in the engine process: `python -m runners.engines.child FD`, the socket to its runner.
+
+A thread reads, so that a cancel is heard while a picture is rendered and the runner's end is the end of this process,
+too. The main thread works.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from PIL import Image
+
+from eventstore.events import Measure, Memory, Rendering
+from runners.engines.messages import (
+    Abandoned,
+    Broke,
+    Cancel,
+    Done,
+    FromProcess,
+    Pixels,
+    Ready,
+    Render,
+    Short,
+    Stepped,
+    ToProcess,
+    Wish,
+    Work,
+)
+from runners.engines.process import EngineConfig, framed
+from runners.errors import OutOfMemory, StepError, Unexpected
+
+if TYPE_CHECKING:
+    pass
+
+_log = logging.getLogger(__name__)
+
+
+class Runner:
+    """The runner at the other end of the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._file = connection.makefile("rb")
+        self._sending = threading.Lock()
+        self.work: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self.unwanted: set[int] = set()
+
+    def config(self) -> EngineConfig:
+        """What it says first."""
+        return msgspec.msgpack.decode(self._frame(), type=EngineConfig)
+
+    def listen(self) -> None:
+        """Hear what it says, until it has gone; then there is nobody to work for."""
+        decoder = msgspec.msgpack.Decoder(ToProcess)
+        works = 0
+        while frame := self._frame():
+            message = decoder.decode(frame)
+            if not isinstance(message, Cancel):
+                works += 1
+                self.unwanted = set()
+                self.work.put(message)
+            elif message.work == works:
+                self.unwanted.update(message.items)
+        os._exit(0)
+
+    def say(self, message: FromProcess) -> None:
+        """Tell it something."""
+        with self._sending:
+            self._connection.sendall(framed(message))
+
+    def _frame(self) -> bytes:
+        return self._file.read(int.from_bytes(self._file.read(4), "big"))
+
+
+class Watching:
+    """Tells the runner of one piece of work (a `messages.Watch`)."""
+
+    def __init__(self, runner: Runner, items: int) -> None:
+        self._runner = runner
+        self.open = set(range(items))
+
+    def stepped(self, items: list[int], done: int, of: int) -> None:
+        """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""
+        if self._runner.unwanted.issuperset(items):
+            raise Abandoned
+        self._runner.say(Stepped(items=items, done=done, of=of))
+
+    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Tell that memory ran out, and what is tried next."""
+        self._runner.say(Short(items=items, size=size, next=measure, memory=memory))
+
+    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+        """Hand a picture over."""
+        self.open.discard(item)
+        self._runner.say(Pixels.of(item, image, rendering, memory))
+
+    def befall(self, wish: Wish) -> None:
+        """Let happen what a test asked for."""
+        match wish.injury:
+            case "oom":
+                raise MemoryError
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                while True:
+                    time.sleep(3600)
+
+
+Have = Callable[[Work, Watching], None]
+"""Does some work. May raise `StepError`, `Abandoned`, and whatever a library raises."""
+
+
+def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, Have]]) -> None:
+    """Work for the runner behind a socket until it goes."""
+    # Ctrl-C on a terminal goes to every process of the group; this one ends when its runner does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as connection:
+        runner = Runner(connection)
+        ready, have = begin(runner.config())
+        threading.Thread(target=runner.listen, name="runner", daemon=True).start()
+        runner.say(ready)
+        while True:
+            work = runner.work.get()
+            _have(runner, work, have)
+            runner.say(Done())
+
+
+def _have(runner: Runner, work: Work, have: Have) -> None:
+    watch = Watching(runner, len(work.wishes) if isinstance(work, Render) else 1)
+    try:
+        have(work, watch)
+    except Abandoned:
+        return
+    except StepError as error:
+        failure = error
+    except MemoryError:
+        failure = OutOfMemory("the image did not fit into the memory")
+    except Exception as error:  # noqa: BLE001  # a library may raise anything
+        _log.exception("an engine broke")
+        failure = Unexpected(error)
+    else:
+        failure = Unexpected(RuntimeError())  # an engine that leaves items out has a bug
+    if watch.open:
+        runner.say(
+            Broke(
+                items=sorted(watch.open),
+                error_code=failure.error_code,
+                message=str(failure),
+                retryable=failure.retryable,
+            )
+        )

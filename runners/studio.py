@@ -1,0 +1,147 @@
+"""One item of a step, from the request to the bytes: by a painter of this process, or by the engine process."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from eventstore.events import Rendering
+from orchestrator.plan import item_seed
+from orchestrator.state import JobState, StepState
+from runners.encoding import decode, encode
+from runners.engines.batches import Batches, Report
+from runners.engines.messages import Enlarge, ModelRef, Pixels, Sampling, Wish
+from runners.faults import FaultPlan
+from runners.rendering import Renderer
+from runners.selection import RESAMPLING, ModelFiles, Selected, Selection, painting
+
+T = TypeVar("T")
+
+
+class Rendition(msgspec.Struct, frozen=True):
+    """An item's file, and how it came about; None where no model had a part in it."""
+
+    body: bytes
+    rendering: Rendering | None = None
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner that has models needs. batch_max: images that the engine process renders at once, at most."""
+
+    selection: Selection
+    batches: Batches
+    batch_max: int
+
+
+class Studio:
+    """Renders the items of a runner's steps.
+
+    renderer: for what needs no model. models: None where nothing else is to be had. max_pixels: of a picture that is
+    read back, lest a decompression bomb fills the memory.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        executor: Executor,
+        *,
+        models: Models | None = None,
+        faults: FaultPlan | None = None,
+        max_pixels: int = 2**26,
+    ) -> None:
+        self._renderer = renderer
+        self._executor = executor
+        self._models = models
+        self._faults = faults or FaultPlan()
+        self._max_pixels = max_pixels
+        self._files = ModelFiles()
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """A step is being started: a batch waits for what it will want, a little."""
+        if self._models is None:
+            yield
+        else:
+            with self._models.batches.arriving():
+                yield
+
+    async def select(self, job: JobState, step: StepState) -> Selected:
+        """What is to render a step. May raise `DatabaseUnavailable`."""
+        if self._models is None:
+            return painting(job) if step.name == "generate" else RESAMPLING
+        return await self._models.selection.of(job, step)
+
+    def at_once(self, selected: Selected) -> int:
+        """How many items of a step are worth rendering at once."""
+        return 1 if selected.model is None or self._models is None else self._models.batch_max
+
+    async def check(self, selected: Selected) -> None:
+        """Raise `StepError` unless what was selected can be used."""
+        if selected.problem is not None:
+            raise selected.problem
+        if selected.view is not None:
+            await self._in_thread(partial(self._files.check, selected.view))
+
+    async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> Rendition:
+        """Render an item of a generate step. Raises `StepError`."""
+        if selected.model is None or self._models is None:
+            return Rendition(await self._in_thread(partial(self._renderer.generate, job, item_index)))
+        wanted = job.generate
+        sampling = Sampling(
+            model=selected.model,
+            width=wanted.width,
+            height=wanted.height,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            scheduler=wanted.scheduler,
+        )
+        wish = self._wish(job, "generate", item_index)
+        return await self._encoded(job, await self._models.batches.render(sampling, wish, item_index, report))
+
+    async def upscale(
+        self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
+    ) -> Rendition:
+        """Upscale an item that generate wrote. Raises `StepError`."""
+        if selected.model is None or self._models is None:
+            return Rendition(await self._in_thread(partial(self._renderer.upscale, job, item_index, source)))
+        wish = self._wish(job, "upscale", item_index)
+        work = await self._in_thread(partial(self._enlarge, selected.model, job, wish, source))
+        return await self._encoded(job, await self._models.batches.enlarge(work, item_index, report))
+
+    async def stop(self) -> None:
+        """End the engine process, if there is one."""
+        if self._models is not None:
+            await self._models.batches.stop()
+
+    def _wish(self, job: JobState, step: str, item_index: int) -> Wish:
+        return Wish(
+            prompt=job.private.prompt or "",
+            negative_prompt=job.private.negative_prompt,
+            seed=item_seed(job.generate.seed, job.generate.count, item_index),
+            injury=self._faults.check(step, item_index, job.job_id),
+        )
+
+    def _enlarge(self, model: ModelRef, job: JobState, wish: Wish, source: bytes) -> Enlarge:
+        if job.upscale is None:
+            raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
+        image = decode(source, self._max_pixels).convert("RGB")
+        return Enlarge(
+            model=model,
+            scale=job.upscale.scale,
+            strict=job.upscale.strict_scale,
+            width=image.width,
+            height=image.height,
+            pixels=image.tobytes(),
+            wish=wish,
+        )
+
+    async def _encoded(self, job: JobState, pixels: Pixels) -> Rendition:
+        body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
+        return Rendition(body, pixels.rendering)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -1,0 +1,171 @@
+"""Items of several attempts in the batches of a real engine process, which dies, hangs and is asked to stop."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from eventstore.events import Measure, Memory
+from runners.engines.batches import Batches, EngineLost
+from runners.engines.landscape import paint
+from runners.engines.messages import ModelRef, Pixels, Sampling, Wish
+from runners.engines.process import EngineConfig, EngineProcess
+from runners.errors import StepError
+from runners.faults import Injury
+
+PROGRAM = "tests.engine_program"
+
+
+class Told:
+    """What an attempt heard, as words."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.first_tick = asyncio.Event()
+        self.heard: list[str] = []
+
+    def ticked(self, items: list[int], done: int, of: int) -> None:
+        assert items
+        assert done <= of
+        self.ticks += 1
+        self.first_tick.set()
+
+    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+        assert memory is not None
+        self.heard.append(f"rendered {items} of {size}")
+
+    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        del size, measure, memory
+        self.heard.append(f"short {items}")
+
+    def lost(self, items: list[int], reason: str) -> None:
+        self.heard.append(f"lost {items}: {reason}")
+
+
+@asynccontextmanager
+async def engine(*, batch_max: int = 4, stall_s: float = 20.0) -> AsyncIterator[tuple[Batches, EngineProcess]]:
+    process = EngineProcess(EngineConfig(), stall_s=stall_s, program=PROGRAM)
+    batches = Batches(process, batch_max=batch_max)
+    try:
+        yield batches, process
+    finally:
+        await batches.stop()
+
+
+def sampling(steps: int = 2) -> Sampling:
+    model = ModelRef(kind="generator", path="none")
+    return Sampling(model=model, width=32, height=24, steps=steps, guidance=7.0, scheduler=None)
+
+
+def wish(seed: int, injury: Injury | None = None) -> Wish:
+    return Wish(prompt="a harbour", negative_prompt=None, seed=seed, injury=injury)
+
+
+def expect_picture(found: Pixels, seed: int) -> None:
+    assert found.image().tobytes() == paint("a harbour", seed, (32, 24)).tobytes()
+
+
+async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
+    """Given three attempts, two with the same sampling, then these share a batch, and each hears of its own items."""
+    one, two, other = Told(), Told(), Told()
+    async with engine() as (batches, _):
+        found = await asyncio.gather(
+            batches.render(sampling(), wish(1), 0, one),
+            batches.render(sampling(), wish(2), 1, one),
+            batches.render(sampling(3), wish(3), 5, other),
+            batches.render(sampling(), wish(4), 0, two),
+        )
+    for pixels, seed in zip(found, (1, 2, 3, 4), strict=True):
+        expect_picture(pixels, seed)
+    assert [pixels.rendering.batch_size for pixels in found] == [3, 3, 1, 3]
+    assert one.heard == ["rendered [0, 1] of 3"]
+    assert two.heard == ["rendered [0] of 3"]
+    assert other.heard == ["rendered [5] of 1"]
+    assert one.ticks >= 2
+
+
+async def test_a_batch_holds_no_more_than_it_may() -> None:
+    async with engine(batch_max=2) as (batches, _):
+        told = Told()
+        found = await asyncio.gather(*(batches.render(sampling(), wish(n), n, told) for n in range(5)))
+    assert [pixels.rendering.batch_size for pixels in found] == [2, 2, 2, 2, 1]
+
+
+async def test_a_batch_waits_for_steps_that_are_being_started() -> None:
+    """Given a step that begins while another's item waits already, then they share a batch."""
+    async with engine() as (batches, _):
+        with batches.arriving():
+            first = asyncio.create_task(batches.render(sampling(), wish(1), 0, Told()))
+            await asyncio.sleep(0.03)
+            second = asyncio.create_task(batches.render(sampling(), wish(2), 0, Told()))
+            await asyncio.sleep(0)
+        assert [(await one).rendering.batch_size for one in (first, second)] == [2, 2]
+
+
+async def test_who_breaks_the_engine_fails_nobody_else() -> None:
+    """Given a batch in which one job's image kills the process, then the others' are rendered, and that one fails."""
+    killer, stranger = Told(), Told()
+    async with engine() as (batches, process):
+        bad, good = await asyncio.gather(
+            batches.render(sampling(), wish(1, "kill"), 3, killer),
+            batches.render(sampling(), wish(2), 0, stranger),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, EngineLost)
+        assert bad.retryable
+        assert isinstance(good, Pixels)
+        expect_picture(good, 2)
+        died = "it was ended by SIGKILL"
+        assert stranger.heard == [f"lost [0]: {died}", "rendered [0] of 1"]
+        assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
+        expect_picture(await batches.render(sampling(), wish(5), 0, Told()), 5)
+        assert process.pid is not None
+
+
+async def test_a_standstill_is_ended() -> None:
+    """Given an engine that hangs, then its process is killed, and the next image is rendered by another."""
+    async with engine(stall_s=1.5) as (batches, process):
+        told = Told()
+        expect_picture(await batches.render(sampling(), wish(1), 0, told), 1)
+        before = process.pid
+        with pytest.raises(EngineLost, match=r"it said nothing for 1\.5 s"):
+            await batches.render(sampling(), wish(2, "hang"), 1, told)
+        expect_picture(await batches.render(sampling(), wish(3), 2, told), 3)
+        assert process.pid != before
+
+
+async def test_memory_that_runs_out_fails_the_item_and_not_the_process() -> None:
+    async with engine() as (batches, process):
+        expect_picture(await batches.render(sampling(), wish(1), 0, Told()), 1)
+        before = process.pid
+        with pytest.raises(StepError) as failed:
+            await batches.render(sampling(), wish(2, "oom"), 1, Told())
+        assert (failed.value.error_code, failed.value.retryable) == ("oom", True)
+        expect_picture(await batches.render(sampling(), wish(3), 2, Told()), 3)
+        assert process.pid == before
+
+
+async def test_what_nobody_wants_any_more_ends_within_a_step() -> None:
+    """Given a batch of 50,000 steps whose items are all cancelled, then the next is rendered by the same process."""
+    async with engine() as (batches, process):
+        told = Told()
+        long = [asyncio.create_task(batches.render(sampling(50_000), wish(n), n, told)) for n in range(2)]
+        await told.first_tick.wait()
+        before = process.pid
+        waiting = asyncio.create_task(batches.render(sampling(), wish(8), 8, told))
+        await asyncio.sleep(0)
+        for task in (*long, waiting):
+            task.cancel()
+        expect_picture(await batches.render(sampling(), wish(9), 9, told), 9)
+        assert process.pid == before
+
+
+async def test_the_process_ends_with_its_runner() -> None:
+    async with engine() as (batches, process):
+        await batches.render(sampling(), wish(1), 0, Told())
+        pid = process.pid
+        assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -8,14 +8,15 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
+from PIL import Image
 
 from eventstore.events import Rendering
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
 from runners.encoding import decode, encode
 from runners.engines.batches import Batches, Report
-from runners.engines.messages import Enlarge, ModelRef, Pixels, Sampling, Wish
-from runners.faults import FaultPlan
+from runners.engines.messages import Enlarge, ModelRef, Pixels, Render, Sampling, Wish
+from runners.faults import FaultPlan, Injury
 from runners.rendering import Renderer
 from runners.selection import RESAMPLING, ModelFiles, Selected, Selection, painting
 
@@ -90,17 +91,9 @@ class Studio:
         """Render an item of a generate step. Raises `StepError`."""
         if selected.model is None or self._models is None:
             return Rendition(await self._in_thread(partial(self._renderer.generate, job, item_index)))
-        wanted = job.generate
-        sampling = Sampling(
-            model=selected.model,
-            width=wanted.width,
-            height=wanted.height,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            scheduler=wanted.scheduler,
-        )
-        wish = self._wish(job, "generate", item_index)
-        return await self._encoded(job, await self._models.batches.render(sampling, wish, item_index, report))
+        injury = self._faults.check("generate", item_index, job.job_id)
+        work = render(selected.model, job, item_index, injury)
+        return await self._encoded(job, await self._models.batches.have(work, item_index, report))
 
     async def upscale(
         self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
@@ -108,36 +101,16 @@ class Studio:
         """Upscale an item that generate wrote. Raises `StepError`."""
         if selected.model is None or self._models is None:
             return Rendition(await self._in_thread(partial(self._renderer.upscale, job, item_index, source)))
-        wish = self._wish(job, "upscale", item_index)
-        work = await self._in_thread(partial(self._enlarge, selected.model, job, wish, source))
-        return await self._encoded(job, await self._models.batches.enlarge(work, item_index, report))
+        injury = self._faults.check("upscale", item_index, job.job_id)
+        image = partial(decode, source, self._max_pixels)
+        model = selected.model
+        work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
+        return await self._encoded(job, await self._models.batches.have(work, item_index, report))
 
     async def stop(self) -> None:
         """End the engine process, if there is one."""
         if self._models is not None:
             await self._models.batches.stop()
-
-    def _wish(self, job: JobState, step: str, item_index: int) -> Wish:
-        return Wish(
-            prompt=job.private.prompt or "",
-            negative_prompt=job.private.negative_prompt,
-            seed=item_seed(job.generate.seed, job.generate.count, item_index),
-            injury=self._faults.check(step, item_index, job.job_id),
-        )
-
-    def _enlarge(self, model: ModelRef, job: JobState, wish: Wish, source: bytes) -> Enlarge:
-        if job.upscale is None:
-            raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
-        image = decode(source, self._max_pixels).convert("RGB")
-        return Enlarge(
-            model=model,
-            scale=job.upscale.scale,
-            strict=job.upscale.strict_scale,
-            width=image.width,
-            height=image.height,
-            pixels=image.tobytes(),
-            wish=wish,
-        )
 
     async def _encoded(self, job: JobState, pixels: Pixels) -> Rendition:
         body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
@@ -145,3 +118,44 @@ class Studio:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def render(model: ModelRef, job: JobState, item_index: int, injury: Injury | None = None) -> Render:
+    """An item of a generate step, as the engine process is asked for it."""
+    wanted = job.generate
+    sampling = Sampling(
+        model=model,
+        width=wanted.width,
+        height=wanted.height,
+        steps=wanted.steps,
+        guidance=wanted.guidance,
+        scheduler=wanted.scheduler,
+    )
+    return Render(sampling=sampling, wishes=[_wish(job, item_index, injury)])
+
+
+def enlarge(
+    model: ModelRef, job: JobState, item_index: int, image: Image.Image, injury: Injury | None = None
+) -> Enlarge:
+    """An item of an upscale step, likewise. image: what generate wrote."""
+    if job.upscale is None:
+        raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
+    opaque = image.convert("RGB")
+    return Enlarge(
+        model=model,
+        scale=job.upscale.scale,
+        strict=job.upscale.strict_scale,
+        width=opaque.width,
+        height=opaque.height,
+        pixels=opaque.tobytes(),
+        wish=_wish(job, item_index, injury),
+    )
+
+
+def _wish(job: JobState, item_index: int, injury: Injury | None) -> Wish:
+    return Wish(
+        prompt=job.private.prompt or "",
+        negative_prompt=job.private.negative_prompt,
+        seed=item_seed(job.generate.seed, job.generate.count, item_index),
+        injury=injury,
+    )

@@ -1,8 +1,8 @@
 """Joins what the steps of a runner want of its engine process into batches, whatever job it is for.
 
-    render ─▶ waiting ─▶ the oldest, and all that are like it, as many as a batch holds ─▶ process ─▶ pictures
-                 ▲                                                              │
-                 └── each job by itself, if the process was lost with several ──┘
+    have ─▶ waiting ─▶ the oldest, and all that are like it, as many as a batch holds ─▶ process ─▶ pictures
+               ▲                                                              │
+               └── each job by itself, if the process was lost with several ──┘
 
 So a batch holds what arrived while the last was rendered, and a job that breaks the engine fails no other.
 """
@@ -26,10 +26,8 @@ from runners.engines.messages import (
     FromProcess,
     Pixels,
     Render,
-    Sampling,
     Short,
     Stepped,
-    Wish,
     Work,
 )
 from runners.engines.process import EngineGone, EngineProcess
@@ -109,22 +107,9 @@ class Batches:
             self._arriving -= 1
             self._changed.set()
 
-    async def render(self, sampling: Sampling, wish: Wish, item_index: int, report: Report) -> Pixels:
-        """Render an item, perhaps beside others. Raises `StepError`."""
-        return await self._wait_for(_Request(item_index, Render(sampling=sampling, wishes=[wish]), report))
-
-    async def enlarge(self, work: Enlarge, item_index: int, report: Report) -> Pixels:
-        """Enlarge an item's picture. Raises `StepError`."""
-        return await self._wait_for(_Request(item_index, work, report))
-
-    async def stop(self) -> None:
-        """End the process; whoever still waits gets `CancelledError`."""
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
-        await self._process.stop()
-
-    async def _wait_for(self, request: _Request) -> Pixels:
+    async def have(self, work: Work, item_index: int, report: Report) -> Pixels:
+        """Have an item rendered, perhaps beside others, or enlarged. work: of that one image. Raises `StepError`."""
+        request = _Request(item_index, work, report)
         self._waiting.append(request)
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work(), name="batches")
@@ -135,6 +120,13 @@ class Batches:
                 self._waiting.remove(request)
             elif request in self._under_way and request.picture.cancelled():
                 self._process.cancel([self._under_way.index(request)])
+
+    async def stop(self) -> None:
+        """End the process; whoever still waits gets `CancelledError`."""
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.gather(self._working, return_exceptions=True)
+        await self._process.stop()
 
     async def _work(self) -> None:
         """Have one batch after another, until nobody waits."""
@@ -206,6 +198,8 @@ def _may_share(first: _Request, other: _Request) -> bool:
     if not (isinstance(first.work, Render) and isinstance(other.work, Render)):
         return False
     if first.report is not other.report and (first.alone or other.alone):
+        return False
+    if first.work.as_batch_of is not None or other.work.as_batch_of is not None:
         return False
     return first.work.sampling == other.work.sampling
 

@@ -10,7 +10,7 @@ import pytest
 from eventstore.events import Measure, Memory
 from runners.engines.batches import Batches, EngineLost
 from runners.engines.landscape import paint
-from runners.engines.messages import ModelRef, Pixels, Sampling, Wish
+from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
 from runners.engines.process import EngineConfig, EngineProcess
 from runners.errors import StepError
 from runners.faults import Injury
@@ -63,6 +63,10 @@ def wish(seed: int, injury: Injury | None = None) -> Wish:
     return Wish(prompt="a harbour", negative_prompt=None, seed=seed, injury=injury)
 
 
+def render(shared: Sampling, one: Wish) -> Render:
+    return Render(sampling=shared, wishes=[one])
+
+
 def expect_picture(found: Pixels, seed: int) -> None:
     assert found.image().tobytes() == paint("a harbour", seed, (32, 24)).tobytes()
 
@@ -72,10 +76,10 @@ async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
     one, two, other = Told(), Told(), Told()
     async with engine() as (batches, _):
         found = await asyncio.gather(
-            batches.render(sampling(), wish(1), 0, one),
-            batches.render(sampling(), wish(2), 1, one),
-            batches.render(sampling(3), wish(3), 5, other),
-            batches.render(sampling(), wish(4), 0, two),
+            batches.have(render(sampling(), wish(1)), 0, one),
+            batches.have(render(sampling(), wish(2)), 1, one),
+            batches.have(render(sampling(3), wish(3)), 5, other),
+            batches.have(render(sampling(), wish(4)), 0, two),
         )
     for pixels, seed in zip(found, (1, 2, 3, 4), strict=True):
         expect_picture(pixels, seed)
@@ -89,7 +93,7 @@ async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
 async def test_a_batch_holds_no_more_than_it_may() -> None:
     async with engine(batch_max=2) as (batches, _):
         told = Told()
-        found = await asyncio.gather(*(batches.render(sampling(), wish(n), n, told) for n in range(5)))
+        found = await asyncio.gather(*(batches.have(render(sampling(), wish(n)), n, told) for n in range(5)))
     assert [pixels.rendering.batch_size for pixels in found] == [2, 2, 2, 2, 1]
 
 
@@ -97,9 +101,9 @@ async def test_a_batch_waits_for_steps_that_are_being_started() -> None:
     """Given a step that begins while another's item waits already, then they share a batch."""
     async with engine() as (batches, _):
         with batches.arriving():
-            first = asyncio.create_task(batches.render(sampling(), wish(1), 0, Told()))
+            first = asyncio.create_task(batches.have(render(sampling(), wish(1)), 0, Told()))
             await asyncio.sleep(0.03)
-            second = asyncio.create_task(batches.render(sampling(), wish(2), 0, Told()))
+            second = asyncio.create_task(batches.have(render(sampling(), wish(2)), 0, Told()))
             await asyncio.sleep(0)
         assert [(await one).rendering.batch_size for one in (first, second)] == [2, 2]
 
@@ -109,8 +113,8 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
     killer, stranger = Told(), Told()
     async with engine() as (batches, process):
         bad, good = await asyncio.gather(
-            batches.render(sampling(), wish(1, "kill"), 3, killer),
-            batches.render(sampling(), wish(2), 0, stranger),
+            batches.have(render(sampling(), wish(1, "kill")), 3, killer),
+            batches.have(render(sampling(), wish(2)), 0, stranger),
             return_exceptions=True,
         )
         assert isinstance(bad, EngineLost)
@@ -120,7 +124,7 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
         died = "it was ended by SIGKILL"
         assert stranger.heard == [f"lost [0]: {died}", "rendered [0] of 1"]
         assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
-        expect_picture(await batches.render(sampling(), wish(5), 0, Told()), 5)
+        expect_picture(await batches.have(render(sampling(), wish(5)), 0, Told()), 5)
         assert process.pid is not None
 
 
@@ -128,22 +132,22 @@ async def test_a_standstill_is_ended() -> None:
     """Given an engine that hangs, then its process is killed, and the next image is rendered by another."""
     async with engine(stall_s=1.5) as (batches, process):
         told = Told()
-        expect_picture(await batches.render(sampling(), wish(1), 0, told), 1)
+        expect_picture(await batches.have(render(sampling(), wish(1)), 0, told), 1)
         before = process.pid
         with pytest.raises(EngineLost, match=r"it said nothing for 1\.5 s"):
-            await batches.render(sampling(), wish(2, "hang"), 1, told)
-        expect_picture(await batches.render(sampling(), wish(3), 2, told), 3)
+            await batches.have(render(sampling(), wish(2, "hang")), 1, told)
+        expect_picture(await batches.have(render(sampling(), wish(3)), 2, told), 3)
         assert process.pid != before
 
 
 async def test_memory_that_runs_out_fails_the_item_and_not_the_process() -> None:
     async with engine() as (batches, process):
-        expect_picture(await batches.render(sampling(), wish(1), 0, Told()), 1)
+        expect_picture(await batches.have(render(sampling(), wish(1)), 0, Told()), 1)
         before = process.pid
         with pytest.raises(StepError) as failed:
-            await batches.render(sampling(), wish(2, "oom"), 1, Told())
+            await batches.have(render(sampling(), wish(2, "oom")), 1, Told())
         assert (failed.value.error_code, failed.value.retryable) == ("oom", True)
-        expect_picture(await batches.render(sampling(), wish(3), 2, Told()), 3)
+        expect_picture(await batches.have(render(sampling(), wish(3)), 2, Told()), 3)
         assert process.pid == before
 
 
@@ -151,20 +155,20 @@ async def test_what_nobody_wants_any_more_ends_within_a_step() -> None:
     """Given a batch of 50,000 steps whose items are all cancelled, then the next is rendered by the same process."""
     async with engine() as (batches, process):
         told = Told()
-        long = [asyncio.create_task(batches.render(sampling(50_000), wish(n), n, told)) for n in range(2)]
+        long = [asyncio.create_task(batches.have(render(sampling(50_000), wish(n)), n, told)) for n in range(2)]
         await told.first_tick.wait()
         before = process.pid
-        waiting = asyncio.create_task(batches.render(sampling(), wish(8), 8, told))
+        waiting = asyncio.create_task(batches.have(render(sampling(), wish(8)), 8, told))
         await asyncio.sleep(0)
         for task in (*long, waiting):
             task.cancel()
-        expect_picture(await batches.render(sampling(), wish(9), 9, told), 9)
+        expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
         assert process.pid == before
 
 
 async def test_the_process_ends_with_its_runner() -> None:
     async with engine() as (batches, process):
-        await batches.render(sampling(), wish(1), 0, Told())
+        await batches.have(render(sampling(), wish(1)), 0, Told())
         pid = process.pid
         assert pid is not None
     with pytest.raises(ProcessLookupError):

@@ -73,6 +73,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     actions.add_parser(
         "scrub", parents=[output], help="write the tables anew, so that nothing erased stays in the database's files"
     )
+    reproduce = actions.add_parser(
+        "reproduce", parents=[output], help="render a job's images again, and compare; exits with 1 if one differs"
+    )
+    _add_job(reproduce)
     actions.add_parser("anchor", help="sign the log's heads; the anchor is printed, and kept in the log and in S3")
     key = actions.add_parser("key", help="make a key that signs anchors, and print its public half")
     key.add_argument("file", type=Path, metavar="FILE", help="where to write it; name it in DF_ANCHOR_KEY")

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from api import responses, schemas
-from dreamforge import anchoring, arguments, audit_erase, audit_verify, logs, show
+from dreamforge import anchoring, arguments, audit_erase, audit_reproduce, audit_verify, logs, show
 from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         "verify": audit_verify.run,
         "erase": audit_erase.erase,
         "scrub": audit_erase.scrub,
+        "reproduce": audit_reproduce.run,
         "anchor": _anchor,
         "key": _key,
     }

@@ -27,6 +27,7 @@ from dreamforge import anchoring
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
+from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import Settings, SettingsError
 from eventstore import schema
 from eventstore.archive import Archive
@@ -43,24 +44,20 @@ from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
 from projections import views
 from projections.key_queries import Keys
-from projections.model_queries import Models as ModelQueries
+from projections.model_queries import Models
 from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
 from runners.engines.batches import Batches
-from runners.engines.fake import FakeEngine
-from runners.engines.process import EngineConfig, EngineProcess
 from runners.faults import FaultPlan
 from runners.metrics import WORKER_READY
 from runners.objects import ObjectStore
-from runners.rendering import Renderer
-from runners.selection import Selection
+from runners.selection import NO_MODELS, Selection
 from runners.steps import RetryPolicy, StepRunner
-from runners.studio import Models, Studio
+from runners.studio import Studio
 from runners.threads import Threads
-from runners.upscalers.image import ImageUpscaler
 
 _HAND_BACK_S = 3.0
 """How long a runner that stops may take to tell the log that it hands its steps back."""
@@ -263,7 +260,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,
         queries=Queries(reads),
-        models=ModelQueries(log),
+        models=Models(log),
         keys=Keys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
         admission=Admission(reads, _limits(settings)),
@@ -448,29 +445,18 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
 
 
 async def _no_generator(core: Core) -> bool:
-    models = await until_available("models", ModelQueries(core.log).all)
+    models = await until_available("models", Models(core.log).all)
     return not any(model.available and model.kind == "generator" for model in models)
 
 
 def _studio(core: Core) -> Studio:
     settings = core.settings
     faults = FaultPlan.parse(settings.fake_fail or "")
-    batch_max = settings.batch_max
-    config = EngineConfig(
-        device=settings.device,
-        dtype=settings.dtype,
-        batch_max=batch_max,
-        model_bytes=settings.model_bytes,
-    )
-    models = Models(
-        selection=Selection(ModelQueries(core.log), fake=settings.fake_runner, default=settings.model),
-        batches=Batches(EngineProcess(config, stall_s=settings.engine_stall_s), batch_max=batch_max),
-        batch_max=batch_max,
-    )
     return Studio(
-        Renderer(FakeEngine(), {"image": ImageUpscaler()}, faults=faults, max_pixels=settings.max_pixels),
+        painter(settings, faults),
         Threads(),
-        models=models,
+        Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
+        Batches(engine_process(settings), batch_max=settings.batch_max),
         faults=faults,
         max_pixels=settings.max_pixels,
     )

@@ -1,6 +1,5 @@
 """What a step does to one item, in a thread: request to picture, picture to larger picture, picture to bytes."""
 
-from collections.abc import Mapping
 from uuid import UUID
 
 from PIL import Image
@@ -9,22 +8,19 @@ from orchestrator.plan import item_seed
 from orchestrator.state import JobState
 from runners.encoding import decode, encode
 from runners.engines import Engine, ImageRequest
-from runners.errors import InvalidInput
 from runners.faults import FaultPlan
 from runners.upscalers import Upscaler
 
 
 class Renderer:
-    """The engine and upscalers of a runner. Every method blocks; several threads may call them at once.
+    """What renders without a model. Every method blocks; several threads may call them at once.
 
-    upscalers: by `impl`. max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
+    max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
     """
 
-    def __init__(
-        self, engine: Engine, upscalers: Mapping[str, Upscaler], *, faults: FaultPlan, max_pixels: int
-    ) -> None:
+    def __init__(self, engine: Engine, upscaler: Upscaler, *, faults: FaultPlan, max_pixels: int) -> None:
         self._engine = engine
-        self._upscalers = upscalers
+        self._upscaler = upscaler
         self._faults = faults
         self._max_pixels = max_pixels
 
@@ -56,9 +52,4 @@ class Renderer:
     def _enlarged(self, job: JobState, picture: Image.Image) -> Image.Image:
         if job.upscale is None:
             raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
-        impl = "image" if job.upscale.impl == "auto" else job.upscale.impl
-        upscaler = self._upscalers.get(impl)
-        if upscaler is None:
-            known = ", ".join(sorted(self._upscalers))
-            raise InvalidInput(f"this runner has no upscaler {impl!r}; it has: {known}")
-        return upscaler.upscale(picture, job.upscale.scale)
+        return self._upscaler.upscale(picture, job.upscale.scale)

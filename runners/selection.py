@@ -42,11 +42,13 @@ def painting(job: JobState) -> Selected:
 
 
 class Selection:
-    """Chooses for each step. fake: never a model. default: a generator that is not registered, a path or a hub's id."""
+    """Chooses for each step. models: None: the runner has none, and paints.
 
-    def __init__(self, models: Models, *, fake: bool, default: str | None) -> None:
+    default: the generator of jobs that name none: a path, or a hub's id.
+    """
+
+    def __init__(self, models: Models | None, *, default: str | None = None) -> None:
         self._models = models
-        self._fake = fake
         self._default = default
 
     async def of(self, job: JobState, step: StepState) -> Selected:
@@ -54,7 +56,7 @@ class Selection:
         return await (self._generator(job) if step.name == "generate" else self._upscaler(job))
 
     async def _generator(self, job: JobState) -> Selected:
-        if self._fake:
+        if self._models is None:
             return painting(job)
         wanted = job.generate.model_id
         if wanted is not None:
@@ -74,29 +76,34 @@ class Selection:
         if job.upscale is None:
             raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
         impl = job.upscale.impl
-        if impl == "image" or (impl == "auto" and self._fake):
+        if impl == "image" or (impl == "auto" and self._models is None):
             return RESAMPLING
         wanted = {"scale": job.upscale.scale}
         kind = _KINDS["gan" if impl == "auto" else impl]
-        found = (
-            None if self._fake else await self._first(kind, lambda one: excess(one.parameters_schema, wanted) is None)
-        )
+        found = await self._first(kind, lambda one: excess(one.parameters_schema, wanted) is None)
         if found is not None:
             return _selected("gan" if impl == "auto" else impl, found)
         if impl == "auto":
             return RESAMPLING
-        why = "this runner has no models" if self._fake else "see `dreamforge models add`"
+        why = "this runner has no models" if self._models is None else "see `dreamforge models add`"
         problem = InvalidInput(f"no {kind} for scale {job.upscale.scale} is registered and enabled; {why}")
         return Selected(engine=impl, source=impl, problem=problem)
 
     async def _first(self, kind: ModelKind, fits: Callable[[ModelView], bool]) -> ModelView | None:
-        models = await self._models.all()
+        models = [] if self._models is None else await self._models.all()
         return next((one for one in models if one.kind == kind and one.available and fits(one)), None)
 
 
+def model_ref(view: ModelView) -> ModelRef:
+    """A registered model, as the engine process opens it."""
+    return ModelRef(kind=view.kind, path=view.local_path, model_id=view.model_id, sha256=view.digest)
+
+
 def _selected(engine: str, view: ModelView) -> Selected:
-    ref = ModelRef(kind=view.kind, path=view.local_path, model_id=view.model_id, sha256=view.digest)
-    return Selected(engine=engine, source=view.source_uri, model_id=view.model_id, model=ref, view=view)
+    return Selected(engine=engine, source=view.source_uri, model_id=view.model_id, model=model_ref(view), view=view)
+
+
+NO_MODELS = Selection(None)
 
 
 class ModelFiles:

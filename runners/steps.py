@@ -79,6 +79,13 @@ class StepRunner:
 
     async def run(self, claim: Claim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
+        arrived = self._studio.arriving()
+        try:
+            await self._run(claim, arrived)
+        finally:
+            arrived()
+
+    async def _run(self, claim: Claim, arrived: Callable[[], None]) -> None:
         log = _log.bind(job_id=str(claim.command.job_id), step=claim.command.step)
         if self._stopping:
             await self._jobs.settle(claim.defer(0))
@@ -105,7 +112,7 @@ class StepRunner:
             return
         log.info("step started", attempt=started.step(step.step_id).attempt)
         try:
-            await self._attempt(started, selected, claim)
+            await self._attempt(started, selected, claim, arrived)
         except StaleAttempt as error:
             metrics.FENCED.inc()
             log.warning("fenced off", error=str(error))
@@ -137,12 +144,12 @@ class StepRunner:
         metrics.count(bodies)
         return state, bodies
 
-    async def _attempt(self, state: JobState, selected: Selected, claim: Claim) -> None:
+    async def _attempt(self, state: JobState, selected: Selected, claim: Claim, arrived: Callable[[], None]) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
         harvest = Harvest(step)
         self._harvests.add(harvest)
-        producer = asyncio.create_task(self._produce(state, step, selected, harvest))
+        producer = asyncio.create_task(self._produce(state, step, selected, harvest, arrived))
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
         try:
@@ -167,7 +174,9 @@ class StepRunner:
         else:
             await self._fail(state, claim, step, harvest.failure)
 
-    async def _produce(self, state: JobState, step: StepState, selected: Selected, harvest: Harvest) -> None:
+    async def _produce(
+        self, state: JobState, step: StepState, selected: Selected, harvest: Harvest, arrived: Callable[[], None]
+    ) -> None:
         """Render the missing items, as many at once as the engine likes, and store them.
 
         Ends early when the runner stops, or with the first item that fails; what was rendered before is stored.
@@ -197,6 +206,8 @@ class StepRunner:
                 if self._stopping or harvest.failure is not None:
                     break
                 items.append(asyncio.create_task(produce(index)))
+                # Comes after the tasks made until then have said what they want.
+                asyncio.get_running_loop().call_soon(arrived)
             await asyncio.gather(*items)
         finally:
             for item in items:

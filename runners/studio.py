@@ -1,9 +1,8 @@
 """One item of a step, from the request to the bytes: by a painter of this process, or by the engine process."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ from runners.engines.batches import Batches, Report
 from runners.engines.messages import Enlarge, ModelRef, Pixels, Render, Sampling, Wish
 from runners.faults import FaultPlan, Injury
 from runners.rendering import Renderer
-from runners.selection import RESAMPLING, ModelFiles, Selected, Selection, painting
+from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
 
 T = TypeVar("T")
 
@@ -30,55 +29,42 @@ class Rendition(msgspec.Struct, frozen=True):
     rendering: Rendering | None = None
 
 
-class Models(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runner that has models needs. batch_max: images that the engine process renders at once, at most."""
-
-    selection: Selection
-    batches: Batches
-    batch_max: int
-
-
 class Studio:
     """Renders the items of a runner's steps.
 
-    renderer: for what needs no model. models: None where nothing else is to be had. max_pixels: of a picture that is
-    read back, lest a decompression bomb fills the memory.
+    renderer: for what needs no model. batches: for what needs one. selection: says which it is.
+    max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
     """
 
     def __init__(
         self,
         renderer: Renderer,
         executor: Executor,
+        selection: Selection = NO_MODELS,
+        batches: Batches | None = None,
         *,
-        models: Models | None = None,
         faults: FaultPlan | None = None,
         max_pixels: int = 2**26,
     ) -> None:
         self._renderer = renderer
         self._executor = executor
-        self._models = models
+        self._selection = selection
+        self._batches = batches
         self._faults = faults or FaultPlan()
         self._max_pixels = max_pixels
         self._files = ModelFiles()
 
-    @contextmanager
-    def arriving(self) -> Iterator[None]:
-        """A step is being started: a batch waits for what it will want, a little."""
-        if self._models is None:
-            yield
-        else:
-            with self._models.batches.arriving():
-                yield
+    def arriving(self) -> Callable[[], None]:
+        """A step is being started: a batch waits for what it will want, a little. Call what is answered afterwards."""
+        return (lambda: None) if self._batches is None else self._batches.arriving()
 
     async def select(self, job: JobState, step: StepState) -> Selected:
         """What is to render a step. May raise `DatabaseUnavailable`."""
-        if self._models is None:
-            return painting(job) if step.name == "generate" else RESAMPLING
-        return await self._models.selection.of(job, step)
+        return await self._selection.of(job, step)
 
     def at_once(self, selected: Selected) -> int:
         """How many items of a step are worth rendering at once."""
-        return 1 if selected.model is None or self._models is None else self._models.batch_max
+        return 1 if selected.model is None or self._batches is None else self._batches.batch_max
 
     async def check(self, selected: Selected) -> None:
         """Raise `StepError` unless what was selected can be used."""
@@ -89,28 +75,28 @@ class Studio:
 
     async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> Rendition:
         """Render an item of a generate step. Raises `StepError`."""
-        if selected.model is None or self._models is None:
+        if selected.model is None or self._batches is None:
             return Rendition(await self._in_thread(partial(self._renderer.generate, job, item_index)))
         injury = self._faults.check("generate", item_index, job.job_id)
         work = render(selected.model, job, item_index, injury)
-        return await self._encoded(job, await self._models.batches.have(work, item_index, report))
+        return await self._encoded(job, await self._batches.have(work, item_index, report))
 
     async def upscale(
         self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
     ) -> Rendition:
         """Upscale an item that generate wrote. Raises `StepError`."""
-        if selected.model is None or self._models is None:
+        if selected.model is None or self._batches is None:
             return Rendition(await self._in_thread(partial(self._renderer.upscale, job, item_index, source)))
         injury = self._faults.check("upscale", item_index, job.job_id)
         image = partial(decode, source, self._max_pixels)
         model = selected.model
         work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
-        return await self._encoded(job, await self._models.batches.have(work, item_index, report))
+        return await self._encoded(job, await self._batches.have(work, item_index, report))
 
     async def stop(self) -> None:
         """End the engine process, if there is one."""
-        if self._models is not None:
-            await self._models.batches.stop()
+        if self._batches is not None:
+            await self._batches.stop()
 
     async def _encoded(self, job: JobState, pixels: Pixels) -> Rendition:
         body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))

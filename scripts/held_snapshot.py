@@ -46,6 +46,7 @@ from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.studio import Studio
 from runners.threads import Threads
+from runners.upscalers.image import ImageUpscaler
 
 IN_FLIGHT = 300
 READERS = 4
@@ -61,7 +62,7 @@ class NoPixels(Renderer):
     """Renders at once."""
 
     def __init__(self) -> None:
-        super().__init__(FakeEngine(), {}, faults=FaultPlan(), max_pixels=1)
+        super().__init__(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
 
     def generate(self, job: JobState, item_index: int) -> bytes:
         """Nothing worth looking at."""

@@ -10,8 +10,7 @@ So a batch holds what arrived while the last was rendered, and a job that breaks
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -90,22 +89,26 @@ class Batches:
 
     def __init__(self, process: EngineProcess, *, batch_max: int) -> None:
         self._process = process
-        self._batch_max = batch_max
+        self.batch_max = batch_max
         self._waiting: list[_Request] = []
         self._under_way: list[_Request] = []
-        self._arriving = 0
+        self._arriving: set[object] = set()
         self._changed = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def arriving(self) -> Iterator[None]:
-        """A step is being started that will want something in a moment: a batch waits for it, a little."""
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
+    def arriving(self) -> Callable[[], None]:
+        """A step is being started that will want something in a moment: a batch waits for it, a little.
+
+        Call what is answered once it has said what it wants, or wants nothing; a second call does nothing.
+        """
+        here = object()
+        self._arriving.add(here)
+
+        def arrived() -> None:
+            self._arriving.discard(here)
             self._changed.set()
+
+        return arrived
 
     async def have(self, work: Work, item_index: int, report: Report) -> Pixels:
         """Have an item rendered, perhaps beside others, or enlarged. work: of that one image. Raises `StepError`."""
@@ -159,7 +162,7 @@ class Batches:
             return []
         first = self._waiting[0]
         batch = [first]
-        batch += itertools.islice(filter(partial(_may_share, first), self._waiting[1:]), self._batch_max - 1)
+        batch += itertools.islice(filter(partial(_may_share, first), self._waiting[1:]), self.batch_max - 1)
         for request in batch:
             self._waiting.remove(request)
         return batch

@@ -3,11 +3,14 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import boto3
 import msgspec
 import pytest
+from PIL import Image
 
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
@@ -235,3 +238,42 @@ def test_tables_are_for_people(audited: Audited) -> None:
     assert "The read model agrees" in dreamforge("audit", "replay", audited.job, **audited.environ).stdout
     assert "steps.generate.attempt" in dreamforge("audit", "diff", audited.job, "1", "2", **audited.environ).stdout
     assert "Intact" in dreamforge("audit", "verify", "--all", **audited.environ).stdout
+
+
+def paint_over(config: S3Config, key: str, pixel: tuple[int, int]) -> None:
+    """Change one pixel of an image in the store."""
+    store = boto3.client(
+        "s3",
+        endpoint_url=config.endpoint,
+        aws_access_key_id=config.access_key,
+        aws_secret_access_key=config.secret_key,
+        region_name=config.region,
+    )
+    image = Image.open(store.get_object(Bucket=config.bucket, Key=key)["Body"])
+    red, green, blue = cast("tuple[int, int, int]", image.getpixel(pixel))
+    image.putpixel(pixel, (255 - red, green, blue))
+    body = BytesIO()
+    image.save(body, "PNG")
+    store.put_object(Bucket=config.bucket, Key=key, Body=body.getvalue())
+
+
+def test_images_are_made_again_pixel_by_pixel(audited: Audited, s3_config: S3Config) -> None:
+    """Both steps' images are; one that was painted over in the store is not, and says how far it is off."""
+    found = audited.audit("reproduce", audited.job)
+    assert [(one["step"], one["item_index"], one["difference"]) for one in found] == [
+        ("generate", 0, 0),
+        ("generate", 1, 0),
+        ("upscale", 0, 0),
+        ("upscale", 1, 0),
+    ]
+    job = audited.api.create(count=1, scale=None)
+    assert audited.api.finished(job)["status"] == "succeeded"
+    [artifact] = audited.api.artifacts(job)
+    paint_over(s3_config, artifact["s3_key"], (3, 4))
+    [one] = audited.audit("reproduce", job, code=1)
+    assert one["pixels"] == 1
+    assert one["difference"] > 0
+
+
+def test_a_job_that_is_not_there_can_not_be_made_again(audited: Audited) -> None:
+    assert "has no job" in audited.audit("reproduce", "018f0000-0000-7000-8000-000000000001", code=4)

@@ -100,11 +100,11 @@ async def test_a_batch_holds_no_more_than_it_may() -> None:
 async def test_a_batch_waits_for_steps_that_are_being_started() -> None:
     """Given a step that begins while another's item waits already, then they share a batch."""
     async with engine() as (batches, _):
-        with batches.arriving():
-            first = asyncio.create_task(batches.have(render(sampling(), wish(1)), 0, Told()))
-            await asyncio.sleep(0.03)
-            second = asyncio.create_task(batches.have(render(sampling(), wish(2)), 0, Told()))
-            await asyncio.sleep(0)
+        arrived = batches.arriving()
+        first = asyncio.create_task(batches.have(render(sampling(), wish(1)), 0, Told()))
+        await asyncio.sleep(0.03)
+        second = asyncio.create_task(batches.have(render(sampling(), wish(2)), 0, Told()))
+        asyncio.get_running_loop().call_soon(arrived)
         assert [(await one).rendering.batch_size for one in (first, second)] == [2, 2]
 
 

@@ -17,6 +17,7 @@ from runners.faults import FaultPlan
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.studio import Studio
+from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, job_created
 
 
@@ -41,7 +42,7 @@ class LateJobs(Jobs):
 
 def runner(jobs: Jobs) -> StepRunner:
     """A runner that never comes to render or store anything."""
-    renderer = Renderer(FakeEngine(), {}, faults=FaultPlan(), max_pixels=1)
+    renderer = Renderer(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
     retry = RetryPolicy(max_attempts=3, first_delay_s=0, longest_delay_s=0)
     return StepRunner(jobs, nothing, Studio(renderer, nothing), retry=retry, name="r")

@@ -25,6 +25,7 @@ from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.studio import Studio
 from runners.threads import Threads
+from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, eventually, job_created
 
 
@@ -32,7 +33,7 @@ class Hanging(Renderer):
     """Renders the first items, and hangs in another until it is let go."""
 
     def __init__(self, hangs_at: int) -> None:
-        super().__init__(FakeEngine(), {}, faults=FaultPlan(), max_pixels=1_000_000)
+        super().__init__(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1_000_000)
         self._hangs_at = hangs_at
         self.released = threading.Event()
 

@@ -23,7 +23,7 @@ from orchestrator.state import JobState, StepState, fold
 from projections.model_queries import Models
 from runners.encoding import decode, encode
 from runners.engines.batches import Batches
-from runners.engines.messages import ModelRef, Pixels
+from runners.engines.messages import ModelRef, Pixels, Work
 from runners.errors import StepError
 from runners.objects import ObjectStore
 from runners.selection import ModelFiles, model_ref
@@ -149,10 +149,16 @@ class _Again:
             return self._decoded(body), None
         model = await self._model(step, written, made)
         if source is None:
-            work = replace(render(model, job, item), as_batch_of=made.batch_size, from_index=made.batch_index)
+            work: Work = replace(
+                render(model, job, item),
+                as_batch_of=made.batch_size,
+                from_index=made.batch_index,
+                measures=made.measures,
+            )
             pixels = await self._batches.have(work, item, _Silence())
         else:
-            pixels = await self._batches.have(enlarge(model, job, item, self._decoded(source)), item, _Silence())
+            work = replace(enlarge(model, job, item, self._decoded(source)), tile=made.tile)
+            pixels = await self._batches.have(work, item, _Silence())
         return self._as_written(pixels), pixels.rendering
 
     async def _model(self, step: StepState, written: ArtifactWritten, made: Rendering) -> ModelRef:

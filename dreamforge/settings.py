@@ -159,7 +159,8 @@ LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
 URL = Form("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAILURE = Form(
-    "generate or upscale, then optionally =oom, =kill or =hang, :item and :times, like upscale:2:1", _parse_failure
+    "generate or upscale, then optionally =oom, =kill or =hang, :item and :times, like upscale:2:1; or several",
+    _parse_failure,
 )
 ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
 STATUS = Form("202 or 200", _parse_status)

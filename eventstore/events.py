@@ -88,8 +88,8 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an image came about, beside what was asked for: with it the very same pixels can be made again.
 
     engine: diffusers, gan, diffusion or image. model_sha256: of the list of its files' hashes. scheduler: the class
-    that sampled. batch_size, batch_index: how many images were rendered at once, and which of them this is. measures:
-    what the engine had to do to save memory.
+    that sampled. batch_size, batch_index: how many images were rendered at once, and which of them this is.
+    tile: pixels of a source's side that an upscaler took at once. measures: what was done to save memory.
     """
 
     engine: str
@@ -101,6 +101,7 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scheduler: str | None = None
     batch_size: int = 1
     batch_index: int = 0
+    tile: int | None = None
     measures: list[Measure] = []
 
 

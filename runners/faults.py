@@ -6,6 +6,8 @@
     upscale::3      in each job the first three items that are tried fail
     generate=oom    the engine runs out of memory at every item, instead of failing; `kill` ends its process,
                     `hang` lets it stand still
+    upscale:0:1,generate=oom:1:1
+                    both
 
 A process counts for itself: another one, or the same one restarted, begins anew.
 """
@@ -43,29 +45,34 @@ class Fault(msgspec.Struct, frozen=True):
 class FaultPlan:
     """Decides whether an item fails now. Several threads may ask at once."""
 
-    def __init__(self, fault: Fault | None = None) -> None:
-        self._fault = fault
-        self._failed: Counter[UUID] = Counter()
+    def __init__(self, *faults: Fault) -> None:
+        self._faults = faults
+        self._failed: Counter[tuple[Fault, UUID]] = Counter()
         self._lock = threading.Lock()
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a plan from its text; an empty text is a plan without failures."""
-        return cls(_fault(text) if text else None)
+        return cls(*map(_fault, text.split(","))) if text else cls()
 
     def check(self, step: str, item_index: int, job_id: UUID) -> Injury | None:
         """Raise `ProviderError` if this item is to fail now, or answer what is to befall the engine; and count it."""
-        fault = self._fault
-        if fault is None or fault.step != step or fault.item_index not in {None, item_index}:
-            return None
-        if fault.times is not None:
-            with self._lock:
-                if self._failed[job_id] == fault.times:
-                    return None
-                self._failed[job_id] += 1
-        if fault.injury is not None:
-            return fault.injury
-        raise ProviderError(f"{step} failed at item {item_index}, as DF_FAKE_FAIL asked for")
+        for fault in self._faults:
+            if fault.step == step and fault.item_index in {None, item_index} and self._is_due(fault, job_id):
+                if fault.injury is not None:
+                    return fault.injury
+                raise ProviderError(f"{step} failed at item {item_index}, as DF_FAKE_FAIL asked for")
+        return None
+
+    def _is_due(self, fault: Fault, job_id: UUID) -> bool:
+        """Is it to happen now? If it is, it is counted."""
+        if fault.times is None:
+            return True
+        with self._lock:
+            if self._failed[fault, job_id] == fault.times:
+                return False
+            self._failed[fault, job_id] += 1
+        return True
 
 
 def _fault(text: str) -> Fault:

@@ -70,6 +70,7 @@ class StepRunner:
     def stop(self) -> None:
         """Finish the items that are being rendered, and hand the rest back. A second call does nothing."""
         self._stopping = True
+        self._studio.withdraw()
 
     def give_up(self) -> None:
         """Hand back what is still being rendered, too: that costs an item's work, and no attempt."""

@@ -63,8 +63,8 @@ class Studio:
         return await self._selection.of(job, step)
 
     def at_once(self, selected: Selected) -> int:
-        """How many items of a step are worth rendering at once."""
-        return 1 if selected.model is None or self._batches is None else self._batches.batch_max
+        """How many items of a step are worth asking for at once: while a batch is rendered the next one gathers."""
+        return 1 if selected.model is None or self._batches is None else 2 * self._batches.batch_max
 
     async def check(self, selected: Selected) -> None:
         """Raise `StepError` unless what was selected can be used."""
@@ -92,6 +92,11 @@ class Studio:
         model = selected.model
         work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
         return await self._encoded(job, await self._batches.have(work, item_index, report))
+
+    def withdraw(self) -> None:
+        """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
+        if self._batches is not None:
+            self._batches.withdraw()
 
     async def stop(self) -> None:
         """End the engine process, if there is one."""

@@ -61,6 +61,13 @@ class EngineLost(StepError):
     retryable = True
 
 
+class Withdrawn(StepError):
+    """The runner stops, and renders nothing new."""
+
+    error_code = "infra_unavailable"
+    retryable = True
+
+
 class _Refused(StepError):
     """What the engine says of an item that failed."""
 
@@ -94,6 +101,7 @@ class Batches:
         self._under_way: list[_Request] = []
         self._arriving: set[object] = set()
         self._changed = asyncio.Event()
+        self._withdrawn = False
         self._working: asyncio.Task[None] | None = None
 
     def arriving(self) -> Callable[[], None]:
@@ -112,6 +120,8 @@ class Batches:
 
     async def have(self, work: Work, item_index: int, report: Report) -> Pixels:
         """Have an item rendered, perhaps beside others, or enlarged. work: of that one image. Raises `StepError`."""
+        if self._withdrawn:
+            raise Withdrawn("the runner stops")
         request = _Request(item_index, work, report)
         self._waiting.append(request)
         if self._working is None or self._working.done():
@@ -123,6 +133,13 @@ class Batches:
                 self._waiting.remove(request)
             elif request in self._under_way and request.picture.cancelled():
                 self._process.cancel([self._under_way.index(request)])
+
+    def withdraw(self) -> None:
+        """Refuse what waits, and whatever comes: what is under way is finished."""
+        self._withdrawn = True
+        for request in self._waiting:
+            _fail(request, Withdrawn("the runner stops"))
+        self._waiting.clear()
 
     async def stop(self) -> None:
         """End the process; whoever still waits gets `CancelledError`."""

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from runners.engines.messages import (
     Work,
 )
 from runners.engines.process import EngineConfig, framed
-from runners.errors import OutOfMemory, StepError, Unexpected
+from runners.errors import OutOfMemory, ProviderError, StepError, Unexpected
 
 if TYPE_CHECKING:
     pass
@@ -84,6 +85,7 @@ class Watching:
 
     def __init__(self, runner: Runner, items: int) -> None:
         self._runner = runner
+        self._befell: list[Wish] = []
         self.open = set(range(items))
 
     def stepped(self, items: list[int], done: int, of: int) -> None:
@@ -102,7 +104,10 @@ class Watching:
         self._runner.say(Pixels.of(item, image, rendering, memory))
 
     def befall(self, wish: Wish) -> None:
-        """Let happen what a test asked for."""
+        """Let happen what a test asked for, once."""
+        if wish in self._befell:
+            return
+        self._befell.append(wish)
         match wish.injury:
             case "oom":
                 raise MemoryError
@@ -156,3 +161,23 @@ def _have(runner: Runner, work: Work, have: Have) -> None:
                 retryable=failure.retryable,
             )
         )
+
+
+def begin(config: EngineConfig) -> tuple[Ready, Have]:
+    """Import what this process is for; without it, every piece of work fails and says what to install."""
+    try:
+        from runners.engines.workshop import Workshop  # noqa: PLC0415  # torch takes seconds, and need not be there
+    except ImportError as error:
+        why = f"this runner can't use models ({error}); install the extra: pip install 'dream-forge[diffusers]'"
+
+        def refuse(_work: Work, _watch: Watching) -> None:
+            raise ProviderError(why)
+
+        return Ready(versions={}, device="none"), refuse
+    workshop = Workshop(config)
+    return Ready(versions=workshop.versions, device=workshop.device_name), workshop.have
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="engine process: %(levelname)s %(name)s %(message)s")
+    serve(int(sys.argv[1]), begin)

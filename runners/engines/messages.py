@@ -59,20 +59,22 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Render a batch of images; the items' numbers in all that is said of them are their places in `wishes`.
 
-    as_batch_of, from_index: render exactly so many at once, these from the index on, to make the pixels of an earlier
-    batch again; None: as many at once as fit.
+    as_batch_of, from_index, measures: render exactly so many at once, these from the index on, with these measures
+    taken, to make the pixels of an earlier batch again; None: as many at once as fit.
     """
 
     sampling: Sampling
     wishes: list[Wish]
     as_batch_of: int | None = None
     from_index: int = 0
+    measures: list[Measure] = []
 
 
 class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Enlarge a picture, its one item number 0. pixels: rows of RGB, a byte each.
 
-    strict: by a model of that very scale. wish: prompt and seed, for upscalers that are led by them.
+    strict: by a model of that very scale. wish: prompt and seed, for upscalers that are led by them. tile: pixels of a
+    side to take at once, to make the pixels of an earlier one again; None: as the model likes.
     """
 
     model: ModelRef
@@ -82,6 +84,7 @@ class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     height: int
     pixels: bytes
     wish: Wish
+    tile: int | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -5,6 +5,7 @@ work ─▶ start, unless one runs ─▶ send ─▶ messages, until Done
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -84,7 +85,7 @@ class EngineProcess:
             await self._end()
             raise EngineGone(f"it said nothing for {self._stall_s:g} s") from None
         except (OSError, EOFError, msgspec.DecodeError) as error:
-            code = await self._end()
+            code = await self._end(_STOP_S)
             raise EngineGone(_ended(code)) from error
         except BaseException:
             await self._end()
@@ -97,11 +98,7 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """End the process, if one runs. A second call does nothing."""
-        if self._running is not None:
-            self._running.writer.close()  # it ends by itself when nobody listens
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._running.process.wait(), _STOP_S)
-        await self._end()
+        await self._end(_STOP_S)
 
     async def _start(self) -> "_Running":
         ours, theirs = socket.socketpair()
@@ -127,14 +124,17 @@ class EngineProcess:
             size = int.from_bytes(await running.reader.readexactly(_HEAD), "big")
             return self._decoder.decode(await running.reader.readexactly(size))
 
-    async def _end(self) -> int | None:
-        """Kill the process, if there is one; answers how it ended."""
+    async def _end(self, patience_s: float = 0.0) -> int | None:
+        """Kill the process, if there is one that does not end by itself; answers how it ended."""
         running, self._running = self._running, None
         if running is None:
             return None
         running.writer.close()
+        with suppress(TimeoutError):  # a process that has closed its socket is about to end by itself
+            return await asyncio.wait_for(running.process.wait(), patience_s)
         with suppress(ProcessLookupError):
-            running.process.kill()
+            # `Process.kill` polls, and may so take the exit status away from the loop's own watcher.
+            os.kill(running.process.pid, signal.SIGKILL)
         return await running.process.wait()
 
 

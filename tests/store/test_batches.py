@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from eventstore.events import Measure, Memory
-from runners.engines.batches import Batches, EngineLost
+from runners.engines.batches import Batches, EngineLost, Withdrawn
 from runners.engines.landscape import paint
 from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
 from runners.engines.process import EngineConfig, EngineProcess
@@ -164,6 +164,20 @@ async def test_what_nobody_wants_any_more_ends_within_a_step() -> None:
             task.cancel()
         expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
         assert process.pid == before
+
+
+async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
+    """And refuses what waits, in a way that hands it back."""
+    async with engine(batch_max=1) as (batches, _):
+        told = Told()
+        first = asyncio.create_task(batches.have(render(sampling(20), wish(1)), 0, told))
+        second = asyncio.create_task(batches.have(render(sampling(20), wish(2)), 1, told))
+        await told.first_tick.wait()
+        batches.withdraw()
+        expect_picture(await first, 1)
+        for refused in (second, batches.have(render(sampling(), wish(3)), 2, told)):
+            with pytest.raises(Withdrawn):
+                await refused
 
 
 async def test_the_process_ends_with_its_runner() -> None:

@@ -91,6 +91,14 @@ def test_refuses_another_form_and_shows_the_right_one(text: str) -> None:
         FaultPlan.parse(text)
 
 
+def test_several_faults_are_counted_each_by_itself() -> None:
+    plan = FaultPlan.parse("generate:0:1,generate=hang:1:1,upscale")
+    assert fails(plan, "generate", 0)
+    assert not fails(plan, "generate", 0)
+    assert [plan.check("generate", 1, JOB) for _ in range(2)] == ["hang", None]
+    assert fails(plan, "upscale", 5)
+
+
 def test_an_injury_is_told_and_not_raised() -> None:
     plan = FaultPlan.parse("generate=kill:1:1")
     assert [plan.check("generate", item, JOB) for item in (0, 1, 1)] == [None, "kill", None]

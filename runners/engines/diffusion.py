@@ -1,0 +1,202 @@
+"""The diffusers engine: batches of wishes to pictures.
+
+    batch ─▶ as many at once as fit ─▶ sample ─▶ decode ─▶ pictures
+                    ▲                     │ memory runs out
+                    └── smaller batch ─▶ tiling ─▶ offload ◀┘ ─▶ give up
+
+What an image comes to depends on its wish, on how many are rendered at once and on its place among them; not on what
+the others show. So one is made again, to the last bit on the same machine, in a batch of that size, whatever fills it.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from PIL import Image
+
+from eventstore.events import Measure, Memory, Rendering
+from runners.engines.memory import Meter, device_name, figures, free_bytes, is_out_of_memory, release
+from runners.engines.messages import Render, Sampling, Watch
+from runners.engines.pipelines import Pipeline, open_pipeline
+from runners.engines.shelf import Shelf
+from runners.errors import OutOfMemory, ProviderError
+
+_HEADROOM = 0.9
+"""The part of the free memory that is planned with: allocators waste some."""
+
+
+class DiffusionEngine:
+    """Renders with whatever pipeline diffusers opens. batch_max: images at once, at most."""
+
+    def __init__(self, shelf: Shelf, device: torch.device, dtype: torch.dtype, *, batch_max: int) -> None:
+        self._shelf = shelf
+        self._device = device
+        self._dtype = dtype
+        self._batch_max = batch_max
+        self._bytes_an_image: dict[Sampling, int] = {}
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+    def render(self, work: Render, watch: Watch) -> None:
+        """Render a batch, a part of it at a time. Raises `StepError` and `Abandoned`."""
+        shape = work.sampling
+        pipeline = self._shelf.take(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
+        scheduler = pipeline.schedule(shape.scheduler)
+        ladder = Ladder(pipeline, self._shelf, work)
+        size = work.as_batch_of or self._fitting(shape)
+        places = list(range(len(work.wishes)))
+        try:
+            while places:
+                part = places[:size]
+                meter = Meter(self._device)
+                try:
+                    images = self._sample(pipeline, work, part, watch)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    memory = meter.read()
+                    error.__traceback__ = None  # its frames hold the tensors
+                    size = ladder.climb(part, memory, watch)
+                    continue
+                memory = meter.read()
+                self._learn(shape, memory, len(part), ladder.measures)
+                for n, (place, image) in enumerate(zip(part, images, strict=True)):
+                    rendering = Rendering(
+                        engine="diffusers",
+                        device=device_name(self._device),
+                        dtype=str(self._dtype).removeprefix("torch."),
+                        versions=versions(),
+                        model_id=shape.model.model_id,
+                        model_sha256=shape.model.sha256,
+                        scheduler=scheduler,
+                        batch_size=work.as_batch_of or len(part),
+                        batch_index=work.from_index + n,
+                        measures=list(ladder.measures),
+                    )
+                    watch.pixels(place, image, rendering, memory)
+                places = places[len(part) :]
+        finally:
+            ladder.undo()
+
+    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> list[Image.Image]:
+        shape = work.sampling
+        wishes = [work.wishes[place] for place in part]
+        for wish in wishes:
+            watch.befall(wish)
+        batch = wishes
+        if work.as_batch_of is not None:
+            batch = [wishes[0]] * work.as_batch_of
+            batch[work.from_index : work.from_index + len(wishes)] = wishes
+
+        def stepped(_pipe: Any, step: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+            watch.stepped(part, min(step + 1, shape.steps), shape.steps)
+            return state
+
+        width, height = (-(-side // pipeline.multiple) * pipeline.multiple for side in (shape.width, shape.height))
+        asked = {
+            "prompt": [wish.prompt for wish in batch],
+            "negative_prompt": [wish.negative_prompt or "" for wish in batch],
+            "width": width,
+            "height": height,
+            "num_inference_steps": shape.steps,
+            "guidance_scale": shape.guidance,
+            # On the CPU, so that an image begins with the same noise on every device and in every batch.
+            "generator": [torch.Generator("cpu").manual_seed(wish.seed) for wish in batch],
+            "callback_on_step_end": stepped,
+            "output_type": "pt",
+        }
+        given = {name: value for name, value in asked.items() if name in pipeline.parameters}
+        watch.stepped(part, 0, shape.steps)
+        try:
+            with torch.inference_mode():
+                images = pipeline.pipe(**given).images
+        except ValueError as error:  # the pipeline's own check of what was asked
+            raise ProviderError(f"the model refuses what was asked: {error}") from error
+        return [to_picture(one, shape) for one in images[work.from_index : work.from_index + len(part)]]
+
+    def _fitting(self, shape: Sampling) -> int:
+        """How many images of a kind are worth trying at once."""
+        free, each = free_bytes(self._device), self._bytes_an_image.get(shape)
+        if free is None or each is None:
+            return self._batch_max
+        return min(self._batch_max, max(1, int(free * _HEADROOM) // each))
+
+    def _learn(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
+        if memory is not None and not measures:
+            self._bytes_an_image[shape] = max(1, (memory.peak - memory.before) // images)
+
+
+class Ladder:
+    """What is tried when memory runs out, one measure after the other. What it changes of a pipeline it undoes."""
+
+    def __init__(self, pipeline: Pipeline, shelf: Shelf, work: Render) -> None:
+        self._pipeline = pipeline
+        self._shelf = shelf
+        self._fixed = work.as_batch_of
+        self.measures: list[Measure] = []
+        for measure in work.measures:
+            self._take(measure)
+
+    def climb(self, part: list[int], memory: Memory | None, watch: Watch) -> int:
+        """Take the next measure after a part of a batch did not fit; answers how many images to try now.
+
+        Raises `OutOfMemory` where nothing is left to try.
+        """
+        size = self._fixed or len(part)
+        self._shelf.clear()
+        release(self._pipeline.device)
+        measure = self._next(size)
+        watch.short(part, size, measure, memory)
+        if measure is None:
+            raise OutOfMemory(f"an image did not fit into the device's memory, whatever was tried{figures(memory)}")
+        self._take(measure)
+        return (size + 1) // 2 if measure == "smaller_batch" else size
+
+    def undo(self) -> None:
+        """Leave the pipeline as it was, so that the next batch's pixels are what they would have been."""
+        pipe = self._pipeline.pipe
+        if "tiling" in self.measures:
+            pipe.vae.disable_tiling()
+            pipe.vae.disable_slicing()
+        if "offload" in self.measures:
+            pipe.remove_all_hooks()
+            pipe.to(self._pipeline.device)
+
+    def _next(self, size: int) -> Measure | None:
+        if size > 1 and self._fixed is None:
+            return "smaller_batch"
+        if "tiling" not in self.measures and hasattr(getattr(self._pipeline.pipe, "vae", None), "enable_tiling"):
+            return "tiling"
+        if "offload" not in self.measures and self._pipeline.device.type == "cuda":
+            return "offload"
+        return None
+
+    def _take(self, measure: Measure) -> None:
+        if measure not in self.measures:
+            self.measures.append(measure)
+        pipe = self._pipeline.pipe
+        if measure == "tiling":
+            pipe.vae.enable_tiling()
+            pipe.vae.enable_slicing()
+        elif measure == "offload":
+            pipe.enable_model_cpu_offload(device=self._pipeline.device)
+
+
+def to_picture(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
+    """A picture of exactly the size asked for, from (3, height, width) values of 0 to 1, cut around the middle."""
+    if not torch.isfinite(pixels).all():
+        raise ProviderError("the model came to no picture but to numbers that are none; try DF_DTYPE=float32")
+    _, height, width = pixels.shape
+    top, left = (height - shape.height) // 2, (width - shape.width) // 2
+    cut = pixels[:, top : top + shape.height, left : left + shape.width]
+    # As diffusers' own way to a picture rounds.
+    return Image.fromarray((cut.float().permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy(), "RGB")
+
+
+def versions() -> dict[str, str]:
+    """Of what a picture's last bits may depend on."""
+    found = {name: version(name) for name in ("diffusers", "torch", "transformers")}
+    if torch.version.cuda is not None and torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,200 @@
+"""Real pipelines with tiny weights: what is asked for comes out, and comes out again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from runners.engines.messages import Abandoned, ModelRef, Render, Sampling, Wish
+from runners.engines.process import EngineConfig
+from runners.engines.workshop import Workshop
+from runners.errors import InvalidInput, OutOfMemory, ProviderError
+from tests.images import tiny
+from tests.images.watching import Starved, Watching
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
+}
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Workshop:
+    return Workshop(EngineConfig(device="cpu", batch_max=4))
+
+
+@pytest.fixture(scope="module", params=["sd", "xl"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make = tiny.stable_diffusion if request.param == "sd" else tiny.stable_diffusion_xl
+    return make(tmp_path_factory.mktemp(request.param))
+
+
+def sampling(model: Path, **changes: Any) -> Sampling:
+    given: dict[str, Any] = {"width": 48, "height": 32, "steps": 3, "guidance": 7.0, "scheduler": None}
+    return Sampling(model=ModelRef(kind="generator", path=str(model)), **given | changes)
+
+
+def wish(seed: int = 1, prompt: str = "a harbour at dawn", negative: str | None = None) -> Wish:
+    return Wish(prompt=prompt, negative_prompt=negative, seed=seed)
+
+
+def rendered(workshop: Workshop, shape: Sampling, *wishes: Wish, **how: Any) -> Watching:
+    watch = Watching()
+    workshop.have(Render(sampling=shape, wishes=list(wishes), **how), watch)
+    return watch
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_the_contract_samples(workshop: Workshop, model: Path, name: str) -> None:
+    """By the class that stands in the picture's rendering, each to another picture than the model's own."""
+    found = rendered(workshop, sampling(model, scheduler=name), wish())
+    own = rendered(workshop, sampling(model), wish())
+    assert found.renderings[0].scheduler == SCHEDULERS[name]
+    assert found.steps == [([0], done, 3) for done in range(4)]
+    if own.renderings[0].scheduler != SCHEDULERS[name]:
+        assert np.abs(found.values() - own.values()).max() > 0
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 50), (64, 17)])
+def test_a_picture_has_the_very_size_that_was_asked_for(workshop: Workshop, model: Path, size: tuple[int, int]) -> None:
+    found = rendered(workshop, sampling(model, width=size[0], height=size[1]), wish())
+    assert found.images[0].size == size
+    assert min(found.images[0].getextrema()[0]) < max(found.images[0].getextrema()[0])  # type: ignore[arg-type]
+
+
+def test_all_that_was_asked_for_bears_on_the_picture(workshop: Workshop, model: Path) -> None:
+    """Prompt, negative prompt, seed, steps and guidance: each alone changes it."""
+    plain = rendered(workshop, sampling(model), wish()).values()
+    others = [
+        rendered(workshop, sampling(model), wish(prompt="a forest")),
+        rendered(workshop, sampling(model), wish(negative="fog")),
+        rendered(workshop, sampling(model), wish(seed=2)),
+        rendered(workshop, sampling(model, steps=4), wish()),
+        rendered(workshop, sampling(model, guidance=2.0), wish()),
+        rendered(workshop, sampling(model, guidance=0.0), wish()),
+    ]
+    assert all(np.abs(other.values() - plain).max() > 0 for other in others)
+
+
+def test_the_same_again_is_the_same_picture(workshop: Workshop, model: Path) -> None:
+    """In the same process, and in one that opened the model anew."""
+    first, again = (rendered(workshop, sampling(model), wish()).values() for _ in range(2))
+    anew = rendered(Workshop(EngineConfig(device="cpu")), sampling(model), wish()).values()
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, anew)
+
+
+def test_strangers_in_the_batch_change_no_pixel_by_more_than_one(workshop: Workshop, model: Path) -> None:
+    """And a batch of the same size, filled with anything, gives the very same pixels again."""
+    alone = rendered(workshop, sampling(model), wish()).values()
+    together = rendered(workshop, sampling(model), wish(7, "x"), wish(), wish(9, "a forest", "fog"))
+    assert np.abs(together.values(1) - alone).max() <= 1
+    made = together.renderings[1]
+    assert (made.batch_size, made.batch_index) == (3, 1)
+    again = rendered(workshop, sampling(model), wish(), as_batch_of=made.batch_size, from_index=made.batch_index)
+    assert np.array_equal(again.values(), together.values(1))
+    assert again.renderings[0] == made
+
+
+def test_a_batch_holds_as_many_as_it_may(workshop: Workshop, model: Path) -> None:
+    found = rendered(workshop, sampling(model), *(wish(n) for n in range(6)))
+    assert [found.renderings[n].batch_size for n in range(6)] == [4, 4, 4, 4, 2, 2]
+    assert [found.renderings[n].batch_index for n in range(6)] == [0, 1, 2, 3, 0, 1]
+
+
+def test_what_nobody_wants_ends_within_a_step(workshop: Workshop, model: Path) -> None:
+    """And leaves the pipeline fit for the next."""
+    before = rendered(workshop, sampling(model, steps=5), wish()).values()
+    watch = Watching(give_up_at=2)
+    with pytest.raises(Abandoned):
+        workshop.have(Render(sampling=sampling(model, steps=5), wishes=[wish()]), watch)
+    assert [done for _, done, _ in watch.steps] == [0, 1]
+    assert np.array_equal(rendered(workshop, sampling(model, steps=5), wish()).values(), before)
+
+
+def test_the_ladder_after_memory_ran_out(workshop: Workshop, model: Path) -> None:
+    """Smaller batches, then tiling, then no way on; afterwards every pixel is what it would have been."""
+    wishes = [wish(n) for n in range(4)]
+    before = rendered(workshop, sampling(model), *wishes)
+    watch = Starved(2)
+    workshop.have(Render(sampling=sampling(model), wishes=wishes), watch)
+    assert watch.measures == [(4, "smaller_batch"), (2, "smaller_batch")]
+    assert sorted(watch.images) == [0, 1, 2, 3]
+    assert watch.renderings[3].measures == ["smaller_batch"]
+    assert max(np.abs(watch.values(n) - before.values(n)).max() for n in range(4)) <= 1
+
+    tiled = Starved(1)
+    workshop.have(Render(sampling=sampling(model), wishes=wishes[:1]), tiled)
+    assert tiled.measures == [(1, "tiling")]
+    with pytest.raises(OutOfMemory, match="whatever was tried"):
+        workshop.have(Render(sampling=sampling(model), wishes=wishes[:1]), Starved(9))
+
+    after = rendered(workshop, sampling(model), *wishes)
+    assert all(np.array_equal(after.values(n), before.values(n)) for n in range(4))
+
+
+def test_what_was_tiled_is_made_again_tiled(workshop: Workshop, model: Path) -> None:
+    """A picture whose decoding was tiled differs, and is the same again where the measure is taken from the start."""
+    large = sampling(model, width=640, height=64, steps=1)
+    watch = Starved(1)
+    workshop.have(Render(sampling=large, wishes=[wish()]), watch)
+    made = watch.renderings[0]
+    assert made.measures == ["tiling"]
+    again = rendered(workshop, large, wish(), as_batch_of=1, from_index=0, measures=made.measures)
+    assert np.array_equal(again.values(), watch.values())
+
+
+def test_models_that_do_not_fit_beside_the_next_are_closed(tmp_path: Path) -> None:
+    """Given room for one more, then the one used last stays open."""
+    folders = [tiny.stable_diffusion(tmp_path / str(n), seed=n) for n in range(3)]
+    workshop = Workshop(EngineConfig(device="cpu", model_bytes=10**9))
+    one = rendered(workshop, sampling(folders[0]), wish())
+    small = Workshop(EngineConfig(device="cpu", model_bytes=0))
+    pictures = [rendered(small, sampling(folder), wish()).values() for folder in (*folders, folders[0])]
+    assert np.array_equal(pictures[0], one.values())
+    assert np.array_equal(pictures[3], one.values())
+    assert np.abs(pictures[1] - pictures[0]).max() > 0
+    # It lives on in memory alone: no file is read again.
+    shutil.rmtree(folders[0])
+    rendered(small, sampling(folders[0]), wish())
+    rendered(small, sampling(folders[1]), wish())
+    with pytest.raises(ProviderError):
+        rendered(small, sampling(folders[0]), wish())
+
+
+def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:
+    """Given a pickle or a program beside the weights, then it is refused by name, unless the model is trusted."""
+    folder = tiny.stable_diffusion(tmp_path / "model")
+    (folder / "unet" / "extra.bin").write_bytes(b"\x80\x04.")
+    workshop = Workshop(EngineConfig(device="cpu"))
+    with pytest.raises(ProviderError, match=r"extra\.bin.*--trust"):
+        rendered(workshop, sampling(folder), wish())
+    trusted = ModelRef(kind="generator", path=str(folder), trusted=True)
+    watch = Watching()
+    workshop.have(Render(sampling=replace(sampling(folder), model=trusted), wishes=[wish()]), watch)
+    assert watch.images
+
+
+@pytest.mark.parametrize("what", ["nothing", "an upscaler", "garbage"])
+def test_what_is_no_generator_is_refused(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "model"
+    if what == "an upscaler":
+        tiny.diffusion_upscaler(place)
+    elif what == "garbage":
+        place = tmp_path / "model.safetensors"
+        place.write_bytes(b"garbage")
+    else:
+        place.mkdir()
+    with pytest.raises(ProviderError, match="model"):
+        rendered(Workshop(EngineConfig(device="cpu")), sampling(place), wish())
+
+
+def test_a_model_for_flow_matching_takes_no_other_scheduler(tmp_path: Path) -> None:
+    folder = tiny.stable_diffusion(tmp_path / "model", flow=True)
+    with pytest.raises(InvalidInput, match="FlowMatchEulerDiscreteScheduler"):
+        rendered(Workshop(EngineConfig(device="cpu")), sampling(folder, scheduler="ddim"), wish())

@@ -1,0 +1,245 @@
+"""Whole jobs over HTTP, rendered by real pipelines in an engine process of their own."""
+
+import json
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from runners.objects import S3Config
+from tests.conftest import Backends, fresh_database
+from tests.http.conftest import consumer, running
+from tests.images import tiny
+from tests.kit import Api, dreamforge, roles_environ
+
+PATIENCE_S = 120.0
+REAL = {
+    "DF_FAKE_RUNNER": "0",
+    "DF_DEVICE": "cpu",
+    "DF_BATCH_MAX": "2",
+    "DF_RUNNER_SLOTS": "4",
+    "DF_RETRY_BASE_S": "0.1",
+}
+INJURIES = "generate=oom:1:1,generate=kill:2:1,generate=hang:4:1,upscale=oom:1:1,upscale=kill:2:1,upscale=hang:4:1"
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A service with models, and how a command reaches its backends."""
+
+    api: Api
+    environ: dict[str, str]
+    xl: str
+
+    def done(self, job: str) -> Any:
+        """The job when it has ended."""
+        return self.api.finished(job, within=PATIENCE_S)
+
+    def made(self, **body: Any) -> str:
+        """The id of a job that has succeeded."""
+        job = self.api.create(**body)
+        found = self.done(job)
+        assert found["status"] == "succeeded", found
+        return job
+
+    def pictures(self, job: str, step: str = "generate") -> list[NDArray[np.int64]]:
+        """A step's pixels, by item."""
+        return [
+            np.asarray(Image.open(BytesIO(httpx.get(artifact["url"], trust_env=False).content))).astype(np.int64)
+            for artifact in self.api.artifacts(job, step=step)
+        ]
+
+    def events(self, job: str, code: str) -> list[Any]:
+        """The data of a job's events of a kind."""
+        return [event["data"] for event in map(_decoded, self.api.history(job)) if event["code"] == code]
+
+    def reproduced(self, job: str, code: int = 0) -> Any:
+        """What `dreamforge audit reproduce` answers."""
+        done = dreamforge("audit", "reproduce", job, "--json", **self.environ)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+
+def _decoded(event: Any) -> Any:
+    return event | {"data": json.loads(event["data"]) if isinstance(event["data"], str) else event["data"]}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "sd": tiny.stable_diffusion(folder / "sd"),
+        "xl": tiny.stable_diffusion_xl(folder / "xl"),
+        "upscaler": tiny.diffusion_upscaler(folder / "upscaler"),
+    }
+
+
+@pytest.fixture(scope="module")
+def site(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> Iterator[Site]:
+    yield from _site(backends, s3_config, places)
+
+
+@pytest.fixture(scope="module")
+def troubled(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> Iterator[Site]:
+    """Another, whose engine runs out of memory, is killed and stands still in either step of every larger job."""
+    yield from _site(backends, s3_config, places, DF_FAKE_FAIL=INJURIES, DF_ENGINE_STALL_S="10")
+
+
+def _site(backends: Backends, s3: S3Config, places: dict[str, Path], **more: str) -> Iterator[Site]:
+    with fresh_database(backends) as url:
+        environ = roles_environ(url, s3, **REAL, DF_MODEL=str(places["sd"]), **more)
+        with running("up", url, s3, **REAL, DF_MODEL=str(places["sd"]), **more) as service, consumer(service) as api:
+            xl = _added(environ, places["xl"], "generator")
+            _added(environ, places["upscaler"], "diffusion-upscaler")
+            yield Site(api, environ, xl)
+
+
+def _added(environ: dict[str, str], place: Path, kind: str) -> str:
+    done = dreamforge("models", "add", str(place), "--kind", kind, "--output", "json", **environ)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["id"])
+
+
+def test_a_chained_job_of_both_steps(site: Site) -> None:
+    """Every option of the contract reaches the pipelines, and the history says by what each image was made."""
+    job = site.made(
+        scale=None,
+        prompt="a lighthouse, 灯台",
+        negative_prompt="fog",
+        width=40,
+        height=24,
+        steps=3,
+        guidance=5.5,
+        scheduler="unipc",
+        seed=7,
+        count=3,
+        format="jpg",
+        model_id=site.xl,
+        chain={"upscale": {"scale": 2, "impl": "diffusion"}},
+    )
+    generate, upscale = site.api.job(job)["steps"]
+    assert (generate["metadata"]["engine"], generate["metadata"]["model_id"]) == ("diffusers", site.xl)
+    assert (upscale["metadata"]["engine"], upscale["metadata"]["impl"]) == ("diffusion", "diffusion")
+    artifacts = site.api.artifacts(job)
+    assert [(one["step"], one["width"], one["height"], one["format"]) for one in artifacts] == [
+        *[("generate", 40, 24, "jpg")] * 3,
+        *[("upscale", 80, 48, "jpg")] * 3,
+    ]
+    assert [picture.shape for picture in site.pictures(job, "upscale")] == [(48, 80, 3)] * 3
+    written = site.events(job, "artifact.written")
+    made = written[0]["rendering"]
+    assert (made["engine"], made["device"], made["dtype"]) == ("diffusers", "cpu", "float32")
+    assert made["scheduler"] == "UniPCMultistepScheduler"
+    assert made["model_sha256"] == site.events(job, "model.selected")[0]["model_sha256"]
+    assert {"torch", "diffusers"} <= made["versions"].keys()
+    assert [one["size"] for one in site.events(job, "sampling.batch")] == [2, 1, 1, 1, 1]
+    assert [one["difference"] for one in site.reproduced(job)] == [0] * 6
+
+
+def test_strict_scale_takes_a_model_of_that_very_scale(site: Site) -> None:
+    """By 4, that is; and an upscaler that nobody registered fails the job by name."""
+    job = site.made(scale=None, chain={"upscale": {"scale": 4, "impl": "diffusion", "strict_scale": True}})
+    assert [picture.shape for picture in site.pictures(job, "upscale")] == [(256, 256, 3)]
+    failed = site.done(site.api.create(scale=None, chain={"upscale": {"scale": 2, "impl": "gan"}}))
+    assert (failed["status"], failed["error_code"]) == ("failed", "invalid_input")
+    assert "no gan-upscaler for scale 2" in failed["error_message"]
+
+
+def test_the_same_job_twice_is_the_same_pixels(site: Site) -> None:
+    """By the default model, and without a GAN `auto` resamples."""
+    one, other = (site.made(prompt="a mill", seed=11, count=2) for _ in range(2))
+    for step in ("generate", "upscale"):
+        pairs = zip(site.pictures(one, step), site.pictures(other, step), strict=True)
+        assert all(np.array_equal(first, second) for first, second in pairs)
+    assert site.api.job(one)["steps"][0]["metadata"]["model_id"] is None
+    assert all(found["difference"] == 0 and not found["environment"] for found in site.reproduced(one))
+
+
+def test_waiting_jobs_share_batches(site: Site) -> None:
+    """Each keeps its own history, and is made again to the last bit; alone it is the same within 1/255."""
+    bodies: list[dict[str, Any]] = [
+        {"scale": None, "prompt": f"a ship, {n}", "seed": 20 + n, "steps": 4} for n in range(6)
+    ]
+    jobs = [site.api.create(**body) for body in bodies]
+    assert {site.done(job)["status"] for job in jobs} == {"succeeded"}
+    sizes = {job: site.events(job, "sampling.batch")[0]["size"] for job in jobs}
+    assert 2 in sizes.values()
+    shared = next(job for job, size in sizes.items() if size == 2)
+    [found] = site.reproduced(shared)
+    assert found["difference"] == 0
+    alone = site.made(**bodies[jobs.index(shared)])
+    assert site.events(alone, "sampling.batch")[0]["size"] == 1
+    assert np.abs(site.pictures(alone)[0] - site.pictures(shared)[0]).max() <= 1
+
+
+def test_a_cancel_takes_effect_within_a_step(site: Site) -> None:
+    """Given a job of 200 steps, then a cancel ends it long before they are done, and the engine takes the next job."""
+    job = site.api.create(scale=None, width=512, height=512, steps=200)
+    deadline = time.monotonic() + PATIENCE_S
+    while not site.events(job, "sampling.tick"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert site.api.http.post(f"/v1/jobs/{job}/cancel").status_code == 202
+    assert site.done(job)["status"] == "cancelled"
+    assert site.api.artifacts(job) == []
+    assert site.events(job, "sampling.tick")[-1]["done"] < 200
+    site.made(scale=None, steps=1)
+
+
+def test_what_befalls_the_engine_costs_an_attempt_and_no_pixel(site: Site, troubled: Site) -> None:
+    """Out of memory, killed and standing still, in either step: the log shows it, the job succeeds all the same.
+
+    Its generated pixels are those of an undisturbed run, and so are all of the next job's.
+    """
+    body: dict[str, Any] = {
+        "prompt": "a comet",
+        "seed": 5,
+        "count": 5,
+        "width": 32,
+        "height": 32,
+        "scale": None,
+        "chain": {"upscale": {"scale": 4, "impl": "diffusion"}},
+    }
+    job = troubled.made(**body)
+    short = troubled.events(job, "sampling.oom")
+    assert [(one["step"], one["items"], one["next"]) for one in short] == [
+        ("generate", [0, 1], "smaller_batch"),
+        ("upscale", [1], "tiling"),
+    ]
+    lost = {(one["step"], one["items"][0], one["reason"]) for one in troubled.events(job, "engine.lost")}
+    assert lost == {
+        ("generate", 2, "it was ended by SIGKILL"),
+        ("generate", 4, "it said nothing for 10 s"),
+        ("upscale", 2, "it was ended by SIGKILL"),
+        ("upscale", 4, "it said nothing for 10 s"),
+    }
+    retried = troubled.events(job, "step.retry")
+    assert all(one["error_code"] == "provider_error" for one in retried)
+    calm = site.made(**body)
+    for found, expected in zip(troubled.pictures(job), site.pictures(calm), strict=True):
+        assert np.abs(found - expected).max() <= 1
+
+    alone = body | {"count": 1}
+    after, undisturbed = troubled.made(**alone), site.made(**alone)
+    for step in ("generate", "upscale"):
+        assert np.array_equal(troubled.pictures(after, step)[0], site.pictures(undisturbed, step)[0])
+
+
+def test_a_model_whose_files_changed_is_refused(site: Site, places: dict[str, Path]) -> None:
+    """Given a registered model with another byte in its weights, then its job fails and says which file it is."""
+    weights = places["xl"] / "unet" / "diffusion_pytorch_model.safetensors"
+    body = weights.read_bytes()
+    weights.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    try:
+        job = site.done(site.api.create(scale=None, model_id=site.xl))
+    finally:
+        weights.write_bytes(body)
+    assert (job["status"], job["error_code"]) == ("failed", "provider_error")
+    assert "unet/diffusion_pytorch_model.safetensors has changed" in job["error_message"]

@@ -1,0 +1,56 @@
+"""Whom an engine tells how it gets on, in a test."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from eventstore.events import Measure, Memory, Rendering
+from runners.engines.messages import Abandoned, Wish
+
+
+class Watching:
+    """Keeps what it is told. give_up_at: after how many steps nobody wants the pictures any more."""
+
+    def __init__(self, *, give_up_at: int | None = None) -> None:
+        self.images: dict[int, Image.Image] = {}
+        self.renderings: dict[int, Rendering] = {}
+        self.steps: list[tuple[list[int], int, int]] = []
+        self.measures: list[tuple[int, Measure | None]] = []
+        self._give_up_at = give_up_at
+
+    def stepped(self, items: list[int], done: int, of: int) -> None:
+        if self._give_up_at is not None and done >= self._give_up_at:
+            raise Abandoned
+        self.steps.append((items, done, of))
+
+    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        assert items
+        assert memory is None  # nobody counts the memory of a CPU
+        self.measures.append((size, measure))
+
+    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+        assert memory is None
+        self.images[item] = image
+        self.renderings[item] = rendering
+
+    def befall(self, wish: Wish) -> None:
+        if wish.injury is not None:
+            raise MemoryError
+
+    def values(self, item: int = 0) -> NDArray[np.int64]:
+        """A picture's pixels."""
+        return np.asarray(self.images[item]).astype(np.int64)
+
+
+class Starved(Watching):
+    """Runs out of memory so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def befall(self, wish: Wish) -> None:
+        del wish
+        if self._left > 0:
+            self._left -= 1
+            raise MemoryError

@@ -29,7 +29,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-eager test-pooled bench-snapshot bench-rebuild chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
+.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,12 @@ up-fake: $(VENV)/.installed ## Start database, object store, API and workers, wh
 
 test: $(VENV)/.installed-dev ## Run the tests
 	@$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+test-images: .venv-images/.installed ## Run the tests with torch and diffusers, in an environment of their own (gigabytes; TORCH=torch==2.13.0)
+	@.venv-images/bin/python -m pytest tests/images $(ARGS)
+
+test-gan: .venv-gan/.installed ## Run the tests with spandrel and torchvision, likewise
+	@.venv-gan/bin/python -m pytest tests/gan $(ARGS)
 
 test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one process that answers a job when it has ended
 	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest tests/http tests/flow/test_m5_*.py $(PARALLEL) \
@@ -106,7 +112,7 @@ simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol wit
 check: lint type floors ## Everything that can be checked without running the code
 
 clean: ## Remove all that make made (.dreamforge, your data, stays)
-	@rm -rf $(VENV) .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-images .venv-gan .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment, by uv where there is one, else by the first Python on the PATH that is new enough.
@@ -124,6 +130,22 @@ $(PY):
 		exit 0; \
 	done; \
 	echo "No Python 3.11 or newer found on the PATH. Install one (https://www.python.org/downloads/), or uv." >&2; exit 1
+
+# torch before all else: what it is, pip would leave to the newest, which brings CUDA along where there is no GPU.
+.venv-images/.installed: pyproject.toml
+	@echo "Installing dream-forge[dev,diffusers] into .venv-images …"
+	@$(MAKE) --no-print-directory VENV=.venv-images .venv-images/bin/python
+	@.venv-images/bin/python -m pip install --quiet '$(or $(TORCH),torch==2.13.0)'
+	@.venv-images/bin/python -m pip install --quiet -e '.[dev,diffusers]'
+	@touch $@
+
+# By uv, which fetches torchvision and its CUDA in a fraction of pip's time.
+.venv-gan/.installed: pyproject.toml
+	@echo "Installing dream-forge[dev,gan] into .venv-gan …"
+	@$(MAKE) --no-print-directory VENV=.venv-gan .venv-gan/bin/python
+	@.venv-gan/bin/python -m pip install --quiet 'uv>=0.9'
+	@.venv-gan/bin/python -m uv pip install --quiet --python .venv-gan/bin/python -e '.[dev,gan]'
+	@touch $@
 
 $(VENV)/.installed: EXTRA :=
 $(VENV)/.installed-dev: EXTRA := [dev]

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from runners.engines.memory import release
@@ -65,7 +66,7 @@ def open_gan(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> GanUpsc
     expect_safe(ref, path)
     try:
         model = ModelLoader(device="cpu").load_from_file(path)
-    except (OSError, ValueError, RuntimeError, UnsupportedModelError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnsupportedModelError) as error:
         raise ProviderError(f"model {ref.path} can't be opened: {error}") from error
     if not isinstance(model, ImageModelDescriptor) or model.scale < 2 or model.input_channels not in {1, 3}:
         raise ProviderError(f"model {ref.path} is a {model.architecture.name} that enlarges no picture")

@@ -1,0 +1,1 @@
+"""Tests with spandrel and torchvision: `make test-gan`."""

@@ -810,9 +810,11 @@ begin
                 is distinct from
                 (excluded.status, excluded.attempt, excluded.completed, excluded.metadata_json::text)
         )
-        insert into %1$I.artifacts
+        insert into %1$I.artifacts as a
         select r.* from json_populate_recordset(null::%1$I.artifacts, $3) r join applied using (job_id)
-        on conflict do nothing
+        -- An image is written once; erasure may give its file other bytes.
+        on conflict (job_id, step_id, item_index) do update set bytes = excluded.bytes, sha256 = excluded.sha256
+            where a.sha256 <> excluded.sha256
     $statement$, target) using jobs, steps, artifacts, parts, held;
 
     perform eventstore.move_checkpoints((

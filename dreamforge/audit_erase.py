@@ -2,8 +2,9 @@
 
 import argparse
 import asyncio
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 import msgspec
@@ -11,18 +12,24 @@ from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
-from dreamforge.backends import ask_database
+from dreamforge.backends import actor, ask_backends
 from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
+from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
 from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseRefused
-from eventstore.events import Meta
+from eventstore.events import ArtifactBody, ArtifactRewritten, ArtifactWritten, Meta
 from eventstore.log import Log
 from orchestrator.decisions import Refused, RequestErasure
+from orchestrator.state import JobState
 from orchestrator.transact import Jobs, NoSuchJob
 from projections.rebuild import Rebuild
+from runners.encoding import content_type
+from runners.errors import InvalidSource, ObjectMissing
+from runners.lineage import stripped
+from runners.objects import ObjectStore
 
 _TABLES = """
 select format('%I.%I', schemaname, tablename) as name,
@@ -49,11 +56,12 @@ _SIZE = "select pg_total_relation_size($1::regclass) as bytes"
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
-    """A job whose text was taken away. events: that held any; 0 if it was erased before."""
+    """A job whose text was taken away. events, files: that held any; 0 if it was erased before."""
 
     job_id: UUID
     version: int
     events: int
+    files: int
 
 
 class Scrubbed(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,15 +84,15 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
     """Erase the personal text of some jobs."""
     found: list[Erased] = []
 
-    async def run(database: Database, actor: str) -> tuple[int, str]:
+    async def run(database: Database, store: ObjectStore) -> tuple[int, str]:
         log = Log(database)
         doorbell = Doorbell(database)
         committer = Committer(log, doorbell)
-        jobs = Jobs(log, committer, actor)
+        jobs = Jobs(log, committer, actor())
         try:
             for job in args.jobs:
                 try:
-                    found.append(await _erase(database, jobs, job, actor))
+                    found.append(await _erase(database, store, jobs, job))
                 except NoSuchJob as error:
                     return NOT_FOUND, str(error)
                 except Refused as refusal:
@@ -94,15 +102,18 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
             await doorbell.stop()
         return OK, ""
 
-    code, reason = ask_database(settings, "audit", run)
+    code, reason = ask_backends(settings, "audit", run)
     print_answer(args.output, found, _erased_table(found))
     return complain(code, reason) if reason else OK
 
 
 def scrub(args: argparse.Namespace, settings: Settings) -> int:
-    """Write the tables anew that held personal text."""
+    """Write the tables anew that held personal text, and the embedded store's volumes."""
 
-    async def run(database: Database, _actor: str) -> Scrub:
+    async def run(database: Database, _store: ObjectStore) -> Scrub:
+        seaweed = EmbeddedSeaweed.running(settings.home) if settings.s3_endpoint is None else None
+        if seaweed is not None:
+            await asyncio.to_thread(seaweed.compact)
         if await Rebuild(database).under_way():
             return Scrub(tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended")
         rows = await database.read(_TABLES)
@@ -112,18 +123,50 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
         tables = [await _rewrite(database, row["name"]) for row in rows]
         return Scrub(tables=tables, problem=problem or await _pass_on(database))
 
-    found = ask_database(settings, "audit", run)
+    found = ask_backends(settings, "audit", run)
     print_answer(args.output, found, _scrub_table(found))
     return FAILED if found.problem else OK
 
 
-async def _erase(database: Database, jobs: Jobs, job: UUID, actor: str) -> Erased:
+async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID) -> Erased:
     # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
     state = await jobs.load(job)
-    state = await jobs.request(state.tenant, job, RequestErasure(), Meta(actor=actor))
+    rewritten = () if state.erased or state.finished is None else [one async for one in _rewritten(store, state)]
+    state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
-    return Erased(job_id=job, version=state.version, events=rows[0]["events"])
+    files = 0
+    for artifact in _artifacts(state):
+        body = await _found(store, artifact)
+        if body is not None and (anonymous := stripped(body)) != body:
+            await store.replace(artifact.s3_key, anonymous, content_type(artifact.format))
+            files += 1
+    return Erased(job_id=job, version=state.version, events=rows[0]["events"], files=files)
+
+
+async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[ArtifactRewritten]:
+    """What the job's files will be without personal text, those that hold some."""
+    for artifact in _artifacts(state):
+        body = await _found(store, artifact)
+        if body is None or (anonymous := stripped(body)) == body:
+            continue
+        kept = {name: getattr(artifact, name) for name in ArtifactBody.__struct_fields__}
+        sha256 = hashlib.sha256(anonymous).hexdigest()
+        yield ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256})
+
+
+async def _found(store: ObjectStore, artifact: ArtifactBody) -> bytes | None:
+    """A file's bytes; None where it is gone, or none of ours: then it holds no text of ours either."""
+    try:
+        body = await store.get(artifact.s3_key)
+        stripped(body)
+    except (ObjectMissing, InvalidSource):
+        return None
+    return body
+
+
+def _artifacts(state: JobState) -> list[ArtifactWritten]:
+    return [artifact for step in state.steps for artifact in step.artifacts.values()]
 
 
 async def _until_unseen(database: Database) -> str | None:
@@ -160,9 +203,10 @@ async def _pass_on(database: Database) -> str | None:
 
 
 def _erased_table(found: Sequence[Erased]) -> Table:
-    table = Table("JOB", "VERSION", "TEXTS ERASED", box=None)
+    table = Table("JOB", "VERSION", "TEXTS ERASED", "FILES", box=None)
     for one in found:
-        table.add_row(str(one.job_id), str(one.version), str(one.events) if one.events else "none was left")
+        texts = str(one.events) if one.events else "none was left"
+        table.add_row(str(one.job_id), str(one.version), texts, str(one.files))
     return table
 
 

@@ -17,7 +17,7 @@ from dreamforge.settings import Settings
 from eventstore import anchors, bundle, codec
 from eventstore.archive import Archive
 from eventstore.database import Database
-from eventstore.events import Anchor, AnchorSigned, ArtifactWritten
+from eventstore.events import Anchor, AnchorSigned, ArtifactBody, ArtifactRewritten, ArtifactWritten
 from eventstore.evidence import Evidence, Flaw, LogIdentity, Verifier
 from runners.errors import ObjectMissing
 from runners.objects import ObjectStore, StoredObject
@@ -138,7 +138,7 @@ class _Audit:
         self._events = 0
         self._artifacts = 0
         self._flaws: list[Flaw] = []
-        self._bad: list[BadArtifact] = []
+        self._bad: dict[str, BadArtifact] = {}
 
     async def take(self, page: Sequence[Evidence]) -> None:
         """Verify the next events, and their images."""
@@ -149,6 +149,8 @@ class _Audit:
                 self._note(event)
         if self._store is not None:
             await self._read(self._store, [event for event in page if event.code == ArtifactWritten.code])
+            for event in page:
+                await self._forgive(self._store, event)
 
     async def report(self, archive: Archive, given: Sequence[Anchor]) -> Verified:
         """What there is to say, now that no event is left: by the chains, by anchors given, by those in the log."""
@@ -161,7 +163,7 @@ class _Audit:
             anchors=len(held),
             flaws=self._flaws + self._verifier.end(),
             artifacts=None if self._store is None else self._artifacts,
-            bad_artifacts=self._bad,
+            bad_artifacts=list(self._bad.values()),
         )
 
     def _note(self, event: Evidence) -> None:
@@ -182,16 +184,33 @@ class _Audit:
                 return await _bad(store, event)
 
         self._artifacts += len(events)
-        self._bad += [bad for bad in await asyncio.gather(*map(read, events)) if bad is not None]
+        bad = [one for one in await asyncio.gather(*map(read, events)) if one is not None]
+        self._bad |= {one.s3_key: one for one in bad}
+
+    async def _forgive(self, store: ObjectStore, event: Evidence) -> None:
+        """What differs from what was written is right where it is what erasure left; and wrong where it is not."""
+        if event.code != ArtifactRewritten.code:
+            return
+        body = _artifact(event)
+        if body is not None:
+            self._bad.pop(body.s3_key, None)
+        bad = await _bad(store, event)
+        if bad is not None:
+            self._bad[bad.s3_key] = bad
+
+
+def _artifact(event: Evidence) -> ArtifactBody | None:
+    try:
+        body = codec.body(event)
+    except msgspec.MsgspecError:
+        return None  # the event itself is damaged, which its hash tells
+    return body if isinstance(body, ArtifactBody) else None
 
 
 async def _bad(store: ObjectStore, event: Evidence) -> BadArtifact | None:
-    """What is wrong with the image of an event."""
-    try:
-        written = codec.body(event)
-    except msgspec.MsgspecError:
-        return None  # the event itself is damaged, which its hash tells
-    if not isinstance(written, ArtifactWritten):
+    """What is wrong with the image of an event; None where nothing is."""
+    written = _artifact(event)
+    if written is None:
         return None
     try:
         found = await store.described(written.s3_key)

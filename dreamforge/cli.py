@@ -12,6 +12,7 @@ import structlog
 from dreamforge import (
     __version__,
     arguments,
+    artifact_cli,
     audit_cli,
     jobs_cli,
     keys_cli,
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--no-env-file", dest="env_file", action="store_const", const=None, help="read no file")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_roles(commands)
+    artifact_cli.add(commands)
     audit_cli.add(commands)
     _add_doctor(commands)
     jobs_cli.add(commands)

@@ -256,13 +256,9 @@ class EngineLost(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} lost its engine while it rendered {_items(self.items)}: {self.reason}."
 
 
-class ArtifactWritten(StepBody, frozen=True, kw_only=True, omit_defaults=True):
-    """An image of one item lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex.
+class ArtifactBody(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+    """An image as it lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex."""
 
-    rendering: how it came about; None where no model had a part in it, or an earlier attempt left it.
-    """
-
-    code: ClassVar[str] = "artifact.written"
     attempt: int
     item_index: int
     artifact_id: UUID
@@ -273,11 +269,30 @@ class ArtifactWritten(StepBody, frozen=True, kw_only=True, omit_defaults=True):
     s3_key: str
     bytes: int
     sha256: str
+
+
+class ArtifactWritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=True):
+    """An image of one item was put into the object store.
+
+    rendering: how it came about; None where no model had a part in it, or an earlier attempt left it.
+    """
+
+    code: ClassVar[str] = "artifact.written"
     rendering: Rendering | None = None
 
     def message(self) -> str:
         """One sentence for people."""
         return f"Step {self.step_name} wrote item {self.item_index} ({self.width}x{self.height})."
+
+
+class ArtifactRewritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=True):
+    """An image's file lost the personal text within it: other bytes, the same picture. With `job.erased`."""
+
+    code: ClassVar[str] = "artifact.rewritten"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Item {self.item_index} of step {self.step_name} was stored anew, without personal text."
 
 
 class StepRetry(StepBody, frozen=True, kw_only=True):
@@ -393,6 +408,7 @@ JobBody = (
     | SamplingOom
     | EngineLost
     | ArtifactWritten
+    | ArtifactRewritten
     | StepRetry
     | StepFinish
     | StepError

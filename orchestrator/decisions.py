@@ -11,6 +11,7 @@ import msgspec
 
 from eventstore.events import (
     PRIVATE,
+    ArtifactRewritten,
     ArtifactWritten,
     Body,
     CancelRequested,
@@ -111,7 +112,9 @@ class RequestRetry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody asks for a job's personal text to be taken away."""
+    """Somebody asks for a job's personal text to be taken away. rewritten: the files that will lose theirs."""
+
+    rewritten: Sequence[ArtifactRewritten] = ()
 
 
 Request = RequestCancel | RequestRetry | RequestErasure
@@ -140,7 +143,7 @@ def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  #
         case RequestRetry():
             return _request_retry(state)
         case RequestErasure():
-            return _request_erasure(state)
+            return _request_erasure(state, command)
 
 
 def may_start(state: JobState, step_id: UUID) -> bool:
@@ -232,12 +235,12 @@ def _request_retry(state: JobState) -> list[Body]:
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 
 
-def _request_erasure(state: JobState) -> list[Body]:
+def _request_erasure(state: JobState, command: RequestErasure) -> list[Body]:
     if state.finished is None:
         raise Refused("The job has not ended; cancel it before its text is erased.")
     if state.erased:
         return []
-    return [JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]
+    return [*command.rewritten, JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]
 
 
 def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:

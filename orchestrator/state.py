@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from eventstore.events import (
+    ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
     Fact,
@@ -105,6 +106,8 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
             return _started(state, body, fact.ts)
         case ArtifactWritten() as body:
             return _wrote(state, body)
+        case ArtifactRewritten() as body:
+            return _rewrote(state, body)
         case StepRetry() as body:
             step = state.step(body.step_id)
             barren = 0 if body.reason == "hand_back" else step.barren
@@ -157,6 +160,12 @@ def _wrote(state: JobState, body: ArtifactWritten) -> JobState:
     step = state.step(body.step_id)
     artifacts = {**step.artifacts, body.item_index: body}
     return _with(state, replace(step, artifacts=artifacts, barren=0))
+
+
+def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
+    step = state.step(body.step_id)
+    artifact = replace(step.artifacts[body.item_index], bytes=body.bytes, sha256=body.sha256)
+    return _with(state, replace(step, artifacts={**step.artifacts, body.item_index: artifact}))
 
 
 def _with(state: JobState, step: StepState) -> JobState:

@@ -12,6 +12,8 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from eventstore.events import (
+    ArtifactBody,
+    ArtifactRewritten,
     ArtifactWritten,
     ErrorCode,
     Fact,
@@ -139,6 +141,8 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
             return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
         case ArtifactWritten() as body:
             return _wrote(seen, body, fact.ts)
+        case ArtifactRewritten() as body:
+            return _rewrote(seen, body, fact.ts)
         case StepRetry() as body:
             return _with(seen, body.step_id, lambda step: replace(step, status="queued"))
         case StepFinish() as body:
@@ -190,7 +194,21 @@ def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
 
 
 def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
-    artifact = ArtifactView(
+    seen = replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
+    return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
+
+
+def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
+    """Other bytes of an image. The projector's view may be without it: its row stands, and takes these from another."""
+    for place, artifact in enumerate(seen.artifacts):
+        if (artifact.step_id, artifact.item_index) == (body.step_id, body.item_index):
+            after = replace(artifact, bytes=body.bytes, sha256=body.sha256)
+            return replace(seen, artifacts=(*seen.artifacts[:place], after, *seen.artifacts[place + 1 :]))
+    return replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
+
+
+def _artifact(body: ArtifactBody, ts: datetime) -> ArtifactView:
+    return ArtifactView(
         artifact_id=body.artifact_id,
         step_id=body.step_id,
         item_index=body.item_index,
@@ -203,8 +221,6 @@ def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
         bytes=body.bytes,
         sha256=body.sha256,
     )
-    seen = replace(seen, artifacts=(*seen.artifacts, artifact))
-    return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
 
 
 def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:

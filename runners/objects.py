@@ -75,6 +75,10 @@ class ObjectStore:
         """Write an object, or adopt the one that lies under the key already; return what lies there now."""
         return await self._in_thread(partial(self._put, key, body, content_type))
 
+    async def replace(self, key: str, body: bytes, content_type: str) -> None:
+        """Write over an object: for erasure alone, everything else leaves what lies there."""
+        await self._in_thread(partial(self._replace, key, body, content_type))
+
     async def get(self, key: str) -> bytes:
         """Read an object whole; raise `ObjectMissing` if there is none."""
         return await self._in_thread(partial(self._get, key))
@@ -135,6 +139,10 @@ class ObjectStore:
             if self._put_new(key, body, content_type):
                 return _described(body)
         return _described(self._get(key))
+
+    def _replace(self, key: str, body: bytes, content_type: str) -> None:
+        with self._explained(key):
+            self._s3.put_object(Bucket=self._config.bucket, Key=key, Body=body, ContentType=content_type)
 
     def _put_new(self, key: str, body: bytes, content_type: str) -> bool:
         """Write the object unless one lies there already; tell whether it was written."""

@@ -9,13 +9,14 @@ from typing import TypeVar
 import msgspec
 from PIL import Image
 
-from eventstore.events import Rendering
+from eventstore.events import Rendering, StepName
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
 from runners.encoding import decode, encode
 from runners.engines.batches import Batches, Report
 from runners.engines.messages import Enlarge, ModelRef, Pixels, Render, Sampling, Wish
 from runners.faults import FaultPlan, Injury
+from runners.lineage import embed, lineage
 from runners.rendering import Renderer
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
 
@@ -76,22 +77,24 @@ class Studio:
     async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> Rendition:
         """Render an item of a generate step. Raises `StepError`."""
         if selected.model is None or self._batches is None:
-            return Rendition(await self._in_thread(partial(self._renderer.generate, job, item_index)))
+            body = await self._in_thread(partial(self._renderer.generate, job, item_index))
+            return self._signed(job, "generate", item_index, body, None)
         injury = self._faults.check("generate", item_index, job.job_id)
         work = render(selected.model, job, item_index, injury)
-        return await self._encoded(job, await self._batches.have(work, item_index, report))
+        return await self._encoded(job, "generate", item_index, await self._batches.have(work, item_index, report))
 
     async def upscale(
         self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
     ) -> Rendition:
         """Upscale an item that generate wrote. Raises `StepError`."""
         if selected.model is None or self._batches is None:
-            return Rendition(await self._in_thread(partial(self._renderer.upscale, job, item_index, source)))
+            body = await self._in_thread(partial(self._renderer.upscale, job, item_index, source))
+            return self._signed(job, "upscale", item_index, body, None)
         injury = self._faults.check("upscale", item_index, job.job_id)
         image = partial(decode, source, self._max_pixels)
         model = selected.model
         work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
-        return await self._encoded(job, await self._batches.have(work, item_index, report))
+        return await self._encoded(job, "upscale", item_index, await self._batches.have(work, item_index, report))
 
     def withdraw(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
@@ -103,9 +106,17 @@ class Studio:
         if self._batches is not None:
             await self._batches.stop()
 
-    async def _encoded(self, job: JobState, pixels: Pixels) -> Rendition:
+    async def _encoded(self, job: JobState, step: StepName, item_index: int, pixels: Pixels) -> Rendition:
         body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
-        return Rendition(body, pixels.rendering)
+        return self._signed(job, step, item_index, body, pixels.rendering)
+
+    def _signed(
+        self, job: JobState, step: StepName, item_index: int, body: bytes, rendering: Rendering | None
+    ) -> Rendition:
+        """A file that says where it came from, unless that is not wanted."""
+        if job.generate.embed_metadata:
+            body = embed(body, lineage(job, step, item_index, rendering))
+        return Rendition(body, rendering)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -25,6 +25,8 @@ from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.doorbell import Doorbell
 from eventstore.events import (
+    ArtifactBody,
+    ArtifactRewritten,
     ArtifactWritten,
     Body,
     Event,
@@ -167,6 +169,12 @@ class History:
             bytes=10,
             sha256="0" * 64,
         )
+
+    def rewritten(self, name: StepName, index: int) -> ArtifactRewritten:
+        """An item that was written, as erasure leaves it."""
+        written = next(step for step in self.state.steps if step.name == name).artifacts[index]
+        kept = {field: getattr(written, field) for field in ArtifactBody.__struct_fields__}
+        return ArtifactRewritten(**kept | {"bytes": 9, "sha256": "1" * 64})
 
     def wrote(self, name: StepName, *indexes: int, attempt: int = 1) -> Self:
         """Items of a step are written."""

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +31,8 @@ _ADOPT_S = 5.0
 _STOP_S = 3.0
 _KILL_S = 3.0
 _ANSWER_S = 2.0
+_COMPACT_S = 600.0
+_COMPACTIONS = 4
 _WAY_OUT = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
 
 # All that listens. Each port is named: a port left to weed is a fixed one, on which two homes would collide.
@@ -92,6 +95,25 @@ class EmbeddedSeaweed:
             raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
         return None if store is None or found is None else cls(store, *found, adopted=True)
 
+    def compact(self) -> None:
+        """Write its volumes anew, so that nothing that was overwritten stays in their files.
+
+        Its filer lets go of that in the background, within a few seconds: it is asked again until then.
+        """
+        for _ in range(_COMPACTIONS):
+            connection = http.client.HTTPConnection(LOOPBACK, self._store.master_port(), timeout=_COMPACT_S)
+            try:
+                connection.request("GET", "/vol/vacuum?garbageThreshold=0.000001")
+                answer = connection.getresponse()
+                answer.read()
+            except OSError as error:
+                raise EmbeddedError(f"The embedded object store can't be compacted: {error}.") from error
+            finally:
+                connection.close()
+            if answer.status != http.HTTPStatus.OK:
+                raise EmbeddedError(f"The embedded object store can't be compacted: it answers {answer.status}.")
+            time.sleep(1)
+
     def stop(self) -> None:
         """Shut it down within seconds, at first gently. A second call does nothing."""
         self._store.stop(self._server)
@@ -109,6 +131,10 @@ class _Store:
         self._program = program
         self.access_key = notes.secret(path / "access_key")
         self.secret_key = notes.secret(path / "secret_key")
+
+    def master_port(self) -> int:
+        """Where the part listens that knows all volumes."""
+        return notes.ports(self._ports)[_LISTENERS.index("master.port")]
 
     def found(self) -> tuple[Server, int] | None:
         """The one server that runs, if it answers."""

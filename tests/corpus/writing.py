@@ -126,6 +126,7 @@ def _jobs() -> list[History]:
     cancelled.finished("generate", "cancelled").add(JobFinish(status="cancelled"))
     erased = History(scale=2).started("generate").wrote("generate", 0).finished("generate")
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
+    erased.add(erased.rewritten("generate", 0), erased.rewritten("upscale", 0))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
     return [succeeded, failed, cancelled, erased, _sampled()]
 

@@ -71,7 +71,7 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
     assert all(stack.holds(text) for text in stack.texts)
 
     [erased] = stack.ask("audit", "erase", stack.job)
-    assert erased["events"] == 1
+    assert (erased["events"], erased["files"]) == (1, 2)
     stack.ask("audit", "scrub")
     assert {text: stack.holds(text) for text in stack.texts} == {text: [] for text in stack.texts}
 
@@ -96,7 +96,9 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
 def test_erasing_again_changes_nothing(stack: Stack) -> None:
     """Given a job that was erased, or that does not exist, or that has not ended, then the command says so."""
     version = stack.ask("audit", "erase", stack.job)[0]["version"]
-    assert stack.ask("audit", "erase", stack.job) == [{"job_id": stack.job, "version": version, "events": 0}]
+    assert stack.ask("audit", "erase", stack.job) == [
+        {"job_id": stack.job, "version": version, "events": 0, "files": 0}
+    ]
     assert stack.ask("audit", "erase", str(NOBODY), code=4) == []
     running = stack.api.create(count=10, width=1024, height=1024)
     done = dreamforge("audit", "erase", stack.job, running, **stack.environ)

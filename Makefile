@@ -29,7 +29,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
+.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild bench-images chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,9 @@ bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and
 
 bench-rebuild: $(VENV)/.installed-dev ## Rebuild a million events' read model while more arrive, and check it (minutes; EVENTS=1000000)
 	@$(PY) scripts/rebuild_live.py --events="$${EVENTS:-1000000}"
+
+bench-images: .venv-images/.installed ## Compare images a second through the service with a bare loop's (ARGS="--model sdxl --side 1024")
+	@PYTHONPATH=. .venv-images/bin/python scripts/images_rate.py $(ARGS)
 
 chaos: $(VENV)/.installed-dev ## Break everything in turn and at once under thousands of jobs, judge (hours; JOBS=2000 ONLY= RESTART=1)
 	@$(PY) scripts/chaos.py --jobs="$${JOBS:-2000}" --only="$$ONLY" $${RESTART:+--restart}

@@ -22,12 +22,12 @@ _WIDTH = 16
 
 def stable_diffusion(folder: Path, seed: int = 0, *, flow: bool = False) -> Path:
     """A `StableDiffusionPipeline` in a folder. flow: with a scheduler for flow matching, as newer families have."""
-    own = PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1)
+    own = PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)
     torch.manual_seed(seed)
     StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text()),
-        tokenizer=_tokenizer(),
+        tokenizer=tokenizer(),
         unet=_unet(4, cross_attention_dim=_WIDTH),
         scheduler=FlowMatchEulerDiscreteScheduler() if flow else own,
         safety_checker=None,
@@ -40,13 +40,13 @@ def stable_diffusion(folder: Path, seed: int = 0, *, flow: bool = False) -> Path
 def stable_diffusion_xl(folder: Path, seed: int = 0) -> Path:
     """A `StableDiffusionXLPipeline` in a folder."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer()
+    words = tokenizer()
     StableDiffusionXLPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text()),
         text_encoder_2=CLIPTextModelWithProjection(_text()),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        tokenizer=words,
+        tokenizer_2=words,
         unet=_unet(
             4,
             cross_attention_dim=2 * _WIDTH,
@@ -54,7 +54,7 @@ def stable_diffusion_xl(folder: Path, seed: int = 0) -> Path:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + _WIDTH,
         ),
-        scheduler=DDIMScheduler(**_BETAS, set_alpha_to_one=False, steps_offset=1),
+        scheduler=DDIMScheduler(**BETAS, set_alpha_to_one=False, steps_offset=1),
     ).save_pretrained(folder)
     return folder
 
@@ -65,16 +65,16 @@ def diffusion_upscaler(folder: Path, seed: int = 0) -> Path:
     StableDiffusionUpscalePipeline(
         vae=_vae(blocks=3),
         text_encoder=CLIPTextModel(_text()),
-        tokenizer=_tokenizer(),
+        tokenizer=tokenizer(),
         unet=_unet(7, out_channels=4, cross_attention_dim=_WIDTH, num_class_embeds=1000),
-        low_res_scheduler=DDPMScheduler(**_BETAS),
-        scheduler=DDIMScheduler(**_BETAS),
+        low_res_scheduler=DDPMScheduler(**BETAS),
+        scheduler=DDIMScheduler(**BETAS),
         max_noise_level=350,
     ).save_pretrained(folder)
     return folder
 
 
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def _unet(in_channels: int, *, out_channels: int = 4, **more: object) -> UNet2DConditionModel:
@@ -122,7 +122,7 @@ def _text() -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer over single bytes: its alphabet, each letter also as the end of a word, and no merges."""
     alphabet = sorted(ByteLevel.alphabet())
     letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]

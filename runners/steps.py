@@ -98,11 +98,11 @@ class StepRunner:
             log.warning("command without a step", error=str(error))
             await self._jobs.settle(claim.ack())
             return
+        selected = await until_available("selection", lambda: self._studio.select(state, step))
         if time.monotonic() > claim.expires:
             log.warning("claim is over before its step began")
             return
         try:
-            selected = await until_available("selection", lambda: self._studio.select(state, step))
             started = await self._start(state, step, selected, claim)
         except StaleAttempt as error:
             # It was begun while we folded, perhaps under this very message by one who has lost it to us: then nobody

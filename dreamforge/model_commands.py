@@ -14,6 +14,7 @@ from dreamforge import logs
 from dreamforge.backends import ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
+from dreamforge.model_sources import obtain
 from dreamforge.registry import NoSuchModel, Registry, RegistryError, registration
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -55,13 +56,17 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    # Before the database is asked for: reading a large model takes its time, and may show that it can't be one.
+    # Before the database is asked for: a large model takes its time to fetch and read, and may prove to be none.
+    schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
+    found = obtain(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
     wanted = registration(
-        args.path,
+        found.path,
         args.kind,
-        name=args.name,
+        name=args.name or found.name,
         version=args.version,
-        parameters_schema=None if args.parameters_schema is None else _json_object(args.parameters_schema),
+        parameters_schema=schema,
+        source_uri=found.source_uri,
+        trust=args.trust,
     )
     model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
     if not new:
@@ -152,6 +157,7 @@ def _model_table(model: ModelView) -> Table:
         "capabilities": ", ".join(model.capabilities),
         "installed": _yes_no(value=model.installed),
         "enabled": _yes_no(value=model.enabled),
+        "trusted": "yes" if model.trusted else "",
         "source": model.source_uri,
         "path": model.local_path,
         "files": "\n".join(f"{file.sha256[:12]}  {file.size:>15,}  {file.path}" for file in model.files),

@@ -17,8 +17,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("model", metavar="ID", help="the model's id, or its name if no other has it")
 
-    new = actions.add_parser("add", parents=[output], help="register a folder or file of this machine as a model")
-    new.add_argument("path", metavar="PATH", help="the folder or file")
+    new = actions.add_parser(
+        "add", parents=[output], help="register a folder or file, or fetch and register a repository"
+    )
+    new.add_argument(
+        "path", metavar="PATH", help="the folder or file, or hf:REPOSITORY[@REVISION][#FILE] of Hugging Face's hub"
+    )
     new.add_argument("--kind", required=True, choices=get_args(ModelKind), help="what it does")
     new.add_argument("--name", type=arguments.unicode_text, help="what to call it; like PATH unless given")
     new.add_argument("--version", type=arguments.unicode_text, help="the beginning of its files' digest unless given")
@@ -27,6 +31,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         type=arguments.file,
         metavar="FILE",
         help="the JSON Schema of what may be asked of it; the bounds of a request unless given",
+    )
+    new.add_argument("--copy", action="store_true", help="copy the folder or file into DF_MODELS_DIR first")
+    new.add_argument(
+        "--trust", action="store_true", help="let in files that may run code when they are opened (pickles)"
     )
     new.add_argument("--disabled", action="store_true", help="let no job use it yet")
     listed = actions.add_parser("list", parents=[output], help="list the models that jobs may use")

@@ -5,8 +5,8 @@ A model is a folder, or a file, of this machine. What it holds is hashed when it
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +30,7 @@ from orchestrator.transact import event
 from projections import parameters
 from projections.model_queries import Models
 from projections.models import ModelView, files_digest
+from runners.model_files import risky
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _CAPABILITIES: dict[ModelKind, list[StepName]] = {
@@ -39,6 +40,7 @@ _CAPABILITIES: dict[ModelKind, list[StepName]] = {
 }
 # Of a request, what says which model rather than what it is to do.
 _CHOICES = {"type", "model_id", "provider", "engine", "impl"}
+_HUB_NOTES = Path(".cache/huggingface")
 
 
 class RegistryError(Exception):
@@ -56,18 +58,18 @@ def registration(
     name: str | None = None,
     version: str | None = None,
     parameters_schema: dict[str, Any] | None = None,
+    source_uri: str | None = None,
+    trust: bool = False,
 ) -> ModelRegistered:
     """What is to be known of a model: reads all its files. Raises `RegistryError` for what can't be a model.
 
-    name, version: unless given, that of the folder or file, and the beginning of a digest of all that it holds.
+    name, version, source_uri: unless given, that of the folder or file, the beginning of a digest of all that it holds,
+    and where it lies. trust: files that may run code when they are opened are let in.
     """
-    if source.startswith("hf:"):
-        raise RegistryError(f"{source}: models of Hugging Face can't be fetched yet; download it, and add its folder.")
-    try:
-        path = Path(source).expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # a home that isn't there, links in a circle
-        raise RegistryError(f"{source} can't be found: {error}.") from error
+    path = place(source)
     files = inventory(path)
+    if not trust:
+        expect_safe(source, (file.path for file in files))
     name = name or (path.stem if path.is_file() else path.name)
     for text in (name, version or "", str(path)):
         _expect_unicode(text)
@@ -80,12 +82,30 @@ def registration(
         name=name,
         kind=kind,
         version=version or files_digest(files)[:12],
-        source_uri=path.as_uri(),
+        source_uri=source_uri or path.as_uri(),
         local_path=str(path),
         files=files,
         capabilities=_CAPABILITIES[kind],
         parameters_schema=default_schema(kind) if parameters_schema is None else parameters_schema,
+        trusted=trust,
     )
+
+
+def place(source: str) -> Path:
+    """Where a folder or file lies that a path names. Raises `RegistryError`."""
+    try:
+        return Path(source).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a home that isn't there, links in a circle
+        raise RegistryError(f"{source} can't be found: {error}.") from error
+
+
+def expect_safe(source: str, paths: Iterable[str]) -> None:
+    """Raise `RegistryError` if one of a model's files may run code when it is opened."""
+    if found := risky(PurePosixPath(path) for path in paths):
+        raise RegistryError(
+            f"{source} holds {found[0]}, which may run code of its own when it is opened; choose one in safetensors, "
+            "or say --trust if you trust whoever made it."
+        )
 
 
 def default_schema(kind: ModelKind) -> dict[str, Any]:
@@ -98,7 +118,10 @@ def default_schema(kind: ModelKind) -> dict[str, Any]:
 
 
 def inventory(path: Path) -> list[ModelFile]:
-    """Every file below a folder, or the one file that the path names, by path. Raises `RegistryError`."""
+    """Every file below a folder, or the one file that the path names, by path. Raises `RegistryError`.
+
+    Left out is what huggingface_hub notes of its own downloads, in `.cache/huggingface`.
+    """
     try:
         if path.is_file():
             return [_read(path, path.name)]
@@ -155,9 +178,9 @@ class Registry:
     async def add(self, wanted: ModelRegistered, *, enabled: bool = True) -> tuple[ModelView, bool]:
         """Register a model; answers it, and whether it is new: one of the same kind, place and files is not.
 
-        These three make its id, so that of two who add it at once the log lets one in.
+        These three make its id, so that of two who add it at once the log lets one in; trust makes it another model.
         """
-        what = (wanted.kind, wanted.local_path, files_digest(wanted.files))
+        what = (wanted.kind, wanted.local_path, files_digest(wanted.files), *(["trusted"] if wanted.trusted else []))
         model_id = derived_id(b"model", *(part.encode() for part in what))
         is_new = await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
         return await self._load(model_id), is_new
@@ -206,7 +229,7 @@ def _walk(folder: Path, root: Path) -> Iterator[Path]:
         if entry.is_file():
             yield entry
         elif entry.is_dir():
-            if not entry.is_symlink():
+            if not entry.is_symlink() and entry != root / _HUB_NOTES:
                 yield from _walk(entry, root)
         else:
             raise RegistryError(f"{entry} is neither a file nor a folder.")

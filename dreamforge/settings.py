@@ -232,6 +232,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runner_slots: int | None = None
     fake_runner: bool = False
     model: str | None = None
+    models_dir: Path | None = None
     device: str | None = None
     dtype: str | None = None
     batch_max: int = 8
@@ -252,6 +253,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def slots(self) -> int:
         """How many steps one runner works on at once: with a model, as many as it can render at once."""
         return self.runner_slots or (2 if self.fake_runner else max(2, self.batch_max))
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models lie that were fetched or copied."""
+        return (self.models_dir or self.home / "models").expanduser().resolve()
 
     def __repr__(self) -> str:
         """The settings without their secrets, which would else end up in tracebacks and logs."""
@@ -394,6 +400,11 @@ VARIABLES = {
         TEXT,
         "The default model: a folder, a .safetensors file, or a repository of a hub; unset: the first that is "
         "registered and enabled, and where there is none the fake engine.",
+    ),
+    "models_dir": Var(
+        "DF_MODELS_DIR",
+        PATH,
+        "Where `dreamforge models add` keeps what it fetches or copies; unset: `models` in DF_HOME.",
     ),
     "device": Var("DF_DEVICE", AUTO, "Where models run, such as cpu, cuda or cuda:1; auto: the best there is."),
     "dtype": Var(

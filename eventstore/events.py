@@ -428,10 +428,11 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
-class ModelRegistered(Body, frozen=True, kw_only=True):
+class ModelRegistered(Body, frozen=True, kw_only=True, omit_defaults=True):
     """A model was made known, its files read. It may be used once it is enabled, too.
 
-    version: the model's own. parameters_schema: JSON Schema of what may be asked of it.
+    version: the model's own. parameters_schema: JSON Schema of what may be asked of it. trusted: whoever added it lets
+    files be opened that may run code then (pickles).
     """
 
     code: ClassVar[str] = "model.registered"
@@ -443,6 +444,7 @@ class ModelRegistered(Body, frozen=True, kw_only=True):
     files: list[ModelFile]
     capabilities: list[StepName]
     parameters_schema: dict[str, Any]
+    trusted: bool = False
 
     def message(self) -> str:
         """One sentence for people."""

@@ -25,6 +25,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One model. version: the model's own; stream_version: of its history.
 
     installed: its files were intact when they were last read; else `problems` says what was wrong.
+    trusted: files of it that may run code when they are opened may be opened.
     """
 
     model_id: UUID
@@ -38,6 +39,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[StepName, ...]
     parameters_schema: dict[str, Any]
     registered_at: datetime
+    trusted: bool = False
     installed: bool = True
     enabled: bool = False
     problems: tuple[str, ...] = ()
@@ -101,4 +103,5 @@ def _registered(fact: Fact, body: ModelRegistered) -> ModelView:
         capabilities=tuple(body.capabilities),
         parameters_schema=body.parameters_schema,
         registered_at=fact.ts,
+        trusted=body.trusted,
     )

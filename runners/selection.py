@@ -96,7 +96,9 @@ class Selection:
 
 def model_ref(view: ModelView) -> ModelRef:
     """A registered model, as the engine process opens it."""
-    return ModelRef(kind=view.kind, path=view.local_path, model_id=view.model_id, sha256=view.digest)
+    return ModelRef(
+        kind=view.kind, path=view.local_path, model_id=view.model_id, sha256=view.digest, trusted=view.trusted
+    )
 
 
 def _selected(engine: str, view: ModelView) -> Selected:

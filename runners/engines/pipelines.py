@@ -11,9 +11,7 @@ from safetensors import SafetensorError, safe_open
 from runners.engines.memory import release
 from runners.engines.messages import ModelRef
 from runners.errors import InvalidInput, ProviderError
-
-RISKY = {".bin", ".ckpt", ".pkl", ".pt", ".pth", ".py"}
-"""What may run code of its own when it is opened: pickles and programs."""
+from runners.model_files import risky
 
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -109,10 +107,9 @@ def expect_safe(ref: ModelRef, path: Path) -> None:
     if ref.trusted:
         return
     files = [path] if path.is_file() else path.rglob("*")
-    risky = sorted(file.name for file in files if file.suffix.lower() in RISKY)
-    if risky:
+    if found := risky(files):
         raise ProviderError(
-            f"model {ref.path} holds {risky[0]}, which may run code of its own when it is opened; use one in "
+            f"model {ref.path} holds {found[0].name}, which may run code of its own when it is opened; use one in "
             "safetensors, or add it with --trust"
         )
 

@@ -1,5 +1,6 @@
 """`dreamforge models`: what it answers, how it exits, and whose database it uses."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     Path("castles").mkdir()
-    Path("castles/weights.bin").write_bytes(b"weights")
+    Path("castles/weights.safetensors").write_bytes(b"weights")
 
 
 @pytest.fixture
@@ -76,9 +77,9 @@ def test_a_model_is_added_listed_shown_and_switched(answer: Json) -> None:
 def test_a_model_may_be_named_described_and_left_disabled(answer: Json) -> None:
     Path("schema.json").write_text('{"type": "object"}')
     given = "--kind gan-upscaler --name sharp --parameters-schema schema.json --disabled"
-    model = answer("add", "castles/weights.bin", *given.split())
+    model = answer("add", "castles/weights.safetensors", *given.split())
     assert (model["name"], model["parameters_schema"], model["enabled"]) == ("sharp", {"type": "object"}, False)
-    assert model["files_json"][0]["path"] == "weights.bin"
+    assert model["files_json"][0]["path"] == "weights.safetensors"
 
 
 @pytest.mark.usefixtures("given_database")
@@ -93,11 +94,39 @@ def test_adding_a_model_again_says_so_and_answers_the_first(capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("given_database")
+def test_a_model_with_pickles_is_added_by_who_trusts_it(answer: Json, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("castles/old.ckpt").touch()
+    answer("add", "castles", "--kind", "generator", "--trust")
+    assert cli.main(["models", "show", "castles"]) == 0
+    assert "trusted" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("given_database")
+@pytest.mark.parametrize("source", ["castles", "castles/weights.safetensors"])
+def test_a_copy_outlives_its_original(answer: Json, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setenv("DF_MODELS_DIR", "kept")
+    model = answer("add", source, "--kind", "generator", "--copy")
+    assert (model["name"], model["source_uri"]) == (Path(source).stem, Path(source).resolve().as_uri())
+    assert Path(model["local_path"]).is_relative_to(Path("kept").resolve())
+    again = answer("add", source, "--kind", "generator", "--copy")
+    shutil.rmtree("castles")
+    assert again == model
+    assert answer("verify")[0]["intact"] is True
+
+
+@pytest.mark.usefixtures("given_database")
+def test_a_copy_is_kept_in_the_home_unless_told_otherwise(answer: Json, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DF_HOME", "home")
+    model = answer("add", "castles", "--kind", "generator", "--copy")
+    assert Path(model["local_path"]).is_relative_to(Path("home/models/castles").resolve())
+
+
+@pytest.mark.usefixtures("given_database")
 def test_verify_exits_1_if_any_model_is_damaged_and_names_the_damage(answer: Json) -> None:
     model = answer("add", "castles", "--kind", "generator")
     assert answer("verify") == [{"id": model["id"], "name": "castles", "intact": True, "problems": []}]
-    Path("castles/weights.bin").write_bytes(b"other")
-    assert answer("verify", code=1)[0]["problems"] == ["weights.bin has changed"]
+    Path("castles/weights.safetensors").write_bytes(b"other")
+    assert answer("verify", code=1)[0]["problems"] == ["weights.safetensors has changed"]
     assert answer("verify", "castles", code=1)[0]["intact"] is False
     assert answer("show", "castles")["installed"] is False
 
@@ -107,7 +136,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("add castles --kind generator", "list", "show castles", "verify", "disable castles"):
         assert cli.main(["models", *command.split()]) == 0
         assert "castles" in capsys.readouterr().out
-    Path("castles/weights.bin").unlink()
+    Path("castles/weights.safetensors").unlink()
     assert cli.main(["models", "verify"]) == 1
     assert "holds no file" in capsys.readouterr().out
     assert cli.main(["models", "enable", "castles"]) == 0
@@ -118,8 +147,11 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "code", "message"),
     [
         ("add nowhere --kind generator", 2, "there is no such folder or file"),
-        ("add hf:some/model --kind generator", 2, "download it"),
-        ("add castles --kind generator --parameters-schema castles/weights.bin", 2, "is no JSON Schema"),
+        ("add hf:@main --kind generator", 2, "is no hf:repository[@revision][#file]"),
+        ("add hf:some/model#old.ckpt --kind generator", 2, "--trust"),
+        ("add pickles --kind generator", 2, "--trust"),
+        ("add pickles --kind generator --copy", 2, "--trust"),
+        ("add castles --kind generator --parameters-schema castles/weights.safetensors", 2, "is no JSON Schema"),
         ("add castles --kind generator --parameters-schema bad.json", 2, "$.type"),
         (f"show {NOBODY}", 4, "There is no model"),
         ("enable nameless", 4, "There is no model nameless"),
@@ -130,6 +162,8 @@ def test_a_refusal_is_one_line_and_an_exit_code(
     capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
 ) -> None:
     Path("bad.json").write_text('{"type": "number of pixels"}')
+    Path("pickles").mkdir()
+    Path("pickles/old.ckpt").touch()
     assert cli.main(["models", *command.split()]) == code
     error = capsys.readouterr().err
     assert message in error

@@ -62,10 +62,10 @@ async def register(url: str, folder: Path) -> dict[str, ModelView]:
     async with registry(url) as held:
         for name, kind in kinds.items():
             (folder / name).mkdir()
-            (folder / name / "weights.bin").write_text(name)
+            (folder / name / "weights.safetensors").write_text(name)
             wanted = registration(str(folder / name), kind, version="1")
             models[name], _ = await held.add(wanted, enabled=name != "disabled")
-        (folder / "damaged" / "weights.bin").unlink()
+        (folder / "damaged" / "weights.safetensors").unlink()
         await held.verify(models["damaged"])
     return models
 
@@ -121,7 +121,7 @@ def test_one_model_tells_what_it_is_made_of(models: Models) -> None:
     assert answer.keys() == SUMMARY | {"capabilities", "source_uri", "local_path", "files_json"}
     assert (answer["kind"], answer["version"], answer["capabilities"]) == ("generator", "1", ["generate"])
     assert (answer["local_path"], answer["source_uri"]) == (first.local_path, Path(first.local_path).as_uri())
-    assert answer["files_json"] == [{"path": "weights.bin", "sha256": first.files[0].sha256, "size": 5}]
+    assert answer["files_json"] == [{"path": "weights.safetensors", "sha256": first.files[0].sha256, "size": 5}]
     assert answer["parameters_schema"]["properties"]["steps"]["maximum"] == 200
     assert models.show("gan")["capabilities"] == ["upscale"]
 
@@ -133,7 +133,7 @@ def test_a_model_that_jobs_cannot_use_is_shown_all_the_same(models: Models) -> N
 async def test_a_model_takes_what_its_schema_admits(db_url: str, s3_config: S3Config, tmp_path: Path) -> None:
     """Given a model's own bounds, then a job that asks for more is refused, in either form, and told by which field."""
     schema = {"properties": {"width": {"maximum": 256}, "steps": {"maximum": 4}, "scheduler": {"enum": ["euler"]}}}
-    (tmp_path / "weights.bin").write_text("tiny")
+    (tmp_path / "weights.safetensors").write_text("tiny")
     wanted = registration(str(tmp_path), "generator", name="tiny", parameters_schema=schema)
     async with registry(db_url) as held:
         model, _ = await held.add(wanted, enabled=True)

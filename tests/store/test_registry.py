@@ -17,6 +17,7 @@ from eventstore.subscription import Handler, Subscription
 from orchestrator.loop import Orchestrator
 from projections.model_queries import Models
 from projections.projector import Projector
+from runners.selection import model_ref
 from tests.kit import Store, connect, event, job_created
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     """A model of two files."""
     folder = tmp_path / "castles"
     (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "weights.bin").write_bytes(b"weights")
+    (folder / "unet" / "weights.safetensors").write_bytes(b"weights")
     (folder / "index.json").write_bytes(b"{}")
     return folder
 
@@ -45,14 +46,14 @@ async def added(registry: Registry, folder: Path, **more: Any) -> Any:
 
 def test_files_are_listed_by_path_with_size_and_digest(folder: Path) -> None:
     files = inventory(folder)
-    assert [(file.path, file.size) for file in files] == [("index.json", 2), ("unet/weights.bin", 7)]
+    assert [(file.path, file.size) for file in files] == [("index.json", 2), ("unet/weights.safetensors", 7)]
     assert files[1].sha256 == sha256(b"weights").hexdigest()
 
 
 def test_a_single_file_is_a_model_too(folder: Path) -> None:
-    registered = registration(str(folder / "unet" / "weights.bin"), "gan-upscaler")
+    registered = registration(str(folder / "unet" / "weights.safetensors"), "gan-upscaler")
     assert (registered.name, registered.capabilities) == ("weights", ["upscale"])
-    assert [file.path for file in registered.files] == ["weights.bin"]
+    assert [file.path for file in registered.files] == ["weights.safetensors"]
 
 
 def test_a_models_version_follows_from_its_files_unless_given(folder: Path) -> None:
@@ -70,9 +71,9 @@ def test_a_link_to_the_folder_stands_for_the_folder(folder: Path, tmp_path: Path
 
 
 def test_a_link_within_the_folder_is_followed_and_one_out_of_it_refused(folder: Path) -> None:
-    (folder / "alias.bin").symlink_to("unet/weights.bin")
+    (folder / "alias.safetensors").symlink_to("unet/weights.safetensors")
     (folder / "folder").symlink_to("unet")
-    assert [file.path for file in inventory(folder)] == ["alias.bin", "index.json", "unet/weights.bin"]
+    assert [file.path for file in inventory(folder)] == ["alias.safetensors", "index.json", "unet/weights.safetensors"]
     (folder / "unet" / "out").symlink_to("/etc/hostname")
     with pytest.raises(RegistryError, match=r"unet/out is a link that leads out of the folder"):
         inventory(folder)
@@ -98,9 +99,20 @@ def test_a_name_that_is_no_unicode_is_refused(folder: Path) -> None:
         registration(str(folder), "generator")
 
 
-def test_a_source_elsewhere_is_refused() -> None:
-    with pytest.raises(RegistryError, match="download it"):
-        registration("hf:some/model", "generator")
+@pytest.mark.parametrize("name", ["unet/weights.bin", "pipeline.py", "old.CKPT"])
+def test_what_may_run_code_is_registered_only_where_it_is_trusted(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"code")
+    with pytest.raises(RegistryError, match=rf"holds {name}, .*--trust"):
+        registration(str(folder), "generator")
+    assert registration(str(folder), "generator", trust=True).trusted
+
+
+def test_what_the_hub_notes_of_its_downloads_is_no_part_of_a_model(folder: Path) -> None:
+    notes = folder / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "index.json.metadata").touch()
+    (folder / ".cache" / "mine.json").touch()
+    assert [file.path for file in inventory(folder)] == [".cache/mine.json", "index.json", "unet/weights.safetensors"]
 
 
 async def test_a_model_is_registered_and_enabled_in_one_commit(store: Store, registry: Registry, folder: Path) -> None:
@@ -120,6 +132,13 @@ async def test_the_same_files_in_the_same_place_are_the_same_model(registry: Reg
     (folder / "index.json").write_bytes(b"[]")
     await added(registry, folder)
     assert len(await registry.all()) == 3
+
+
+async def test_trust_reaches_the_engine_and_makes_another_model(registry: Registry, folder: Path) -> None:
+    model = await added(registry, folder)
+    assert (model.trusted, model_ref(model).trusted) == (False, False)
+    trusted = await added(registry, folder, trust=True)
+    assert (trusted.trusted, model_ref(trusted).trusted) == (True, True)
 
 
 async def test_of_two_who_add_one_model_at_once_one_registers_it(store: Store, folder: Path) -> None:
@@ -148,12 +167,16 @@ async def test_enabling_and_disabling_twice_is_one_event_each(store: Store, regi
 async def test_a_damaged_model_is_not_installed_until_it_is_whole_again(registry: Registry, folder: Path) -> None:
     model = await added(registry, folder)
     (folder / "index.json").write_bytes(b"[]")
-    (folder / "unet" / "weights.bin").rename(folder / "unet" / "moved.bin")
+    (folder / "unet" / "weights.safetensors").rename(folder / "unet" / "moved.safetensors")
     damaged = await registry.verify(model)
-    assert damaged.problems == ("unet/weights.bin is missing", "index.json has changed", "unet/moved.bin is new")
+    assert damaged.problems == (
+        "unet/weights.safetensors is missing",
+        "index.json has changed",
+        "unet/moved.safetensors is new",
+    )
     assert not damaged.available
     (folder / "index.json").write_bytes(b"{}")
-    (folder / "unet" / "moved.bin").rename(folder / "unet" / "weights.bin")
+    (folder / "unet" / "moved.safetensors").rename(folder / "unet" / "weights.safetensors")
     assert (await registry.verify(model)).available
 
 

@@ -1,0 +1,160 @@
+"""Models are fetched from a hub, pinned to a commit, and a fetch that was interrupted goes on where it ended."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
+
+from tests.images.hub import COMMIT, REPO, Hub, serving
+from tests.kit import outside
+
+SAFE = {
+    "model_index.json": b'{"_class_name": "CastlePipeline"}',
+    "tokenizer/merges.txt": b"c a\nca s\n",
+    "tokenizer/spiece.model": b"\x0a\x09",
+    "unet/model.safetensors": bytes(range(256)) * 64,
+}
+RISKY = {"unet/model.bin": b"\x80\x04.", "old.ckpt": b"\x80\x04."}
+OTHER = {"README.md": b"# Castles", "castle.onnx": b"onnx"}
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(SAFE | RISKY | OTHER) as hub:
+        yield hub
+
+
+class Buyer:
+    """Who adds models of a hub to a registry."""
+
+    def __init__(self, hub: Hub, db_url: str, folder: Path) -> None:
+        self.folder = folder / "models"
+        hub_home = {
+            "HF_HOME": str(folder / "hf"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "hf_secret",
+        }
+        self._environ = outside() | hub_home | {"DF_DB_URL": db_url, "DF_MODELS_DIR": str(self.folder)}
+
+    def adding(self, source: str, *more: str) -> "subprocess.Popen[str]":
+        """A process that adds a model."""
+        command = ["models", "add", source, "--kind", "generator", "--output", "json", *more]
+        return subprocess.Popen(
+            [sys.executable, "-m", "dreamforge", "--no-env-file", *command],
+            env=self._environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def added(self, source: str, *more: str) -> Any:
+        """What the command answers."""
+        process = self.adding(source, *more)
+        answer, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, errors
+        assert errors == ""
+        return json.loads(answer)
+
+    def refused(self, source: str, *more: str) -> str:
+        """The one line in which the command refuses."""
+        process = self.adding(source, *more)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 2, errors
+        assert errors.count("\n") == 1
+        return errors
+
+
+@pytest.fixture
+def buyer(hub: Hub, db_url: str, tmp_path: Path) -> Buyer:
+    return Buyer(hub, db_url, tmp_path)
+
+
+def test_a_repository_is_fetched_and_pinned_to_its_commit(hub: Hub, buyer: Buyer) -> None:
+    """Its safe files alone; and adding it again fetches nothing, and finds the same model."""
+    model = buyer.added(f"hf:{REPO}@v1")
+    assert hub.revisions == ["v1"]
+    assert (model["name"], model["source_uri"]) == ("castles", f"hf:{REPO}@{COMMIT}")
+    assert model["local_path"] == str(buyer.folder / "masons--castles" / COMMIT)
+    assert {file["path"] for file in model["files_json"]} == SAFE.keys()
+    for name, content in SAFE.items():
+        assert (Path(model["local_path"]) / name).read_bytes() == content
+    assert hub.tokens_shown == 0
+    hub.asked.clear()
+    process = buyer.adding(f"hf:{REPO}@{COMMIT}")
+    answer, errors = process.communicate(timeout=PATIENCE_S)
+    assert json.loads(answer) == model
+    assert "registered already" in errors
+    assert hub.asked == []
+
+
+def test_a_fetch_that_was_killed_goes_on_where_it_ended(hub: Hub, buyer: Buyer) -> None:
+    """Given a hub that falls silent half way and a process that is killed, then the next one asks for the rest."""
+    name = "unet/model.safetensors"
+    hub.files = {name: bytes(range(256)) * (2 * DOWNLOAD_CHUNK_SIZE // 256 - 1), "model_index.json": b"{}"}
+    hub.stalls[name] = DOWNLOAD_CHUNK_SIZE + 1000
+    part = buyer.folder / "masons--castles" / COMMIT / f"{name}.part"
+    process = buyer.adding(f"hf:{REPO}")
+    deadline = time.monotonic() + PATIENCE_S
+    while not part.exists() or part.stat().st_size < DOWNLOAD_CHUNK_SIZE:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    hub.stalls.clear()
+    model = buyer.added(f"hf:{REPO}")
+    assert hub.asked == [(name, None), (name, f"bytes={DOWNLOAD_CHUNK_SIZE}-"), ("model_index.json", None)]
+    assert (Path(model["local_path"]) / name).read_bytes() == hub.files[name]
+    assert {file["path"] for file in model["files_json"]} == hub.files.keys()
+
+
+def test_one_file_is_a_model_of_its_own(hub: Hub, buyer: Buyer) -> None:
+    """Beside the whole repository, whichever came first."""
+    single = buyer.added(f"hf:{REPO}#castle.onnx")
+    assert [name for name, _ in hub.asked] == ["castle.onnx"]
+    assert (single["name"], single["source_uri"]) == ("castle", f"hf:{REPO}@{COMMIT}#castle.onnx")
+    whole = buyer.added(f"hf:{REPO}")
+    assert {file["path"] for file in whole["files_json"]} == SAFE.keys()
+
+
+def test_what_may_run_code_is_fetched_only_where_it_is_trusted(hub: Hub, buyer: Buyer) -> None:
+    assert "--trust" in buyer.refused(f"hf:{REPO}#old.ckpt")
+    assert hub.asked == []
+    model = buyer.added(f"hf:{REPO}", "--trust")
+    assert {file["path"] for file in model["files_json"]} == hub.files.keys()
+    hub.files = RISKY | {"config.json": b"{}"}
+    assert "no weights in safetensors" in buyer.refused(f"hf:{REPO}")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (f"{REPO}@v2", "can't be fetched: "),
+        ("masons/castles/north", "can't be fetched: "),
+        (f"{REPO}#moat.safetensors", "holds no moat.safetensors"),
+    ],
+)
+def test_what_the_hub_does_not_hold_is_refused_in_a_line(buyer: Buyer, source: str, message: str) -> None:
+    assert message in buyer.refused(f"hf:{source}")
+
+
+def test_a_file_that_is_not_what_the_hub_told_is_refused(hub: Hub, buyer: Buyer) -> None:
+    for name in ("model_index.json", "unet/model.safetensors"):
+        hub.lies = {name}
+        assert f"{name} did not come as it should have" in buyer.refused(f"hf:{REPO}")
+        assert not (buyer.folder / "masons--castles" / COMMIT / name).exists()
+
+
+def test_no_file_of_a_repository_leaves_its_folder(hub: Hub, buyer: Buyer) -> None:
+    hub.files = {"../../../stray.safetensors": b"x"}
+    assert "leads out of the model's folder" in buyer.refused(f"hf:{REPO}")
+    assert hub.asked == []

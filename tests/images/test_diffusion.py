@@ -13,6 +13,7 @@ from runners.engines.process import EngineConfig
 from runners.engines.workshop import Workshop
 from runners.errors import InvalidInput, OutOfMemory, ProviderError
 from tests.images import tiny
+from tests.images.checkpoint import checkpoint
 from tests.images.watching import Starved, Watching
 
 SCHEDULERS = {
@@ -178,6 +179,16 @@ def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:
     watch = Watching()
     workshop.have(Render(sampling=replace(sampling(folder), model=trusted), wishes=[wish()]), watch)
     assert watch.images
+
+
+def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
+    """Given all weights in one file, and the configuration in a folder of its name, then every pixel is the same."""
+    folder = tiny.stable_diffusion(tmp_path / "folder")
+    checkpoint(folder, tmp_path / "one.safetensors")
+    shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("*.safetensors"))
+    workshop = Workshop(EngineConfig(device="cpu"))
+    found = rendered(workshop, sampling(tmp_path / "one.safetensors"), wish())
+    assert np.array_equal(found.values(), rendered(workshop, sampling(folder), wish()).values())
 
 
 @pytest.mark.parametrize("what", ["nothing", "an upscaler", "garbage"])

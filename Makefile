@@ -139,10 +139,11 @@ $(PY):
 	@echo "Installing dream-forge[dev,diffusers] into .venv-images …"
 	@$(MAKE) --no-print-directory VENV=.venv-images .venv-images/bin/python
 	@.venv-images/bin/python -m pip install --quiet '$(or $(TORCH),torch==2.13.0)'
-	@.venv-images/bin/python -m pip install --quiet -e '.[dev,diffusers]'
+	@.venv-images/bin/python -m pip install --quiet 'uv>=0.9'
+	@.venv-images/bin/python -m uv pip install --quiet --python .venv-images/bin/python -e '.[dev,diffusers]'
 	@touch $@
 
-# By uv, which fetches torchvision and its CUDA in a fraction of pip's time.
+# The rest by uv, which fetches all of it, torchvision and its CUDA as well, in a fraction of pip's time.
 .venv-gan/.installed: pyproject.toml
 	@echo "Installing dream-forge[dev,gan] into .venv-gan …"
 	@$(MAKE) --no-print-directory VENV=.venv-gan .venv-gan/bin/python

@@ -27,6 +27,7 @@ PY := $(VENV)/bin/python
 # Tests wait for processes more than they compute. A file stays in one process, since its tests share services; the long
 # ones come first, as they lie.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+EAGER := tests/http tests/flow/test_m5_*.py
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
 .PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild bench-images chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
@@ -55,13 +56,13 @@ test: $(VENV)/.installed-dev ## Run the tests
 	@$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 test-images: .venv-images/.installed ## Run the tests with torch and diffusers, in an environment of their own (gigabytes; TORCH=torch==2.13.0)
-	@.venv-images/bin/python -m pytest tests/images $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-images/bin/python -m pytest tests/images $(ARGS)
 
 test-gan: .venv-gan/.installed ## Run the tests with spandrel and torchvision, likewise
-	@.venv-gan/bin/python -m pytest tests/gan $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-gan/bin/python -m pytest tests/gan $(ARGS)
 
 test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one process that answers a job when it has ended
-	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest tests/http tests/flow/test_m5_*.py $(PARALLEL) \
+	@DF_CELERY_EAGER=true DF_FAKE_RUNNER=1 $(PY) -m pytest $(EAGER) $(PARALLEL) \
 		--ignore=tests/http/test_schemathesis.py --ignore=tests/http/test_browser.py $(ARGS)
 
 test-pooled: $(VENV)/.installed-dev ## Run the store and HTTP suites through PgBouncer in transaction mode, without LISTEN

@@ -338,7 +338,7 @@ def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str
         env=outside() | more,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 

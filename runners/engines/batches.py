@@ -158,11 +158,15 @@ class Batches:
             self._under_way = batch
             try:
                 await self._have(batch)
-            finally:
-                self._under_way = []
                 for request in batch:
                     if request not in self._waiting:
-                        request.picture.cancel()
+                        _fail(request, Unexpected(RuntimeError()))  # an engine that leaves items out has a bug
+            except asyncio.CancelledError:
+                for request in batch:
+                    request.picture.cancel()
+                raise
+            finally:
+                self._under_way = []
 
     async def _gather(self) -> None:
         """Let those come who are on their way."""

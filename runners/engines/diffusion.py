@@ -10,17 +10,16 @@ the others show. So one is made again, to the last bit on the same machine, in a
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from PIL import Image
 
 from eventstore.events import Measure, Memory, Rendering
 from runners.engines.memory import Meter, device_name, figures, free_bytes, is_out_of_memory, release
-from runners.engines.messages import Render, Sampling, Watch
+from runners.engines.messages import Abandoned, Render, Sampling, Watch
 from runners.engines.pipelines import Pipeline, open_pipeline
 from runners.engines.shelf import Shelf
-from runners.errors import OutOfMemory, ProviderError
+from runners.errors import OutOfMemory, ProviderError, StepError
 
 _HEADROOM = 0.9
 """The part of the free memory that is planned with: allocators waste some."""
@@ -39,47 +38,65 @@ class DiffusionEngine:
         torch.backends.cudnn.deterministic = True
 
     def render(self, work: Render, watch: Watch) -> None:
-        """Render a batch, a part of it at a time. Raises `StepError` and `Abandoned`."""
+        """Render a batch, a part of it at a time. Raises `StepError` and `Abandoned`.
+
+        A part that fails, or that nobody wants any more, keeps no other from being rendered: they may be other jobs'.
+        """
         shape = work.sampling
         pipeline = self._shelf.take(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
-        scheduler = pipeline.schedule(shape.scheduler)
         ladder = Ladder(pipeline, self._shelf, work)
         size = work.as_batch_of or self._fitting(shape)
         places = list(range(len(work.wishes)))
+        failure: StepError | Abandoned | None = None
         try:
             while places:
                 part = places[:size]
-                meter = Meter(self._device)
                 try:
-                    images = self._sample(pipeline, work, part, watch)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    memory = meter.read()
-                    error.__traceback__ = None  # its frames hold the tensors
-                    size = ladder.climb(part, memory, watch)
-                    continue
-                memory = meter.read()
-                self._learn(shape, memory, len(part), ladder.measures)
-                for n, (place, image) in enumerate(zip(part, images, strict=True)):
-                    rendering = Rendering(
-                        engine="diffusers",
-                        device=device_name(self._device),
-                        dtype=str(self._dtype).removeprefix("torch."),
-                        versions=versions(),
-                        model_id=shape.model.model_id,
-                        model_sha256=shape.model.sha256,
-                        scheduler=scheduler,
-                        batch_size=work.as_batch_of or len(part),
-                        batch_index=work.from_index + n,
-                        measures=list(ladder.measures),
-                    )
-                    watch.pixels(place, image, rendering, memory)
-                places = places[len(part) :]
+                    done = self._part(pipeline, work, part, ladder, watch)
+                except (StepError, Abandoned) as error:
+                    failure = error if failure is None or isinstance(failure, Abandoned) else failure
+                    done = True
+                if done:
+                    places = places[len(part) :]
+                else:
+                    size = ladder.size
         finally:
             ladder.undo()
+        if failure is not None:
+            raise failure
 
-    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> list[Image.Image]:
+    def _part(self, pipeline: Pipeline, work: Render, part: list[int], ladder: "Ladder", watch: Watch) -> bool:
+        """Render some images at once. Answers False if memory ran out, and the next measure was taken."""
+        shape = work.sampling
+        meter = Meter(self._device)
+        try:
+            scheduler, images = self._sample(pipeline, work, part, watch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # its frames hold the tensors
+            ladder.climb(part, meter.read(), watch)
+            return False
+        memory = meter.read()
+        self._learn(shape, memory, len(part), ladder.measures)
+        for n, (place, image) in enumerate(zip(part, images, strict=True)):
+            rendering = Rendering(
+                engine="diffusers",
+                device=device_name(self._device),
+                dtype=str(self._dtype).removeprefix("torch."),
+                versions=versions(),
+                model_id=shape.model.model_id,
+                model_sha256=shape.model.sha256,
+                scheduler=scheduler,
+                batch_size=work.as_batch_of or len(part),
+                batch_index=work.from_index + n,
+                measures=list(ladder.measures),
+            )
+            watch.pixels(place, image, rendering, memory)
+        return True
+
+    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, list[Image.Image]]:
+        """The scheduler's class, and the pictures."""
         shape = work.sampling
         wishes = [work.wishes[place] for place in part]
         for wish in wishes:
@@ -89,10 +106,10 @@ class DiffusionEngine:
             batch = [wishes[0]] * work.as_batch_of
             batch[work.from_index : work.from_index + len(wishes)] = wishes
 
-        def stepped(_pipe: Any, step: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
-            watch.stepped(part, min(step + 1, shape.steps), shape.steps)
-            return state
+        def stepped(done: int) -> None:
+            watch.stepped(part, min(done, shape.steps), shape.steps)
 
+        scheduler = pipeline.schedule(shape.scheduler, stepped)
         width, height = (-(-side // pipeline.multiple) * pipeline.multiple for side in (shape.width, shape.height))
         asked = {
             "prompt": [wish.prompt for wish in batch],
@@ -103,17 +120,17 @@ class DiffusionEngine:
             "guidance_scale": shape.guidance,
             # On the CPU, so that an image begins with the same noise on every device and in every batch.
             "generator": [torch.Generator("cpu").manual_seed(wish.seed) for wish in batch],
-            "callback_on_step_end": stepped,
             "output_type": "pt",
         }
         given = {name: value for name, value in asked.items() if name in pipeline.parameters}
-        watch.stepped(part, 0, shape.steps)
+        stepped(0)
         try:
             with torch.inference_mode():
                 images = pipeline.pipe(**given).images
         except ValueError as error:  # the pipeline's own check of what was asked
             raise ProviderError(f"the model refuses what was asked: {error}") from error
-        return [to_picture(one, shape) for one in images[work.from_index : work.from_index + len(part)]]
+        pixels = images[work.from_index : work.from_index + len(part)]
+        return scheduler, [to_picture(one, shape) for one in pixels]
 
     def _fitting(self, shape: Sampling) -> int:
         """How many images of a kind are worth trying at once."""
@@ -128,21 +145,22 @@ class DiffusionEngine:
 
 
 class Ladder:
-    """What is tried when memory runs out, one measure after the other. What it changes of a pipeline it undoes."""
+    """What is tried when memory runs out, one measure after the other. What it changes of a pipeline it undoes.
+
+    size: how many images to try at once after the last measure.
+    """
 
     def __init__(self, pipeline: Pipeline, shelf: Shelf, work: Render) -> None:
         self._pipeline = pipeline
         self._shelf = shelf
         self._fixed = work.as_batch_of
+        self.size = 1
         self.measures: list[Measure] = []
         for measure in work.measures:
             self._take(measure)
 
-    def climb(self, part: list[int], memory: Memory | None, watch: Watch) -> int:
-        """Take the next measure after a part of a batch did not fit; answers how many images to try now.
-
-        Raises `OutOfMemory` where nothing is left to try.
-        """
+    def climb(self, part: list[int], memory: Memory | None, watch: Watch) -> None:
+        """Take the next measure after a part of a batch did not fit. Raises `OutOfMemory` where nothing is left."""
         size = self._fixed or len(part)
         self._shelf.clear()
         release(self._pipeline.device)
@@ -151,7 +169,7 @@ class Ladder:
         if measure is None:
             raise OutOfMemory(f"an image did not fit into the device's memory, whatever was tried{figures(memory)}")
         self._take(measure)
-        return (size + 1) // 2 if measure == "smaller_batch" else size
+        self.size = (size + 1) // 2 if measure == "smaller_batch" else size
 
     def undo(self) -> None:
         """Leave the pipeline as it was, so that the next batch's pixels are what they would have been."""

@@ -1,6 +1,9 @@
 """Opens text-to-image pipelines, whatever family they are of."""
 
 import inspect
+import itertools
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +59,10 @@ class Pipeline:
         del self.pipe
         release(device)
 
-    def schedule(self, name: str | None) -> str:
+    def schedule(self, name: str | None, stepped: Callable[[int], None]) -> str:
         """Take a fresh scheduler: the one of a name, or the model's own. Answers its class.
 
+        stepped: told how many steps are done, after each; not every pipeline has a callback, but all have a scheduler.
         Raises `InvalidInput` where the model was trained for flow matching, which none of the names samples.
         """
         own = self._scheduler
@@ -69,8 +73,23 @@ class Pipeline:
                 raise InvalidInput(f"scheduler {name} can't sample this model, which wants {type(own).__name__}")
             class_name, changes = _SCHEDULERS[name]
             kind = getattr(diffusers, class_name)
-        self.pipe.scheduler = kind.from_config(own.config, **changes)
+        scheduler = kind.from_config(own.config, **changes)
+        scheduler.step = _telling(scheduler.step, stepped)
+        self.pipe.scheduler = scheduler
         return str(kind.__name__)
+
+
+def _telling(step: Callable[..., Any], stepped: Callable[[int], None]) -> Callable[..., Any]:
+    """A scheduler's step that tells when it is done; pipelines look at its signature, which stays."""
+    count = itertools.count(1)
+
+    @wraps(step)
+    def told(*args: Any, **given: Any) -> Any:
+        result = step(*args, **given)
+        stepped(next(count))
+        return result
+
+    return told
 
 
 def weights_bytes(pipe: Any) -> int:

@@ -25,6 +25,7 @@ class Workshop:
     def __init__(self, config: EngineConfig) -> None:
         for library in (diffusers.utils, transformers.utils):
             library.logging.disable_progress_bar()
+            library.logging.set_verbosity_error()  # their warnings quote prompts
         self._device = best_device() if config.device is None else _device(config.device)
         self._dtype = best_dtype(self._device) if config.dtype is None else getattr(torch, config.dtype)
         budget = total_bytes(self._device) // 2 if config.model_bytes is None else config.model_bytes

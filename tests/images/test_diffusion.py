@@ -118,6 +118,23 @@ def test_what_nobody_wants_ends_within_a_step(workshop: Workshop, model: Path) -
     assert np.array_equal(rendered(workshop, sampling(model, steps=5), wish()).values(), before)
 
 
+def test_a_part_that_nobody_wants_or_that_fails_leaves_the_others(workshop: Workshop, model: Path) -> None:
+    """Given a batch in three parts, when the first is given up and the second fails, then the third is rendered."""
+
+    class Fickle(Watching):
+        def stepped(self, items: list[int], done: int, of: int) -> None:
+            if 0 in items:
+                raise Abandoned
+            if 4 in items:
+                raise ProviderError("not this one")
+            super().stepped(items, done, of)
+
+    watch = Fickle()
+    with pytest.raises(ProviderError, match="not this one"):
+        workshop.have(Render(sampling=sampling(model), wishes=[wish(n) for n in range(10)]), watch)
+    assert sorted(watch.images) == [8, 9]
+
+
 def test_the_ladder_after_memory_ran_out(workshop: Workshop, model: Path) -> None:
     """Smaller batches, then tiling, then no way on; afterwards every pixel is what it would have been."""
     wishes = [wish(n) for n in range(4)]

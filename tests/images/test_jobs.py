@@ -20,7 +20,9 @@ from tests.http.conftest import consumer, running
 from tests.images import tiny
 from tests.kit import Api, dreamforge, roles_environ
 
-PATIENCE_S = 120.0
+# An engine that must start anew imports torch first, which takes a crowded machine minutes.
+PATIENCE_S = 600.0
+pytestmark = pytest.mark.timeout(1800)
 REAL = {
     "DF_FAKE_RUNNER": "0",
     "DF_DEVICE": "cpu",

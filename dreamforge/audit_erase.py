@@ -20,9 +20,10 @@ from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseRefused
-from eventstore.events import ArtifactBody, ArtifactRewritten, ArtifactWritten, Meta
+from eventstore.events import ArtifactBody, ArtifactRewritten, Meta
 from eventstore.log import Log
 from orchestrator.decisions import Refused, RequestErasure
+from orchestrator.plan import object_prefix
 from orchestrator.state import JobState
 from orchestrator.transact import Jobs, NoSuchJob
 from projections.rebuild import Rebuild
@@ -56,12 +57,16 @@ _SIZE = "select pg_total_relation_size($1::regclass) as bytes"
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
-    """A job whose text was taken away. events, files: that held any; 0 if it was erased before."""
+    """A job whose text was taken away. events, files: that held any; 0 if it was erased before.
+
+    damaged: keys of files that are no sound image any more, and may hold text still.
+    """
 
     job_id: UUID
     version: int
     events: int
     files: int
+    damaged: list[str]
 
 
 class Scrubbed(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +109,10 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
 
     code, reason = ask_backends(settings, "audit", run)
     print_answer(args.output, found, _erased_table(found))
-    return complain(code, reason) if reason else OK
+    if reason:
+        return complain(code, reason)
+    damaged = [key for one in found for key in one.damaged]
+    return complain(FAILED, f"damaged, and may hold text: delete {', '.join(damaged)}") if damaged else OK
 
 
 def scrub(args: argparse.Namespace, settings: Settings) -> int:
@@ -131,42 +139,47 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
 async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID) -> Erased:
     # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
     state = await jobs.load(job)
+    # The objects that no event names, too: of an attempt that was cut off between the two.
+    keys = await store.keys(object_prefix(state.tenant, job))
     rewritten = () if state.erased or state.finished is None else [one async for one in _rewritten(store, state)]
     state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
-    files = 0
-    for artifact in _artifacts(state):
-        body = await _found(store, artifact)
-        if body is not None and (anonymous := stripped(body)) != body:
-            await store.replace(artifact.s3_key, anonymous, content_type(artifact.format))
+    files, damaged = 0, []
+    for key in keys:
+        try:
+            anonymous = await _without_text(store, key)
+        except InvalidSource:
+            damaged.append(key)
+            continue
+        if anonymous is not None:
+            await store.replace(key, anonymous, content_type(state.generate.format))
             files += 1
-    return Erased(job_id=job, version=state.version, events=rows[0]["events"], files=files)
+    return Erased(job_id=job, version=state.version, events=rows[0]["events"], files=files, damaged=damaged)
 
 
 async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[ArtifactRewritten]:
     """What the job's files will be without personal text, those that hold some."""
-    for artifact in _artifacts(state):
-        body = await _found(store, artifact)
-        if body is None or (anonymous := stripped(body)) == body:
+    for artifact in (artifact for step in state.steps for artifact in step.artifacts.values()):
+        try:
+            anonymous = await _without_text(store, artifact.s3_key)
+        except InvalidSource:
+            continue
+        if anonymous is None:
             continue
         kept = {name: getattr(artifact, name) for name in ArtifactBody.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()
         yield ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256})
 
 
-async def _found(store: ObjectStore, artifact: ArtifactBody) -> bytes | None:
-    """A file's bytes; None where it is gone, or none of ours: then it holds no text of ours either."""
+async def _without_text(store: ObjectStore, key: str) -> bytes | None:
+    """A file's bytes without personal text; None where it is gone, or holds none. Raises `InvalidSource`."""
     try:
-        body = await store.get(artifact.s3_key)
-        stripped(body)
-    except (ObjectMissing, InvalidSource):
+        body = await store.get(key)
+    except ObjectMissing:
         return None
-    return body
-
-
-def _artifacts(state: JobState) -> list[ArtifactWritten]:
-    return [artifact for step in state.steps for artifact in step.artifacts.values()]
+    anonymous = stripped(body)
+    return None if anonymous == body else anonymous
 
 
 async def _until_unseen(database: Database) -> str | None:

@@ -34,6 +34,11 @@ def output_size(generate: GenerateParams, upscale: UpscaleParams | None, step: S
     return generate.width * scale, generate.height * scale
 
 
+def object_prefix(tenant: str, job_id: UUID) -> str:
+    """What the S3 keys of a job's objects begin with."""
+    return f"dreamforge/{tenant}/jobs/{job_id}/"
+
+
 def object_key(
     tenant: str,
     job_id: UUID,
@@ -47,4 +52,4 @@ def object_key(
     """The S3 key of an item's object. started_at: of the step's first start, so that every attempt writes one key."""
     stamp = started_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
     width, height = size
-    return f"dreamforge/{tenant}/jobs/{job_id}/{step}/{stamp}_{item_index}_{width}x{height}_{seed}.{extension}"
+    return f"{object_prefix(tenant, job_id)}{step}/{stamp}_{item_index}_{width}x{height}_{seed}.{extension}"

@@ -83,6 +83,10 @@ class ObjectStore:
         """Read an object whole; raise `ObjectMissing` if there is none."""
         return await self._in_thread(partial(self._get, key))
 
+    async def keys(self, prefix: str) -> list[str]:
+        """What lies under a prefix, in order."""
+        return await self._in_thread(partial(self._keys, prefix))
+
     async def described(self, key: str) -> StoredObject:
         """Read an object, and tell what it really is; raise `ObjectMissing` if there is none."""
         return await self._in_thread(lambda: _described(self._get(key)))
@@ -164,6 +168,11 @@ class ObjectStore:
         with self._explained(key):
             body: bytes = self._s3.get_object(Bucket=self._config.bucket, Key=key)["Body"].read()
             return body
+
+    def _keys(self, prefix: str) -> list[str]:
+        with self._explained():
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._config.bucket, Prefix=prefix)
+            return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
     def _require_bucket(self) -> None:
         with self._explained():

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dreamforge.embedded import EmbeddedPostgres
+from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
+from runners.objects import ObjectStore, S3Config
 from tests.kit import NOBODY, Api, Service, connect, dreamforge
 
 
@@ -35,6 +36,12 @@ class Stack:
     def holds(self, text: str) -> list[str]:
         """The files of the home in which a text can be found."""
         return [str(file) for file in self.home.rglob("*") if file.is_file() and _holds(file, text.encode())]
+
+    def objects(self) -> ObjectStore:
+        """The objects of the home."""
+        seaweed = EmbeddedSeaweed.running(self.home)
+        assert seaweed is not None
+        return ObjectStore(S3Config(seaweed.endpoint, seaweed.access_key, seaweed.secret_key))
 
     def stop(self) -> None:
         """End it all."""
@@ -93,11 +100,28 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
     assert stack.ask("projections", "verify")["wrong"] == 0
 
 
+async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
+    """Given an object that an attempt left behind, and one that is cut off, then one loses its text, one is named."""
+    store = stack.objects()
+    [picture, _] = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    body = await store.get(picture)
+    orphan, damaged = picture.replace("generate/", "generate/earlier_"), picture.replace("generate/", "upscale/cut_")
+    await store.put(orphan, body, "image/png")
+    await store.put(damaged, body[:-9], "image/png")
+    [erased] = stack.ask("audit", "erase", stack.job, code=1)
+    assert (erased["files"], erased["damaged"]) == (3, [damaged])
+    assert stack.texts[0].encode() in body
+    assert stack.texts[0].encode() not in await store.get(orphan)
+    told = dreamforge("audit", "erase", stack.job, **stack.environ)
+    assert (told.returncode, damaged in told.stderr) == (1, True)
+    await store.close()
+
+
 def test_erasing_again_changes_nothing(stack: Stack) -> None:
     """Given a job that was erased, or that does not exist, or that has not ended, then the command says so."""
     version = stack.ask("audit", "erase", stack.job)[0]["version"]
     assert stack.ask("audit", "erase", stack.job) == [
-        {"job_id": stack.job, "version": version, "events": 0, "files": 0}
+        {"job_id": stack.job, "version": version, "events": 0, "files": 0, "damaged": []}
     ]
     assert stack.ask("audit", "erase", str(NOBODY), code=4) == []
     running = stack.api.create(count=10, width=1024, height=1024)

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -63,6 +63,7 @@ class EngineProcess:
         self._stall_s = stall_s
         self._running: _Running | None = None
         self._works = 0
+        self._unwanted: set[int] = set()
         self._decoder: msgspec.msgpack.Decoder[FromProcess] = msgspec.msgpack.Decoder(FromProcess)
 
     @property
@@ -75,10 +76,13 @@ class EngineProcess:
 
         Who stops waiting for it ends the process.
         """
+        self._unwanted = set()
         try:
             running = self._running or await self._start()
             self._works += 1
             await self._send(running, work)
+            if self._unwanted:  # since before the process could hear of it
+                self.cancel(())
             while not isinstance(message := await self._next(running, self._stall_s), Done):
                 told(message)
         except TimeoutError:
@@ -91,10 +95,11 @@ class EngineProcess:
             await self._end()
             raise
 
-    def cancel(self, items: Sequence[int]) -> None:
+    def cancel(self, items: Iterable[int]) -> None:
         """Say that some items of the work under way are wanted no longer."""
+        self._unwanted.update(items)
         if self._running is not None and not self._running.writer.is_closing():
-            self._running.writer.write(framed(Cancel(work=self._works, items=list(items))))
+            self._running.writer.write(framed(Cancel(work=self._works, items=sorted(self._unwanted))))
 
     async def stop(self) -> None:
         """End the process, if one runs. A second call does nothing."""

@@ -166,6 +166,17 @@ async def test_what_nobody_wants_any_more_ends_within_a_step() -> None:
         assert process.pid == before
 
 
+async def test_what_is_cancelled_before_the_process_has_started_is_not_rendered() -> None:
+    """Given 50,000 steps that nobody wants by the time that the process can hear of it, then the next is rendered."""
+    async with engine() as (batches, _):
+        told = Told()
+        long = asyncio.create_task(batches.have(render(sampling(50_000), wish(1)), 1, told))
+        await asyncio.sleep(0.01)
+        long.cancel()
+        expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
+        assert told.heard == ["rendered [9] of 1"]
+
+
 async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
     """And refuses what waits, in a way that hands it back."""
     async with engine(batch_max=1) as (batches, _):

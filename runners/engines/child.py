@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 from PIL import Image
@@ -36,9 +35,6 @@ from runners.engines.messages import (
 )
 from runners.engines.process import EngineConfig, framed
 from runners.errors import OutOfMemory, ProviderError, StepError, Unexpected
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -164,18 +160,22 @@ def _have(runner: Runner, work: Work, have: Have) -> None:
 
 
 def begin(config: EngineConfig) -> tuple[Ready, Have]:
-    """Import what this process is for; without it, every piece of work fails and says what to install."""
+    """Import what this process is for; where that can't be, every piece of work fails and says why."""
     try:
         from runners.engines.workshop import Workshop  # noqa: PLC0415  # torch takes seconds, and need not be there
+
+        workshop = Workshop(config)
     except ImportError as error:
         why = f"this runner can't use models ({error}); install the extra: pip install 'dream-forge[diffusers]'"
+    except ProviderError as error:
+        why = str(error)
+    else:
+        return Ready(versions=workshop.versions, device=workshop.device_name), workshop.have
 
-        def refuse(_work: Work, _watch: Watching) -> None:
-            raise ProviderError(why)
+    def refuse(_work: Work, _watch: Watching) -> None:
+        raise ProviderError(why)
 
-        return Ready(versions={}, device="none"), refuse
-    workshop = Workshop(config)
-    return Ready(versions=workshop.versions, device=workshop.device_name), workshop.have
+    return Ready(versions={}, device="none"), refuse
 
 
 if __name__ == "__main__":

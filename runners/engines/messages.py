@@ -102,7 +102,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """So many steps of some items are done. of: in all; 0 while a model is being opened."""
+    """So many steps or tiles of some items are done. of: in all."""
 
     items: list[int]
     done: int

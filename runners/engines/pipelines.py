@@ -74,12 +74,12 @@ class Pipeline:
             class_name, changes = _SCHEDULERS[name]
             kind = getattr(diffusers, class_name)
         scheduler = kind.from_config(own.config, **changes)
-        scheduler.step = _telling(scheduler.step, stepped)
+        scheduler.step = telling(scheduler.step, stepped)
         self.pipe.scheduler = scheduler
         return str(kind.__name__)
 
 
-def _telling(step: Callable[..., Any], stepped: Callable[[int], None]) -> Callable[..., Any]:
+def telling(step: Callable[..., Any], stepped: Callable[[int], None]) -> Callable[..., Any]:
     """A scheduler's step that tells when it is done; pipelines look at its signature, which stays."""
     count = itertools.count(1)
 

@@ -4,7 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
+from runners.engines.memory import is_out_of_memory
 from runners.engines.messages import ModelRef
+from runners.errors import OutOfMemory
 
 
 class OpenModel(Protocol):
@@ -29,22 +31,39 @@ class Shelf:
         self._models: OrderedDict[ModelRef, OpenModel] = OrderedDict()
 
     def take(self, ref: ModelRef, opened: Callable[[ModelRef], M]) -> M:
-        """A model, opened unless it is; what does not fit beside it is closed first."""
+        """A model, opened unless it is; what does not fit beside it is closed first.
+
+        Raises `OutOfMemory` if it does not fit into the device's memory by itself either.
+        """
         if ref in self._models:
             self._models.move_to_end(ref)
             return cast("M", self._models[ref])
-        self._make_room()
-        model = opened(ref)
+        while self._budget is not None and sum(one.size_bytes for one in self._models.values()) > self._budget:
+            self._close_first()
+        while (model := _opened(ref, opened)) is None:
+            if not self._models:
+                raise OutOfMemory(f"model {ref.path} does not fit into the device's memory")
+            self._close_first()
         self._models[ref] = model
         return model
 
     def clear(self) -> int:
         """Close every model but the one used last, as when memory runs out; answers how many."""
-        others = list(self._models)[:-1]
-        for ref in others:
-            self._models.pop(ref).close()
-        return len(others)
+        others = len(self._models) - 1
+        for _ in range(others):
+            self._close_first()
+        return others
 
-    def _make_room(self) -> None:
-        while self._budget is not None and sum(one.size_bytes for one in self._models.values()) > self._budget:
-            self._models.popitem(last=False)[1].close()
+    def _close_first(self) -> None:
+        self._models.popitem(last=False)[1].close()
+
+
+def _opened(ref: ModelRef, opened: Callable[[ModelRef], M]) -> M | None:
+    """A model; None if memory ran out."""
+    try:
+        return opened(ref)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        error.__traceback__ = None  # its frames hold the tensors
+        return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Workshop:
-    """What does the work. Raises `ProviderError` for a device or precision that is none."""
+    """What does the work. Raises `ProviderError` for a device that is none, or not there."""
 
     def __init__(self, config: EngineConfig) -> None:
         for library in (diffusers.utils, transformers.utils):
@@ -52,7 +52,7 @@ class Workshop:
             network = self._shelf.take(work.model, self._open_gan)
         else:
             network = self._shelf.take(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
-        enlarge(network, work, watch)
+        enlarge(network, work, watch, self._shelf.clear)
 
     def _open_gan(self, ref: ModelRef) -> "GanUpscaler":
         try:
@@ -66,6 +66,8 @@ class Workshop:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ProviderError(f"DF_DEVICE is {name!r}, which is no device: {error}") from None
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch tells of what is not there
+        raise ProviderError(f"DF_DEVICE is {name!r}, which this runner can't use: {error}") from None
+    return device

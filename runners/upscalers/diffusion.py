@@ -1,6 +1,7 @@
 """Upscalers that sample: `StableDiffusionUpscalePipeline` and its relatives, which enlarge by 4."""
 
 import inspect
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 
 from runners.engines.memory import release
 from runners.engines.messages import ModelRef, Wish
-from runners.engines.pipelines import expect_safe, weights_bytes
+from runners.engines.pipelines import expect_safe, telling, weights_bytes
 from runners.errors import ProviderError
 
 _STEPS = 30
@@ -47,11 +48,12 @@ class DiffusionUpscaler:
         del self._pipe
         release(self.device)
 
-    def enlarge(self, image: Image.Image, wish: Wish) -> Image.Image:
+    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
         """The picture, four times as wide and as high, led by its prompt; every tile begins with the same noise."""
         right, below = (-side % _MULTIPLE for side in image.size)
         padded = Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), "edge"))
-        self._pipe.scheduler = type(self._scheduler).from_config(self._scheduler.config)
+        self._pipe.scheduler = scheduler = type(self._scheduler).from_config(self._scheduler.config)
+        scheduler.step = telling(scheduler.step, lambda _: lived())
         with torch.inference_mode():
             large: Image.Image = self._pipe(
                 prompt=wish.prompt,

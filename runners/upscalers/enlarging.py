@@ -1,5 +1,6 @@
 """What upscalers with a model have in common: scales, tiles, and what is done when memory runs out."""
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
@@ -25,15 +26,33 @@ class Network(Protocol):
     dtype: torch.dtype
     versions: dict[str, str]
 
-    def enlarge(self, image: Image.Image, wish: Wish) -> Image.Image:
-        """Return an RGB picture `scale` times as wide and as high."""
+    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
+        """Return an RGB picture `scale` times as wide and as high. lived: called after each step of several."""
 
 
-def enlarge(network: Network, work: Enlarge, watch: Watch) -> None:
+class _Progress:
+    """Tells of tiles that are done, and between them that the model lives."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._at = (0, 1)
+
+    def told(self, done: int, of: int) -> None:
+        """So many tiles are done."""
+        self._at = (done, of)
+        self.lived()
+
+    def lived(self) -> None:
+        """Some more of a tile is done."""
+        self._watch.stepped([0], *self._at)
+
+
+def enlarge(network: Network, work: Enlarge, watch: Watch, make_room: Callable[[], int]) -> None:
     """Enlarge a picture by the scale that was asked for, and hand it over.
 
     A model of another scale is applied until the picture is large enough, which is then reduced (Lanczos), unless that
     was ruled out. After memory ran out, tiles are half as large, for this picture alone.
+    make_room: closes models that are not in use.
     Raises `InvalidInput`, `OutOfMemory` and `Abandoned`.
     """
     passes = _passes(network.scale, work)
@@ -51,6 +70,7 @@ def enlarge(network: Network, work: Enlarge, watch: Watch) -> None:
                 raise
             error.__traceback__ = None  # its frames hold the tensors
             memory = meter.read()
+        make_room()
         release(network.device)
         tile = _smaller(tile, work, watch, memory)
         measures = ["tiling"]
@@ -82,15 +102,15 @@ def _passes(scale: int, work: Enlarge) -> int:
 
 
 def _enlarged(network: Network, source: Image.Image, wish: Wish, passes: int, tile: int, watch: Watch) -> Image.Image:
-    image = source
+    image, progress = source, _Progress(watch)
     for _ in range(passes):
         image = tiled(
             image,
             network.scale,
-            lambda part: network.enlarge(part, wish),
+            lambda part: network.enlarge(part, wish, progress.lived),
             tile=tile,
             overlap=min(_OVERLAP, tile // 3),
-            told=lambda done, of: watch.stepped([0], done, of),
+            told=progress.told,
         )
     return image
 

@@ -1,5 +1,6 @@
 """Upscalers of one pass: ESRGAN, SwinIR, compact and whatever else spandrel opens."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -45,9 +46,9 @@ class GanUpscaler:
         del self._model
         release(self.device)
 
-    def enlarge(self, image: Image.Image, wish: Wish) -> Image.Image:
-        """The picture, `scale` times as wide and as high; no prompt leads it."""
-        del wish
+    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
+        """The picture, `scale` times as wide and as high, in one step; no prompt leads it."""
+        del wish, lived
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device, self.dtype) / 255
         if self._model.input_channels == 1:
             values = values.mean(1, keepdim=True)

@@ -2,14 +2,18 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
 
-from runners.engines.messages import Abandoned, ModelRef, Render, Sampling, Wish
+from runners.engines.child import Watching as ChildWatching
+from runners.engines.child import begin
+from runners.engines.messages import Abandoned, Enlarge, ModelRef, Render, Sampling, Wish
 from runners.engines.process import EngineConfig
+from runners.engines.shelf import Shelf
 from runners.engines.workshop import Workshop
 from runners.errors import InvalidInput, OutOfMemory, ProviderError
 from tests.images import tiny
@@ -183,6 +187,72 @@ def test_models_that_do_not_fit_beside_the_next_are_closed(tmp_path: Path) -> No
     rendered(small, sampling(folders[1]), wish())
     with pytest.raises(ProviderError):
         rendered(small, sampling(folders[0]), wish())
+
+
+class Book:
+    """A model to open, when as many others were closed as it needs."""
+
+    closed: ClassVar[list[str]] = []
+    size_bytes = 1
+
+    def __init__(self, name: str, after: int) -> None:
+        if len(self.closed) < after:
+            raise torch.OutOfMemoryError
+        self.name = name
+
+    def close(self) -> None:
+        self.closed.append(self.name)
+
+
+def test_a_model_that_finds_no_memory_has_others_closed() -> None:
+    """One after the other, the one used last at the end; only what does not fit alone is given up."""
+    shelf = Shelf(None)
+
+    def take(name: str, after: int) -> Book:
+        return shelf.take(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
+
+    for name in "abc":
+        take(name, 0)
+    take("a", 0)
+    assert take("d", 2).name == "d"
+    assert Book.closed == ["b", "c"]
+    with pytest.raises(OutOfMemory, match="model e does not fit"):
+        take("e", 5)
+    assert Book.closed == ["b", "c", "a", "d"]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    """All work is refused, with what is to be corrected."""
+    ready, have = begin(EngineConfig(device=device))
+    assert ready.device == "none"
+    watch = cast("ChildWatching", Watching())
+    with pytest.raises(ProviderError, match=f"DF_DEVICE is '{device}'"):
+        have(Render(sampling=sampling(Path("none")), wishes=[wish()]), watch)
+
+
+def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
+    """Given an upscaler that samples, then it tells of every step of a tile, and ends after the one it is told to."""
+    workshop = Workshop(EngineConfig(device="cpu"))
+    model = ModelRef(kind="diffusion-upscaler", path=str(tiny.diffusion_upscaler(tmp_path / "model")))
+    work = Enlarge(model=model, scale=4, strict=False, width=16, height=16, pixels=bytes(768), wish=wish())
+    watch = Watching()
+    workshop.have(work, watch)
+    assert watch.images[0].size == (64, 64)
+    assert len(watch.steps) == 1 + 30 + 1
+
+    class Impatient(Watching):
+        def stepped(self, items: list[int], done: int, of: int) -> None:
+            super().stepped(items, done, of)
+            if len(self.steps) == 5:
+                raise Abandoned
+
+    impatient = Impatient()
+    with pytest.raises(Abandoned):
+        workshop.have(work, impatient)
+    again = Watching()
+    workshop.have(work, again)
+    assert np.array_equal(again.values(), watch.values())
 
 
 def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:

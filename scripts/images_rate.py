@@ -26,7 +26,6 @@ from tests.kit import Api, Service
 
 PROMPT = "a castle on a hill at dawn, oil on canvas, muted colours"
 JOINED = 8
-PATIENCE_S = 3000.0
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -109,8 +108,9 @@ class Site:
         )
 
     def done(self, job: str) -> list[Any]:
-        """The job's history once it has succeeded."""
-        found = self.api.finished(job, within=PATIENCE_S)
+        """The job's history once it has succeeded. Waits on its stream: asking again and again would slow it down."""
+        self.api.stream(job)
+        found = self.api.job(job)
         if found["status"] != "succeeded":
             raise RuntimeError(f"{found['error_code']}: {found['error_message']}\n{self._service.output}")
         return self.api.history(job)

@@ -13,7 +13,7 @@ from playwright.async_api import BrowserContext, Page, Request, async_playwright
 
 from dreamforge.embedded.processes import choose_ports
 from runners.objects import S3Config
-from tests.kit import Api, Service, roles_environ
+from tests.kit import Api, Service, eventually, roles_environ
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing: install Debian's chromium")
@@ -120,8 +120,7 @@ async def test_an_event_source_follows_a_job_through_restarts_and_stops_at_its_e
             await asyncio.to_thread(server.restart, end)
             await page.wait_for_function(f"source.readyState == {OPEN}")
     await page.wait_for_function(f"source.readyState == {CLOSED}", timeout=120_000)
-    answered = server.requests()
-    assert [(one["status"], one["path"]) for one in answered][-1] == (204, f"/v1/jobs/{job_id}/progress/stream")
+    answered = await eventually(lambda: _told_to_stay_away(server, job_id), what="the 204 in the server's log")
     await asyncio.sleep(QUIET_S)
     assert server.requests() == answered
     history = api.history(job_id)
@@ -132,6 +131,14 @@ async def test_an_event_source_follows_a_job_through_restarts_and_stops_at_its_e
     assert [one["data"]["payload"] for one in told] == [json.loads(event["data"]) for event in history]
     assert {one["kind"] for one in told} == {"log", "artifact"}
     assert json.loads(await page.evaluate("told.at(-1).data"))["progress"] == 1.0
+
+
+async def _told_to_stay_away(server: Server, job_id: str) -> list[Any]:
+    """All requests, once the last of them is the one that ended the stream."""
+    answered = server.requests()
+    [*_, last] = answered
+    is_end = (last["status"], last["path"]) == (204, f"/v1/jobs/{job_id}/progress/stream")
+    return answered if is_end else []
 
 
 async def events(page: Page) -> list[Any]:

@@ -15,7 +15,7 @@ from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, project_root, roles_environ
 
-EXAMPLES = os.environ.get("DF_TEST_EXAMPLES", "4")
+EXAMPLES = os.environ.get("DF_TEST_EXAMPLES", "3")
 
 
 @pytest.fixture

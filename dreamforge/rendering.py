@@ -1,6 +1,6 @@
 """What renders, as the settings want it: for a runner, and for whoever makes an image again."""
 
-from dreamforge.settings import Settings
+from dreamforge.settings import Settings, unconfigured_environ
 from runners.engines.fake import FakeEngine
 from runners.engines.process import EngineConfig, EngineProcess
 from runners.faults import FaultPlan
@@ -13,7 +13,8 @@ def engine_process(settings: Settings) -> EngineProcess:
     config = EngineConfig(
         device=settings.device, dtype=settings.dtype, batch_max=settings.batch_max, model_bytes=settings.model_bytes
     )
-    return EngineProcess(config, stall_s=settings.engine_stall_s)
+    # Without our keys: a trusted model may run code of its own.
+    return EngineProcess(config, stall_s=settings.engine_stall_s, environ=unconfigured_environ())
 
 
 def painter(settings: Settings, faults: FaultPlan | None = None) -> Renderer:

@@ -25,6 +25,8 @@ def have(work: Work, watch: Watching) -> None:
     wishes = [work.wish] if isinstance(work, Enlarge) else work.wishes
     for wish in wishes:
         watch.befall(wish)
+    if not isinstance(work, Enlarge) and work.sampling.steps == 0:
+        raise ZeroDivisionError
     places = list(range(len(wishes)))
     steps = 4 if isinstance(work, Enlarge) else work.sampling.steps
     for done in range(1, steps + 1):

@@ -2,7 +2,7 @@
 
     have ─▶ waiting ─▶ the oldest, and all that are like it, as many as a batch holds ─▶ process ─▶ pictures
                ▲                                                              │
-               └── each job by itself, if the process was lost with several ──┘
+               └── each job by itself, if several failed or were lost together ┘
 
 So a batch holds what arrived while the last was rendered, and a job that breaks the engine fails no other.
 """
@@ -191,7 +191,7 @@ class Batches:
     async def _have(self, batch: list[_Request]) -> None:
         arrived: list[Pixels] = []
         try:
-            await self._process.work(_joined(batch), partial(_hear, batch, arrived))
+            await self._process.work(_joined(batch), partial(self._hear, batch, arrived))
         except EngineGone as error:
             self._lost(batch, str(error))
         except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
@@ -202,19 +202,56 @@ class Batches:
             _deliver(batch, arrived)
 
     def _lost(self, batch: Sequence[_Request], reason: str) -> None:
-        """Try each job's items again by themselves; those of one job that were by themselves have failed."""
+        """Try each job's items again; those of one job that were by themselves have failed."""
         metrics.ENGINE_LOST.inc()
         _log.warning("engine process lost", reason=reason, images=len(batch))
-        left = [place for place, request in enumerate(batch) if not request.picture.done()]
+        left = [
+            place for place, request in enumerate(batch) if not request.picture.done() and request not in self._waiting
+        ]
         for report, items in _by_report(batch, left):
             report.lost(items, reason)
-        shared = len({id(request.report) for request in batch}) > 1
-        for place in left:
-            batch[place].alone = True
-            if not shared:
-                _fail(batch[place], EngineLost(f"the engine was lost while it rendered: {reason}"))
-        if shared:
-            self._waiting[:0] = [batch[place] for place in left]
+        error = EngineLost(f"the engine was lost while it rendered: {reason}")
+        if len({id(request.report) for request in batch}) > 1:
+            self._again([batch[place] for place in left])
+        else:
+            for request in batch:
+                _fail(request, error)
+
+    def _hear(self, batch: Sequence[_Request], arrived: list[Pixels], message: FromProcess) -> None:
+        """Pass on what the process says of a batch. arrived: pictures that are not handed over yet."""
+        match message:
+            case Stepped():
+                for report, items in _by_report(batch, message.items):
+                    report.ticked(items, message.done, message.of)
+            case Short():
+                metrics.ENGINE_OOM.inc()
+                for report, items in _by_report(batch, message.items):
+                    report.short(items, message.size, message.next, message.memory)
+            case Pixels():
+                if arrived and message.rendering.batch_index <= arrived[-1].rendering.batch_index:
+                    _deliver(batch, arrived)  # of the part before, whose last failed
+                arrived.append(message)
+                if message.rendering.batch_index == message.rendering.batch_size - 1:
+                    _deliver(batch, arrived)
+            case Broke():
+                self._broke([batch[item] for item in message.items if not batch[item].picture.done()], message)
+
+    def _broke(self, broken: Sequence[_Request], message: Broke) -> None:
+        """Some items failed, whosever fault it was."""
+        if len({id(request.report) for request in broken}) > 1:
+            self._again(broken)
+            return
+        for request in broken:
+            _fail(request, _Refused(message))
+
+    def _again(self, requests: Sequence[_Request]) -> None:
+        """Try each job's items once more, by themselves: then it shows whose fault it was."""
+        for request in requests:
+            request.alone = True
+            if self._withdrawn:
+                _fail(request, Withdrawn("the runner stops"))
+        if not self._withdrawn:
+            self._waiting[:0] = requests
 
 
 def _may_share(first: _Request, other: _Request) -> bool:
@@ -233,25 +270,6 @@ def _joined(batch: Sequence[_Request]) -> Work:
     if isinstance(first, Enlarge):
         return first
     return replace(first, wishes=[wish for one in batch if isinstance(one.work, Render) for wish in one.work.wishes])
-
-
-def _hear(batch: Sequence[_Request], arrived: list[Pixels], message: FromProcess) -> None:
-    """Pass on what the process says of a batch. arrived: pictures that are not handed over yet."""
-    match message:
-        case Stepped():
-            for report, items in _by_report(batch, message.items):
-                report.ticked(items, message.done, message.of)
-        case Short():
-            metrics.ENGINE_OOM.inc()
-            for report, items in _by_report(batch, message.items):
-                report.short(items, message.size, message.next, message.memory)
-        case Pixels():
-            arrived.append(message)
-            if message.rendering.batch_index == message.rendering.batch_size - 1:
-                _deliver(batch, arrived)
-        case Broke():
-            for item in message.items:
-                _fail(batch[item], _Refused(message))
 
 
 def _by_report(batch: Sequence[_Request], places: Iterable[int]) -> Iterable[tuple[Report, list[int]]]:

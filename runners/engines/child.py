@@ -24,6 +24,7 @@ from runners.engines.messages import (
     Cancel,
     Done,
     FromProcess,
+    Opening,
     Pixels,
     Ready,
     Render,
@@ -57,15 +58,17 @@ class Runner:
         """Hear what it says, until it has gone; then there is nobody to work for."""
         decoder = msgspec.msgpack.Decoder(ToProcess)
         works = 0
-        while frame := self._frame():
-            message = decoder.decode(frame)
-            if not isinstance(message, Cancel):
-                works += 1
-                self.unwanted = set()
-                self.work.put(message)
-            elif message.work == works:
-                self.unwanted.update(message.items)
-        os._exit(0)
+        try:
+            while frame := self._frame():
+                message = decoder.decode(frame)
+                if not isinstance(message, Cancel):
+                    works += 1
+                    self.unwanted = set()
+                    self.work.put(message)
+                elif message.work == works:
+                    self.unwanted.update(message.items)
+        finally:
+            os._exit(0)
 
     def say(self, message: FromProcess) -> None:
         """Tell it something."""
@@ -83,6 +86,10 @@ class Watching:
         self._runner = runner
         self._befell: list[Wish] = []
         self.open = set(range(items))
+
+    def opening(self) -> None:
+        """Tell that a model is still being opened."""
+        self._runner.say(Opening())
 
     def stepped(self, items: list[int], done: int, of: int) -> None:
         """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""
@@ -120,25 +127,25 @@ Have = Callable[[Work, Watching], None]
 
 def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, Have]]) -> None:
     """Work for the runner behind a socket until it goes."""
-    # Ctrl-C on a terminal goes to every process of the group; this one ends when its runner does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What ends a service often goes to every process of its group; this one ends when its runner does.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:
         runner = Runner(connection)
         ready, have = begin(runner.config())
         threading.Thread(target=runner.listen, name="runner", daemon=True).start()
         runner.say(ready)
         while True:
-            work = runner.work.get()
-            _have(runner, work, have)
-            runner.say(Done())
+            runner.say(Done(unfit=_have(runner, runner.work.get(), have)))
 
 
-def _have(runner: Runner, work: Work, have: Have) -> None:
+def _have(runner: Runner, work: Work, have: Have) -> bool:
+    """Do some work, and tell what failed; answers whether something befell it that nobody foresaw."""
     watch = Watching(runner, len(work.wishes) if isinstance(work, Render) else 1)
     try:
         have(work, watch)
     except Abandoned:
-        return
+        return False
     except StepError as error:
         failure = error
     except MemoryError:
@@ -157,6 +164,7 @@ def _have(runner: Runner, work: Work, have: Have) -> None:
                 retryable=failure.retryable,
             )
         )
+    return bool(watch.open) and isinstance(failure, Unexpected)
 
 
 def begin(config: EngineConfig) -> tuple[Ready, Have]:

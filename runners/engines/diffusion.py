@@ -18,7 +18,7 @@ from eventstore.events import Measure, Memory, Rendering
 from runners.engines.memory import Meter, device_name, figures, free_bytes, is_out_of_memory, release
 from runners.engines.messages import Abandoned, Render, Sampling, Watch
 from runners.engines.pipelines import Pipeline, open_pipeline
-from runners.engines.shelf import Shelf
+from runners.engines.shelf import Shelf, opening
 from runners.errors import OutOfMemory, ProviderError, StepError
 
 _HEADROOM = 0.9
@@ -34,6 +34,7 @@ class DiffusionEngine:
         self._dtype = dtype
         self._batch_max = batch_max
         self._bytes_an_image: dict[Sampling, int] = {}
+        self._one_at_a_time: set[Sampling] = set()
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
 
@@ -43,7 +44,8 @@ class DiffusionEngine:
         A part that fails, or that nobody wants any more, keeps no other from being rendered: they may be other jobs'.
         """
         shape = work.sampling
-        pipeline = self._shelf.take(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
+        with opening(watch):
+            pipeline = self._shelf.take(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
         ladder = Ladder(pipeline, self._shelf, work)
         size = work.as_batch_of or self._fitting(shape)
         places = list(range(len(work.wishes)))
@@ -66,7 +68,10 @@ class DiffusionEngine:
             raise failure
 
     def _part(self, pipeline: Pipeline, work: Render, part: list[int], ladder: "Ladder", watch: Watch) -> bool:
-        """Render some images at once. Answers False if memory ran out, and the next measure was taken."""
+        """Render some images at once. Answers False if memory ran out, and the next measure was taken.
+
+        An image that comes to nothing keeps no other from being handed over.
+        """
         shape = work.sampling
         meter = Meter(self._device)
         try:
@@ -79,7 +84,13 @@ class DiffusionEngine:
             return False
         memory = meter.read()
         self._learn(shape, memory, len(part), ladder.measures)
-        for n, (place, image) in enumerate(zip(part, images, strict=True)):
+        failure: StepError | None = None
+        for n, (place, pixels) in enumerate(zip(part, images, strict=True)):
+            try:
+                image = to_picture(pixels, shape)
+            except ProviderError as error:
+                failure = error
+                continue
             rendering = Rendering(
                 engine="diffusers",
                 device=device_name(self._device),
@@ -93,10 +104,12 @@ class DiffusionEngine:
                 measures=list(ladder.measures),
             )
             watch.pixels(place, image, rendering, memory)
+        if failure is not None:
+            raise failure
         return True
 
-    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, list[Image.Image]]:
-        """The scheduler's class, and the pictures."""
+    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, torch.Tensor]:
+        """The scheduler's class, and the images' pixels, of 0 to 1, in main memory."""
         shape = work.sampling
         wishes = [work.wishes[place] for place in part]
         for wish in wishes:
@@ -129,18 +142,23 @@ class DiffusionEngine:
                 images = pipeline.pipe(**given).images
         except ValueError as error:  # the pipeline's own check of what was asked
             raise ProviderError(f"the model refuses what was asked: {error}") from error
-        pixels = images[work.from_index : work.from_index + len(part)]
-        return scheduler, [to_picture(one, shape) for one in pixels]
+        return scheduler, images[work.from_index : work.from_index + len(part)].float().cpu()
 
     def _fitting(self, shape: Sampling) -> int:
         """How many images of a kind are worth trying at once."""
+        if shape in self._one_at_a_time:
+            return 1
         free, each = free_bytes(self._device), self._bytes_an_image.get(shape)
         if free is None or each is None:
             return self._batch_max
         return min(self._batch_max, max(1, int(free * _HEADROOM) // each))
 
     def _learn(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
-        if memory is not None and not measures:
+        if memory is None:
+            return
+        if {"tiling", "offload"} & set(measures):
+            self._one_at_a_time.add(shape)
+        else:
             self._bytes_an_image[shape] = max(1, (memory.peak - memory.before) // images)
 
 
@@ -209,7 +227,7 @@ def to_picture(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
     top, left = (height - shape.height) // 2, (width - shape.width) // 2
     cut = pixels[:, top : top + shape.height, left : left + shape.width]
     # As diffusers' own way to a picture rounds.
-    return Image.fromarray((cut.float().permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy(), "RGB")
+    return Image.fromarray((cut.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy(), "RGB")
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ def best_device() -> torch.device:
 def best_dtype(device: torch.device) -> torch.dtype:
     """The precision that a device is best at: bfloat16 has the range that keeps pictures from turning black."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
 
 

@@ -3,6 +3,7 @@
     runner ──▶ process   Render, Enlarge      work; at most one of them is under way
                          Cancel               some of its items are wanted no longer
     process ──▶ runner   Ready                once, when it has started
+                         Opening              a model is being opened: it lives
                          Stepped              a denoising step or a tile is done: it lives
                          Short                memory ran out; what is tried next
                          Pixels               a picture
@@ -155,13 +156,19 @@ class Broke(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     retryable: bool
 
 
+class Opening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A model is being opened, or fetched."""
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The work has ended."""
+    """The work has ended. unfit: the process may be damaged (a GPU's context is, by some errors): start another."""
+
+    unfit: bool = False
 
 
 Work = Render | Enlarge
 ToProcess = Work | Cancel
-FromProcess = Ready | Stepped | Short | Pixels | Broke | Done
+FromProcess = Ready | Opening | Stepped | Short | Pixels | Broke | Done
 
 
 class Abandoned(Exception):
@@ -170,6 +177,9 @@ class Abandoned(Exception):
 
 class Watch(Protocol):
     """Whom an engine tells how it gets on, within its process."""
+
+    def opening(self) -> None:
+        """Tell that a model is still being opened."""
 
     def stepped(self, items: list[int], done: int, of: int) -> None:
         """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""

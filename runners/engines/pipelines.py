@@ -41,6 +41,7 @@ class Pipeline:
         self.parameters = frozenset(inspect.signature(pipe.__call__).parameters)
         self.device = device
         self._scheduler = pipe.scheduler
+        self._vae_dtype = getattr(getattr(pipe, "vae", None), "dtype", None)
 
     @property
     def size_bytes(self) -> int:
@@ -65,6 +66,8 @@ class Pipeline:
         stepped: told how many steps are done, after each; not every pipeline has a callback, but all have a scheduler.
         Raises `InvalidInput` where the model was trained for flow matching, which none of the names samples.
         """
+        if self._vae_dtype is not None:  # SDXL's decodes in float32, and stays so where memory runs out meanwhile
+            self.pipe.vae.to(dtype=self._vae_dtype)
         own = self._scheduler
         kind: Any = type(own)
         changes: dict[str, Any] = {}

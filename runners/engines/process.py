@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -54,12 +54,20 @@ def framed(message: msgspec.Struct) -> bytes:
 class EngineProcess:
     """One process at a time, started when it is first needed. stall_s: how long it may be silent while it works.
 
-    program: the module that it runs.
+    program: the module that it runs. environ: its environment; None: ours.
     """
 
-    def __init__(self, config: EngineConfig, *, stall_s: float, program: str = "runners.engines.child") -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        stall_s: float,
+        program: str = "runners.engines.child",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._config = config
         self._program = program
+        self._environ = environ
         self._stall_s = stall_s
         self._running: _Running | None = None
         self._works = 0
@@ -78,6 +86,8 @@ class EngineProcess:
         """
         self._unwanted = set()
         try:
+            if self._running is not None and self._running.reader.at_eof():
+                await self._end()  # it died while nobody needed it
             running = self._running or await self._start()
             self._works += 1
             await self._send(running, work)
@@ -85,10 +95,15 @@ class EngineProcess:
                 self.cancel(())
             while not isinstance(message := await self._next(running, self._stall_s), Done):
                 told(message)
+            if message.unfit:
+                await self._end(_STOP_S)
         except TimeoutError:
             await self._end()
-            raise EngineGone(f"it said nothing for {self._stall_s:g} s") from None
-        except (OSError, EOFError, msgspec.DecodeError) as error:
+            raise EngineGone(f"it said nothing for {self._stall_s if self._works else _START_S:g} s") from None
+        except OSError as error:
+            code = await self._end(_STOP_S)
+            raise EngineGone(f"{error}" if code is None else _ended(code)) from error
+        except (EOFError, msgspec.DecodeError) as error:
             code = await self._end(_STOP_S)
             raise EngineGone(_ended(code)) from error
         except BaseException:
@@ -108,8 +123,11 @@ class EngineProcess:
     async def _start(self) -> "_Running":
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", self._program, str(theirs.fileno())]
-            process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, pass_fds=[theirs.fileno()])
+            # -P: no modules of the current folder, which anybody may have put there.
+            command = [sys.executable, "-P", "-m", self._program, str(theirs.fileno())]
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=self._environ
+            )
         reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER)
         self._running = running = _Running(process, reader, writer)
         self._works = 0
@@ -135,11 +153,14 @@ class EngineProcess:
         if running is None:
             return None
         running.writer.close()
-        with suppress(TimeoutError):  # a process that has closed its socket is about to end by itself
-            return await asyncio.wait_for(running.process.wait(), patience_s)
-        with suppress(ProcessLookupError):
-            # `Process.kill` polls, and may so take the exit status away from the loop's own watcher.
-            os.kill(running.process.pid, signal.SIGKILL)
+        try:
+            with suppress(TimeoutError):  # a process that has closed its socket is about to end by itself
+                await asyncio.wait_for(running.process.wait(), patience_s)
+        finally:
+            if running.process.returncode is None:
+                with suppress(ProcessLookupError):
+                    # `Process.kill` polls, and may so take the exit status away from the loop's own watcher.
+                    os.kill(running.process.pid, signal.SIGKILL)
         return await running.process.wait()
 
 

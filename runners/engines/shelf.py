@@ -1,12 +1,18 @@
 """Models that stay open: the ones used last, as many as fit beside the one in use."""
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
 from runners.engines.memory import is_out_of_memory
-from runners.engines.messages import ModelRef
+from runners.engines.messages import ModelRef, Watch
 from runners.errors import OutOfMemory
+
+_SIGN_S = 5.0
+_SIGNS = 720
+"""An hour of them: a model may be large and its disk slow, but a standstill must end some time."""
 
 
 class OpenModel(Protocol):
@@ -56,6 +62,24 @@ class Shelf:
 
     def _close_first(self) -> None:
         self._models.popitem(last=False)[1].close()
+
+
+@contextmanager
+def opening(watch: Watch) -> Iterator[None]:
+    """Say now and then, from a thread, that a model is still being opened."""
+    opened = threading.Event()
+
+    def tell() -> None:
+        for _ in range(_SIGNS):
+            if opened.wait(_SIGN_S):
+                return
+            watch.opening()
+
+    threading.Thread(target=tell, name="opening", daemon=True).start()
+    try:
+        yield
+    finally:
+        opened.set()
 
 
 def _opened(ref: ModelRef, opened: Callable[[ModelRef], M]) -> M | None:

@@ -10,7 +10,7 @@ from runners.engines.diffusion import DiffusionEngine, versions
 from runners.engines.memory import best_device, best_dtype, device_name, total_bytes
 from runners.engines.messages import ModelRef, Render, Watch, Work
 from runners.engines.process import EngineConfig
-from runners.engines.shelf import Shelf
+from runners.engines.shelf import Shelf, opening
 from runners.errors import ProviderError
 from runners.upscalers.diffusion import DiffusionUpscaler, open_upscaler
 from runners.upscalers.enlarging import enlarge
@@ -48,10 +48,11 @@ class Workshop:
             self._diffusion.render(work, watch)
             return
         network: DiffusionUpscaler | GanUpscaler
-        if work.model.kind == "gan-upscaler":
-            network = self._shelf.take(work.model, self._open_gan)
-        else:
-            network = self._shelf.take(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
+        with opening(watch):
+            if work.model.kind == "gan-upscaler":
+                network = self._shelf.take(work.model, self._open_gan)
+            else:
+                network = self._shelf.take(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
         enlarge(network, work, watch, self._shelf.clear)
 
     def _open_gan(self, ref: ModelRef) -> "GanUpscaler":

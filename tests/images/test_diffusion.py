@@ -1,6 +1,8 @@
 """Real pipelines with tiny weights: what is asked for comes out, and comes out again."""
 
+import itertools
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -8,10 +10,15 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from PIL import Image
 
+from eventstore.events import Memory
+from runners.engines import diffusion, shelf
 from runners.engines.child import Watching as ChildWatching
 from runners.engines.child import begin
+from runners.engines.memory import Meter
 from runners.engines.messages import Abandoned, Enlarge, ModelRef, Render, Sampling, Wish
+from runners.engines.pipelines import open_pipeline
 from runners.engines.process import EngineConfig
 from runners.engines.shelf import Shelf
 from runners.engines.workshop import Workshop
@@ -206,10 +213,10 @@ class Book:
 
 def test_a_model_that_finds_no_memory_has_others_closed() -> None:
     """One after the other, the one used last at the end; only what does not fit alone is given up."""
-    shelf = Shelf(None)
+    open_models = Shelf(None)
 
     def take(name: str, after: int) -> Book:
-        return shelf.take(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
+        return open_models.take(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
 
     for name in "abc":
         take(name, 0)
@@ -219,6 +226,66 @@ def test_a_model_that_finds_no_memory_has_others_closed() -> None:
     with pytest.raises(OutOfMemory, match="model e does not fit"):
         take("e", 5)
     assert Book.closed == ["b", "c", "a", "d"]
+
+
+def test_a_decoder_that_was_left_in_another_precision_is_put_right(tmp_path: Path) -> None:
+    """As SDXL's is, which decodes in float32, when memory runs out in the midst of it."""
+    ref = ModelRef(kind="generator", path=str(tiny.stable_diffusion_xl(tmp_path / "model")))
+    pipeline = open_pipeline(ref, torch.device("cpu"), torch.float32)
+    pipeline.pipe.vae.to(dtype=torch.float64)
+    pipeline.schedule(None, lambda _: None)
+    assert pipeline.pipe.vae.dtype == torch.float32
+
+
+def test_an_image_that_comes_to_nothing_costs_no_other(
+    workshop: Workshop, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a batch whose second image is no number, then the first and third are handed over."""
+    real = diffusion.to_picture
+    calls = itertools.count()
+
+    def spoilt(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
+        return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
+
+    monkeypatch.setattr(diffusion, "to_picture", spoilt)
+    watch = Watching()
+    with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
+        workshop.have(Render(sampling=sampling(model), wishes=[wish(n) for n in range(3)]), watch)
+    assert sorted(watch.images) == [0, 2]
+
+
+def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given room for two images, after one fall down the ladder batches are of two; what fits only tiled is alone."""
+    used = Memory(before=100, peak=300, after=100, total=1000)
+    monkeypatch.setattr(Meter, "read", lambda _: used)
+    monkeypatch.setattr(diffusion, "free_bytes", lambda _: 250)
+    workshop = Workshop(EngineConfig(device="cpu", batch_max=4))
+
+    def sizes(watch: Watching, steps: int, images: int) -> list[int]:
+        wishes = [wish(n) for n in range(images)]
+        workshop.have(Render(sampling=sampling(model, steps=steps), wishes=wishes), watch)
+        return [watch.renderings[n].batch_size for n in range(images)]
+
+    assert sizes(Starved(1, counted=True), 3, 4) == [2, 2, 2, 2]
+    then = Watching(counted=True)
+    assert sizes(then, 3, 4) == [2, 2, 2, 2]
+    assert then.measures == []
+    tiled = Starved(1, counted=True)
+    assert sizes(tiled, 2, 1) == [1]
+    assert tiled.measures == [(1, "tiling")]
+    assert sizes(Watching(counted=True), 2, 2) == [1, 1]
+
+
+def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_SIGN_S", 0.01)
+    told = threading.Event()
+
+    class Patient(Watching):
+        def opening(self) -> None:
+            told.set()
+
+    with shelf.opening(Patient()):
+        assert told.wait(60)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])

@@ -9,14 +9,21 @@ from runners.engines.messages import Abandoned, Wish
 
 
 class Watching:
-    """Keeps what it is told. give_up_at: after how many steps nobody wants the pictures any more."""
+    """Keeps what it is told. give_up_at: after how many steps nobody wants the pictures any more.
 
-    def __init__(self, *, give_up_at: int | None = None) -> None:
+    counted: the device counts its memory, as a CPU does not.
+    """
+
+    def __init__(self, *, give_up_at: int | None = None, counted: bool = False) -> None:
         self.images: dict[int, Image.Image] = {}
         self.renderings: dict[int, Rendering] = {}
         self.steps: list[tuple[list[int], int, int]] = []
         self.measures: list[tuple[int, Measure | None]] = []
         self._give_up_at = give_up_at
+        self._counted = counted
+
+    def opening(self) -> None:
+        """Tiny models are open at once, nearly."""
 
     def stepped(self, items: list[int], done: int, of: int) -> None:
         if self._give_up_at is not None and done >= self._give_up_at:
@@ -25,11 +32,11 @@ class Watching:
 
     def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         assert items
-        assert memory is None  # nobody counts the memory of a CPU
+        assert (memory is not None) == self._counted
         self.measures.append((size, measure))
 
     def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
-        assert memory is None
+        assert (memory is not None) == self._counted
         self.images[item] = image
         self.renderings[item] = rendering
 
@@ -45,8 +52,8 @@ class Watching:
 class Starved(Watching):
     """Runs out of memory so many times."""
 
-    def __init__(self, times: int) -> None:
-        super().__init__()
+    def __init__(self, times: int, *, counted: bool = False) -> None:
+        super().__init__(counted=counted)
         self._left = times
 
     def befall(self, wish: Wish) -> None:

@@ -2,20 +2,27 @@
 
 import asyncio
 import os
+import signal
+import socket
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import psutil
 import pytest
 
+from dreamforge.settings import unconfigured_environ
 from eventstore.events import Measure, Memory
 from runners.engines.batches import Batches, EngineLost, Withdrawn
 from runners.engines.landscape import paint
 from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
-from runners.engines.process import EngineConfig, EngineProcess
+from runners.engines.process import EngineConfig, EngineProcess, framed
 from runners.errors import StepError
 from runners.faults import Injury
+from tests.kit import eventually, project_root
 
 PROGRAM = "tests.engine_program"
+ROOT = project_root()
 
 
 class Told:
@@ -46,7 +53,8 @@ class Told:
 
 @asynccontextmanager
 async def engine(*, batch_max: int = 4, stall_s: float = 20.0) -> AsyncIterator[tuple[Batches, EngineProcess]]:
-    process = EngineProcess(EngineConfig(), stall_s=stall_s, program=PROGRAM)
+    environ = unconfigured_environ() | {"PYTHONPATH": str(ROOT)}
+    process = EngineProcess(EngineConfig(), stall_s=stall_s, program=PROGRAM, environ=environ)
     batches = Batches(process, batch_max=batch_max)
     try:
         yield batches, process
@@ -175,6 +183,79 @@ async def test_what_is_cancelled_before_the_process_has_started_is_not_rendered(
         long.cancel()
         expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
         assert told.heard == ["rendered [9] of 1"]
+
+
+async def test_whose_image_fails_fails_nobody_elses() -> None:
+    """Given a batch of two jobs in which one's image runs out of memory, then the other's is rendered."""
+    async with engine() as (batches, process):
+        hungry, stranger = Told(), Told()
+        bad, good = await asyncio.gather(
+            batches.have(render(sampling(), wish(1, "oom")), 0, hungry),
+            batches.have(render(sampling(), wish(2)), 0, stranger),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, StepError)
+        assert bad.error_code == "oom"
+        assert isinstance(good, Pixels)
+        expect_picture(good, 2)
+        assert stranger.heard == ["rendered [0] of 1"]
+        assert process.pid is not None
+
+
+async def test_a_process_that_something_unforeseen_befell_is_replaced() -> None:
+    async with engine() as (batches, process):
+        expect_picture(await batches.have(render(sampling(), wish(1)), 0, Told()), 1)
+        before = process.pid
+        with pytest.raises(StepError, match="an unexpected ZeroDivisionError"):
+            await batches.have(render(sampling(0), wish(2)), 1, Told())
+        expect_picture(await batches.have(render(sampling(), wish(3)), 2, Told()), 3)
+        assert process.pid != before
+
+
+async def test_a_process_that_died_idle_costs_nobody_anything() -> None:
+    async with engine() as (batches, process):
+        told = Told()
+        expect_picture(await batches.have(render(sampling(), wish(1)), 0, told), 1)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await eventually(lambda: _gone(process.pid), what="its end")
+        expect_picture(await batches.have(render(sampling(), wish(2)), 1, told), 2)
+        assert told.heard == ["rendered [0] of 1", "rendered [1] of 1"]
+
+
+async def test_what_ends_a_whole_group_leaves_the_batch_to_be_finished() -> None:
+    """Given SIGTERM and SIGINT, as a supervisor sends them to all processes of a service."""
+    async with engine() as (batches, process):
+        told = Told()
+        first = asyncio.create_task(batches.have(render(sampling(20), wish(1)), 0, told))
+        await told.first_tick.wait()
+        assert process.pid is not None
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            os.kill(process.pid, ending)
+        expect_picture(await first, 1)
+
+
+async def test_a_process_whose_runner_dies_with_messages_unread_ends() -> None:
+    """Its runner's end is then no end of file, but a reset connection."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", PROGRAM, str(theirs.fileno())]
+    process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], cwd=ROOT)
+    theirs.close()
+    for message in (EngineConfig(), render(sampling(), wish(1))):
+        ours.sendall(framed(message))
+    await eventually(lambda: _holds_a_picture(ours), what="a picture")
+    ours.close()
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def _holds_a_picture(connection: socket.socket) -> bool:
+    with suppress(BlockingIOError):
+        return len(connection.recv(2**20, socket.MSG_PEEK | socket.MSG_DONTWAIT)) > 32 * 24 * 3
+    return False
+
+
+async def _gone(pid: int | None) -> bool:
+    return pid is None or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:

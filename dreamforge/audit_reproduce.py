@@ -117,10 +117,8 @@ class _Again:
         self._settings = settings
         self._painter = painter(settings)
         self._files = ModelFiles()
-        self._sources = {
-            (fact.body.step_id, fact.body.attempt): fact.body.source
-            for fact in facts
-            if isinstance(fact.body, ModelSelected)
+        self._selected = {
+            (fact.body.step_id, fact.body.attempt): fact.body for fact in facts if isinstance(fact.body, ModelSelected)
         }
 
     async def item(self, step: StepState, written: ArtifactWritten) -> Reproduced:
@@ -145,6 +143,7 @@ class _Again:
         if step.name == "upscale":
             source = await self._store.get(job.steps[0].artifacts[item].s3_key)
         if made is None:
+            self._expect_painted(step, written)
             body = self._painter.generate(job, item) if source is None else self._painter.upscale(job, item, source)
             return self._decoded(body), None
         model = await self._model(step, written, made)
@@ -164,12 +163,18 @@ class _Again:
     async def _model(self, step: StepState, written: ArtifactWritten, made: Rendering) -> ModelRef:
         """The very model that made it. Raises `StepError` if it is not there, or has changed."""
         if made.model_id is None:
-            return ModelRef(kind="generator", path=self._sources[step.step_id, written.attempt])
+            return ModelRef(kind="generator", path=self._selected[step.step_id, written.attempt].source)
         view = await self._models.model(made.model_id)
         if view is None:
             raise StepError(f"model {made.model_id} is not registered any more")
         self._files.check(view)
         return model_ref(view)
+
+    def _expect_painted(self, step: StepState, written: ArtifactWritten) -> None:
+        """Raise `StepError` if a model made an image, and it does not tell how."""
+        selected = self._selected.get((step.step_id, written.attempt))
+        if selected is not None and selected.engine not in {"fake", "image"}:
+            raise StepError("an attempt before the one that recorded it made it, and its file does not tell how")
 
     def _as_written(self, pixels: Pixels) -> Image.Image:
         """A picture as its file keeps it: a JPEG loses some."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 import structlog
@@ -63,14 +63,16 @@ class Harvest:
             self.failure = Failure(None, cause)
         self.close()
 
-    async def take(self) -> Yield | None:
-        """Wait for something to tell; None when there will be no more."""
-        while not (self._items or self._notes or self._closed):
-            self._changed.clear()
-            await self._changed.wait()
+    async def take(self, patience_s: float) -> Yield | None:
+        """Wait for something to tell; nothing when patience has run out, None when there will be no more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while not (self._items or self._notes or self._closed):
+                    self._changed.clear()
+                    await self._changed.wait()
         found = Yield(self._items, self._notes)
         self._items, self._notes = [], []
-        return found if found.items or found.notes else None
+        return None if self._closed and not (found.items or found.notes) else found
 
     @contextmanager
     def item(self, item_index: int | None) -> Iterator[None]:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from eventstore.database import Backoff, until_available
-from eventstore.events import ArtifactWritten, Body, StepFinish
+from eventstore.events import ArtifactWritten, Body, Rendering, StepFinish, StepName
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
 from orchestrator.decisions import Command, FailAttempt, HandBack, NoteSampling, RecordItems, StaleAttempt, StartStep
@@ -24,15 +24,19 @@ from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import ObjectStoreUnavailable, OutOfTime
+from runners.errors import InvalidSource, ObjectStoreUnavailable, OutOfTime
 from runners.harvest import Failure, Harvest
-from runners.objects import ObjectStore, StoredObject
+from runners.lineage import read
+from runners.objects import ObjectStore
 from runners.selection import Selected
 from runners.studio import Rendition, Studio
 
 T = TypeVar("T")
 
 _UPLOADS = 4
+_LOOK_S = 2.0
+"""After such a silence an attempt looks whether it is wanted still: it may wait long behind others' batches."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -154,8 +158,10 @@ class StepRunner:
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
         try:
-            while told := await harvest.take():
+            while told := await harvest.take(_LOOK_S):
                 command: Command = NoteSampling(step_id=step.step_id, attempt=step.attempt, notes=told.notes)
+                if not (told.items or told.notes):
+                    state = await self._jobs.load(state.job_id)
                 if told.items:
                     command = RecordItems(
                         step_id=step.step_id, attempt=step.attempt, items=told.items, notes=told.notes
@@ -236,6 +242,9 @@ class StepRunner:
         stored = await self._patiently(
             state, partial(self._store.put, key, rendition.body, content_type(generate.format))
         )
+        made = rendition.rendering
+        if stored.sha256 != hashlib.sha256(rendition.body).hexdigest():
+            made = _rendering(await self._patiently(state, partial(self._store.get, key)), step.name)
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,
@@ -249,7 +258,7 @@ class StepRunner:
             s3_key=key,
             bytes=stored.size,
             sha256=stored.sha256,
-            rendering=rendition.rendering if _is(stored, rendition.body) else None,
+            rendering=made,
         )
 
     async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
@@ -283,9 +292,14 @@ class StepRunner:
         await self._carry_out(state, command, claim)
 
 
-def _is(stored: StoredObject, body: bytes) -> bool:
-    """Is it ours? An earlier attempt's picture may have been rendered in another batch, and differ by a rounding."""
-    return stored.sha256 == hashlib.sha256(body).hexdigest()
+def _rendering(body: bytes, step: StepName) -> Rendering | None:
+    """How an earlier attempt's picture came about, in another batch perhaps; None if its file does not tell."""
+    try:
+        found = read(body)
+    except InvalidSource:
+        return None
+    made = None if found is None else found.generate if step == "generate" else found.upscale
+    return None if made is None else made.rendering
 
 
 def _finishes(bodies: Sequence[Body]) -> bool:

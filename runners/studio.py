@@ -64,8 +64,13 @@ class Studio:
         return await self._selection.of(job, step)
 
     def at_once(self, selected: Selected) -> int:
-        """How many items of a step are worth asking for at once: while a batch is rendered the next one gathers."""
-        return 1 if selected.model is None or self._batches is None else 2 * self._batches.batch_max
+        """How many items of a step are worth asking for at once: while one batch is rendered the next one gathers.
+
+        Pictures to enlarge come one by one, and are large: the next one is read meanwhile.
+        """
+        if selected.model is None or self._batches is None:
+            return 1
+        return 2 * self._batches.batch_max if selected.model.kind == "generator" else 2
 
     async def check(self, selected: Selected) -> None:
         """Raise `StepError` unless what was selected can be used."""

@@ -7,9 +7,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from eventstore import codec
-from eventstore.events import Body, CancelRequested, ErrorCode, StepError, StepRetry, StepStart
+from eventstore.events import (
+    ArtifactWritten,
+    Body,
+    CancelRequested,
+    ErrorCode,
+    Rendering,
+    StepError,
+    StepRetry,
+    StepStart,
+)
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
@@ -20,6 +30,7 @@ from orchestrator.transact import Jobs
 from runners.engines.fake import FakeEngine
 from runners.errors import ObjectStoreUnavailable
 from runners.faults import FaultPlan
+from runners.lineage import embed, read
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
@@ -27,6 +38,8 @@ from runners.studio import Studio
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, eventually, job_created
+
+RENDERING = Rendering(engine="diffusers", device="cpu", dtype="float32", versions={}, batch_size=3, batch_index=1)
 
 
 class Hanging(Renderer):
@@ -54,6 +67,17 @@ class Away(ObjectStore):
         if self.refusals > 0:
             self.refusals -= 1
             raise ObjectStoreUnavailable("the bucket can't be reached")
+        return await super().put(key, body, content_type)
+
+
+class Left(ObjectStore):
+    """A store where an attempt, which nobody heard of, has left each picture as a model made it."""
+
+    async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
+        lineage = read(body)
+        assert lineage is not None
+        made = replace(lineage, generate=replace(lineage.generate, rendering=RENDERING))
+        await super().put(key, embed(body, made), content_type)
         return await super().put(key, body, content_type)
 
 
@@ -191,6 +215,29 @@ async def test_a_cancel_is_heard_during_an_outage(store: Store, s3_config: S3Con
         await run
         finish: Any = (await work.bodies())[-1]
         assert (finish.code, finish.status) == ("step.finish", "cancelled")
+
+
+async def test_a_cancel_is_heard_while_nothing_happens(store: Store, s3_config: S3Config) -> None:
+    """Given a step whose first item takes for ever, when its job is cancelled, then it ends all the same."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        hanging = Hanging(0)
+        run = asyncio.create_task(work.attempt(work.runner(hanging)))
+        await eventually(lambda: _reached(work, "model.selected"), what="the start")
+        version = len(await work.codes())
+        cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
+        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].stands
+        await run
+        finish: Any = (await work.bodies())[-1]
+        assert (finish.code, finish.status) == ("step.finish", "cancelled")
+        hanging.released.set()
+
+
+async def test_how_an_earlier_attempt_made_a_picture_is_read_in_it(store: Store, s3_config: S3Config) -> None:
+    """Given one that was stored, and made in another batch, before its runner died, then the log tells of that."""
+    async with bench(store, Left(s3_config)) as work:
+        await work.attempt(work.runner(Hanging(-1)))
+        written = [body for body in await work.bodies() if isinstance(body, ArtifactWritten)]
+        assert [one.rendering for one in written] == [RENDERING, RENDERING]
 
 
 async def test_a_stop_is_heard_during_an_outage(store: Store, s3_config: S3Config) -> None:

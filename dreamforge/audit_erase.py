@@ -52,6 +52,10 @@ select string_agg(who, ', ') as who from (
     where greatest(age(xmin), age(catalog_xmin)) > age($1::text::xid)
 ) as holders
 """
+_QUIET = """
+select extract(epoch from clock_timestamp() - max(recorded_at))::float8 as seconds
+from eventstore.events where stream_id = $1
+"""
 _PATIENCE_S = 20.0
 _SIZE = "select pg_total_relation_size($1::regclass) as bytes"
 
@@ -97,7 +101,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         try:
             for job in args.jobs:
                 try:
-                    found.append(await _erase(database, store, jobs, job))
+                    found.append(await _erase(database, store, jobs, job, settings.lease_s))
                 except NoSuchJob as error:
                     return NOT_FOUND, str(error)
                 except Refused as refusal:
@@ -136,9 +140,11 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
     return FAILED if found.problem else OK
 
 
-async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID) -> Erased:
+async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, lease_s: float) -> Erased:
     # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
     state = await jobs.load(job)
+    if state.finished not in {None, "succeeded"}:  # else every object that can be written is
+        await _until_written(database, job, lease_s)
     # The objects that no event names, too: of an attempt that was cut off between the two.
     keys = await store.keys(object_prefix(state.tenant, job))
     rewritten = () if state.erased or state.finished is None else [one async for one in _rewritten(store, state)]
@@ -156,6 +162,12 @@ async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID) 
             await store.replace(key, anonymous, content_type(state.generate.format))
             files += 1
     return Erased(job_id=job, version=state.version, events=rows[0]["events"], files=files, damaged=damaged)
+
+
+async def _until_written(database: Database, job: UUID, lease_s: float) -> None:
+    """Wait until a runner that was stopped can't be writing objects any more, for as long as it had its lease."""
+    [ended] = await database.read(_QUIET, job)
+    await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
 async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[ArtifactRewritten]:

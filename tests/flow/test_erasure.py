@@ -129,3 +129,9 @@ def test_erasing_again_changes_nothing(stack: Stack) -> None:
     assert (done.returncode, stack.job in done.stdout) == (5, True)
     assert f"job {running}: The job has not ended" in done.stderr
     assert stack.api.job(running)["params"]["prompt"] == "a castle"
+    stack.api.http.post(f"/v1/jobs/{running}/cancel")
+    assert stack.api.finished(running)["status"] == "cancelled"
+    stack.environ["DF_LEASE_S"] = "4"
+    [erased] = stack.ask("audit", "erase", running)
+    assert (erased["events"], erased["damaged"]) == (1, [])
+    assert stack.api.job(running)["params"]["prompt"] is None

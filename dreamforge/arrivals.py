@@ -24,6 +24,7 @@ from rich.progress import (
 
 from dreamforge.console import PipeConsole
 from dreamforge.registry import RegistryError
+from runners.model_files import HUB_NOTES
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,8 @@ def receive(folder: Path, files: Sequence[Arrival], fill: Fill) -> None:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts:
             raise RegistryError(f"{file.path!r} leads out of the model's folder.")
+        if path.is_relative_to(HUB_NOTES):
+            raise RegistryError(f"{file.path!r} is no place for a model's file: what lies there is not registered.")
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("", total=sum(file.size for file in files))
         done = 0

@@ -30,7 +30,7 @@ from orchestrator.transact import event
 from projections import parameters
 from projections.model_queries import Models
 from projections.models import ModelView, files_digest
-from runners.model_files import risky
+from runners.model_files import HUB_NOTES, risky
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _CAPABILITIES: dict[ModelKind, list[StepName]] = {
@@ -40,7 +40,6 @@ _CAPABILITIES: dict[ModelKind, list[StepName]] = {
 }
 # Of a request, what says which model rather than what it is to do.
 _CHOICES = {"type", "model_id", "provider", "engine", "impl"}
-_HUB_NOTES = Path(".cache/huggingface")
 
 
 class RegistryError(Exception):
@@ -70,6 +69,8 @@ def registration(
     files = inventory(path)
     if not trust:
         expect_safe(source, (file.path for file in files))
+    if kind == "generator" and path.is_file() and path.suffix.lower() != ".safetensors":
+        raise RegistryError(f"{source}: a generator is a folder in diffusers' layout, or one .safetensors file.")
     name = name or (path.stem if path.is_file() else path.name)
     for text in (name, version or "", str(path)):
         _expect_unicode(text)
@@ -229,7 +230,7 @@ def _walk(folder: Path, root: Path) -> Iterator[Path]:
         if entry.is_file():
             yield entry
         elif entry.is_dir():
-            if not entry.is_symlink() and entry != root / _HUB_NOTES:
+            if not entry.is_symlink() and entry != root / HUB_NOTES:
                 yield from _walk(entry, root)
         else:
             raise RegistryError(f"{entry} is neither a file nor a folder.")

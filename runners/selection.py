@@ -14,6 +14,7 @@ from projections.models import ModelView
 from projections.parameters import excess
 from runners.engines.messages import ModelRef
 from runners.errors import InvalidInput, ProviderError, StepError
+from runners.model_files import model_files
 
 _KINDS: dict[str, ModelKind] = {"gan": "gan-upscaler", "diffusion": "diffusion-upscaler"}
 
@@ -120,6 +121,8 @@ class ModelFiles:
         single = folder.is_file()
         try:
             paths = [folder if single else folder / file.path for file in view.files]
+            if not single:
+                _expect_no_more(view, folder)
             looks = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)]
             if self._intact.get(view.model_id) == looks:
                 return
@@ -130,6 +133,13 @@ class ModelFiles:
         except OSError as error:
             raise ProviderError(_told(view, f"{error}")) from error
         self._intact[view.model_id] = looks
+
+
+def _expect_no_more(view: ModelView, folder: Path) -> None:
+    """Raise `ProviderError` if a model's folder holds a file more: libraries prefer some to those they know."""
+    known = {file.path for file in view.files}
+    if added := sorted({path.relative_to(folder).as_posix() for path in model_files(folder)} - known):
+        raise ProviderError(_told(view, f"{added[0]} is new"))
 
 
 def _told(view: ModelView, what: str) -> str:

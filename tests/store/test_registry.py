@@ -17,7 +17,8 @@ from eventstore.subscription import Handler, Subscription
 from orchestrator.loop import Orchestrator
 from projections.model_queries import Models
 from projections.projector import Projector
-from runners.selection import model_ref
+from runners.errors import ProviderError
+from runners.selection import ModelFiles, model_ref
 from tests.kit import Store, connect, event, job_created
 
 
@@ -107,6 +108,14 @@ def test_what_may_run_code_is_registered_only_where_it_is_trusted(folder: Path, 
     assert registration(str(folder), "generator", trust=True).trusted
 
 
+def test_a_generator_that_no_runner_opens_is_refused(folder: Path) -> None:
+    checkpoint = folder / "old.ckpt"
+    checkpoint.write_bytes(b"weights")
+    with pytest.raises(RegistryError, match=r"one \.safetensors file"):
+        registration(str(checkpoint), "generator", trust=True)
+    assert registration(str(checkpoint), "gan-upscaler", trust=True).trusted
+
+
 def test_what_the_hub_notes_of_its_downloads_is_no_part_of_a_model(folder: Path) -> None:
     notes = folder / ".cache" / "huggingface" / "download"
     notes.mkdir(parents=True)
@@ -178,6 +187,20 @@ async def test_a_damaged_model_is_not_installed_until_it_is_whole_again(registry
     (folder / "index.json").write_bytes(b"{}")
     (folder / "unet" / "moved.safetensors").rename(folder / "unet" / "weights.safetensors")
     assert (await registry.verify(model)).available
+
+
+async def test_a_file_that_was_added_keeps_a_model_from_being_rendered_with(registry: Registry, folder: Path) -> None:
+    """Libraries prefer some files to those that were registered; the hub's own notes are none of them."""
+    model = await added(registry, folder)
+    files = ModelFiles()
+    files.check(model)
+    notes = folder / ".cache" / "huggingface"
+    notes.mkdir(parents=True)
+    (notes / "notes.json").touch()
+    files.check(model)
+    (folder / "unet" / "weights.safetensors.index.json").touch()
+    with pytest.raises(ProviderError, match=r"unet/weights\.safetensors\.index\.json is new"):
+        files.check(model)
 
 
 async def test_a_folder_that_went_away_is_damage(registry: Registry, folder: Path) -> None:

@@ -88,6 +88,13 @@ def test_no_file_leaves_the_folder(tmp_path: Path, path: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_file_comes_where_the_registry_does_not_look(tmp_path: Path) -> None:
+    """Given a repository that holds weights among the hub's own notes, then it is refused."""
+    with pytest.raises(RegistryError, match="is not registered"):
+        receive(tmp_path, [Arrival(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_who_bring_the_same_file_do_not_mix_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     with (tmp_path / f"{ARRIVAL.path}.part").open("wb") as other:

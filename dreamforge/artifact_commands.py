@@ -1,6 +1,7 @@
 """What `dreamforge artifact` does: reads an image file, and nothing else."""
 
 import argparse
+import re
 from typing import Any
 
 from rich.markup import escape
@@ -46,8 +47,13 @@ def _table(found: Lineage) -> Table:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, escape(str(value)))
+            table.add_row(name, escape(_printable(str(value))))
     return table
+
+
+def _printable(text: str) -> str:
+    """Text without what a terminal obeys: the file may be anybody's."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _told(made: Rendering) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
-        """How many steps one runner works on at once: with a model, as many as it can render at once."""
-        return self.runner_slots or (2 if self.fake_runner else max(2, self.batch_max))
+        """How many steps one runner works on at once: with models, as many images as it can render at once."""
+        models = not self.fake_runner and find_spec("torch") is not None
+        return self.runner_slots or (max(2, self.batch_max) if models else 2)
 
     @property
     def models_folder(self) -> Path:
@@ -392,7 +394,7 @@ VARIABLES = {
     "runner_slots": Var(
         "DF_RUNNER_SLOTS",
         whole(1, 1024),
-        "How many steps one runner works on at once; unset: DF_BATCH_MAX, or 2 with DF_FAKE_RUNNER.",
+        "How many steps one runner works on at once; unset: DF_BATCH_MAX, or 2 without models.",
     ),
     "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Draw with Pillow instead of a diffusion model."),
     "model": Var(
@@ -421,7 +423,8 @@ VARIABLES = {
     "engine_stall_s": Var(
         "DF_ENGINE_STALL_S",
         SECONDS,
-        "How long an engine may say nothing while it opens a model or samples before it is ended, in seconds.",
+        "How long an engine may say nothing while it samples before it is ended, in seconds; to open a model it has an "
+        "hour.",
     ),
     "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
     "anchor_key": Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),

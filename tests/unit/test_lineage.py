@@ -1,7 +1,9 @@
 """Where a picture came from, within its file: written, read back by others, and taken out again."""
 
+import argparse
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
+from dreamforge.artifact_commands import show
+from dreamforge.settings import Settings
 from eventstore.events import ImageFormat, Private, Rendering
 from eventstore.ids import new_id
 from runners.encoding import encode
@@ -149,3 +153,13 @@ def test_the_documents_example_is_a_lineage() -> None:
     text = page.split("```json\n", 1)[1].split("```", 1)[0]
     found = msgspec.json.decode(text, type=Lineage, strict=True)
     assert msgspec.to_builtins(found) == msgspec.json.decode(text)
+
+
+def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given a prompt with escape sequences, then they are shown as what they are not: text."""
+    place = tmp_path / "theirs.png"
+    place.write_bytes(embed(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
+    assert show(argparse.Namespace(file=place, output="table"), Settings()) == 0
+    shown = capsys.readouterr().out
+    assert "castle" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b"}

@@ -1,4 +1,4 @@
-"""A hub of one repository: as much of Hugging Face's as fetching a model asks for."""
+"""A hub of one repository: as much of Hugging Face's as fetching and opening a model asks for."""
 
 import hashlib
 import json
@@ -46,6 +46,16 @@ class Hub:
             siblings.append(sibling)
         return {"id": REPO, "modelId": REPO, "sha": COMMIT, "tags": [], "siblings": siblings}
 
+    def tree(self) -> list[dict[str, Any]]:
+        """The files of the commit, as `/tree` lists them."""
+        entries = []
+        for sibling in self.info()["siblings"]:
+            entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
+            if "lfs" in sibling:
+                entry["lfs"] = sibling["lfs"] | {"oid": sibling["lfs"]["sha256"]}
+            entries.append(entry)
+        return entries
+
 
 class _Server(ThreadingHTTPServer):
     hub: Hub
@@ -58,16 +68,28 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The repository, or the bytes of a file from where a range begins."""
         path = self.path.partition("?")[0]
+        if path == f"/api/models/{REPO}":
+            path += "/revision/main"
         start, _, revision = path.rpartition("/revision/")
         if start == f"/api/models/{REPO}":
             self.server.hub.revisions.append(revision)
             if revision in {"main", "v1", COMMIT}:
                 self._send(200, json.dumps(self.server.hub.info()).encode())
                 return
-        start, _, name = path.partition(f"/resolve/{COMMIT}/")
-        if start == f"/{REPO}" and name in self.server.hub.files:
+        if path == f"/api/models/{REPO}/tree/{COMMIT}":
+            self._send(200, json.dumps(self.server.hub.tree()).encode())
+            return
+        start, _, rest = path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if start == f"/{REPO}" and revision in {"main", COMMIT} and name in self.server.hub.files:
             if name.endswith(LARGE):
-                self._send(302, b"", Location=f"http://localhost:{self.server.server_port}/store/{name}")
+                content = self.server.hub.files[name]
+                linked = {
+                    "Location": f"http://localhost:{self.server.server_port}/store/{name}",
+                    "X-Linked-Size": str(len(content)),
+                    "X-Linked-ETag": _etag(content),
+                }
+                self._send(302, b"", None, **linked)
             else:
                 self._file(name)
             return
@@ -78,12 +100,18 @@ class _Answer(BaseHTTPRequestHandler):
             return
         self._send(404, b"{}")
 
+    def do_HEAD(self) -> None:
+        """The same without the bytes."""
+        self.do_GET()
+
     def _file(self, name: str) -> None:
         wanted = self.headers["Range"]
-        self.server.hub.asked.append((name, wanted))
+        if self.command == "GET":
+            self.server.hub.asked.append((name, wanted))
         content = self.server.hub.files[name]
         first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         more = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if wanted else {}
+        more["ETag"] = _etag(content)
         self._send(206 if wanted else 200, content[first:], self.server.hub.stalls.get(name), **more)
 
     def _send(self, status: int, body: bytes, until: int | None = None, **headers: str) -> None:
@@ -91,6 +119,8 @@ class _Answer(BaseHTTPRequestHandler):
         for header, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
             self.send_header(header, value)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         self.wfile.write(body[:until])
         if until is not None:
             self.wfile.flush()
@@ -98,6 +128,10 @@ class _Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
+from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
+from runners.engines.process import EngineConfig, EngineProcess
+from tests.images import tiny
 from tests.images.hub import COMMIT, REPO, Hub, serving
 from tests.kit import outside
 
@@ -30,6 +33,27 @@ PATIENCE_S = 60.0
 def hub() -> Iterator[Hub]:
     with serving(SAFE | RISKY | OTHER) as hub:
         yield hub
+
+
+async def test_a_repository_is_opened_by_its_name(tmp_path: Path) -> None:
+    """As `DF_MODEL` may give it: every pixel is that of the folder which lies there, and no pickle is fetched."""
+    folder = tiny.stable_diffusion(tmp_path / "castles")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with serving(files | RISKY) as hub:
+        environ = outside() | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url}
+        process = EngineProcess(EngineConfig(device="cpu"), stall_s=PATIENCE_S, environ=environ)
+        seen: list[Pixels] = []
+        for place in (REPO, str(folder)):
+            model = ModelRef(kind="generator", path=place)
+            shape = Sampling(model=model, width=32, height=24, steps=2, guidance=7.0, scheduler=None)
+            work = Render(sampling=shape, wishes=[Wish(prompt="a moat", negative_prompt=None, seed=1)])
+            await process.work(work, lambda told: seen.append(told) if isinstance(told, Pixels) else None)
+        await process.stop()
+    fetched, there = seen
+    assert fetched.pixels == there.pixels
+    asked = {path for path, _ in hub.asked}
+    assert "unet/diffusion_pytorch_model.safetensors" in asked
+    assert not asked & RISKY.keys()
 
 
 class Buyer:
@@ -119,9 +143,9 @@ def test_a_fetch_that_was_killed_goes_on_where_it_ended(hub: Hub, buyer: Buyer) 
 
 def test_one_file_is_a_model_of_its_own(hub: Hub, buyer: Buyer) -> None:
     """Beside the whole repository, whichever came first."""
-    single = buyer.added(f"hf:{REPO}#castle.onnx")
-    assert [name for name, _ in hub.asked] == ["castle.onnx"]
-    assert (single["name"], single["source_uri"]) == ("castle", f"hf:{REPO}@{COMMIT}#castle.onnx")
+    single = buyer.added(f"hf:{REPO}#unet/model.safetensors")
+    assert [name for name, _ in hub.asked] == ["unet/model.safetensors"]
+    assert (single["name"], single["source_uri"]) == ("model", f"hf:{REPO}@{COMMIT}#unet/model.safetensors")
     whole = buyer.added(f"hf:{REPO}")
     assert {file["path"] for file in whole["files_json"]} == SAFE.keys()
 

@@ -77,7 +77,7 @@ class EngineProcess:
     @property
     def pid(self) -> int | None:
         """Of the process that runs now, if one does."""
-        return None if self._running is None else self._running.process.pid
+        return None if self._running is None or self._running.reader.at_eof() else self._running.process.pid
 
     async def work(self, work: Work, told: Callable[[FromProcess], None]) -> None:
         """Have some work done, one at a time; `told` gets all that is said of it. Raises `EngineGone`.
@@ -86,8 +86,8 @@ class EngineProcess:
         """
         self._unwanted = set()
         try:
-            if self._running is not None and self._running.reader.at_eof():
-                await self._end()  # it died while nobody needed it
+            if self.pid is None:
+                await self._end()  # of one that died while nobody needed it
             running = self._running or await self._start()
             self._works += 1
             await self._send(running, work)

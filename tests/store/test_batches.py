@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import psutil
 import pytest
 
 from dreamforge.settings import unconfigured_environ
@@ -218,7 +217,7 @@ async def test_a_process_that_died_idle_costs_nobody_anything() -> None:
         expect_picture(await batches.have(render(sampling(), wish(1)), 0, told), 1)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
-        await eventually(lambda: _gone(process.pid), what="its end")
+        await eventually(lambda: _is_gone(process), what="its end")
         expect_picture(await batches.have(render(sampling(), wish(2)), 1, told), 2)
         assert told.heard == ["rendered [0] of 1", "rendered [1] of 1"]
 
@@ -254,8 +253,8 @@ async def _holds_a_picture(connection: socket.socket) -> bool:
     return False
 
 
-async def _gone(pid: int | None) -> bool:
-    return pid is None or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+async def _is_gone(process: EngineProcess) -> bool:
+    return process.pid is None
 
 
 async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:

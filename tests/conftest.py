@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +30,10 @@ from tests.pooler import pooled
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 PASSED_ON = ("DF_CELERY_EAGER", "DF_FAKE_RUNNER")
 """Settings that the session's service takes over: its tests hold for clients of the old ways, too."""
+
+# A shell's background job ignores Ctrl-C, and so would every command that a test starts to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Backends(msgspec.Struct, frozen=True):

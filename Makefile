@@ -30,7 +30,7 @@ PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 EAGER := tests/http tests/flow/test_m5_*.py
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild bench-images chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants simulate clean
+.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild bench-images chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -109,6 +109,9 @@ floors: $(VENV)/.installed-dev ## Check who imports whom
 
 mutants: $(VENV)/.installed-dev ## Break each invariant on purpose, and see the test that protects it fail (minutes)
 	@$(PY) scripts/mutants.py $(ARGS)
+
+fixes: $(VENV)/.installed-dev ## Take back each fix of a reported fault, and see the test that came with it fail (long; ARGS=04)
+	@$(PY) scripts/fixes.py $(ARGS)
 
 simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol with all that can befall it, or STEPS (a minute)
 	@$(PY) -m tests.simulation --steps="$${STEPS:-1000000}"

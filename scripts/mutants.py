@@ -1,6 +1,7 @@
 """Breaks each invariant on purpose, in a copy of the tree, and expects the test that protects it to fail.
 
-`make mutants` runs all; `python scripts/mutants.py NAME …` some. Exits 1 if a mutant survives.
+`make mutants` runs all; `python scripts/mutants.py NAME …` some, by the beginning of their names. Exits 1 if a mutant
+survives.
 """
 
 import shutil
@@ -11,18 +12,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("api", "dreamforge", "eventstore", "orchestrator", "projections", "runners", "tests")
-FILES = ("schema.sql", "pyproject.toml")
 
 
 class Mutant(NamedTuple):
-    """An invariant, one edit that breaks it, and the tests that must notice."""
+    """An invariant, the edits that break it, and the tests that must notice.
+
+    more: further edits, as path, old and new text, where one is not enough.
+    """
 
     name: str
     path: str
     old: str
     new: str
     tests: str
+    more: tuple[tuple[str, str, str], ...] = ()
+
+    def edits(self) -> tuple[tuple[str, str, str], ...]:
+        """All of its edits: path, old and new text."""
+        return ((self.path, self.old, self.new), *self.more)
 
 
 MUTANTS = (
@@ -306,15 +313,17 @@ def survives(mutant: Mutant) -> bool:
     """Do the tests pass although the invariant is broken?"""
     with tempfile.TemporaryDirectory(prefix="mutant-") as copied:
         tree = Path(copied)
-        for part in PARTS:
-            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in FILES:
-            shutil.copy(ROOT / file, tree / file)
-        target = tree / mutant.path
-        text = target.read_text()
-        if mutant.old not in text:
-            sys.exit(f"{mutant.name}: {mutant.path} no longer holds {mutant.old!r}; bring the mutant up to date")
-        target.write_text(text.replace(mutant.old, mutant.new))
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+            if name and (ROOT / name).exists():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, tree / name)
+        for path, old, new in mutant.edits():
+            target = tree / path
+            text = target.read_text()
+            if old not in text:
+                sys.exit(f"{mutant.name}: {path} no longer holds {old!r}; bring the mutant up to date")
+            target.write_text(text.replace(old, new))
         command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {mutant.tests}"
         done = subprocess.run(command, shell=True, cwd=tree, capture_output=True, text=True, check=False)  # noqa: S602  # our own constants
         if done.returncode not in {0, 1}:
@@ -322,11 +331,11 @@ def survives(mutant: Mutant) -> bool:
         return done.returncode == 0
 
 
-def main(names: list[str]) -> int:
+def main(mutants: tuple[Mutant, ...], names: list[str]) -> int:
     """Run the chosen mutants, all by default."""
     alive = []
-    for mutant in MUTANTS:
-        if names and mutant.name not in names:
+    for mutant in mutants:
+        if names and not mutant.name.startswith(tuple(names)):
             continue
         survived = survives(mutant)
         print(f"{'SURVIVED' if survived else 'killed  '}  {mutant.name}", flush=True)  # noqa: T201  # its report
@@ -336,4 +345,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(MUTANTS, sys.argv[1:]))

@@ -1,21 +1,26 @@
-"""The mutants of `make mutants` still fit the code: each breaks one place of it."""
+"""The mutants of `make mutants` and `make fixes` still fit the code: each edit changes one place of it."""
 
-import importlib.util
+import importlib
+from pathlib import Path
+
+import pytest
 
 from tests.kit import project_root
 
 
-def test_every_mutant_names_one_place() -> None:
+@pytest.mark.parametrize(("script", "table"), [("mutants", "MUTANTS"), ("fixes", "FIXES")])
+def test_every_mutant_names_one_place(script: str, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given code that has changed since, then a mutant that breaks nothing any more is told."""
-    path = project_root() / "scripts" / "mutants.py"
-    spec = importlib.util.spec_from_file_location("mutants", path)
-    assert spec is not None
-    assert spec.loader is not None
-    mutants = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutants)
+    monkeypatch.syspath_prepend(project_root() / "scripts")
+    mutants = getattr(importlib.import_module(script), table)
     lost = [
         mutant.name
-        for mutant in mutants.MUTANTS
-        if (project_root() / mutant.path).read_text("utf-8").count(mutant.old) != 1
+        for mutant in mutants
+        if any(_text(path).count(old) != 1 for path, old, _ in mutant.edits())
+        or not all((project_root() / word).exists() for word in mutant.tests.split() if word.startswith("tests/"))
     ]
     assert lost == []
+
+
+def _text(path: str) -> str:
+    return Path(project_root() / path).read_text("utf-8")

@@ -3,6 +3,7 @@
 `python -m api.openapi` prints it.
 """
 
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -62,6 +63,9 @@ _ERROR_HEADERS = {
     "rate_limited": RETRY_AFTER,
     "infra_unavailable": RETRY_AFTER,
 }
+_KEYWORDS = ("title", "description", "type", "properties", "required")
+"""The keywords of a schema that come first, in this order."""
+_WITH_A_SCHEMA = ("additionalProperties", "items", "propertyNames")
 _STRICT_SCALE = {
     "not": {
         "required": ["impl", "strict_scale"],
@@ -94,8 +98,7 @@ def document() -> Schema:
 
 
 def _components() -> dict[str, Schema]:
-    _, answers = msgspec.json.schema_components(_ANSWERS, ref_template=_REF)
-    _, asked = msgspec.json.schema_components(_REQUESTS, ref_template=_REF)
+    answers, asked = _derived(_ANSWERS), _derived(_REQUESTS)
     for schema in asked.values():
         _take_nulls(schema)
         _refuse_nul(schema)
@@ -104,6 +107,43 @@ def _components() -> dict[str, Schema]:
     asked["Upscale"] |= _STRICT_SCALE
     asked["PipelineRequest"] = _pipeline_request(job_request)
     return dict(sorted((answers | asked).items()))
+
+
+def _derived(types: tuple[type, ...]) -> dict[str, Schema]:
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    return {name: _normalised(schema) for name, schema in schemas.items()}
+
+
+def _normalised(schema: Schema) -> Schema:
+    """The same schema, whatever releases of msgspec and Python made it.
+
+    They differ in the indentation of docstrings (since Python 3.13 none is left), and promise no order.
+    """
+    result: Schema = {}
+    for name in sorted(schema, key=_as_keyword):
+        value = schema[name]
+        if name == "description":
+            value = inspect.cleandoc(value)
+        elif name == "properties":
+            value = {field: _normalised(one) for field, one in value.items()}
+        elif name == "required":
+            value = sorted(value, key=list(schema["properties"]).index)
+        elif name == "enum":
+            value = sorted(value, key=msgspec.json.encode)
+        elif name == "anyOf":
+            value = sorted(map(_normalised, value), key=_as_alternative)
+        elif name in _WITH_A_SCHEMA and isinstance(value, dict):
+            value = _normalised(value)
+        result[name] = value
+    return result
+
+
+def _as_keyword(name: str) -> tuple[int, str]:
+    return _KEYWORDS.index(name) if name in _KEYWORDS else len(_KEYWORDS), name
+
+
+def _as_alternative(schema: Schema) -> tuple[bool, bytes]:
+    return schema.get("type") == "null", msgspec.json.encode(schema)
 
 
 def _take_nulls(schema: Schema) -> None:

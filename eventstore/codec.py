@@ -20,7 +20,9 @@ _PRIVATE = msgspec.json.Decoder(Private)
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPCASTS: dict[tuple[str, int], Upcast] = {}
+UPCASTS: dict[tuple[str, int], Upcast] = {
+    ("step.retry", 1): lambda data: data,  # version 2 knows one more reason
+}
 """(code, schema version) → the step that lifts data of that version to the next one."""
 
 

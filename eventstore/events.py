@@ -19,6 +19,7 @@ ImageFormat = Literal["png", "jpg"]
 ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
 Measure = Literal["smaller_batch", "tiling", "offload"]
 Scope = Literal["jobs", "audit", "admin"]
+RetryReason = Literal["failure", "hand_back", "not_started"]
 ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "invalid_input", "cancelled", "internal"]
 
 
@@ -296,11 +297,15 @@ class ArtifactRewritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=T
 
 
 class StepRetry(StepBody, frozen=True, kw_only=True):
-    """An attempt ended without finishing the step, which waits to be taken again, `delay_s` seconds at least."""
+    """An attempt ended without finishing the step, which waits to be taken again, `delay_s` seconds at least.
+
+    reason: `not_started` for an attempt that failed before it could append its `step.start` (since schema version 2).
+    """
 
     code: ClassVar[str] = "step.retry"
+    schema_version: ClassVar[int] = 2
     attempt: int
-    reason: Literal["failure", "hand_back"]
+    reason: RetryReason
     error_code: ErrorCode | None
     error_message: str | None
     delay_s: float
@@ -308,12 +313,14 @@ class StepRetry(StepBody, frozen=True, kw_only=True):
     @property
     def level(self) -> Level:
         """A failure is worth a warning, a runner that stops is not."""
-        return "warning" if self.reason == "failure" else "info"
+        return "info" if self.reason == "hand_back" else "warning"
 
     def message(self) -> str:
         """One sentence for people."""
         if self.reason == "hand_back":
             return f"Step {self.step_name} was handed back by a runner that stops."
+        if self.reason == "not_started":
+            return f"Step {self.step_name} could not start, next try in {self.delay_s:g} s: {self.error_message}"
         return f"Step {self.step_name} will be tried again in {self.delay_s:g} s: {self.error_message}"
 
 

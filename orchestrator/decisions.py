@@ -4,10 +4,10 @@ A command that was carried out already leads to no event; one that the state for
 """
 
 from collections.abc import Sequence
-from typing import Literal
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from eventstore.events import (
     PRIVATE,
@@ -21,6 +21,7 @@ from eventstore.events import (
     JobFinish,
     ModelSelected,
     Outcome,
+    RetryReason,
     RetryRequested,
     SamplingBatch,
     SamplingOom,
@@ -57,6 +58,21 @@ class StartStep(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     model_id: UUID | None
     model_sha256: str | None = None
+    max_attempts: int
+
+
+class FailStart(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner that took a step could not start it. after, max_attempts: as in `StartStep`.
+
+    delay_s: before the next attempt, if there is to be one.
+    """
+
+    step_id: UUID
+    after: int
+    error_code: ErrorCode
+    error_message: str
+    retryable: bool
+    delay_s: float
     max_attempts: int
 
 
@@ -118,14 +134,16 @@ class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Request = RequestCancel | RequestRetry | RequestErasure
-Command = StartStep | RecordItems | NoteSampling | FailAttempt | HandBack | FinishJob | Request
+Command = StartStep | FailStart | RecordItems | NoteSampling | FailAttempt | HandBack | FinishJob | Request
 
 
-def decide(state: JobState, command: Command) -> list[Body]:  # noqa: PLR0911  # one case a command
+def decide(state: JobState, command: Command) -> list[Body]:  # noqa: C901, PLR0911  # one case a command
     """The events that the command leads to, none if there's nothing to do."""
     match command:
         case StartStep():
             return _start(state, command)
+        case FailStart():
+            return _fail_start(state, command)
         case RecordItems():
             return _record(state, command)
         case NoteSampling():
@@ -158,13 +176,11 @@ def may_start(state: JobState, step_id: UUID) -> bool:
 def _start(state: JobState, command: StartStep) -> list[Body]:
     if not may_start(state, command.step_id):
         return []
-    step = state.step(command.step_id)
-    if step.attempt != command.after:
-        raise StaleAttempt(f"job {state.job_id}, step {step.name}: attempt {step.attempt} began after the claim")
+    step = _unbegun(state, command.step_id, command.after)
     if state.cancel_pending:
         return [_cancelled(step)]
     if step.barren >= command.max_attempts:
-        why = f"step {step.name} was started {step.barren} times in a row without writing an image; its runner died"
+        why = f"step {step.name} was tried {step.barren} times in a row without writing an image; its runner died"
         return _give_up(step, "internal", why, None)
     attempt = step.attempt + 1
     return [
@@ -185,6 +201,19 @@ def _start(state: JobState, command: StartStep) -> list[Body]:
             else []
         ),
     ]
+
+
+def _fail_start(state: JobState, command: FailStart) -> list[Body]:
+    """As a failed attempt of its own: it is numbered and counted as one that started, and fences as one."""
+    if not may_start(state, command.step_id):
+        return []
+    step = _unbegun(state, command.step_id, command.after)
+    if state.cancel_pending:
+        return [_cancelled(step)]
+    failed = replace(step, attempt=step.attempt + 1, barren=step.barren + 1)
+    if command.retryable and failed.barren < command.max_attempts:
+        return [_retry(failed, "not_started", command.error_code, command.error_message, command.delay_s)]
+    return _give_up(failed, command.error_code, command.error_message, None)
 
 
 def _record(state: JobState, command: RecordItems) -> list[Body]:
@@ -243,6 +272,13 @@ def _request_erasure(state: JobState, command: RequestErasure) -> list[Body]:
     return [*command.rewritten, JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]
 
 
+def _unbegun(state: JobState, step_id: UUID, after: int) -> StepState:
+    step = state.step(step_id)
+    if step.attempt != after:
+        raise StaleAttempt(f"job {state.job_id}, step {step.name}: attempt {step.attempt} began after the claim")
+    return step
+
+
 def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:
     step = state.step(step_id)
     if state.finished is not None or step.status != "running" or step.attempt != attempt:
@@ -258,7 +294,7 @@ def _cancelled(step: StepState) -> StepFinish:
 
 def _retry(
     step: StepState,
-    reason: Literal["failure", "hand_back"],
+    reason: RetryReason,
     error_code: ErrorCode | None,
     error_message: str | None,
     delay_s: float,

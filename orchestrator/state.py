@@ -110,10 +110,10 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
             return _rewrote(state, body)
         case StepRetry() as body:
             step = state.step(body.step_id)
-            barren = 0 if body.reason == "hand_back" else step.barren
-            return _with(state, replace(step, status="queued", barren=barren))
+            barren = {"failure": step.barren, "hand_back": 0, "not_started": step.barren + 1}[body.reason]
+            return _with(state, replace(step, status="queued", attempt=body.attempt, barren=barren))
         case StepFinish() as body:
-            return _with(state, replace(state.step(body.step_id), status=body.status))
+            return _with(state, replace(state.step(body.step_id), status=body.status, attempt=body.attempt))
         case StepError() as body:
             return replace(state, error=body)
         case CancelRequested():

@@ -144,7 +144,7 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
         case ArtifactRewritten() as body:
             return _rewrote(seen, body, fact.ts)
         case StepRetry() as body:
-            return _with(seen, body.step_id, lambda step: replace(step, status="queued"))
+            return _retried(seen, body)
         case StepFinish() as body:
             return _step_finished(seen, body, fact.ts)
         case StepError() as body:
@@ -223,8 +223,14 @@ def _artifact(body: ArtifactBody, ts: datetime) -> ArtifactView:
     )
 
 
+def _retried(seen: JobView, body: StepRetry) -> JobView:
+    return _with(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
+
+
 def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
-    return _with(seen, body.step_id, lambda step: replace(step, status=body.status, finished_at=ts))
+    return _with(
+        seen, body.step_id, lambda step: replace(step, status=body.status, attempt=body.attempt, finished_at=ts)
+    )
 
 
 def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:

@@ -74,3 +74,12 @@ class Unexpected(StepError):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the step broke on an unexpected {type(error).__name__}; see the runner's log")
+
+
+def classified(error: Exception) -> StepError:
+    """Whatever broke a step, as the error that its job tells."""
+    if isinstance(error, StepError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the image did not fit into the memory")
+    return Unexpected(error)

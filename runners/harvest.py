@@ -11,7 +11,7 @@ import structlog
 from eventstore.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
 from orchestrator.decisions import Note
 from orchestrator.state import StepState
-from runners.errors import OutOfMemory, StepError, Unexpected
+from runners.errors import StepError, Unexpected, classified
 
 _TICK_S = 1.0
 """A step's signs of life come at most so often."""
@@ -77,16 +77,12 @@ class Harvest:
     @contextmanager
     def item(self, item_index: int | None) -> Iterator[None]:
         """Keep the failure of an item's work, or of what all items need, if it is the first."""
-        cause: StepError
         try:
             yield
-        except StepError as error:
-            cause = error
-        except MemoryError:
-            cause = OutOfMemory("the image did not fit into the memory")
         except Exception as error:  # noqa: BLE001  # an engine may break in any way
-            _log.exception("an item broke", item_index=item_index)
-            cause = Unexpected(error)
+            cause = classified(error)
+            if isinstance(cause, Unexpected):
+                _log.exception("an item broke", item_index=item_index)
         else:
             return
         if self.failure is None:

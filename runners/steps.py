@@ -15,16 +15,26 @@ import msgspec
 import structlog
 
 from eventstore.database import Backoff, until_available
+from eventstore.errors import EventStoreError
 from eventstore.events import ArtifactWritten, Body, Rendering, StepFinish, StepName
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
-from orchestrator.decisions import Command, FailAttempt, HandBack, NoteSampling, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import (
+    Command,
+    FailAttempt,
+    FailStart,
+    HandBack,
+    NoteSampling,
+    RecordItems,
+    StaleAttempt,
+    StartStep,
+)
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs
+from orchestrator.transact import Jobs, NoSuchJob
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import InvalidSource, ObjectStoreUnavailable, OutOfTime
+from runners.errors import InvalidSource, ObjectStoreUnavailable, OutOfTime, StepError, Unexpected, classified
 from runners.harvest import Failure, Harvest
 from runners.lineage import read
 from runners.objects import ObjectStore
@@ -95,26 +105,20 @@ class StepRunner:
         if self._stopping:
             await self._jobs.settle(claim.defer(0))
             return
-        try:
-            state = await self._jobs.load(claim.command.job_id)
-            step = state.step(claim.command.step_id)
-        except LookupError as error:
-            log.warning("command without a step", error=str(error))
-            await self._jobs.settle(claim.ack())
+        found = await self._owed(claim)
+        if found is None:
             return
-        selected = await until_available("selection", lambda: self._studio.select(state, step))
-        if time.monotonic() > claim.expires:
-            log.warning("claim is over before its step began")
-            return
+        state, step = found
         try:
-            started = await self._start(state, step, selected, claim)
+            begun = await self._begin(state, step, claim)
         except StaleAttempt as error:
             # It was begun while we folded, perhaps under this very message by one who has lost it to us: then nobody
             # else will show it again.
             log.warning("another began the step first", error=str(error))
             return
-        if started is None:
+        if begun is None:
             return
+        started, selected = begun
         log.info("step started", attempt=started.step(step.step_id).attempt)
         try:
             await self._attempt(started, selected, claim, arrived)
@@ -123,6 +127,57 @@ class StepRunner:
             log.warning("fenced off", error=str(error))
             # A message that another has claimed since bears another token, and stays; a duplicate goes, lest the two
             # fence each other off until the step fails.
+            await self._jobs.settle(claim.ack())
+
+    async def _owed(self, claim: Claim) -> tuple[JobState, StepState] | None:
+        """The claimed job and step; None for a command that can't be obeyed, which is settled."""
+        job_id = claim.command.job_id
+        try:
+            state = await self._jobs.load(job_id)
+        except NoSuchJob as error:
+            _log.warning("command without a job", job_id=str(job_id), error=str(error))
+            await self._jobs.settle(claim.ack())
+            return None
+        except Exception:  # noqa: BLE001  # a history that can't be read may fail in any way
+            # Nothing can be decided on it, and so nothing appended: the command goes back, later each time.
+            _log.exception("the job's history can't be read", job_id=str(job_id))
+            await self._jobs.settle(claim.defer(self._retry.delay(claim.read_ct)))
+            return None
+        try:
+            return state, state.step(claim.command.step_id)
+        except KeyError:
+            _log.warning("command without a step", job_id=str(job_id), step_id=str(claim.command.step_id))
+            await self._jobs.settle(claim.ack())
+            return None
+
+    async def _begin(self, state: JobState, step: StepState, claim: Claim) -> tuple[JobState, Selected] | None:
+        """The state with the new attempt, and what renders it; None if it does not start. Raises `StaleAttempt`."""
+        try:
+            selected = await until_available("selection", lambda: self._studio.select(state, step))
+            if time.monotonic() > claim.expires:
+                _log.warning("claim is over before its step began", job_id=str(state.job_id), step=step.name)
+                return None
+            started = await self._start(state, step, selected, claim)
+        except (StaleAttempt, EventStoreError):
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it was, it must count, or it would come back forever
+            _log.exception("a step could not start", job_id=str(state.job_id), step=step.name)
+            await self._fail_start(state, step, claim, classified(error))
+            return None
+        return None if started is None else (started, selected)
+
+    async def _fail_start(self, state: JobState, step: StepState, claim: Claim, cause: StepError) -> None:
+        command = FailStart(
+            step_id=step.step_id,
+            after=step.attempt,
+            error_code=cause.error_code,
+            error_message=str(cause),
+            retryable=cause.retryable,
+            delay_s=self._retry.delay(step.barren + 1),
+            max_attempts=self._retry.max_attempts,
+        )
+        _, bodies = await self._carry_out(state, command, claim)
+        if not bodies:
             await self._jobs.settle(claim.ack())
 
     async def _start(self, state: JobState, step: StepState, selected: Selected, claim: Claim) -> JobState | None:
@@ -155,6 +210,7 @@ class StepRunner:
         harvest = Harvest(step)
         self._harvests.add(harvest)
         producer = asyncio.create_task(self._produce(state, step, selected, harvest, arrived))
+        producer.add_done_callback(lambda _: harvest.close())
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
         try:
@@ -170,16 +226,19 @@ class StepRunner:
                 if _finishes(bodies):
                     return
             if not harvest.given_up:
-                await producer
+                with harvest.item(None):
+                    await producer
         finally:
             self._harvests.discard(harvest)
             timer.cancel()
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
-        if harvest.failure is None or (self._stopping and harvest.failure.cause.retryable):
+        # An attempt that ends early for no reason is a bug, and counts: a hand-back would come back forever.
+        failure = harvest.failure or Failure(None, Unexpected(RuntimeError()))
+        if self._stopping and (harvest.failure is None or failure.cause.retryable):
             await self._carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
-            await self._fail(state, claim, step, harvest.failure)
+            await self._fail(state, claim, step, failure)
 
     async def _produce(
         self, state: JobState, step: StepState, selected: Selected, harvest: Harvest, arrived: Callable[[], None]
@@ -219,7 +278,6 @@ class StepRunner:
         finally:
             for item in items:
                 item.cancel()
-            harvest.close()
 
     async def _render(
         self, state: JobState, step: StepState, selected: Selected, index: int, harvest: Harvest

@@ -16,6 +16,20 @@ FIXES: tuple[Mutant, ...] = (
         "    return dict(schemas)",
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
     ),
+    Mutant(
+        "06-failed-starts-count",
+        "runners/steps.py",
+        "            await self._fail_start(state, step, claim, classified(error))\n            return None\n",
+        "            raise\n",
+        "tests/store/test_troubled_steps.py -k never_starts",
+    ),
+    Mutant(
+        "06-unreadable-job-keeps-its-command",
+        "runners/steps.py",
+        "except NoSuchJob as error:",
+        "except LookupError as error:",
+        "tests/store/test_troubled_steps.py -k cannot_be_folded",
+    ),
 )
 
 if __name__ == "__main__":

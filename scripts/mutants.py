@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         "start-not-fenced",
         "orchestrator/decisions.py",
-        "    if step.attempt != command.after:",
+        "    if step.attempt != after:",
         "    if False:",
         "tests/unit/test_decisions.py -k since_the_claim",
     ),

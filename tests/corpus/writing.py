@@ -11,7 +11,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -44,6 +44,7 @@ from eventstore.events import (
     OutboxRebuilt,
     Private,
     Rendering,
+    RetryReason,
     RetryRequested,
     SamplingBatch,
     SamplingOom,
@@ -82,12 +83,12 @@ def read(file: Path) -> list[Evidence]:
 
 
 def _retry(
-    step_id: UUID, reason: Literal["failure", "hand_back"], code: ErrorCode | None, message: str | None
+    step_id: UUID, reason: RetryReason, code: ErrorCode | None, message: str | None, attempt: int = 1
 ) -> StepRetry:
     return StepRetry(
         step_id=step_id,
         step_name="generate",
-        attempt=1,
+        attempt=attempt,
         reason=reason,
         error_code=code,
         error_message=message,
@@ -103,7 +104,8 @@ def _jobs() -> list[History]:
     )
     succeeded.add(selected).wrote("generate", 0)
     succeeded.add(_retry(step_id, "failure", "oom", "no memory was left"), _retry(step_id, "hand_back", None, None))
-    succeeded.started("generate", 2).wrote("generate", 1, attempt=2).finished("generate", attempt=2)
+    succeeded.add(_retry(step_id, "not_started", "internal", "the registry is broken", attempt=2))
+    succeeded.started("generate", 3).wrote("generate", 1, attempt=3).finished("generate", attempt=3)
     succeeded.started("upscale").wrote("upscale", 0, 1).finished("upscale").add(JobFinish(status="succeeded"))
 
     failed = History(scale=None).started("generate")

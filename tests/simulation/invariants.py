@@ -21,6 +21,8 @@ from projections.progress import progress
 from projections.views import JobView, evolve
 from tests.simulation.storage import Storage
 
+MAX_ATTEMPTS = 3
+
 
 class Violation(AssertionError):
     """An invariant does not hold."""
@@ -48,6 +50,8 @@ class Auditor:
                 self._started(before, body)
             case ArtifactWritten() as body:
                 self._wrote(before, body, fact)
+            case StepRetry(reason="not_started") as body:
+                self._failed_to_start(before, body)
             case StepRetry() as body:
                 self._expect_owner(before, body, fact)
             case StepFinish() as body:
@@ -101,6 +105,14 @@ class Auditor:
         expect(not before.cancel_pending, f"step {body.step} starts though a cancel was asked for")
         expect(owed(before) == step, f"step {body.step} starts out of turn: {before.steps}")
         self._owners[body.step_id] = body.runner
+
+    def _failed_to_start(self, before: JobState | None, body: StepRetry) -> None:
+        assert before is not None
+        step = before.step(body.step_id)
+        expect(body.attempt == step.attempt + 1, f"attempt {body.attempt} follows {step.attempt}")
+        expect(step.barren + 1 < MAX_ATTEMPTS, f"step {body.step} is tried again after {step.barren} barren attempts")
+        expect(owed(before) == step, f"step {body.step} fails to start out of turn: {before.steps}")
+        self._owners.pop(body.step_id, None)
 
     def _expect_owner(
         self, before: JobState | None, body: ArtifactWritten | StepRetry | StepFinish, fact: Fact

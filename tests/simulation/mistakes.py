@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from eventstore.committer import Transition
 from eventstore.events import Body
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
-from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt
+from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
 from tests.simulation.episode import Parts
@@ -127,6 +127,15 @@ class BeginsAnew(Runner):
         return range(state.generate.count)
 
 
+class TriesWithoutEnd(Runner):
+    """Tries a step that can't start again and again."""
+
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+        if isinstance(command, FailStart):
+            command = replace(command, max_attempts=1000)
+        return await super()._carry_out(run, state, command)
+
+
 class GivesWayWholly(Runner):
     """Acknowledges its command when another was first to start the step: it may be the only one that is left."""
 
@@ -144,5 +153,6 @@ MISTAKES = {
     "forgets claims": Parts(storage=ForgetsClaims),
     "does not fence": Parts(runner=Unfenced),
     "begins anew instead of resuming": Parts(runner=BeginsAnew),
+    "tries without end": Parts(runner=TriesWithoutEnd),
     "gives way wholly": Parts(runner=GivesWayWholly),
 }

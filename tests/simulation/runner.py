@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from eventstore.errors import DatabaseUnavailable
 from eventstore.events import ArtifactWritten, Body, StepFinish
 from eventstore.outbox import Claim
-from orchestrator.decisions import Command, FailAttempt, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
@@ -14,14 +14,13 @@ from runners.errors import ObjectMissing, ObjectStoreUnavailable, OutOfTime, Pro
 from tests.kit import NOON
 from tests.simulation.connection import SimulatedCommitter, jobs
 from tests.simulation.effects import Actor, Effect
-from tests.simulation.invariants import Auditor, planned_key
+from tests.simulation.invariants import MAX_ATTEMPTS, Auditor, planned_key
 from tests.simulation.process import Process
 from tests.simulation.storage import Message
 from tests.simulation.world import World
 
 SLOTS = 2
 VISIBILITY = 6.0
-MAX_ATTEMPTS = 3
 AWAY = DatabaseUnavailable("simulated")
 
 
@@ -234,6 +233,9 @@ class Runner(Process):
             return
         await Effect("looked at its clock", lambda: None)  # here it may freeze, and start late all the same
         try:
+            if self.world.chance(0.03):
+                await self._fail_start(run, state, step)
+                return
             started = await self._start(run, state, step)
         except StaleAttempt:
             await self._fenced_at_start(run)
@@ -266,6 +268,22 @@ class Runner(Process):
             await run.jobs.settle(run.claim.ack())
             return None
         return None if finishes(bodies) else state
+
+    async def _fail_start(self, run: Run, state: JobState, step: StepState) -> None:
+        """Whatever broke between the claim and the step's start."""
+        self.world.figures["failed starts"] += 1
+        command = FailStart(
+            step_id=step.step_id,
+            after=step.attempt,
+            error_code="internal",
+            error_message="simulated",
+            retryable=True,
+            delay_s=self.world.dice.uniform(0.5, 4.0),
+            max_attempts=MAX_ATTEMPTS,
+        )
+        _, bodies = await self._carry_out(run, state, command)
+        if not bodies:
+            await run.jobs.settle(run.claim.ack())
 
     async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
         return await run.jobs.carry_out(state, command, run.claim)

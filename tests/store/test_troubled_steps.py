@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from eventstore.events import (
     ErrorCode,
     Rendering,
     StepError,
+    StepFinish,
     StepRetry,
     StepStart,
 )
@@ -25,7 +27,7 @@ from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
 from orchestrator.decisions import Command as Decision
 from orchestrator.decisions import RecordItems
-from orchestrator.state import JobState
+from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
 from runners.engines.fake import FakeEngine
 from runners.errors import ObjectStoreUnavailable
@@ -33,6 +35,7 @@ from runners.faults import FaultPlan
 from runners.lineage import embed, read
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
+from runners.selection import Selected
 from runners.steps import RetryPolicy, StepRunner
 from runners.studio import Studio
 from runners.threads import Threads
@@ -81,6 +84,27 @@ class Left(ObjectStore):
         return await super().put(key, body, content_type)
 
 
+class Unselectable(Studio):
+    """Finds out what renders a step only after so many failures."""
+
+    def __init__(self, *, failures: int) -> None:
+        super().__init__(Hanging(-1), Threads())
+        self.failures = failures
+
+    async def select(self, job: JobState, step: StepState) -> Selected:
+        if self.failures > 0:
+            self.failures -= 1
+            raise KeyError("a bad row")
+        return await super().select(job, step)
+
+
+class Unreadable(Jobs):
+    """Can't fold any history."""
+
+    async def load(self, job_id: UUID) -> JobState:
+        raise KeyError(job_id)
+
+
 class Overtaken(Jobs):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
@@ -110,13 +134,13 @@ class Bench:
         sends = [Send(stream=self.job_id, queue="generate", message=command)]
         await self._store.log.commit(Batch(appends=[first], sends=sends))
 
-    def runner(self, renderer: Renderer, jobs: type[Jobs] = Jobs, **policy: Any) -> StepRunner:
-        """A runner of steps."""
+    def runner(self, studio: Studio | Renderer, jobs: type[Jobs] = Jobs, **policy: Any) -> StepRunner:
+        """A runner of steps. studio: or what renders in one."""
         given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
         return StepRunner(
             jobs(self._store.log, self._store.committer, "r"),
             self._objects,
-            Studio(renderer, Threads()),
+            studio if isinstance(studio, Studio) else Studio(studio, Threads()),
             retry=RetryPolicy(**given | policy),
             name="r",
         )
@@ -179,6 +203,44 @@ async def test_a_step_that_always_hangs_fails_for_good(store: Store, s3_config: 
         assert error.error_code == "timeout"
         assert (await work.codes()).count("step.start") == 2
         hanging.released.set()
+
+
+async def test_a_step_that_never_starts_fails_for_good(store: Store, s3_config: S3Config) -> None:
+    """Given failures before the start, then each is appended, and the last one ends the step and its command."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        runner = work.runner(Unselectable(failures=100))
+        await work.attempt(runner)
+        retry = (await work.bodies())[-1]
+        assert isinstance(retry, StepRetry)
+        assert (retry.reason, retry.attempt, retry.error_code) == ("not_started", 1, "internal")
+        await work.attempt(runner)
+        assert await work.codes() == ["job.created", "step.retry", "error", "step.finish"]
+        assert await store.database.read("select * from pgmq.q_generate") == []
+
+
+async def test_a_step_that_starts_at_last_is_run(store: Store, s3_config: S3Config) -> None:
+    """Given one failure before the start, then the next attempt is the second, and succeeds."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        runner = work.runner(Unselectable(failures=1))
+        for _ in range(2):
+            await work.attempt(runner)
+        assert (await work.codes())[1:3] == ["step.retry", "step.start"]
+        finish = (await work.bodies())[-1]
+        assert isinstance(finish, StepFinish)
+        assert (finish.status, finish.attempt) == ("succeeded", 2)
+
+
+async def test_a_command_of_a_job_that_cannot_be_folded_is_given_back_and_not_lost(
+    store: Store, s3_config: S3Config
+) -> None:
+    """Given a history that breaks the fold, even with the error of an unknown step, then nothing is decided."""
+    async with bench(store, ObjectStore(s3_config)) as work:
+        await work.attempt(work.runner(Hanging(-1), Unreadable, first_delay_s=600, longest_delay_s=600))
+        assert await work.codes() == ["job.created"]
+        held = await store.database.read(
+            "select read_ct, vt > clock_timestamp() + interval '4 min' as late from pgmq.q_generate"
+        )
+        assert [(row["read_ct"], row["late"]) for row in held] == [(2, True)]
 
 
 async def test_an_outage_of_the_object_store_costs_no_attempt(store: Store, s3_config: S3Config) -> None:

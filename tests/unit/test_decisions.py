@@ -18,6 +18,7 @@ from eventstore.events import (
 )
 from orchestrator.decisions import (
     FailAttempt,
+    FailStart,
     FinishJob,
     HandBack,
     RecordItems,
@@ -65,6 +66,20 @@ def fail(history: History, name: StepName = "generate", attempt: int = 1, **more
         max_attempts=3,
     )
     return codes(decide(history.state, command))
+
+
+def fail_start(history: History, *, after: int = 0, retryable: bool = True) -> list[Body]:
+    """What a failure before the start of generate leads to."""
+    command = FailStart(
+        step_id=history.step_id("generate"),
+        after=after,
+        error_code="internal",
+        error_message="the registry is broken",
+        retryable=retryable,
+        delay_s=1.0,
+        max_attempts=3,
+    )
+    return decide(history.state, command)
 
 
 def record(history: History, *indexes: int, name: StepName = "generate", attempt: int = 1) -> list[str]:
@@ -130,6 +145,41 @@ def test_hand_backs_do_not_count_as_barren() -> None:
     for attempt in range(1, 8):
         retried(history.started("generate", attempt), attempt, "hand_back")
     assert start(history) == ["step.start", "model.selected"]
+
+
+def test_a_step_that_cannot_start_is_tried_as_often_as_one_that_fails() -> None:
+    """Given failures before the start alone, then each is an attempt, numbered and counted; the third is the last."""
+    history = History()
+    for attempt in (1, 2):
+        (retry,) = fail_start(history, after=attempt - 1)
+        assert isinstance(retry, StepRetry)
+        assert (retry.attempt, retry.reason, retry.error_message) == (attempt, "not_started", "the registry is broken")
+        history.add(retry)
+        assert history.state.step(history.step_id("generate")).attempt == attempt
+    last = fail_start(history, after=2)
+    assert codes(last) == ["error", "step.finish failed"]
+    history.add(*last).add(JobFinish(status="failed"))
+    history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate"))
+    assert codes(fail_start(history, after=3)) == ["step.retry"]
+
+
+def test_failed_starts_and_failed_attempts_count_together() -> None:
+    history = retried(History().started("generate", 1), 1)
+    history.add(*fail_start(history, after=1))
+    assert fail(history.started("generate", 3), attempt=3) == ["error", "step.finish failed"]
+
+
+def test_a_failed_start_is_decided_like_a_start() -> None:
+    """Not of a step that isn't owed, nor after another's start; a cancel wins; a final error is the last."""
+    assert fail_start(History().started("generate").finished("generate"), after=1) == []
+    with pytest.raises(StaleAttempt):
+        fail_start(History().started("generate"))
+    assert codes(fail_start(History().add(CancelRequested()))) == ["step.finish cancelled"]
+    assert codes(fail_start(History(), retryable=False)) == ["error", "step.finish failed"]
+    fenced = History().started("generate")
+    fenced.add(*fail_start(fenced, after=1))
+    with pytest.raises(StaleAttempt):
+        record(fenced, 0)
 
 
 def test_items_are_recorded_as_they_come_and_the_last_finishes_the_step() -> None:
@@ -252,7 +302,7 @@ def test_text_is_erased_once_and_only_of_a_job_that_has_ended() -> None:
         decide(ended.state, RequestRetry())
 
 
-@given(st.lists(st.sampled_from(["start", "item0", "item1", "fail", "hand_back", "cancel"]), max_size=25))
+@given(st.lists(st.sampled_from(["start", "fail_start", "item0", "item1", "fail", "hand_back", "cancel"]), max_size=25))
 def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]) -> None:
     """For any order of commands: no item is written twice, a step finishes once, nothing follows a finish."""
     history = History(scale=None, count=2)
@@ -262,6 +312,15 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
         commands: dict[str, Any] = {
             "start": StartStep(
                 step_id=step_id, after=attempt, runner="r", engine="e", source="s", model_id=None, max_attempts=3
+            ),
+            "fail_start": FailStart(
+                step_id=step_id,
+                after=attempt,
+                error_code="internal",
+                error_message="m",
+                retryable=True,
+                delay_s=0.0,
+                max_attempts=3,
             ),
             "item0": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 0, attempt)]),
             "item1": RecordItems(step_id=step_id, attempt=attempt, items=[history.item("generate", 1, attempt)]),

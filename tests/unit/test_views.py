@@ -86,6 +86,18 @@ def test_a_retried_step_is_queued_and_keeps_its_first_start() -> None:
     assert (again.steps[0].status, again.steps[0].attempt, again.steps[0].started_at) == ("running", 2, NOON)
 
 
+def test_a_step_that_never_started_fails_with_its_attempts_counted() -> None:
+    history = History()
+    step: dict[str, Any] = {"step_id": history.step_id("generate"), "step_name": "generate"}
+    why: dict[str, Any] = {"error_code": "internal", "error_message": "the registry is broken"}
+    waiting = seen(history.add(StepRetry(**step, **why, attempt=1, reason="not_started", delay_s=1.0)))
+    assert (waiting.status, waiting.steps[0].status, waiting.steps[0].attempt) == ("queued", "queued", 1)
+    history.add(StepError(**step, **why, attempt=2, item_index=None)).finished("generate", "failed", 2)
+    job = seen(history.add(JobFinish(status="failed")))
+    assert (job.status, job.error_message, job.steps[0].status) == ("failed", "the registry is broken", "failed")
+    assert (job.steps[0].attempt, job.steps[0].started_at) == (2, None)
+
+
 def test_a_requested_retry_queues_the_job_again_and_forgets_the_error() -> None:
     history = History().started("generate").finished("generate", "failed").add(JobFinish(status="failed"))
     job = seen(history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate")))

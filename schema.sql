@@ -42,7 +42,7 @@ create table eventstore.releases (
     serves       integer     not null default 1
 );
 
-insert into eventstore.releases (release, serves) values (2, 2);
+insert into eventstore.releases (release, serves) values (3, 2);
 
 -- What all servers must know and nobody else may: the key of the stream tokens.
 create table eventstore.secrets (
@@ -258,6 +258,16 @@ end $$;
 -- The one way in
 ---------------------------------------------------------------------------------------------------
 
+-- Makes the transaction wait at its commit until all that was committed before is on the synchronous standby, where the
+-- server must have one. By a record of its own in the write-ahead log: a transaction that writes none waits for nothing.
+create or replace function eventstore.confirm_replicated() returns void
+language plpgsql as $$
+begin
+    if current_setting('synchronous_standby_names') <> '' then
+        perform pg_logical_emit_message(true, 'dreamforge', '');
+    end if;
+end $$;
+
 -- How a stream takes an append that expects it at a version: the verdict (see `commit`), and its newest version and hash.
 create or replace function eventstore.judge(
     stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
@@ -375,6 +385,9 @@ end $$;
 --
 -- A move to the very head of a partition that this call appends to covers the appended events too: a subscriber
 -- has no need to hear of its own.
+--
+-- A call that writes nothing waits for the standby like one that does: what it answers about may have been written by
+-- an earlier call, whose wait was cut short.
 create or replace function eventstore.commit(
     appends json default '[]',
     sends   json default '[]',
@@ -568,6 +581,10 @@ begin
         outcome := a.outcome;
         return next;
     end loop;
+
+    if 'accepted' <> all (verdicts) and moved is null and json_array_length(sends) = 0 then
+        perform eventstore.confirm_replicated();
+    end if;
 
     if contended then
         kind := 'contended';
@@ -1179,6 +1196,7 @@ language plpgsql as $$
 declare
     called text[] := array[
         'eventstore.commit(json, json, json, json, json)',
+        'eventstore.confirm_replicated()',
         'eventstore.subscribe(text)',
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',

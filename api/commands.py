@@ -86,6 +86,8 @@ async def _accept_once(request: Request, submission: requests.Submission, key: b
     idempotency = submission.idempotency(key)
     earlier = await services.log.stream(job, limit=1)
     if earlier:
+        # The try before may have stopped waiting for a standby.
+        await _soon(services, services.log.confirm_replicated())
         return _replayed(earlier[0], idempotency)
     accepted = await _accept(request, submission, job, idempotency)
     if accepted.replayed:

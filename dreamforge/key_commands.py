@@ -103,6 +103,8 @@ def _revoke(args: argparse.Namespace, settings: Settings) -> int:
         found = _chosen(await keys.all(), args.key)
         if found.active:
             await _append(database, actor, found.tenant, found.key_id, found.stream_version, KeyRevoked())
+        else:
+            await Log(database).confirm_replicated()
         return _chosen(await keys.all(), str(found.key_id))
 
     revoked = ask_database(settings, "keys", revoke)

@@ -206,6 +206,7 @@ class Registry:
             model = await self._load(model_id)
             body = decide(model)
             if body is None:
+                await self._log.confirm_replicated()
                 return model, False
             if await self._append(model_id, model.stream_version, [body]):
                 return await self._load(model_id), True

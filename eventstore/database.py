@@ -136,7 +136,7 @@ class Database:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
 
     async def _call(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        async with self.connection() as connection:
+        async with self.connection() as connection, replicated(connection):
             return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
@@ -191,6 +191,30 @@ class Impatient(Database):
             return await within(self._seconds, self._database.read(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
+
+
+@asynccontextmanager
+async def replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Raise `DatabaseUnavailable` at the end if a commit meanwhile was cut short while it waited for a standby.
+
+    A cancelled wait (by a timeout, or by pg_cancel_backend) leaves the commit on this server, perhaps alone, and
+    PostgreSQL reports success with a warning; if the server is lost then, so is the commit.
+    """
+    warnings: list[asyncpg.PostgresLogMessage] = []
+
+    def heard(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        # By its source file: the text is translated, and its code, 01000, is that of every other warning.
+        if message.server_source_filename == "syncrep.c":
+            warnings.append(message)
+
+    connection.add_log_listener(heard)
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            connection.remove_log_listener(heard)
+    if warnings:
+        raise DatabaseUnavailable(f"PostgreSQL: {warnings[0].message}: the commit may be on no standby yet")
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:

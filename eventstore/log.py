@@ -180,6 +180,13 @@ class Log:
         APPEND_SECONDS.observe(time.perf_counter() - began)
         return _answers(rows)
 
+    async def confirm_replicated(self) -> None:
+        """Wait until all that is committed by now is on the synchronous standby, if the server must have one.
+
+        Whoever answers for what an earlier call wrote calls this first: that call's wait may have been cut short.
+        """
+        await self.database.call("select eventstore.confirm_replicated()")
+
     async def partitions(self) -> int:
         """How many partitions the log has: a power of two, fixed for its life."""
         if self._partitions is None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import asyncpg
 import structlog
 
-from eventstore.database import Database
+from eventstore.database import Database, replicated
 from eventstore.errors import SchemaMissing
 
-RELEASE = 2
+RELEASE = 3
 """The release of the schema that this code speaks."""
 
 # Keeps two installs of one database apart; 'drfi' as an integer.
@@ -32,7 +32,7 @@ async def install(database: Database, *, partitions: int = 8) -> bool:
     partitions: of the log, a power of two from 1 to 256, fixed for its life. Raises `SchemaMissing` if the database
     holds a newer release.
     """
-    async with database.connection() as connection, connection.transaction():
+    async with database.connection() as connection, replicated(connection), connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
         installed = await _installed(connection)
         if installed == RELEASE:
@@ -70,7 +70,7 @@ async def ensure_service_login(database: Database, name: str, password: str) -> 
     create = """
         select format('create role %I login in role dreamforge_service', $1::text)
         where not exists (select from pg_roles where rolname = $1)"""
-    async with database.connection() as connection, connection.transaction():
+    async with database.connection() as connection, replicated(connection), connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
         for statement in await connection.fetch(create, name):
             await connection.execute(statement[0])

@@ -119,6 +119,8 @@ class Subscription:
     async def _load(self) -> None:
         if self._create:
             await self._log.subscribe(self._handler.name)
+        # A checkpoint that an earlier call moved may be on this server alone: nothing is built on it before.
+        await self._log.confirm_replicated()
         stored = await self._checkpoints()
         self.lanes = {partition: Lane(partition, position, position) for partition, position in stored.items()}
 

@@ -90,6 +90,7 @@ class Jobs:
                 raise NoSuchJob(f"tenant {tenant} has no job {job_id}")
             bodies = decide(state, request)
             if not bodies:
+                await until_available("request", self._log.confirm_replicated)
                 return state
             appended = append(state, bodies, self._actor, cause)
             answer = await self._committer.commit(Transition(append=appended))

@@ -30,6 +30,10 @@ class SimulatedLog:
         """As `Log.commit`."""
         return Effect("commit", lambda: self._storage.commit(batch, self._clock()), failure=self._failure)
 
+    def confirm_replicated(self) -> Effect[None]:
+        """As `Log.confirm_replicated`: the one simulated server has no standby."""
+        return Effect("confirm", lambda: None, failure=self._failure)
+
     def stream(self, stream: UUID) -> Effect[list[Recorded]]:
         """As `Log.stream`."""
         return Effect("fold", lambda: list(self._storage.streams.get(stream, ())), failure=self._failure)

@@ -1,0 +1,175 @@
+"""What was answered is on the synchronous standby: no failover loses a job whose POST got its 202."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+import pytest
+
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.errors import DatabaseUnavailable
+from eventstore.events import CancelRequested, Meta
+from eventstore.ids import new_id
+from eventstore.log import Append, Batch, Log, Move
+from eventstore.subscription import Subscription
+from orchestrator.decisions import RequestCancel
+from orchestrator.loop import Orchestrator
+from orchestrator.transact import Jobs
+from runners.objects import S3Config
+from tests.conftest import database_named
+from tests.kit import (
+    SERVICE_LOGIN,
+    Service,
+    Store,
+    connect,
+    event,
+    eventually,
+    job_created,
+    roles_environ,
+    some_append,
+)
+from tests.standby import Pair
+
+T = TypeVar("T")
+
+JOB = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """A primary that waits for its standby, with our schema."""
+    pair = Pair(tmp_path_factory.mktemp("pair"))
+    yield pair
+    pair.stop()
+
+
+@pytest.fixture
+async def primary(pair: Pair) -> str:
+    """A database of one's own on the primary, whose commits wait for the standby."""
+    if pair.standby is None:
+        pair.regain()
+    await pair.demand(demanded=False)
+    name = f"df_{new_id().hex[-16:]}"
+    connection = await connect(pair.url)
+    await connection.execute(f"create database {name}")
+    await connection.close()
+    url = database_named(pair.url, name)
+    database = Database(url)
+    await schema.install(database)
+    await schema.ensure_service_login(database, *SERVICE_LOGIN)
+    await database.close()
+    await pair.demand()
+    return url
+
+
+async def cancelled(pair: Pair, work: asyncio.Task[Any]) -> int:
+    """Cancel whatever waits for the standby until some work ends; answers how many waits were cancelled."""
+    count = 0
+    while not work.done():
+        count += await pair.cancel_waits()
+        await asyncio.sleep(0.05)
+    return count
+
+
+async def cut_short(pair: Pair, work: Coroutine[Any, Any, Any]) -> None:
+    """Let some work wait for the standby, cancel the wait, and see that it counts as no success."""
+    task = asyncio.ensure_future(work)
+    assert await cancelled(pair, task) > 0
+    with pytest.raises(DatabaseUnavailable, match="standby"):
+        await task
+
+
+async def expect_waits(pair: Pair, work: Coroutine[Any, Any, T]) -> T:
+    """See that some work waits for the standby, let it come back, and answer what the work does."""
+    task = asyncio.ensure_future(work)
+    await eventually(pair.waits, what="a commit that waits for the standby")
+    assert not task.done()
+    pair.regain()
+    return await task
+
+
+async def test_a_repeated_commit_waits_for_the_standby(primary: str, pair: Pair) -> None:
+    """Given a wait that was cut short, then the repeat finds its events, and waits until they are safe."""
+    database = Database(primary)
+    log, batch = Log(database), Batch(appends=[some_append()])
+    pair.lose()
+    await cut_short(pair, log.commit(batch))
+    answers = await expect_waits(pair, log.commit(batch))
+    assert answers.streams[batch.appends[0].stream].verdict == "mine"
+    await database.close()
+
+
+async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair) -> None:
+    """Given a cancel whose wait was cut short, then asking again decides nothing, and waits all the same."""
+    store = Store(primary)
+    created = Append(stream=new_id(), expected=0, events=(event(job_created()),))
+    await store.log.commit(Batch(appends=[created]))
+    pair.lose()
+    cancel = Append(stream=created.stream, expected=1, events=(event(CancelRequested()),))
+    await cut_short(pair, store.log.commit(Batch(appends=[cancel])))
+    jobs = Jobs(store.log, store.committer, "test")
+    asked = jobs.request("default", created.stream, RequestCancel(), Meta())
+    assert (await expect_waits(pair, asked)).cancel_pending
+    await store.close()
+
+
+async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: Pair) -> None:
+    """Given a checkpoint whose move was cut short, then the subscription waits before it goes on from there."""
+    store = Store(primary)
+    await store.log.subscribe("orchestrator")
+    appended = some_append()
+    partition = appended.stream.bytes[-1] & 7
+    pair.lose()
+    move = Move(subscription="orchestrator", partition=partition, start=0, end=0)
+    await cut_short(pair, store.committer.react(Batch(appends=[appended], moves=[move])))
+    subscription = Subscription(store.log, store.doorbell, Orchestrator(store.log, store.committer, "test"))
+    await expect_waits(pair, subscription.step())
+    assert subscription.lanes[partition].stored == 1
+    await store.close()
+
+
+async def test_what_was_accepted_survives_the_primary(primary: str, pair: Pair, s3_config: S3Config) -> None:
+    """Given a standby that is away, and an operator who cancels the waits, then nobody hears 202; and no 202 is lost.
+
+    Neither by the first call, whose wait is cancelled, nor by a repeat that finds its job in the log.
+    """
+    service = Service("api", roles_environ(primary, s3_config))
+    accepted: list[str] = []
+    try:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60, trust_env=False) as client:
+
+            async def post(key: str) -> httpx.Response:
+                answer = await client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": key})
+                if answer.status_code == 202:
+                    accepted.append(answer.json()["job"]["id"])
+                return answer
+
+            assert (await post("before")).status_code == 202
+            pair.lose()
+            first = asyncio.create_task(post("away"))
+            assert await cancelled(pair, first) > 0
+            assert (await first).status_code == 503
+            # It stands in the primary's log by now; whoever asks again must not be told that it is safe.
+            again = asyncio.create_task(post("away"))
+            assert await cancelled(pair, again) > 0
+            assert (await again).status_code == 503
+
+            pair.regain()
+            replayed = await post("away")
+            assert (replayed.status_code, replayed.headers["Idempotency-Replayed"]) == (202, "true")
+
+            pair.lose()
+            lost = asyncio.create_task(post("lost"))
+            await cancelled(pair, lost)
+            assert (await lost).status_code == 503
+    finally:
+        service.kill()
+    promoted = await connect(
+        database_named(await pair.fail_over(), primary.rsplit("/", 1)[1].split("?", maxsplit=1)[0])
+    )
+    there = {row["stream_id"] for row in await promoted.fetch("select stream_id from eventstore.events")}
+    await promoted.close()
+    assert set(map(UUID, accepted)) == there

@@ -1,37 +1,46 @@
 """The HTTP server that all roles use, and the sockets for it."""
 
-import asyncio
 import contextlib
 import errno
 import ipaddress
 import socket
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from dreamforge.http_protocol import HEAD_S, Connection
+
 # How long a client may leave what it was sent unread: uvicorn closes a connection only when its buffer is empty, so one
 # that never reads would stay for ever.
 _UNREAD_MS = 30_000
-# How long a client may take for a request's head: uvicorn waits for ever for one that trickles in, or never comes.
-_HEAD_S = 30.0
+# How long a connection may stay without a request: longer than the clients and proxies that keep connections do (httpx
+# 5 s, load balancers 60 s), so that they are the ones to close. uvicorn's 5 s would race with httpx's.
+_IDLE_S = 75
 _log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
     """Serves one application. Leaves signals to the process, which stops all its roles in order.
 
-    head_s: how long a client may take for a request's head.
+    head_s: how long a client may take for a request's head. idle_s: how long a connection may stay without one.
     """
 
-    def __init__(self, app: ASGIApp, *, head_s: float = _HEAD_S) -> None:
+    def __init__(self, app: ASGIApp, *, head_s: float = HEAD_S, idle_s: int = _IDLE_S) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=3
+            app,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=idle_s,
+            timeout_graceful_shutdown=3,
         )
         config.load()
-        config.http_protocol_class = _hurrying(config.http_protocol_class, head_s)
+        config.http_protocol_class = partial(Connection, head_s=head_s)  # type: ignore[assignment]  # is only called
         super().__init__(config)
 
     @contextlib.contextmanager
@@ -40,49 +49,11 @@ class Server(uvicorn.Server):
         yield
 
 
-def _hurrying(protocol: Any, head_s: float) -> Any:  # noqa: C901  # a class of six short methods
-    """The protocol of either of uvicorn's parsers, with a bound on how long a request's head may take.
-
-    That of a connection's first request counts from the opening. Between two requests uvicorn has a bound of its own.
-    """
-
-    class Hurrying(protocol):  # type: ignore[misc]  # which of the two is decided at runtime
-        _late: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unwatch()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._unwatch()
-            elif self._late is None:
-                self._late = self.loop.call_later(head_s, self._give_up)
-
-        def _unwatch(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-
-        def _give_up(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-
-    return Hurrying
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; 0 is any free port. OSError if that can't be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: only then does asyncio turn Nagle's algorithm off for the sockets that are accepted.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the sockets that are accepted inherit it
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)

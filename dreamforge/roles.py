@@ -23,7 +23,7 @@ from api.health import Health
 from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
 from api.tokens import StreamTokens
-from dreamforge import anchoring
+from dreamforge import anchoring, event_loop
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
@@ -197,7 +197,7 @@ def _main(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequenc
 def _reported(work: Coroutine[Any, Any, None]) -> int:
     """Run to the end; a reason not to start is told in a sentence."""
     try:
-        asyncio.run(work)
+        event_loop.run(work)
     except (SettingsError, EmbeddedError, EventStoreError, CannotStart) as error:
         _log.error("cannot start", reason=str(error))
         return 1

@@ -65,6 +65,48 @@ FIXES: tuple[Mutant, ...] = (
         "except LookupError as error:",
         "tests/store/test_troubled_steps.py -k cannot_be_folded",
     ),
+    Mutant(
+        "16-bare-line-feed",
+        "dreamforge/http_protocol.py",
+        "self.set_dangerous_leniencies(lenient_data_after_close=True)",
+        "self.set_dangerous_leniencies(lenient_data_after_close=True, lenient_optional_cr_before_lf=True)",
+        "tests/http/test_protocol.py -k bare_line_feed",
+    ),
+    Mutant(
+        "16-body-after-an-offer-of-h2c",
+        "dreamforge/http_protocol.py",
+        "data = self._connection.head_without_upgrade() + bytes(data[upgrade.args[0] :])",
+        "data = self._connection.head_without_upgrade()",
+        "tests/http/test_protocol.py -k offer_of_h2c",
+    ),
+    Mutant(
+        "16-idle-connection-closed-under-a-request",
+        "dreamforge/http_protocol.py",
+        "return bool(poll.poll(0))",
+        "return False",
+        "tests/http/test_protocol.py -k under_a_request",
+    ),
+    Mutant(
+        "16-nagle",
+        "dreamforge/http_server.py",
+        "socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)",
+        "socket.socket(family, socket.SOCK_STREAM)",
+        "tests/http/test_protocol.py -k at_once",
+    ),
+    Mutant(
+        "16-trailers",
+        "dreamforge/http_protocol.py",
+        "        if self._in_head:\n            self._grow(len(name)",
+        "        if True:\n            self._grow(len(name)",
+        "tests/http/test_protocol.py -k trailers",
+    ),
+    Mutant(
+        "16-uvloop",
+        "dreamforge/event_loop.py",
+        "asyncio.Runner(loop_factory=uvloop.new_event_loop)",
+        "asyncio.Runner()",
+        "tests/http/test_protocol.py -k run_on_uvloop",
+    ),
 )
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import pytest
-import uvicorn
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -15,13 +13,6 @@ from api.inputs import json_body
 from dreamforge.http_server import Server, listen
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
-
-
-@pytest.fixture(params=["h11", "httptools"], autouse=True)
-def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of uvicorn's parsers: which one a process has depends on what else is installed."""
-    pytest.importorskip(request.param)
-    monkeypatch.setattr("dreamforge.http_server.uvicorn.Config", partial(uvicorn.Config, http=request.param))
 
 
 async def answers(scope: Scope, receive: Receive, send: Send) -> None:

@@ -66,6 +66,29 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_troubled_steps.py -k cannot_be_folded",
     ),
     Mutant(
+        "08-delivered-before-lost",
+        "runners/engines/batches.py",
+        "            finally:\n                _deliver(batch, arrived)\n",
+        "            finally:\n                pass\n",
+        "tests/store/test_batches.py -k 'delivered or likewise'",
+        (
+            (
+                "runners/engines/batches.py",
+                "                _fail(request, Unexpected(error))\n\n    def _lost(",
+                "                _fail(request, Unexpected(error))\n\n    def _lost(".replace(
+                    "\n\n", "\n        finally:\n            _deliver(batch, arrived)\n\n"
+                ),
+            ),
+        ),
+    ),
+    Mutant(
+        "08-sent-before-the-pipe-broke",
+        "runners/engines/process.py",
+        "            while data := self._spare.recv(_CHUNK, socket.MSG_DONTWAIT):\n",
+        '            while data := b"":\n',
+        "tests/store/test_batches.py -k dead_process",
+    ),
+    Mutant(
         "16-bare-line-feed",
         "dreamforge/http_protocol.py",
         "self.set_dangerous_leniencies(lenient_data_after_close=True)",

@@ -191,18 +191,19 @@ class Batches:
     async def _have(self, batch: list[_Request]) -> None:
         arrived: list[Pixels] = []
         try:
-            await self._process.work(_joined(batch), partial(self._hear, batch, arrived))
+            try:
+                await self._process.work(_joined(batch), partial(self._hear, batch, arrived))
+            finally:
+                _deliver(batch, arrived)
         except EngineGone as error:
             self._lost(batch, str(error))
         except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
             _log.exception("a batch broke")
             for request in batch:
                 _fail(request, Unexpected(error))
-        finally:
-            _deliver(batch, arrived)
 
     def _lost(self, batch: Sequence[_Request], reason: str) -> None:
-        """Try each job's items again; those of one job that were by themselves have failed."""
+        """Try each job's missing items again; those of one job that were by themselves have failed."""
         metrics.ENGINE_LOST.inc()
         _log.warning("engine process lost", reason=reason, images=len(batch))
         left = [

@@ -21,6 +21,7 @@ from runners.engines.messages import Cancel, Done, FromProcess, Ready, ToProcess
 
 _HEAD = 4
 _BUFFER = 16 * 2**20
+_CHUNK = 2**18
 _START_S = 180.0
 """For the imports alone; opening a model comes later."""
 
@@ -128,8 +129,10 @@ class EngineProcess:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=self._environ
             )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER)
-        self._running = running = _Running(process, reader, writer)
+        loop = asyncio.get_running_loop()
+        reader = _Reader(ours.dup(), limit=_BUFFER, loop=loop)
+        transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
+        self._running = running = _Running(process, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
         self._works = 0
         await self._send(running, self._config)
         ready = await self._next(running, _START_S)
@@ -153,6 +156,7 @@ class EngineProcess:
         if running is None:
             return None
         running.writer.close()
+        running.reader.close()
         try:
             with suppress(TimeoutError):  # a process that has closed its socket is about to end by itself
                 await asyncio.wait_for(running.process.wait(), patience_s)
@@ -164,11 +168,34 @@ class EngineProcess:
         return await running.process.wait()
 
 
+class _Reader(asyncio.StreamReader):
+    """Reads all that a process had sent before it died, however its end is noticed.
+
+    asyncio drops what is still unread when a write fails. spare: a duplicate of the socket, which it does not close.
+    """
+
+    def __init__(self, spare: socket.socket, *, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=limit, loop=loop)
+        self._spare = spare
+
+    def set_exception(self, exc: Exception) -> None:
+        """The connection is lost: read what is left, to its end."""
+        del exc
+        with suppress(OSError):
+            while data := self._spare.recv(_CHUNK, socket.MSG_DONTWAIT):
+                self.feed_data(data)
+        self.feed_eof()
+
+    def close(self) -> None:
+        """Give the duplicate back. A second call does nothing."""
+        self._spare.close()
+
+
 class _Running(NamedTuple):
     """A process, and the two directions of its socket."""
 
     process: Process
-    reader: asyncio.StreamReader
+    reader: _Reader
     writer: asyncio.StreamWriter
 
 

@@ -5,8 +5,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +16,11 @@ from dreamforge.settings import unconfigured_environ
 from eventstore.events import Measure, Memory
 from runners.engines.batches import Batches, EngineLost, Withdrawn
 from runners.engines.landscape import paint
-from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
-from runners.engines.process import EngineConfig, EngineProcess, framed
+from runners.engines.messages import FromProcess, ModelRef, Pixels, Render, Sampling, Wish
+from runners.engines.process import EngineConfig, EngineGone, EngineProcess, framed
 from runners.errors import StepError
 from runners.faults import Injury
+from tests.engine_program import LATE
 from tests.kit import eventually, project_root
 
 PROGRAM = "tests.engine_program"
@@ -51,8 +54,10 @@ class Told:
 
 
 @asynccontextmanager
-async def engine(*, batch_max: int = 4, stall_s: float = 20.0) -> AsyncIterator[tuple[Batches, EngineProcess]]:
-    environ = unconfigured_environ() | {"PYTHONPATH": str(ROOT)}
+async def engine(
+    *, batch_max: int = 4, stall_s: float = 20.0, painted: str = os.devnull
+) -> AsyncIterator[tuple[Batches, EngineProcess]]:
+    environ = unconfigured_environ() | {"PYTHONPATH": str(ROOT), "PAINTED": painted}
     process = EngineProcess(EngineConfig(), stall_s=stall_s, program=PROGRAM, environ=environ)
     batches = Batches(process, batch_max=batch_max)
     try:
@@ -68,6 +73,10 @@ def sampling(steps: int = 2) -> Sampling:
 
 def wish(seed: int, injury: Injury | None = None) -> Wish:
     return Wish(prompt="a harbour", negative_prompt=None, seed=seed, injury=injury)
+
+
+def late(injury: Injury) -> Wish:
+    return Wish(prompt=LATE, negative_prompt=None, seed=9, injury=injury)
 
 
 def render(shared: Sampling, one: Wish) -> Render:
@@ -133,6 +142,90 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
         assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
         expect_picture(await batches.have(render(sampling(), wish(5)), 0, Told()), 5)
         assert process.pid is not None
+
+
+async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
+    """Given a batch whose last image kills the process, then the others are handed over before the loss is told."""
+    painter, killer = Told(), Told()
+    async with engine() as (batches, _):
+        *good, bad = await asyncio.gather(
+            *(batches.have(render(sampling(), wish(seed)), seed, painter) for seed in (1, 2)),
+            batches.have(render(sampling(), late("kill")), 3, killer),
+            return_exceptions=True,
+        )
+    for pixels, seed in zip(good, (1, 2), strict=True):
+        assert isinstance(pixels, Pixels)
+        assert pixels.rendering.batch_size == 3
+        expect_picture(pixels, seed)
+    assert isinstance(bad, EngineLost)
+    died = "it was ended by SIGKILL"
+    assert painter.heard == ["rendered [1, 2] of 3"]
+    assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
+
+
+async def test_a_single_jobs_pictures_are_kept_likewise() -> None:
+    told = Told()
+    async with engine() as (batches, _):
+        good, bad = await asyncio.gather(
+            batches.have(render(sampling(), wish(1)), 0, told),
+            batches.have(render(sampling(), late("kill")), 1, told),
+            return_exceptions=True,
+        )
+    assert isinstance(good, Pixels)
+    assert isinstance(bad, EngineLost)
+    assert told.heard == ["rendered [0] of 2", "lost [1]: it was ended by SIGKILL"]
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_what_a_dead_process_had_sent_is_read_to_the_end(tmp_path: Path, heard: bool) -> None:  # noqa: FBT001
+    """Given a process killed with a message of ours unread, or written to since, then all its pictures arrive.
+
+    Its end is then no end of file, but a reset connection or a broken pipe.
+    """
+    painted = tmp_path / "painted"
+    arrived: list[int] = []
+    async with engine(painted=str(painted)) as (_, process):
+
+        def hear(message: FromProcess) -> None:
+            if not isinstance(message, Pixels):
+                return
+            arrived.append(message.item)
+            if message.item == 0:
+                wait_until(painted.exists)  # nothing is read meanwhile
+                kill(process, heard=heard)
+
+        work = Render(sampling=sampling(), wishes=[wish(1), wish(2), wish(3), late("hang")])
+        with pytest.raises(EngineGone, match="SIGKILL"):
+            await process.work(work, hear)
+    assert arrived == [0, 1, 2]
+
+
+def kill(process: EngineProcess, *, heard: bool) -> None:
+    """End it, and tell it something: while it can't hear any more, or before."""
+    pid = process.pid
+    assert pid is not None
+    if heard:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: has_ended(pid))
+        process.cancel([3])
+    else:
+        os.kill(pid, signal.SIGSTOP)
+        process.cancel([3])
+        os.kill(pid, signal.SIGKILL)
+
+
+def has_ended(pid: int) -> bool:
+    """Is a process gone, or waiting to be asked how it ended?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(probe: Callable[[], bool]) -> None:
+    """Block the event loop until it is so."""
+    while not probe():
+        time.sleep(0.005)
 
 
 async def test_a_standstill_is_ended() -> None:

@@ -87,7 +87,10 @@ class Core:
         self.doorbell = Doorbell(database)
         self.committer = Committer(self.log, self.doorbell)
         self.url = ""
-        self.checks: dict[str, Check] = {"database": lambda: schema.check(database)}
+        self.checks: dict[str, Check] = {
+            "database": lambda: schema.check(database),
+            "committer": self.committer.task.check,
+        }
         self.health = Health(self.checks, Backlog(database))
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -221,8 +224,10 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
         stack.push_async_callback(core.doorbell.stop)
         stack.push_async_callback(core.committer.stop)
         core.doorbell.start()
+        core.checks["start"] = _starting  # a role's health is served before the role itself
         for role in roles:
             await role(core, stack)
+        del core.checks["start"]
         _log.info("running", roles=[role.__name__.strip("_") for role in roles])
         await stopping.wait()
         _log.info("stopping")
@@ -230,6 +235,10 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
     failed = [task.exception() for task in core.tasks if task.done() and not task.cancelled() and task.exception()]
     if failed:
         raise CannotStart("a role broke; see the log above")
+
+
+async def _starting() -> None:
+    raise CannotStart("the process is still starting")
 
 
 async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
@@ -273,6 +282,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     except OSError as error:
         place = f"{settings.host}:{settings.port}"
         raise CannotStart(f"can't listen on {place} ({error}); choose another with --port or DF_PORT") from error
+    core.checks["tailer"] = tailer.task.check
     core.url = _serve_http(core, stack, build(services, core.health), bound, "api")
     stack.push_async_callback(tailer.stop)
     _log.info("listening", url=core.url)
@@ -430,6 +440,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     outbox = Outbox(core.database, ["upscale", "generate"])
     consumer = Consumer(outbox, core.doorbell, steps.run, slots=settings.slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
+    core.checks["heartbeat"] = consumer.heartbeat.check
     WORKER_READY.set_function(lambda: float(consumer.ready))
 
     async def stop() -> None:

@@ -17,6 +17,7 @@ from eventstore.database import until_available
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
 from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
+from eventstore.supervision import Supervised
 
 _MOST_PER_CALL = 200
 _CALLS_APART = 20
@@ -36,7 +37,10 @@ class _Pending(msgspec.Struct, frozen=True):
 
 
 class Committer:
-    """The one committer of a process. `stop` may be called twice; a commit after it raises `DatabaseUnavailable`."""
+    """The one committer of a process. `stop` may be called twice; a commit after it raises `DatabaseUnavailable`.
+
+    task: what writes, and starts again if it fails; whoever waited then gets `DatabaseUnavailable`.
+    """
 
     def __init__(self, log: Log, doorbell: Doorbell) -> None:
         self._log = log
@@ -44,7 +48,7 @@ class Committer:
         self._pending: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
         self._apart = 0
-        self._task: asyncio.Task[None] | None = None
+        self.task = Supervised("committer", self._run)
         self._stopped = False
 
     async def commit(self, transition: Transition) -> Answer:
@@ -54,8 +58,7 @@ class Committer:
         """
         if self._stopped:
             raise DatabaseUnavailable("nothing is written any more, since the process stops")
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="committer")
+        self.task.start()
         pending = _Pending(transition, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
         self._arrived.set()
@@ -80,12 +83,8 @@ class Committer:
     async def stop(self) -> None:
         """Write what is pending, for two seconds at most, then stop."""
         self._stopped = True
-        if self._task is None:
-            return
         self._arrived.set()
-        await asyncio.wait({self._task}, timeout=2)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self.task.stop(grace_s=2)
         for pending in self._pending:
             pending.answer.cancel()
 
@@ -101,8 +100,14 @@ class Committer:
                 _fail(self._pending, error)
                 self._pending.clear()
                 continue
-            if taken := self._take(partitions):
-                await self._call(taken)
+            waiting = list(self._pending)
+            try:
+                if taken := self._take(partitions):
+                    await self._call(taken)
+            except Exception as error:
+                # They may be written or not; what came later waits for the next start.
+                _fail(waiting, DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"))
+                raise
 
     def _take(self, partitions: int) -> list[_Pending]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""

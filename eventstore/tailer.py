@@ -15,9 +15,10 @@ import structlog
 
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell, Waiter
-from eventstore.errors import LogDamaged
+from eventstore.errors import DatabaseUnavailable, LogDamaged
 from eventstore.events import Recorded
 from eventstore.log import Log, expect_gapless
+from eventstore.supervision import Supervised
 
 _BATCH = 1000
 # Who reads the past must not keep the present waiting: a crowd of them would take every connection of the pool.
@@ -26,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Tailer:
-    """The one tailer of a process. It reads only while somebody follows a stream.
+    """The one tailer of a process. It reads only while somebody follows a stream. task: what reads.
 
     capacity: events that the ring holds. poll_s: how late an event may come when a ring of the doorbell is lost.
     """
@@ -41,7 +42,7 @@ class Tailer:
         self._partitions: dict[int, deque[Recorded]] = {}
         self._followers: dict[UUID | None, set[Waiter]] = {}
         self._cursor: dict[int, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self.task = Supervised("tailer", self._run)
         self._streams_behind = asyncio.Semaphore(_CATCHING_UP)
         self._behind = asyncio.Semaphore(_CATCHING_UP)
 
@@ -50,8 +51,7 @@ class Tailer:
         """A sleeper that is woken whenever the stream has grown, or may have; with None, the whole log."""
         waiter = Waiter()
         self._followers.setdefault(stream, set()).add(waiter)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="tailer")
+        self.task.start()
         try:
             yield waiter
         finally:
@@ -93,10 +93,7 @@ class Tailer:
 
     async def stop(self) -> None:
         """Stop reading, and wake every follower once more. A second call does nothing."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self.task.stop()
         self._wake_all()
 
     async def _run(self) -> None:
@@ -110,7 +107,7 @@ class Tailer:
                         self._cursor = {partition: end.position for partition, end in head.ends.items()}
                         self._wake_all()
                     grown = await self._read()
-                except Exception as error:  # noqa: BLE001  # followers must not wait for ever, whatever it was
+                except (DatabaseUnavailable, LogDamaged) as error:
                     if isinstance(error, LogDamaged):
                         self._forget()  # who stands before the gap finds it in the database, who is past it goes on
                     if backoff.failures == 0:
@@ -123,8 +120,6 @@ class Tailer:
         finally:
             self._doorbell.forget(waiter)
             self._forget()
-            if self._task is asyncio.current_task():
-                self._task = None
 
     async def _read(self) -> bool:
         batches = await self._log.after(self._cursor, limit=_BATCH)

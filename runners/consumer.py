@@ -15,6 +15,7 @@ from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
 from eventstore.outbox import Claim, Outbox
+from eventstore.supervision import Supervised
 from runners.metrics import LEASES_LOST
 
 Run = Callable[[Claim], Awaitable[None]]
@@ -52,11 +53,12 @@ class Consumer:
         self._active: dict[Claim, asyncio.Task[None]] = {}
         self._waiter = doorbell.waiter()
         self._stopping = False
+        self.heartbeat = Supervised("heartbeat", self._heartbeat)
         self.available = False
 
     async def run(self) -> None:
         """Claim and run until stopped, then wait for what is under way."""
-        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        self.heartbeat.start()
         backoff = Backoff()
         away_since = math.inf
         claims_from = 0.0
@@ -84,10 +86,10 @@ class Consumer:
             if self._active:
                 await asyncio.wait(self._active.values())
         finally:
-            heartbeat.cancel()
+            await self.heartbeat.stop()
             for task in self._active.values():
                 task.cancel()
-            await asyncio.gather(heartbeat, *self._active.values(), return_exceptions=True)
+            await asyncio.gather(*self._active.values(), return_exceptions=True)
             self._doorbell.forget(self._waiter)
 
     @property
@@ -130,8 +132,6 @@ class Consumer:
             except DatabaseUnavailable as error:
                 _log.warning("heartbeat missed", error=str(error))
                 pause = self._visibility / 12
-            except Exception:  # noqa: BLE001  # whatever it was, the next beat must come
-                _log.exception("heartbeat broke")
 
     async def _beat(self) -> None:
         held = list(self._active)

@@ -66,6 +66,14 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_troubled_steps.py -k cannot_be_folded",
     ),
     Mutant(
+        "07-task-ends-unseen",
+        "eventstore/supervision.py",
+        "                await backoff.wait()\n",
+        "                return\n",
+        "tests/flow/test_failed_tasks.py",
+        (("eventstore/supervision.py", "if self._task is None or self._task.done():", "if self._task is None:"),),
+    ),
+    Mutant(
         "08-delivered-before-lost",
         "runners/engines/batches.py",
         "            finally:\n                _deliver(batch, arrived)\n",

@@ -205,8 +205,8 @@ async def ended(task: asyncio.Task[Any]) -> None:
 
 async def quit_writing(committer: Committer) -> None:
     """Stop a committer without the time that it takes for what is pending, which nobody lets through any more."""
-    if committer._task is not None:
-        await ended(committer._task)
+    if committer.task._task is not None:
+        await ended(committer.task._task)
 
 
 async def run(core: FusedCore, case: Case, stack: AsyncExitStack) -> None:

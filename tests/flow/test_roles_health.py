@@ -11,9 +11,9 @@ from runners.objects import S3Config
 from tests.kit import Metrics, Service, eventually, roles_environ
 
 CHECKS = {
-    "orchestrator": {"database", "orchestrator"},
-    "projector": {"database", "readmodel"},
-    "runner": {"database", "object_store"},
+    "orchestrator": {"database", "committer", "orchestrator"},
+    "projector": {"database", "committer", "readmodel"},
+    "runner": {"database", "committer", "heartbeat", "object_store"},
 }
 
 
@@ -35,6 +35,11 @@ async def test_a_role_alone_answers_for_itself(db_url: str, s3_config: S3Config,
     service = Service(role, roles_environ(db_url, s3_config))
     stack.callback(service.stop)
     assert get(service, "/healthz").json()["status"] == "ok"
+
+    async def started() -> bool:
+        return get(service, "/readyz").status_code == 200
+
+    await eventually(started)
     ready = get(service, "/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert set(ready.json()["checks"]) == CHECKS[role]

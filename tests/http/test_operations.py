@@ -19,8 +19,9 @@ def test_readyz_names_its_checks(api: Api, lone: Api) -> None:
     """Those of the roles that the process has."""
     ready = api.get("/readyz")
     assert ready == {"status": "ready", "checks": dict.fromkeys(ready["checks"], "ok")}
-    assert set(ready["checks"]) == {"database", "object_store", "orchestrator", "readmodel"}
-    assert lone.get("/readyz") == {"status": "ready", "checks": {"database": "ok"}}
+    alone = {"database", "committer", "tailer"}
+    assert set(ready["checks"]) == alone | {"heartbeat", "object_store", "orchestrator", "readmodel"}
+    assert lone.get("/readyz") == {"status": "ready", "checks": dict.fromkeys(alone, "ok")}
 
 
 def test_the_document_is_the_committed_one(api: Api) -> None:

@@ -127,7 +127,7 @@ async def test_a_tailer_feeds_its_followers_from_history_and_ring(store: Store) 
         await following
     assert seen == list(range(1, 13))
     await eventually(
-        lambda: asyncio.sleep(0, tailer._task is None or tailer._task.done()), what="the idle tailer's end"
+        lambda: asyncio.sleep(0, tailer.task._task is None or tailer.task._task.done()), what="the idle tailer's end"
     )
     await tailer.stop()
 

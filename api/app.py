@@ -16,6 +16,7 @@ from api.access import Authentication, Guard
 from api.errors import HANDLERS
 from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
+from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
 from api.middleware import RequestIds, SecurityHeaders
 from api.operations import OPERATIONS
@@ -98,16 +99,16 @@ def build(services: Services, health: Health) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )
-    return _observed(app)
+    return _observed(app, services.config.hosts)
 
 
-def build_health(health: Health) -> ASGIApp:
+def build_health(health: Health, hosts: Hosts) -> ASGIApp:
     """The application of a role that serves nothing else."""
     starlette = Starlette(routes=HEALTH_ROUTES, exception_handlers=HANDLERS)
     starlette.state.health = health
-    return _observed(starlette)
+    return _observed(starlette, hosts)
 
 
-def _observed(app: ASGIApp) -> ASGIApp:
+def _observed(app: ASGIApp, hosts: Hosts) -> ASGIApp:
     # Around everything: an answer of 500, too, is counted, and must carry its request's id.
-    return RequestIds(SecurityHeaders(RequestMetrics(app)))
+    return RequestIds(SecurityHeaders(RequestMetrics(HostCheck(app, hosts))))

@@ -24,6 +24,7 @@ STATUS = {
     "conflict": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
+    "misdirected_request": 421,
     "invalid_input": 422,
     "rate_limited": 429,
     "infra_unavailable": 503,

@@ -18,6 +18,7 @@ from api.operations import (
     DESCRIPTION,
     JSON,
     LIMITED,
+    MISDIRECTED,
     OPERATIONS,
     REQUEST_ID,
     REQUEST_IDS,
@@ -210,7 +211,11 @@ def _operation(operation: Operation) -> Schema:
         described["requestBody"] = {"required": operation.body.required, "content": {JSON: _filled(content)}}
     replies = {str(reply.status): _reply(reply) for reply in operation.replies}
     streams = any(reply.media == SSE for reply in operation.replies)
-    errors = dict(operation.errors) | ({} if streams else {"internal": "A bug; the message leaks nothing."})
+    errors = (
+        dict(operation.errors)
+        | {"misdirected_request": MISDIRECTED}
+        | ({} if streams else {"internal": "A bug; the message leaks nothing."})
+    )
     if operation.scopes:
         errors |= {"unauthorized": STRANGER, "forbidden": f"The key lacks the scope {' or '.join(operation.scopes)}."}
         errors |= {} if streams else {"rate_limited": LIMITED}

@@ -177,6 +177,7 @@ _AWAY = "The database can't be reached; see `Retry-After`."
 _WRONG_QUERY = "A parameter is malformed or out of bounds; `details.field` names it."
 
 STRANGER = "No API key, or one that is unknown or was revoked."
+MISDIRECTED = "The service does not answer for this `Host` (`DF_ALLOWED_HOSTS`)."
 LIMITED = "More requests a second, or more open jobs, than this tenant may have; see `Retry-After`."
 
 _READ = {"not_found": _LOST, "infra_unavailable": _AWAY}

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from api.hosts import Hosts
 from api.limits import Admission
 from api.metrics import SSE_CLIENTS
 from api.tokens import StreamTokens
@@ -41,6 +42,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     logs_tail_default: int = 500
     logs_tail_max: int = 2000
     cors_origins: tuple[str, ...] = ()
+    hosts: Hosts = msgspec.field(default_factory=Hosts)
     max_streams: int = 10_000
     stream_max_s: float | None = None
     sse_heartbeat_s: float = 15.0

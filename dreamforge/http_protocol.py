@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: uvicorn's protocol on httptools, with what uvicorn leaves open closed.
 
-    head       at most so many seconds and bytes; HTTP/1.0 and 1.1 alone; no bare LF (llhttp refuses it)
+    head       at most so many seconds and bytes; HTTP/1.0 and 1.1 alone, one Host; no bare LF (llhttp)
     Upgrade    ignored (RFC 9110, section 7.8): the request is answered by HTTP/1.1, body and all
     trailers   dropped: they are no headers (RFC 9110, section 6.5.1)
     idle       closed after a while, but never with a request unread in the socket
@@ -107,7 +107,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._in_head = False
-        if self.parser.get_http_version() not in _VERSIONS or self.parser.get_method() == b"CONNECT":
+        version, hosts = self.parser.get_http_version(), sum(name == b"host" for name, _ in self.headers)
+        if version not in _VERSIONS or hosts > 1 or hosts < (version == "1.1"):
+            raise BadRequest
+        if self.parser.get_method() == b"CONNECT":
             raise BadRequest
         if self.parser.should_upgrade():
             return  # comes again without

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from api.app import build, build_health
 from api.health import Health
+from api.hosts import Hosts
 from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
 from api.tokens import StreamTokens
@@ -313,7 +314,7 @@ def _health(role: str, port: int) -> Role:
             bound = listen_nearby(host, port)
         except OSError as error:
             raise CannotStart(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
-        url = _serve_http(core, stack, build_health(core.health), bound, "health")
+        url = _serve_http(core, stack, build_health(core.health, _hosts(core.settings)), bound, "health")
         _log.info("serving health", role=role, url=url)
 
     return health
@@ -344,11 +345,19 @@ def _api_config(settings: Settings) -> ApiConfig:
         logs_tail_default=min(settings.logs_tail_default, settings.logs_tail_max),
         logs_tail_max=settings.logs_tail_max,
         cors_origins=settings.cors_origins,
+        hosts=_hosts(settings),
         max_streams=settings.max_streams,
         stream_max_s=settings.stream_max_s,
         sse_heartbeat_s=settings.sse_heartbeat_s,
         weights=weights,
     )
+
+
+def _hosts(settings: Settings) -> Hosts:
+    """Who has a key is no page by accident; without keys, only names that the operator knows are served."""
+    if settings.allowed_hosts is None and settings.require_keys:
+        return Hosts()
+    return Hosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
 
 
 async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:

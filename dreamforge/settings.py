@@ -138,6 +138,13 @@ def _parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _parse_hosts(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if not all(name == "*" or re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) for name in names):
+        raise ValueError
+    return names
+
+
 def _parse_dtype(text: str) -> str | None:
     if text.lower() not in {"auto", "float32", "float16", "bfloat16"}:
         raise ValueError
@@ -164,6 +171,7 @@ FAILURE = Form(
     _parse_failure,
 )
 ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
+HOSTS = Form("names like forge.example.org or *.example.org with commas between, or *", _parse_hosts)
 STATUS = Form("202 or 200", _parse_status)
 KEY = Form("an API key like df_…, as `dreamforge keys create` shows it once", _parse_key)
 SECONDS = number(0, 86400, above=True)
@@ -214,6 +222,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     logs_tail_max: int = 2000
     require_keys: bool = False
     allow_anonymous: bool = False
+    allowed_hosts: tuple[str, ...] | None = None
     max_queued_jobs: int = 100_000
     tenant_max_queued_jobs: int | None = None
     tenant_rate: float | None = None
@@ -332,6 +341,12 @@ VARIABLES = {
         "DF_ALLOW_ANONYMOUS",
         FLAG,
         "Without DF_REQUIRE_KEYS, listen even where others can reach it: whoever does may do all.",
+    ),
+    "allowed_hosts": Var(
+        "DF_ALLOWED_HOSTS",
+        HOSTS,
+        "The names for which every role answers, beside addresses, localhost and the names in DF_HOST and "
+        "DF_METRICS_HOST; unset with DF_REQUIRE_KEYS: any.",
     ),
     "max_queued_jobs": Var(
         "DF_MAX_QUEUED_JOBS",

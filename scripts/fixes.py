@@ -97,6 +97,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_batches.py -k dead_process",
     ),
     Mutant(
+        "15-any-host-is-served",
+        "dreamforge/roles.py",
+        "if settings.allowed_hosts is None and settings.require_keys:",
+        "if True:",
+        "tests/http/test_hosts.py -k 'no_route or set_are_served'",
+    ),
+    Mutant(
+        "15-any-host-is-served-by-a-roles-health",
+        "api/app.py",
+        "return _observed(starlette, hosts)",
+        "return _observed(starlette, Hosts())",
+        "tests/http/test_hosts.py -k 'no_role and projector'",
+    ),
+    Mutant(
         "16-bare-line-feed",
         "dreamforge/http_protocol.py",
         "self.set_dangerous_leniencies(lenient_data_after_close=True)",

@@ -97,7 +97,7 @@ async def test_readers_that_do_not_read_are_not_buffered_for(crowded_url: str, s
                 reader = stack.enter_context(socket.socket())
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 reader.connect(address)
-                reader.sendall(b"GET /v1/events/stream?from=start HTTP/1.1\r\nHost: x\r\n\r\n")
+                reader.sendall(b"GET /v1/events/stream?from=start HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
 
             async def open_streams() -> bool:
                 return bool(process.num_fds() >= files + READERS)

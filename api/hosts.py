@@ -1,0 +1,72 @@
+"""For which hosts the service answers.
+
+A page whose name is turned to the service's address (DNS rebinding) is of the service's own origin for a browser. But
+the browser sends that name as Host, and a rebound page has a name, never an address: so unknown names are refused.
+"""
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api import errors
+from api.errors import ApiError
+
+_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
+
+
+class Hosts:
+    """The hosts that are served: addresses, this machine's own names, and those that are given.
+
+    names: like `forge.example.org`; `*.example.org` stands for all names below, `*` for all. None: no host is refused.
+    """
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        self._names = None if names is None else {name.lower() for name in names}
+
+    def serves(self, given: str) -> bool:
+        """Whether a request with this Host is answered."""
+        if self._names is None or "*" in self._names or not given:
+            return True
+        match = _AUTHORITY.fullmatch(given)
+        if match is None:
+            return False
+        host = match["host"].lower().removesuffix(".")
+        if _is_address(host.strip("[]")) or host == "localhost" or host.endswith(".localhost"):
+            return True
+        labels = host.split(".")
+        above = {f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))}
+        return host in self._names or not above.isdisjoint(self._names)
+
+
+class HostCheck:
+    """Answers 421 to requests for other hosts. A request without Host, which HTTP/1.0 allows, names none."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if not self._hosts.serves(host):
+                refusal = ApiError(
+                    "misdirected_request",
+                    f"This service does not answer for {host[:200]!r}; name it in DF_ALLOWED_HOSTS if it should.",
+                    {"field": "Host"},
+                )
+                await errors.respond(Request(scope), refusal)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from eventstore.log import Log
 from orchestrator.transact import note
 from projections.anchor_queries import STREAM, newest
 from runners.errors import ObjectStoreUnavailable
-from runners.objects import ObjectStore
+from runners.objects import ObjectStore, described
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +54,9 @@ async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, ac
     await note(log, STREAM, "anchor", AnchorSigned(anchor=signed), actor)
     if store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
-        await store.put(key_of_object, msgspec.json.encode(signed), "application/json")
+        body = msgspec.json.encode(signed)
+        if await store.put(key_of_object, body, "application/json") != described(body):
+            raise ObjectStoreUnavailable(f"another object lies under {key_of_object}: the anchor is in the log alone")
     return signed
 
 

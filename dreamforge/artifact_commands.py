@@ -7,9 +7,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from dreamforge.console import INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
 from dreamforge.settings import Settings
 from eventstore.events import Rendering
+from runners.encoding import size_of
 from runners.errors import InvalidSource
 from runners.lineage import Lineage, read
 
@@ -17,12 +18,17 @@ from runners.lineage import Lineage, read
 def show(args: argparse.Namespace, _settings: Settings) -> int:
     """Show the lineage within a file; returns the exit code."""
     try:
-        found = read(args.file.read_bytes())
+        body = args.file.read_bytes()
+        found, size = read(body), size_of(body)
     except InvalidSource as error:
         return complain(INVALID, f"{args.file}: {error}")
     if found is None:
         return complain(NOT_FOUND, f"{args.file} does not say where it came from; was embed_metadata false?")
     print_answer(args.output, found, _table(found))
+    scale = found.upscale.scale if found.upscale else 1
+    if size != (wanted := (found.generate.width * scale, found.generate.height * scale)):
+        told = f"the file is {size[0]}x{size[1]}, and says that it is {wanted[0]}x{wanted[1]}"
+        return complain(FAILED, f"{args.file}: {told}: the text is another image's, or it was resized")
     return OK
 
 

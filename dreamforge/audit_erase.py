@@ -28,9 +28,9 @@ from orchestrator.state import JobState
 from orchestrator.transact import Jobs, NoSuchJob
 from projections.rebuild import Rebuild
 from runners.encoding import content_type
-from runners.errors import InvalidSource, ObjectMissing
+from runners.errors import InvalidSource, ObjectChanged, ObjectMissing
 from runners.lineage import stripped
-from runners.objects import ObjectStore
+from runners.objects import ObjectStore, StoredObject
 
 _TABLES = """
 select format('%I.%I', schemaname, tablename) as name,
@@ -155,7 +155,7 @@ async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, 
     for key in keys:
         try:
             anonymous = await _without_text(store, key)
-        except InvalidSource:
+        except (InvalidSource, ObjectChanged):
             damaged.append(key)
             continue
         if anonymous is not None:
@@ -174,10 +174,11 @@ async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[Artif
     """What the job's files will be without personal text, those that hold some."""
     for artifact in (artifact for step in state.steps for artifact in step.artifacts.values()):
         try:
-            anonymous = await _without_text(store, artifact.s3_key)
-        except InvalidSource:
-            continue
-        if anonymous is None:
+            body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
+            anonymous = stripped(body)
+        except (InvalidSource, ObjectMissing, ObjectChanged):
+            continue  # an event would make a foreign or damaged file the job's
+        if anonymous == body:
             continue
         kept = {name: getattr(artifact, name) for name in ArtifactBody.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()

@@ -25,7 +25,7 @@ from runners.encoding import decode, encode
 from runners.engines.batches import Batches
 from runners.engines.messages import ModelRef, Pixels, Work
 from runners.errors import StepError
-from runners.objects import ObjectStore
+from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import ModelFiles, model_ref
 from runners.studio import enlarge, render
 
@@ -34,6 +34,7 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
     """An image that was made again. difference: the largest of any pixel's channel, of 255; None if it could not be.
 
     pixels: how many differ. environment: what is not as it was, such as versions and device. problem: why it could not.
+    changed: the file in the store is not the one that was written, whatever its pixels.
     """
 
     step: str
@@ -43,11 +44,12 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
     pixels: int
     environment: list[str]
     problem: str | None = None
+    changed: bool = False
 
     @property
     def identical(self) -> bool:
-        """Is it the very same picture?"""
-        return self.difference == 0
+        """Is it the very same picture, in the file that was written?"""
+        return self.difference == 0 and not self.changed
 
 
 class _Silence:
@@ -125,11 +127,13 @@ class _Again:
         """Make an item again and compare; what stands in the way is told."""
         told: dict[str, Any] = {"step": step.name, "item_index": written.item_index, "s3_key": written.s3_key}
         try:
-            before = self._decoded(await self._store.get(written.s3_key))
+            body = await self._store.get(written.s3_key)
+            before = self._decoded(body)
             after, rendering = await self._rendered(step, written)
         except StepError as error:
             return Reproduced(**told, difference=None, pixels=0, environment=[], problem=str(error))
         environment = _differences(written.rendering, rendering)
+        told["changed"] = described(body) != StoredObject(written.bytes, written.sha256)
         if before.size != after.size:
             sizes = f"it was {before.width}x{before.height}, and is {after.width}x{after.height}"
             return Reproduced(**told, difference=None, pixels=0, environment=environment, problem=sizes)
@@ -141,7 +145,8 @@ class _Again:
         made = written.rendering
         source = None
         if step.name == "upscale":
-            source = await self._store.get(job.steps[0].artifacts[item].s3_key)
+            parent = job.steps[0].artifacts[item]
+            source = await self._store.verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
         if made is None:
             self._expect_painted(step, written)
             body = self._painter.generate(job, item) if source is None else self._painter.upscale(job, item, source)
@@ -216,5 +221,7 @@ def _table(found: Sequence[Reproduced]) -> Table:
             verdict = one.problem
         elif one.difference:
             verdict = f"{one.pixels:,} differ, by {one.difference}/255 at most"
+        if one.changed:
+            verdict += "; the file is not the one that was written"
         table.add_row(one.step, str(one.item_index), verdict, "\n".join(one.environment) or "the same")
     return table

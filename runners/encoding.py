@@ -32,6 +32,16 @@ def content_type(fmt: ImageFormat) -> str:
     return CONTENT_TYPES[fmt]
 
 
+def size_of(body: bytes) -> tuple[int, int]:
+    """Width and height, as the header tells them; raise `InvalidSource` if there is none."""
+    try:
+        return _opened(body).size
+    except InvalidSource:
+        raise
+    except Exception as error:  # as in `decode`
+        raise InvalidSource(f"the source is not a readable image: {error}") from error
+
+
 def decode(body: bytes, max_pixels: int) -> Image.Image:
     """Decode a PNG or JPEG wholly; raise `InvalidSource` if it is broken or would unfold to more than `max_pixels`."""
     try:

@@ -4,7 +4,8 @@
     ├── InvalidInput              final      invalid_input       what was asked for can't be done
     │   └── InvalidSource         final      invalid_input       the source object is not a usable image
     ├── ProviderError             final      provider_error      the engine or upscaler gave up
-    │   └── ObjectMissing         final      provider_error      an object is gone from the store
+    │   ├── ObjectMissing         final      provider_error      an object is gone from the store
+    │   └── ObjectChanged         final      provider_error      an object is not what was written
     ├── ObjectStoreUnavailable    retryable  infra_unavailable   the object store is away, or refuses us
     ├── OutOfMemory               retryable  oom                 the picture did not fit beside its neighbours
     ├── OutOfTime                 retryable  timeout             the attempt took too long; what it wrote is kept
@@ -43,6 +44,10 @@ class ProviderError(StepError):
 
 class ObjectMissing(ProviderError):
     """An object that the log says was written is not in the store: expired, or removed by hand."""
+
+
+class ObjectChanged(ProviderError):
+    """An object is not the one that was written: replaced or damaged behind the service's back."""
 
 
 class ObjectStoreUnavailable(StepError):

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,11 +26,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import Session
 
-from runners.errors import ObjectMissing, ObjectStoreUnavailable
+from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 
 T = TypeVar("T")
 
 READY_S = 5.0
+MOST = 2**29
+"""Of bytes that are read at once where it is not known how many were written: more than any file of a job has."""
+
+_PART = 2**20
 CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 CREATED_BY_ANOTHER = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists", "OperationAborted"}
 
@@ -79,17 +83,24 @@ class ObjectStore:
         """Write over an object: for erasure alone, everything else leaves what lies there."""
         await self._in_thread(partial(self._replace, key, body, content_type))
 
-    async def get(self, key: str) -> bytes:
-        """Read an object whole; raise `ObjectMissing` if there is none."""
-        return await self._in_thread(partial(self._get, key))
+    async def get(self, key: str, *, most: int = MOST) -> bytes:
+        """Read an object of at most so many bytes; raise `ObjectMissing` if there is none, `ObjectChanged` if more."""
+        return await self._in_thread(partial(self._get, key, most))
+
+    async def verified(self, key: str, written: StoredObject) -> bytes:
+        """Read an object that must be the one that was written; raise `ObjectMissing` or `ObjectChanged` otherwise.
+
+        No more is ever read than was written.
+        """
+        return await self._in_thread(partial(self._verified, key, written))
 
     async def keys(self, prefix: str) -> list[str]:
         """What lies under a prefix, in order."""
         return await self._in_thread(partial(self._keys, prefix))
 
     async def described(self, key: str) -> StoredObject:
-        """Read an object, and tell what it really is; raise `ObjectMissing` if there is none."""
-        return await self._in_thread(lambda: _described(self._get(key)))
+        """Read an object of any size, and tell what it really is; raise `ObjectMissing` if there is none."""
+        return await self._in_thread(partial(self._describe, key))
 
     async def ready(self) -> None:
         """Raise `ObjectStoreUnavailable` unless the bucket can be reached, soon."""
@@ -141,8 +152,8 @@ class ObjectStore:
     def _put(self, key: str, body: bytes, content_type: str) -> StoredObject:
         with self._explained(key):
             if self._put_new(key, body, content_type):
-                return _described(body)
-        return _described(self._get(key))
+                return described(body)
+        return self._describe(key)
 
     def _replace(self, key: str, body: bytes, content_type: str) -> None:
         with self._explained(key):
@@ -164,10 +175,35 @@ class ObjectStore:
                 return True
         raise ObjectStoreUnavailable(f"{self._place}: others kept writing {key} at the same time; try again")
 
-    def _get(self, key: str) -> bytes:
-        with self._explained(key):
-            body: bytes = self._s3.get_object(Bucket=self._config.bucket, Key=key)["Body"].read()
-            return body
+    def _get(self, key: str, most: int) -> bytes:
+        with self._explained(key), self._opened(key) as opened:
+            body: bytes = opened.read(most + 1)
+        if len(body) > most:
+            raise ObjectChanged(f"{self._place} holds more than {most:,} bytes under {key}; that is no file of ours")
+        return body
+
+    def _verified(self, key: str, written: StoredObject) -> bytes:
+        with self._explained(key), self._opened(key) as opened:
+            body: bytes = opened.read(written.size + 1)
+        found = described(body)
+        if found != written:
+            size = f"{found.size:,}" if found.size <= written.size else f"more than {written.size:,}"
+            raise ObjectChanged(
+                f"{self._place} does not hold under {key} what was written: {written.size:,} bytes of SHA-256 "
+                f"{written.sha256} were, {size} of another are there"
+            )
+        return body
+
+    def _describe(self, key: str) -> StoredObject:
+        size, digest = 0, hashlib.sha256()
+        with self._explained(key), self._opened(key) as opened:
+            while part := opened.read(_PART):
+                size += len(part)
+                digest.update(part)
+        return StoredObject(size, digest.hexdigest())
+
+    def _opened(self, key: str) -> closing[Any]:
+        return closing(self._s3.get_object(Bucket=self._config.bucket, Key=key)["Body"])
 
     def _keys(self, prefix: str) -> list[str]:
         with self._explained():
@@ -230,7 +266,8 @@ def _code(error: ClientError) -> str:
     return code
 
 
-def _described(body: bytes) -> StoredObject:
+def described(body: bytes) -> StoredObject:
+    """What an object of these bytes is."""
     return StoredObject(len(body), hashlib.sha256(body).hexdigest())
 
 

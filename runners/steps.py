@@ -4,7 +4,6 @@ fold ─▶ step.start ─▶ for each item without an artifact: render, put, ar
 """
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +15,7 @@ import structlog
 
 from eventstore.database import Backoff, until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import ArtifactWritten, Body, Rendering, StepFinish, StepName
+from eventstore.events import ArtifactWritten, Body, Rendering, StepFinish
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
 from orchestrator.decisions import (
@@ -29,21 +28,23 @@ from orchestrator.decisions import (
     StaleAttempt,
     StartStep,
 )
-from orchestrator.plan import item_seed, object_key, output_size
+from orchestrator.plan import item_seed, object_key
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs, NoSuchJob
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import InvalidSource, ObjectStoreUnavailable, OutOfTime, StepError, Unexpected, classified
+from runners.errors import ObjectChanged, ObjectStoreUnavailable, OutOfTime, StepError, Unexpected, classified
 from runners.harvest import Failure, Harvest
-from runners.lineage import read
-from runners.objects import ObjectStore
+from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import Selected
 from runners.studio import Rendition, Studio
 
 T = TypeVar("T")
 
 _UPLOADS = 4
+_METADATA_BYTES = 2**20
+"""Room beside a picture's pixels for what its file says of it; no encoding takes more than the pixels themselves."""
+
 _LOOK_S = 2.0
 """After such a silence an attempt looks whether it is wanted still: it may wait long behind others' batches."""
 
@@ -284,14 +285,15 @@ class StepRunner:
     ) -> Rendition:
         if step.name == "generate":
             return await self._studio.generate(selected, state, index, harvest)
-        key = state.steps[0].artifacts[index].s3_key
-        source = await self._patiently(state, partial(self._store.get, key))
+        parent = state.steps[0].artifacts[index]
+        written = StoredObject(parent.bytes, parent.sha256)
+        source = await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
         return await self._studio.upscale(selected, state, index, source, harvest)
 
     async def _put(self, state: JobState, step: StepState, index: int, rendition: Rendition) -> ArtifactWritten:
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
-        size = output_size(generate, state.upscale, step.name)
+        size = rendition.size
         if step.first_started_at is None:
             raise RuntimeError(f"step {step.name} of job {state.job_id} writes before it started")
         key = object_key(
@@ -301,8 +303,8 @@ class StepRunner:
             state, partial(self._store.put, key, rendition.body, content_type(generate.format))
         )
         made = rendition.rendering
-        if stored.sha256 != hashlib.sha256(rendition.body).hexdigest():
-            made = _rendering(await self._patiently(state, partial(self._store.get, key)), step.name)
+        if stored != described(rendition.body):
+            made = await self._adopted(state, step, index, rendition, key, stored)
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,
@@ -318,6 +320,18 @@ class StepRunner:
             sha256=stored.sha256,
             rendering=made,
         )
+
+    async def _adopted(
+        self, state: JobState, step: StepState, index: int, rendition: Rendition, key: str, stored: StoredObject
+    ) -> Rendering | None:
+        """How the image that lies under our key came about. Raises `ObjectChanged` if no attempt of ours wrote it."""
+        most = 4 * rendition.size[0] * rendition.size[1] + _METADATA_BYTES
+        if stored.size > most:
+            raise ObjectChanged(
+                f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
+            )
+        body = await self._patiently(state, partial(self._store.verified, key, stored))
+        return await self._studio.adopted(state, step.name, index, body, rendition.size)
 
     async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call while the object store is away: an outage keeps the steps waiting, and fails none for hours."""
@@ -348,16 +362,6 @@ class StepRunner:
             max_attempts=self._retry.max_attempts,
         )
         await self._carry_out(state, command, claim)
-
-
-def _rendering(body: bytes, step: StepName) -> Rendering | None:
-    """How an earlier attempt's picture came about, in another batch perhaps; None if its file does not tell."""
-    try:
-        found = read(body)
-    except InvalidSource:
-        return None
-    made = None if found is None else found.generate if step == "generate" else found.upscale
-    return None if made is None else made.rendering
 
 
 def _finishes(bodies: Sequence[Body]) -> bool:

@@ -12,11 +12,12 @@ from PIL import Image
 from eventstore.events import Rendering, StepName
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
-from runners.encoding import decode, encode
+from runners.encoding import decode, encode, size_of
 from runners.engines.batches import Batches, Report
 from runners.engines.messages import Enlarge, ModelRef, Pixels, Render, Sampling, Wish
+from runners.errors import InvalidSource, ObjectChanged
 from runners.faults import FaultPlan, Injury
-from runners.lineage import embed, lineage
+from runners.lineage import embed, lineage, read
 from runners.rendering import Renderer
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
 
@@ -24,9 +25,10 @@ T = TypeVar("T")
 
 
 class Rendition(msgspec.Struct, frozen=True):
-    """An item's file, and how it came about; None where no model had a part in it."""
+    """An item's file. size: width and height; rendering: how it came about, None where no model had a part in it."""
 
     body: bytes
+    size: tuple[int, int]
     rendering: Rendering | None = None
 
 
@@ -101,6 +103,15 @@ class Studio:
         work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
         return await self._encoded(job, "upscale", item_index, await self._batches.have(work, item_index, report))
 
+    async def adopted(
+        self, job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
+    ) -> Rendering | None:
+        """How an image came about that an earlier attempt has stored, in another batch perhaps; None if it isn't told.
+
+        Raises `ObjectChanged` for one that no attempt at this item can have made.
+        """
+        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))
+
     def withdraw(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
         if self._batches is not None:
@@ -121,10 +132,29 @@ class Studio:
         """A file that says where it came from, unless that is not wanted."""
         if job.generate.embed_metadata:
             body = embed(body, lineage(job, step, item_index, rendering))
-        return Rendition(body, rendering)
+        return Rendition(body, size_of(body), rendering)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]) -> Rendering | None:
+    where = f"the object that lies in place of item {item_index} of {step}"
+    try:
+        image = decode(body, size[0] * size[1])
+        found = read(body)
+    except InvalidSource as error:
+        raise ObjectChanged(f"{where} was written by no attempt at it: {error}; remove it") from error
+    if image.size != size:
+        raise ObjectChanged(f"{where} is {image.width}x{image.height} instead of {size[0]}x{size[1]}; remove it")
+    if found is None:
+        return None
+    made = found.generate.rendering if found.upscale is None else found.upscale.rendering
+    told = lineage(job, step, item_index, made)
+    parents = [None if one.upscale is None else one.upscale.parent_sha256 for one in (found, told)]
+    if (found.job_id, found.item_index, parents[0]) != (told.job_id, told.item_index, parents[1]):
+        raise ObjectChanged(f"{where} is another image, by what its file says; remove it")
+    return made
 
 
 def render(model: ModelRef, job: JobState, item_index: int, injury: Injury | None = None) -> Render:

@@ -97,6 +97,43 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_batches.py -k dead_process",
     ),
     Mutant(
+        "09-adopts-anything",
+        "runners/studio.py",
+        "        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))",
+        "        found = read(body) if body[:4] == b'\\x89PNG' else None\n"
+        "        return None if found is None else found.generate.rendering",
+        "tests/store/test_stored_images.py -k adopted",
+    ),
+    Mutant(
+        "09-described-as-asked-for",
+        "runners/studio.py",
+        "        return Rendition(body, size_of(body), rendering)",
+        "        scale = job.upscale.scale if job.upscale and step == 'upscale' else 1\n"
+        "        return Rendition(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
+        "tests/store/test_stored_images.py -k described",
+    ),
+    Mutant(
+        "09-erasure-records-foreign-files",
+        "dreamforge/audit_erase.py",
+        "            body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))",
+        "            body = await store.get(artifact.s3_key)",
+        "tests/flow/test_erasure.py -k somebody_replaced",
+    ),
+    Mutant(
+        "09-reads-are-bounded",
+        "runners/objects.py",
+        "            body: bytes = opened.read(written.size + 1)",
+        "            body: bytes = opened.read()",
+        "tests/store/test_objects.py -k changed_object",
+    ),
+    Mutant(
+        "09-source-is-held-against-the-log",
+        "runners/steps.py",
+        "partial(self._store.verified, parent.s3_key, written))",
+        "partial(self._store.get, parent.s3_key))",
+        "tests/store/test_stored_images.py -k replaced_source",
+    ),
+    Mutant(
         "15-any-host-is-served",
         "dreamforge/roles.py",
         "if settings.allowed_hosts is None and settings.require_keys:",

@@ -273,6 +273,10 @@ def test_images_are_made_again_pixel_by_pixel(audited: Audited, s3_config: S3Con
     [one] = audited.audit("reproduce", job, code=1)
     assert one["pixels"] == 1
     assert one["difference"] > 0
+    assert one["changed"]
+    paint_over(s3_config, artifact["s3_key"], (3, 4))
+    [one] = audited.audit("reproduce", job, code=1)
+    assert (one["pixels"], one["changed"]) == (0, True), "the same picture, in a file that no event names"
 
 
 def test_a_job_that_is_not_there_can_not_be_made_again(audited: Audited) -> None:

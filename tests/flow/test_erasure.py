@@ -117,6 +117,23 @@ async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
     await store.close()
 
 
+async def test_a_file_that_somebody_replaced_does_not_become_the_jobs(stack: Stack) -> None:
+    """Given other bytes in place of an image, with the prompt in them, then they lose it, and no event has them."""
+    store = stack.objects()
+    [picture, _] = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    body = await store.get(picture)
+    foreign = body[:-12] + body[-12:] * 2  # a second end of the file
+    await store.replace(picture, foreign, "image/png")
+    [erased] = stack.ask("audit", "erase", stack.job)
+    assert erased["files"] == 2
+    assert stack.texts[0].encode() not in await store.get(picture)
+    rewritten = [one for one in stack.api.history(stack.job) if one["code"] == "artifact.rewritten"]
+    assert [json.loads(one["data"])["step"] for one in rewritten] == ["upscale"]
+    whole = stack.ask("audit", "verify", "--all", "--artifacts", code=1)
+    assert [one["s3_key"] for one in whole["bad_artifacts"]] == [picture]
+    await store.close()
+
+
 def test_erasing_again_changes_nothing(stack: Stack) -> None:
     """Given a job that was erased, or that does not exist, or that has not ended, then the command says so."""
     version = stack.ask("audit", "erase", stack.job)[0]["version"]

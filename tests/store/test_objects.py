@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import socket
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.error import HTTPError
@@ -14,7 +16,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from runners.errors import ObjectMissing, ObjectStoreUnavailable
+from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from runners.objects import ObjectStore, S3Config, StoredObject
 
 PNG = "image/png"
@@ -64,6 +66,27 @@ async def test_of_many_writers_at_once_one_wins_and_all_agree(
     answers = await asyncio.gather(*((store, other)[n % 2].put(key, body, PNG) for n, body in enumerate(bodies)))
     await other.close()
     assert set(answers) == {stored(await store.get(key))}
+
+
+async def test_a_changed_object_is_refused_and_no_more_of_it_read_than_was_written(
+    store: ObjectStore, key: str
+) -> None:
+    body = b"pixels"
+    await store.put(key, body, PNG)
+    assert await store.verified(key, stored(body)) == body
+    for changed in (b"pixelz", b"pixel", b"", body + bytes(32 * 2**20)):
+        await store.replace(key, changed, PNG)
+        tracemalloc.start()
+        with pytest.raises(ObjectChanged, match=key):
+            await store.verified(key, stored(body))
+        with suppress(ObjectChanged):
+            await store.get(key, most=100)
+        assert await store.described(key) == stored(changed)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 * 2**20
+    with pytest.raises(ObjectChanged, match="more than 100 bytes"):
+        await store.get(key, most=100)
 
 
 async def test_a_missing_object_is_named(store: ObjectStore, key: str) -> None:

@@ -117,14 +117,14 @@ class Overtaken(Jobs):
 
 
 class Bench:
-    """One job of generate alone, whose step is run by hand, attempt by attempt."""
+    """One job, of generate alone unless it has a scale, whose steps are run by hand, attempt by attempt."""
 
-    def __init__(self, store: Store, objects: ObjectStore, count: int) -> None:
+    def __init__(self, store: Store, objects: ObjectStore, count: int, scale: int | None = None) -> None:
         self._store = store
         self._objects = objects
-        self._outbox = Outbox(store.database, ["generate"])
+        self._outbox = Outbox(store.database, ["generate", "upscale"])
         self.job_id = new_id()
-        self._created = job_created(scale=None, count=count)
+        self._created = job_created(scale=scale, count=count)
 
     async def submit(self) -> None:
         """Create the job and send its command."""
@@ -133,6 +133,12 @@ class Bench:
         first = Append(stream=self.job_id, expected=0, events=(event(self._created),))
         sends = [Send(stream=self.job_id, queue="generate", message=command)]
         await self._store.log.commit(Batch(appends=[first], sends=sends))
+
+    async def follow(self) -> None:
+        """Send the upscale's command, as the orchestrator does after generate."""
+        step_id = self._created.steps[1].step_id
+        command = Command(job_id=self.job_id, step_id=step_id, step="upscale", version=1)
+        await self._store.log.commit(Batch(sends=[Send(stream=self.job_id, queue="upscale", message=command)]))
 
     def runner(self, studio: Studio | Renderer, jobs: type[Jobs] = Jobs, **policy: Any) -> StepRunner:
         """A runner of steps. studio: or what renders in one."""
@@ -163,9 +169,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(store: Store, objects: ObjectStore, count: int = 2) -> AsyncIterator[Bench]:
+async def bench(store: Store, objects: ObjectStore, count: int = 2, scale: int | None = None) -> AsyncIterator[Bench]:
     """A submitted job."""
-    made = Bench(store, objects, count)
+    made = Bench(store, objects, count, scale)
     await made.submit()
     try:
         yield made

@@ -54,8 +54,8 @@ def a_lineage(prompt: str | None = "ein Schloß, 城, 🏰", negative: str | Non
     return Lineage(job_id=new_id(), item_index=3, generate=generated, upscale=upscaled)
 
 
-def picture(fmt: ImageFormat) -> bytes:
-    return encode(paint("a castle", 1, (24, 16)), fmt)
+def picture(fmt: ImageFormat, size: tuple[int, int] = (48, 32)) -> bytes:
+    return encode(paint("a castle", 1, size), fmt)
 
 
 def opened(body: bytes) -> Image.Image:
@@ -163,3 +163,14 @@ def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     assert "castle" in shown
     assert not set(shown) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_a_file_that_is_not_what_it_says_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given an image's text in another one's file, then it is shown, and so is the difference."""
+    place = tmp_path / "theirs.png"
+    other = picture("png", (30, 20))
+    place.write_bytes(embed(other, a_lineage("a castle")))
+    assert show(argparse.Namespace(file=place, output="table"), Settings()) == 1
+    shown = capsys.readouterr()
+    assert "castle" in shown.out
+    assert "the file is 30x20, and says that it is" in shown.err

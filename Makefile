@@ -28,9 +28,10 @@ PY := $(VENV)/bin/python
 # ones come first, as they lie.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 EAGER := tests/http tests/flow/test_m5_*.py
+NEWEST := tests
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled bench-snapshot bench-rebuild bench-images chaos contract fuzz openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
+.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,9 @@ help: ## Show this list
 	@echo "  make up PORT=8001"
 	@echo "  make e2e-m4 BASE=http://127.0.0.1:8001"
 	@echo "  make simulate STEPS=10000000"
+	@echo "  make install PYTHON=python3.12"
+	@echo "  make test-pythons PYTHONS=\"3.12 3.13\""
+	@echo "  make test-newest NEWEST=tests/unit"
 	@echo "  make test ARGS=\"-k 'chain or seeds' -x\""
 
 install: $(VENV)/.installed ## Create .venv and install the service into it
@@ -55,10 +59,10 @@ up-fake: $(VENV)/.installed ## Start database, object store, API and workers, wh
 test: $(VENV)/.installed-dev ## Run the tests
 	@$(PY) -m pytest $(PARALLEL) $(ARGS)
 
-test-images: .venv-images/.installed ## Run the tests with torch and diffusers, in an environment of their own (gigabytes; TORCH=torch==2.13.0)
+test-images: .venv-images/.ready ## Run the tests with torch and diffusers, in an environment of their own (gigabytes; TORCH=torch==2.14.0)
 	@OMP_NUM_THREADS=1 .venv-images/bin/python -m pytest tests/images $(ARGS)
 
-test-gan: .venv-gan/.installed ## Run the tests with spandrel and torchvision, likewise
+test-gan: .venv-gan/.ready ## Run the tests with spandrel and torchvision, likewise
 	@OMP_NUM_THREADS=1 .venv-gan/bin/python -m pytest tests/gan $(ARGS)
 
 test-eager: $(VENV)/.installed-dev ## Run the HTTP suite once more on one process that answers a job when it has ended
@@ -69,13 +73,19 @@ test-pooled: $(VENV)/.installed-dev ## Run the store and HTTP suites through PgB
 	@DF_TEST_POOLER=pgbouncer DF_TEST_LISTEN=off $(PY) -m pytest tests/store tests/http $(PARALLEL) \
 		--ignore=tests/http/test_schemathesis.py --ignore=tests/http/test_browser.py $(ARGS)
 
+test-newest: .venv-newest/.ready ## Run the tests with the newest versions that pyproject.toml admits, in an environment of their own
+	@.venv-newest/bin/python -m pytest $(PARALLEL) $(NEWEST) $(ARGS)
+
+test-pythons: $(VENV)/.installed-dev ## Run the unit tests on each of Python 3.11, 3.12 and 3.13 that is installed
+	@MAKE="$(MAKE)" scripts/pythons.sh $(VENV) $(ARGS)
+
 bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and compare the rates with and without (MINUTES=30)
 	@$(PY) scripts/held_snapshot.py --minutes="$${MINUTES:-30}"
 
 bench-rebuild: $(VENV)/.installed-dev ## Rebuild a million events' read model while more arrive, and check it (minutes; EVENTS=1000000)
 	@$(PY) scripts/rebuild_live.py --events="$${EVENTS:-1000000}"
 
-bench-images: .venv-images/.installed ## Compare images a second through the service with a bare loop's (ARGS="--model sdxl --side 1024")
+bench-images: .venv-images/.ready ## Compare images a second through the service with a bare loop's (ARGS="--model sdxl --side 1024")
 	@PYTHONPATH=. .venv-images/bin/python scripts/images_rate.py $(ARGS)
 
 chaos: $(VENV)/.installed-dev ## Break everything in turn and at once under thousands of jobs, judge (hours; JOBS=2000 ONLY= RESTART=1)
@@ -86,6 +96,9 @@ contract: $(VENV)/.installed-dev ## Hold the API against its OpenAPI document, w
 
 fuzz: $(VENV)/.installed-dev ## Send the API 20,000 malformed and hostile requests
 	@DF_TEST_HOSTILE=20000 $(PY) -m pytest -s --timeout=0 tests/http/test_hostile.py $(ARGS)
+
+lock: $(VENV)/.installed-dev ## Write the hashed requirement files from pyproject.toml (UPGRADE=1: the newest versions)
+	@$(PY) scripts/lock.py --uv=$(VENV)/bin/uv $${UPGRADE:+--upgrade}
 
 openapi: $(VENV)/.installed-dev ## Write docs/openapi/openapi.v1.json from the code; a test keeps the two equal
 	@$(PY) -m api.openapi > docs/openapi/openapi.v1.json
@@ -119,13 +132,15 @@ simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol wit
 check: lint type floors ## Everything that can be checked without running the code
 
 clean: ## Remove all that make made (.dreamforge, your data, stays)
-	@rm -rf $(VENV) .venv-images .venv-gan .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-* .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A virtual environment, by uv where there is one, else by the first Python on the PATH that is new enough.
+# A virtual environment of the interpreter PYTHON; else by uv where there is one, else of the first Python on the PATH
+# that is new enough.
 $(PY):
 	@rm -rf $(VENV)
-	@if command -v uv >/dev/null 2>&1; then \
+	@if [ -n "$$PYTHON" ]; then exec "$$PYTHON" -m venv $(VENV); fi; \
+	if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --seed --python '>=3.11' $(VENV); exit; \
 	fi; \
 	for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -138,30 +153,43 @@ $(PY):
 	done; \
 	echo "No Python 3.11 or newer found on the PATH. Install one (https://www.python.org/downloads/), or uv." >&2; exit 1
 
-# torch before all else: what it is, pip would leave to the newest, which brings CUDA along where there is no GPU.
-.venv-images/.installed: pyproject.toml
-	@echo "Installing dream-forge[dev,diffusers] into .venv-images …"
-	@$(MAKE) --no-print-directory VENV=.venv-images .venv-images/bin/python
-	@.venv-images/bin/python -m pip install --quiet '$(or $(TORCH),torch==2.13.0)'
-	@.venv-images/bin/python -m pip install --quiet 'uv>=0.9'
-	@.venv-images/bin/python -m uv pip install --quiet --python .venv-images/bin/python -e '.[dev,diffusers]'
-	@touch $@
-
-# The rest by uv, which fetches all of it, torchvision and its CUDA as well, in a fraction of pip's time.
-.venv-gan/.installed: pyproject.toml
-	@echo "Installing dream-forge[dev,gan] into .venv-gan …"
-	@$(MAKE) --no-print-directory VENV=.venv-gan .venv-gan/bin/python
-	@.venv-gan/bin/python -m pip install --quiet 'uv>=0.9'
-	@.venv-gan/bin/python -m uv pip install --quiet --python .venv-gan/bin/python -e '.[dev,gan]'
-	@touch $@
-
-$(VENV)/.installed: EXTRA :=
-$(VENV)/.installed-dev: EXTRA := [dev]
-$(VENV)/.installed $(VENV)/.installed-dev: $(PY) pyproject.toml
-	@echo "Installing dream-forge$(EXTRA) into $(VENV) …"
+# The hashed files name everything, so that nothing is resolved; the project comes last, built by the backend among them.
+$(VENV)/.installed: LOCK := default
+$(VENV)/.installed-dev: LOCK := dev
+$(VENV)/.installed $(VENV)/.installed-dev: $(PY) pyproject.toml requirements/default.txt requirements/dev.txt
+	@echo "Installing requirements/$(LOCK).txt and dream-forge into $(VENV) …"
 	@if command -v uv >/dev/null 2>&1; then \
-		uv pip install --quiet --python $(PY) -e '.$(EXTRA)'; \
+		install() { uv pip install --quiet --python $(PY) --no-deps "$$@"; }; \
 	else \
-		$(PY) -m pip install --quiet -e '.$(EXTRA)'; \
-	fi
+		install() { $(PY) -m pip install --quiet --no-deps "$$@"; }; \
+	fi; \
+	install --require-hashes -r requirements/$(LOCK).txt && install --no-build-isolation -e .
 	@touch $(VENV)/.installed $@
+
+# Into environments beside the first, by the uv that is locked with the tests.
+BESIDE = $(VENV)/bin/uv pip install --quiet --python $(@D)/bin/python
+
+# torch first, by its pin: what it is, the rest would leave to the newest, which brings CUDA along where there is no GPU.
+# And by pip, which knows of the wheels that lie on a machine.
+.venv-images/.ready: pyproject.toml requirements/diffusers.txt requirements/torch.txt | $(VENV)/.installed-dev
+	@echo "Installing torch, requirements/dev.txt, requirements/diffusers.txt and dream-forge into $(@D) …"
+	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
+	@$(@D)/bin/python -m pip install --quiet "$${TORCH:-$$(grep '^torch==' requirements/torch.txt)}"
+	@$(BESIDE) --no-deps --require-hashes -r requirements/dev.txt -r requirements/diffusers.txt
+	@$(BESIDE) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-gan/.ready: pyproject.toml requirements/gan.txt requirements/torch.txt | $(VENV)/.installed-dev
+	@echo "Installing torch, torchvision, requirements/dev.txt, requirements/gan.txt and dream-forge into $(@D) …"
+	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
+	@$(BESIDE) -r requirements/torch.txt
+	@$(BESIDE) --no-deps --require-hashes -r requirements/dev.txt -r requirements/gan.txt
+	@$(BESIDE) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What the newest versions are changes by the day: they are looked up each time.
+.PHONY: .venv-newest/.ready
+.venv-newest/.ready: | $(VENV)/.installed-dev
+	@echo "Installing dream-forge[dev] with the newest versions of everything into $(@D) …"
+	@[ -x $(@D)/bin/python ] || $(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
+	@$(BESIDE) --upgrade -e '.[dev]'

@@ -17,6 +17,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
     ),
     Mutant(
+        "01-installs-without-the-locked-files",
+        "Makefile",
+        "install --require-hashes -r requirements/$(LOCK).txt && install --no-build-isolation -e .",
+        "install --no-build-isolation -e .",
+        "tests/flow/test_install.py -k pip",
+    ),
+    Mutant(
+        "01-unlisted-skips-pass",
+        "tests/skips.py",
+        "            self.unlisted.append(",
+        "            print(",
+        "tests/unit/test_skips.py -k module",
+    ),
+    Mutant(
         "04-cancelled-wait-counts",
         "eventstore/database.py",
         '        if message.server_source_filename == "syncrep.c":',

@@ -25,6 +25,7 @@ from eventstore.ids import new_id
 from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN, Api, Service, Store, roles_environ
 from tests.pooler import pooled
+from tests.skips import Skips
 
 # A name for each of pytest-xdist's workers, which may share a given server.
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -34,6 +35,11 @@ PASSED_ON = ("DF_CELERY_EAGER", "DF_FAKE_RUNNER")
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test may be skipped if tests/skips.py lists it."""
+    config.pluginmanager.register(Skips())
 
 
 class Backends(msgspec.Struct, frozen=True):

@@ -268,6 +268,18 @@ begin
     end if;
 end $$;
 
+-- Raises unless a commit would succeed now: on a server that takes writes, with room on its disk (what goes beyond 64 kB of
+-- memory is written to a file), and with its synchronous standby there, for which the transaction waits at its end.
+create or replace function eventstore.probe_writes() returns void
+language plpgsql set work_mem = '64kB' set temp_tablespaces = '' as $$
+begin
+    if current_setting('transaction_read_only')::boolean then
+        raise read_only_sql_transaction using message = 'its transactions are read-only';
+    end if;
+    perform from generate_series(1, 5000);
+    perform pg_logical_emit_message(true, 'dreamforge', '');
+end $$;
+
 -- How a stream takes an append that expects it at a version: the verdict (see `commit`), and its newest version and hash.
 create or replace function eventstore.judge(
     stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
@@ -1197,6 +1209,7 @@ declare
     called text[] := array[
         'eventstore.commit(json, json, json, json, json)',
         'eventstore.confirm_replicated()',
+        'eventstore.probe_writes()',
         'eventstore.subscribe(text)',
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',

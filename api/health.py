@@ -10,24 +10,32 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.errors import invalid
 from api.metrics import HEALTHZ_HITS
 from api.responses import json_response
 from api.schemas import Liveness, Readiness
 from api.services import Check
 from eventstore.database import within
 from eventstore.metrics import Backlog
+from eventstore.write_probe import WriteProbe
 
 _CHECK_S = 3.0
+_WRITES = "writes"
 
 # Otherwise every counter and histogram has a second series with its time of birth, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the one function there without annotations
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start."""
+    """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start.
+
+    writes: tries a commit. needs_writes: whether the process is of no use without; an API goes on with its reads.
+    """
 
     checks: Mapping[str, Check]
     backlog: Backlog
+    writes: WriteProbe
+    needs_writes: bool = True
 
 
 async def healthz(_request: Request) -> Response:
@@ -38,17 +46,23 @@ async def healthz(_request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """GET /readyz: everything that the process needs is there; 503 names what isn't."""
-    checks = dict(_health(request).checks)
+    need = request.query_params.get("need")
+    if need not in {None, _WRITES}:
+        raise invalid("need", f"must be {_WRITES!r} if it is given")
+    health = _health(request)
+    checks = {**health.checks, _WRITES: health.writes.check}
     found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
-    ready = all(verdict == "ok" for verdict in found)
     verdicts = dict(zip(checks, found, strict=True))
+    spared = set() if need or health.needs_writes else {_WRITES}
+    ready = all(verdict == "ok" for name, verdict in verdicts.items() if name not in spared)
     answer = Readiness(status="ready" if ready else "unavailable", checks=verdicts)
     return json_response(answer, 200 if ready else 503)
 
 
 async def metrics(request: Request) -> Response:
     """GET /metrics: all metrics of the process, in the form that the scraper asks for."""
-    await _health(request).backlog.refresh()
+    health = _health(request)
+    await asyncio.gather(health.backlog.refresh(), health.writes.refresh())
     body, content_type = _exposition(", ".join(request.headers.getlist("accept")))
     return Response(body, headers={"Content-Type": content_type})
 

@@ -548,10 +548,13 @@ OPERATIONS: list[Operation] = [
         name="getReadiness",
         tag="operations",
         summary="Is all there that the process needs?",
+        description="An API whose commits would fail is ready all the same, for reads; `checks.writes` tells.",
+        parameters=[_query("need", "503 also where commits would fail.", {"enum": ["writes"]})],
         replies=[
             *_answered("All is there.", "Readiness"),
             Reply(status=503, description="`checks` names what is down.", schema=ref("Readiness")),
         ],
+        errors={"invalid_input": _WRONG_QUERY},
     ),
     Operation(
         method="GET",

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import structlog
 from starlette.types import ASGIApp
 
@@ -41,6 +42,7 @@ from eventstore.metrics import SUBSCRIPTION_FAILED, Backlog
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
+from eventstore.write_probe import WriteProbe
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
 from projections import views
@@ -92,7 +94,7 @@ class Core:
             "database": lambda: schema.check(database),
             "committer": self.committer.task.check,
         }
-        self.health = Health(self.checks, Backlog(database))
+        self.health = Health(self.checks, Backlog(database), WriteProbe(database))
         self.tasks: list[asyncio.Task[None]] = []
 
     def store(self) -> ObjectStore:
@@ -284,7 +286,8 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         place = f"{settings.host}:{settings.port}"
         raise CannotStart(f"can't listen on {place} ({error}); choose another with --port or DF_PORT") from error
     core.checks["tailer"] = tailer.task.check
-    core.url = _serve_http(core, stack, build(services, core.health), bound, "api")
+    health = msgspec.structs.replace(core.health, needs_writes=False)
+    core.url = _serve_http(core, stack, build(services, health), bound, "api")
     stack.push_async_callback(tailer.stop)
     _log.info("listening", url=core.url)
 

@@ -30,6 +30,10 @@ SUBSCRIPTION_FAILED = Gauge(
     "1 while a partition of a subscription that this process runs stands still, else 0.",
     ["subscription"],
 )
+DATABASE_WRITABLE = Gauge(
+    "df_database_writable",
+    "1 if a commit succeeded when it was last tried, else 0; tried with a scrape, every two seconds at most.",
+)
 
 _QUEUES = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"
 # Positions have no gaps, so the distance to the head is the number of events, and the oldest is the next.

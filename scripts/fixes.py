@@ -148,6 +148,27 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_stored_images.py -k replaced_source",
     ),
     Mutant(
+        "11-a-probe-that-writes-nothing",
+        "schema.sql",
+        "    perform from generate_series(1, 5000);\n    perform pg_logical_emit_message(true, 'dreamforge', '');",
+        "    null;",
+        "tests/flow/test_writes.py -k failing",
+    ),
+    Mutant(
+        "11-an-api-without-writes-is-not-ready",
+        "dreamforge/roles.py",
+        "needs_writes=False",
+        "needs_writes=True",
+        "tests/flow/test_writes.py -k failing",
+    ),
+    Mutant(
+        "11-ready-while-writes-fail",
+        "api/health.py",
+        "spared = set() if need or health.needs_writes else {_WRITES}",
+        "spared = {_WRITES}",
+        "tests/flow/test_writes.py",
+    ),
+    Mutant(
         "15-any-host-is-served",
         "dreamforge/roles.py",
         "if settings.allowed_hosts is None and settings.require_keys:",

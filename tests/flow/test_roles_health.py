@@ -11,9 +11,9 @@ from runners.objects import S3Config
 from tests.kit import Metrics, Service, eventually, roles_environ
 
 CHECKS = {
-    "orchestrator": {"database", "committer", "orchestrator"},
-    "projector": {"database", "committer", "readmodel"},
-    "runner": {"database", "committer", "heartbeat", "object_store"},
+    "orchestrator": {"database", "committer", "writes", "orchestrator"},
+    "projector": {"database", "committer", "writes", "readmodel"},
+    "runner": {"database", "committer", "writes", "heartbeat", "object_store"},
 }
 
 

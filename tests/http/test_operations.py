@@ -19,7 +19,7 @@ def test_readyz_names_its_checks(api: Api, lone: Api) -> None:
     """Those of the roles that the process has."""
     ready = api.get("/readyz")
     assert ready == {"status": "ready", "checks": dict.fromkeys(ready["checks"], "ok")}
-    alone = {"database", "committer", "tailer"}
+    alone = {"database", "committer", "tailer", "writes"}
     assert set(ready["checks"]) == alone | {"heartbeat", "object_store", "orchestrator", "readmodel"}
     assert lone.get("/readyz") == {"status": "ready", "checks": dict.fromkeys(alone, "ok")}
 

@@ -18,6 +18,7 @@ from eventstore.archive import Archive
 from eventstore.events import JobFinish, StepRetry
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
+from eventstore.write_probe import WriteProbe
 from orchestrator.transact import Jobs
 from projections.model_queries import Models
 from projections.queries import Queries
@@ -46,7 +47,7 @@ async def impatient(url: str) -> AsyncIterator[str]:
         stopping=asyncio.Event(),
     )
     bound = listen("127.0.0.1", 0)
-    server = Server(build(services, Health({}, Backlog(store.database))))
+    server = Server(build(services, Health({}, Backlog(store.database), WriteProbe(store.database))))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield url_of(bound)

@@ -12,6 +12,7 @@ from api.services import ApiConfig
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
 from eventstore.metrics import Backlog
+from eventstore.write_probe import WriteProbe
 
 
 class Broken:
@@ -31,7 +32,7 @@ class Broken:
 async def answer(error: Exception, path: str) -> httpx.Response:
     """What a GET is answered while everything below breaks."""
     broken = cast("Any", Broken(error))
-    app = build(broken, Health({}, Backlog(broken)))
+    app = build(broken, Health({}, Backlog(broken), WriteProbe(broken)))
     transport = httpx.ASGITransport(app=cast("Any", app), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.get(path, headers={"X-Request-Id": "mine"})

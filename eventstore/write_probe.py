@@ -1,0 +1,46 @@
+"""Would a commit succeed now?"""
+
+import asyncio
+import time
+
+from eventstore.database import Database
+from eventstore.errors import DatabaseUnavailable
+from eventstore.metrics import DATABASE_WRITABLE
+
+_FRESH_S = 2.0
+_PATIENCE_S = 2.5
+_LONGEST_S = 10.0
+
+
+class WriteProbe:
+    """Tries a commit that leaves nothing behind, when it is asked, and not more often than every two seconds.
+
+    A server that is read-only, that has no room left, or whose synchronous standby is away answers reads as ever.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._trying: asyncio.Task[None] | None = None
+        self._tried_at = 0.0
+
+    async def check(self) -> None:
+        """Raise `EventStoreError`, with the reason, unless the newest try succeeded."""
+        await self.refresh()
+        if self._trying is None or not self._trying.done():
+            raise DatabaseUnavailable(f"a commit did not return within {_PATIENCE_S:g} s")
+        self._trying.result()
+
+    async def refresh(self) -> None:
+        """Try anew, unless that was two seconds ago; takes two and a half at most."""
+        stale = time.monotonic() - self._tried_at >= _FRESH_S
+        if self._trying is None or (self._trying.done() and stale):
+            self._trying = asyncio.create_task(self._try(), name="write probe")
+        await asyncio.wait({self._trying}, timeout=_PATIENCE_S)
+        succeeded = self._trying.done() and self._trying.exception() is None
+        DATABASE_WRITABLE.set(succeeded)
+
+    async def _try(self) -> None:
+        try:
+            await self._database.call("select eventstore.probe_writes()", seconds=_LONGEST_S)
+        finally:
+            self._tried_at = time.monotonic()

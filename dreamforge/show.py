@@ -124,8 +124,11 @@ class Course:
         match data["code"]:
             case "step.start":
                 self.states[data["step"]] = self.status = "running"
-            case "step.retry" | "job.retry_requested":
+            case "step.retry":
                 self.states[data["step"]] = "queued"
+            case "job.retry_requested":
+                failed = [step for step, state in self.states.items() if state == "failed"]
+                self.states |= dict.fromkeys([*failed, data["step"]], "queued")
             case "step.finish":
                 self.states[data["step"]] = data["payload"]["status"]
             case "job.finish":

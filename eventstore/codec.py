@@ -22,6 +22,7 @@ Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPCASTS: dict[tuple[str, int], Upcast] = {
     ("step.retry", 1): lambda data: data,  # version 2 knows one more reason
+    ("job.retry_requested", 1): lambda data: data,  # version 2 may name items
 }
 """(code, schema version) → the step that lifts data of that version to the next one."""
 

@@ -287,13 +287,18 @@ class ArtifactWritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class ArtifactRewritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=True):
-    """An image's file lost the personal text within it: other bytes, the same picture. With `job.erased`."""
+    """An image's file has other bytes now, under its old key.
+
+    Either a later attempt made it again, since it was gone from the store or replaced; rendering tells how. Or its
+    personal text was taken out of it, beside `job.erased`: then the attempt is that of the picture.
+    """
 
     code: ClassVar[str] = "artifact.rewritten"
+    rendering: Rendering | None = None
 
     def message(self) -> str:
         """One sentence for people."""
-        return f"Item {self.item_index} of step {self.step_name} was stored anew, without personal text."
+        return f"Item {self.item_index} of step {self.step_name} was stored anew."
 
 
 class StepRetry(StepBody, frozen=True, kw_only=True):
@@ -336,14 +341,18 @@ class StepFinish(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} {self.status}."
 
 
-class StepError(StepBody, frozen=True, kw_only=True):
-    """Why a step failed for good; `step.finish` follows in the same commit."""
+class StepError(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a step failed for good; `step.finish` follows in the same commit.
+
+    lost: items of the step before, whose images are gone from the store or changed.
+    """
 
     code: ClassVar[str] = "error"
     attempt: int
     item_index: int | None
     error_code: ErrorCode
     error_message: str
+    lost: list[int] = []
 
     @property
     def level(self) -> Level:
@@ -369,14 +378,20 @@ class CancelRequested(Body, frozen=True, kw_only=True):
         return "Cancellation requested."
 
 
-class RetryRequested(StepBody, frozen=True, kw_only=True):
-    """Somebody asked for a failed job's failed step to run again."""
+class RetryRequested(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+    """Somebody asked for a failed job to go on, at its failed step or at an earlier one.
+
+    items: images of the step to make again although they were written, since schema version 2.
+    """
 
     code: ClassVar[str] = "job.retry_requested"
+    schema_version: ClassVar[int] = 2
+    items: list[int] = []
 
     def message(self) -> str:
         """One sentence for people."""
-        return f"Retry of step {self.step_name} requested."
+        again = f" Lost, and made again: {_items(self.items)}." if self.items else ""
+        return f"Retry of step {self.step_name} requested.{again}"
 
 
 class JobFinish(Body, frozen=True, kw_only=True):

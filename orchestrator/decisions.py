@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from eventstore.events import (
     PRIVATE,
+    ArtifactBody,
     ArtifactRewritten,
     ArtifactWritten,
     Body,
@@ -94,7 +95,10 @@ class NoteSampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt failed. delay_s: before the next one, if there is to be one."""
+    """An attempt failed. delay_s: before the next one, if there is to be one.
+
+    lost: items of the step before whose images are gone from the store, or changed.
+    """
 
     step_id: UUID
     attempt: int
@@ -104,6 +108,7 @@ class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
     retryable: bool
     delay_s: float
     max_attempts: int
+    lost: Sequence[int] = ()
 
 
 class HandBack(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +129,7 @@ class RequestCancel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRetry(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody asks for a failed job's failed step to run again."""
+    """Somebody asks for a failed job to go on: at its failed step, or where the images that this needs are made."""
 
 
 class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,14 +223,23 @@ def _fail_start(state: JobState, command: FailStart) -> list[Body]:
 
 def _record(state: JobState, command: RecordItems) -> list[Body]:
     step = _current(state, command.step_id, command.attempt)
-    fresh = [item for item in command.items if item.item_index not in step.artifacts]
-    events: list[Body] = [*command.notes, *fresh]
-    if len(step.artifacts) + len(fresh) >= state.generate.count:
+    fresh = [item for item in command.items if not step.has(item.item_index)]
+    events: list[Body] = [*command.notes, *(_stored(step, item) for item in fresh)]
+    if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))
     elif state.cancel_pending:
         events.append(_cancelled(step))
     return events
+
+
+def _stored(step: StepState, item: ArtifactWritten) -> ArtifactWritten | ArtifactRewritten:
+    """What storing an item is: written once, and rewritten when it was lost and made again."""
+    before = step.artifacts.get(item.item_index)
+    if before is None:
+        return item
+    kept = {name: getattr(item, name) for name in ArtifactBody.__struct_fields__}
+    return ArtifactRewritten(**kept | {"artifact_id": before.artifact_id}, rendering=item.rendering)
 
 
 def _fail(state: JobState, command: FailAttempt) -> list[Body]:
@@ -234,7 +248,7 @@ def _fail(state: JobState, command: FailAttempt) -> list[Body]:
         return [_cancelled(step)]
     if command.retryable and step.barren < command.max_attempts:
         return [_retry(step, "failure", command.error_code, command.error_message, command.delay_s)]
-    return _give_up(step, command.error_code, command.error_message, command.item_index)
+    return _give_up(step, command.error_code, command.error_message, command.item_index, command.lost)
 
 
 def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
@@ -261,6 +275,9 @@ def _request_retry(state: JobState) -> list[Body]:
     if state.erased:
         raise Refused("The job's prompt was erased; it can't be retried.")
     failed = next(step for step in state.steps if step.status == "failed")
+    if state.error is not None and state.error.lost:
+        before = state.steps[state.steps.index(failed) - 1]
+        return [RetryRequested(step_id=before.step_id, step_name=before.name, items=state.error.lost)]
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 
 
@@ -310,7 +327,9 @@ def _retry(
     )
 
 
-def _give_up(step: StepState, error_code: ErrorCode, error_message: str, item_index: int | None) -> list[Body]:
+def _give_up(
+    step: StepState, error_code: ErrorCode, error_message: str, item_index: int | None, lost: Sequence[int] = ()
+) -> list[Body]:
     return [
         StepError(
             step_id=step.step_id,
@@ -319,6 +338,7 @@ def _give_up(step: StepState, error_code: ErrorCode, error_message: str, item_in
             item_index=item_index,
             error_code=error_code,
             error_message=error_message,
+            lost=list(lost),
         ),
         StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="failed"),
     ]

@@ -9,7 +9,7 @@
 | step.finish cancelled, or succeeded, not last, with cancel pending | finish the job: cancelled       |
 | job.cancel_requested, no step running                              | finish the job: cancelled       |
 | job.cancel_requested, a step running                               | nothing: its runner finishes it |
-| job.retry_requested                                                | run the failed step again       |
+| job.retry_requested                                                | run the step that it names      |
 """
 
 from uuid import UUID

@@ -31,7 +31,10 @@ from eventstore.events import (
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. `barren`: consecutive attempts that wrote no new artifact, the current one included."""
+    """One step. `barren`: consecutive attempts that wrote no new artifact, the current one included.
+
+    `lost`: items that were written, and are to be made again since their images are gone.
+    """
 
     step_id: UUID
     name: StepName
@@ -40,6 +43,11 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     barren: int = 0
     first_started_at: datetime | None = None
     artifacts: dict[int, ArtifactWritten] = {}
+    lost: frozenset[int] = frozenset()
+
+    def has(self, item_index: int) -> bool:
+        """Is an item written, and still there as far as the log tells?"""
+        return item_index in self.artifacts and item_index not in self.lost
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,8 +127,8 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
         case CancelRequested():
             return replace(state, cancel_pending=True, cause=fact.meta)
         case RetryRequested() as body:
-            step = replace(state.step(body.step_id), status="queued", barren=0)
-            return _with(replace(state, finished=None, error=None, cancel_pending=False, cause=fact.meta), step)
+            opened = replace(state, finished=None, error=None, cancel_pending=False, cause=fact.meta)
+            return _retried(opened, body)
         case JobFinish() as body:
             return replace(state, finished=body.status)
         case JobErased():
@@ -164,8 +172,28 @@ def _wrote(state: JobState, body: ArtifactWritten) -> JobState:
 
 def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
     step = state.step(body.step_id)
-    artifact = replace(step.artifacts[body.item_index], bytes=body.bytes, sha256=body.sha256)
-    return _with(state, replace(step, artifacts={**step.artifacts, body.item_index: artifact}))
+    before = step.artifacts[body.item_index]
+    made_again = body.attempt != before.attempt
+    artifact = replace(
+        before,
+        attempt=body.attempt,
+        bytes=body.bytes,
+        sha256=body.sha256,
+        rendering=body.rendering if made_again else before.rendering,
+    )
+    artifacts = {**step.artifacts, body.item_index: artifact}
+    barren = 0 if made_again else step.barren
+    return _with(state, replace(step, artifacts=artifacts, lost=step.lost - {body.item_index}, barren=barren))
+
+
+def _retried(state: JobState, body: RetryRequested) -> JobState:
+    """The named step is queued again; one after it that failed waits for it, as before its first turn."""
+    step = state.step(body.step_id)
+    state = _with(state, replace(step, status="queued", barren=0, lost=step.lost | set(body.items)))
+    for later in state.steps[state.steps.index(state.step(body.step_id)) + 1 :]:
+        if later.status == "failed":
+            state = _with(state, replace(later, status="queued", barren=0))
+    return state
 
 
 def _with(state: JobState, step: StepState) -> JobState:

@@ -150,8 +150,7 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
         case StepError() as body:
             return replace(seen, error_code=body.error_code, error_message=body.error_message)
         case RetryRequested() as body:
-            seen = replace(seen, status="queued", error_code=None, error_message=None)
-            return _with(seen, body.step_id, lambda step: replace(step, status="queued", finished_at=None))
+            return _reopened(replace(seen, status="queued", error_code=None, error_message=None), body)
         case JobFinish() as body:
             return _finished(seen, body, fact.ts)
         case JobErased():
@@ -225,6 +224,14 @@ def _artifact(body: ArtifactBody, ts: datetime) -> ArtifactView:
 
 def _retried(seen: JobView, body: StepRetry) -> JobView:
     return _with(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
+
+
+def _reopened(seen: JobView, body: RetryRequested) -> JobView:
+    """The step that is to run again is queued, and so is one after it that had failed."""
+    for step in seen.steps:
+        if step.step_id == body.step_id or step.status == "failed":
+            seen = _with(seen, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
+    return seen
 
 
 def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:

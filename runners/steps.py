@@ -33,7 +33,16 @@ from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs, NoSuchJob
 from runners import metrics
 from runners.encoding import content_type
-from runners.errors import ObjectChanged, ObjectStoreUnavailable, OutOfTime, StepError, Unexpected, classified
+from runners.errors import (
+    ObjectChanged,
+    ObjectMissing,
+    ObjectStoreUnavailable,
+    OutOfTime,
+    ProviderError,
+    StepError,
+    Unexpected,
+    classified,
+)
 from runners.harvest import Failure, Harvest
 from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import Selected
@@ -266,7 +275,7 @@ class StepRunner:
             with harvest.item(None):
                 await self._studio.check(selected)
             for index in range(state.generate.count):
-                if index in step.artifacts:
+                if step.has(index):
                     continue
                 await places.acquire()
                 await rendering.acquire()
@@ -299,11 +308,14 @@ class StepRunner:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        stored = await self._patiently(
-            state, partial(self._store.put, key, rendition.body, content_type(generate.format))
-        )
-        made = rendition.rendering
-        if stored != described(rendition.body):
+        ours, made = described(rendition.body), rendition.rendering
+        if index in step.lost:
+            stored = ours
+            await self._put_again(state, step.artifacts[index], key, rendition)
+        else:
+            put = partial(self._store.put, key, rendition.body, content_type(generate.format))
+            stored = await self._patiently(state, put)
+        if stored != ours:
             made = await self._adopted(state, step, index, rendition, key, stored)
         return ArtifactWritten(
             step_id=step.step_id,
@@ -320,6 +332,13 @@ class StepRunner:
             sha256=stored.sha256,
             rendering=made,
         )
+
+    async def _put_again(self, state: JobState, lost: ArtifactWritten, key: str, rendition: Rendition) -> None:
+        """Store an image that was lost: over whatever lies under its key, which was found to be another's."""
+        if key != lost.s3_key:
+            raise ProviderError(f"{lost.s3_key} was lost, and can't be made again: the engine now makes {key}")
+        write = partial(self._store.replace, key, rendition.body, content_type(lost.format))
+        await self._patiently(state, write)
 
     async def _adopted(
         self, state: JobState, step: StepState, index: int, rendition: Rendition, key: str, stored: StoredObject
@@ -351,6 +370,7 @@ class StepRunner:
 
     async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: Failure) -> None:
         _log.warning("step failed", job_id=str(state.job_id), step=step.name, error=str(failure.cause))
+        lost = await self._lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(
             step_id=step.step_id,
             attempt=step.attempt,
@@ -360,8 +380,33 @@ class StepRunner:
             retryable=failure.cause.retryable,
             delay_s=self._retry.delay(state.step(step.step_id).barren),
             max_attempts=self._retry.max_attempts,
+            lost=lost,
         )
         await self._carry_out(state, command, claim)
+
+    async def _lost(self, state: JobState, step: StepState) -> list[int]:
+        """Which images of the step before are gone from the store or changed: all of them, so that one retry is enough.
+
+        None if the store is away, or the step needs none.
+        """
+        place = state.steps.index(step)
+        written = state.steps[place - 1].artifacts if place > 0 else {}
+        turns = asyncio.Semaphore(_UPLOADS)
+
+        async def is_there(item: ArtifactWritten) -> bool:
+            async with turns:
+                try:
+                    found = await self._store.described(item.s3_key)
+                except ObjectMissing:
+                    return False
+                return found == StoredObject(item.bytes, item.sha256)
+
+        try:
+            there = await asyncio.gather(*map(is_there, written.values()))
+        except ObjectStoreUnavailable as error:
+            _log.warning("what is lost can't be told", job_id=str(state.job_id), error=str(error))
+            return []
+        return sorted(index for index, found in zip(written, there, strict=True) if not found)
 
 
 def _finishes(bodies: Sequence[Body]) -> bool:

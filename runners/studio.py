@@ -147,14 +147,12 @@ def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: 
         raise ObjectChanged(f"{where} was written by no attempt at it: {error}; remove it") from error
     if image.size != size:
         raise ObjectChanged(f"{where} is {image.width}x{image.height} instead of {size[0]}x{size[1]}; remove it")
-    if found is None:
+    if found is None and not job.generate.embed_metadata:
         return None
-    made = found.generate.rendering if found.upscale is None else found.upscale.rendering
-    told = lineage(job, step, item_index, made)
-    parents = [None if one.upscale is None else one.upscale.parent_sha256 for one in (found, told)]
-    if (found.job_id, found.item_index, parents[0]) != (told.job_id, told.item_index, parents[1]):
+    ours = (job.job_id, item_index, step == "generate")
+    if found is None or (found.job_id, found.item_index, found.upscale is None) != ours:
         raise ObjectChanged(f"{where} is another image, by what its file says; remove it")
-    return made
+    return found.generate.rendering if found.upscale is None else found.upscale.rendering
 
 
 def render(model: ModelRef, job: JobState, item_index: int, injury: Injury | None = None) -> Render:

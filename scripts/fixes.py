@@ -148,6 +148,27 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_stored_images.py -k replaced_source",
     ),
     Mutant(
+        "10-loss-is-recorded",
+        "runners/steps.py",
+        "if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []",
+        "if False else []",
+        "tests/flow/test_lost_images.py",
+    ),
+    Mutant(
+        "10-replaced-image-is-written-over",
+        "runners/steps.py",
+        "        if index in step.lost:",
+        "        if False:",
+        "tests/flow/test_lost_images.py",
+    ),
+    Mutant(
+        "10-retry-names-generate",
+        "orchestrator/decisions.py",
+        "    if state.error is not None and state.error.lost:",
+        "    if False:",
+        "tests/flow/test_lost_images.py",
+    ),
+    Mutant(
         "11-a-probe-that-writes-nothing",
         "schema.sql",
         "    perform from generate_series(1, 5000);\n    perform pg_logical_emit_message(true, 'dreamforge', '');",

@@ -130,7 +130,26 @@ def _jobs() -> list[History]:
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
     erased.add(erased.rewritten("generate", 0), erased.rewritten("upscale", 0))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
-    return [succeeded, failed, cancelled, erased, _sampled()]
+    return [succeeded, failed, cancelled, erased, _sampled(), _repaired()]
+
+
+def _repaired() -> History:
+    """A job whose generated image was gone, and was made again."""
+    job = History(scale=2).started("generate").wrote("generate", 0).finished("generate").started("upscale")
+    gone = StepError(
+        step_id=job.step_id("upscale"),
+        step_name="upscale",
+        attempt=1,
+        item_index=0,
+        error_code="provider_error",
+        error_message="the bucket holds no such object",
+        lost=[0],
+    )
+    job.add(gone).finished("upscale", "failed").add(JobFinish(status="failed"))
+    job.add(RetryRequested(step_id=job.step_id("generate"), step_name="generate", items=[0])).started("generate", 2)
+    job.add(replace(job.rewritten("generate", 0), attempt=2)).finished("generate", attempt=2)
+    job.started("upscale", 2).wrote("upscale", 0, attempt=2).finished("upscale", attempt=2)
+    return job.add(JobFinish(status="succeeded"))
 
 
 def _sampled() -> History:

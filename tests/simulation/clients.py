@@ -39,7 +39,7 @@ class Client(Process):
     @property
     def quiet(self) -> bool:
         """Has it its job, and no request under way?"""
-        return self.done and self._actor is None
+        return self.done and self._actor is None and not self._may_repair
 
     def crash(self) -> None:
         """Lose the server; what was asked is asked again, if it was not answered."""
@@ -59,15 +59,22 @@ class Client(Process):
 
     def _next(self) -> Actor | None:
         chance, outcome = self.world.chance, self._outcome
-        if outcome is not None and not self.world.calm and self.world.dice.random() < 0.05:
+        over = outcome is not None and not self._may_repair
+        if over and not self.world.calm and self.world.dice.random() < 0.05:
             self._want()
         if not self.done or chance(0.002):
             return Actor(self._create())
         if self._fickle and chance(0.01):
             return Actor(self._ask(RequestCancel()))
-        if chance(0.1 if outcome == "failed" else 0.002):
+        if chance(0.1 if outcome == "failed" else 0.002) or (self.world.calm and self._may_repair):
             return Actor(self._ask(RequestRetry()))
         return None
+
+    @property
+    def _may_repair(self) -> bool:
+        """Did the job fail since images are gone, which a retry makes again?"""
+        states = self.world.storage.states.get(self.job_id, [])
+        return any(one.finished == "failed" and one.error is not None and one.error.lost for one in states[-1:])
 
     @property
     def _outcome(self) -> Outcome | None:

@@ -65,7 +65,8 @@ class Actor:
             self._have(effect)
         else:
             if fate == "answer lost":
-                effect.perform()
+                self._have(effect)
+            self._answer = None
             self._error = effect.failure
             if effect.failure is None:
                 self._pending = effect

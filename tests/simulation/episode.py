@@ -138,8 +138,9 @@ class Episode:
             "timeouts": lambda: world.dice.choice(self._runners).give_up(),
             "duplicates": self._duplicate,
             "purges": self._operator.purge,
+            "harmed images": self._harm,
         }
-        [kind] = world.dice.choices(list(kinds), weights=(6, 4, 4, 2, 2, 2, 0.3))
+        [kind] = world.dice.choices(list(kinds), weights=(6, 4, 4, 2, 2, 2, 0.3, 3))
         kinds[kind]()
         world.note("", kind)
         world.figures[kind] += 1
@@ -162,6 +163,13 @@ class Episode:
         for process in cut_off:
             process.cut_off(seconds)
             self._world.note(process.name, "is cut off")
+
+    def _harm(self) -> None:
+        """An image is removed, or another put in its place, while an upscale may need it."""
+        storage, dice = self._world.storage, self._world.dice
+        keys = [key for key in storage.objects if "/generate/" in key]
+        if keys:
+            dice.choice((storage.lose, storage.taint))(dice.choice(keys))
 
     def _duplicate(self) -> None:
         """A message comes twice, as when its sender's answer was lost."""

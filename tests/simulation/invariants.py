@@ -4,6 +4,8 @@ from collections import Counter
 from uuid import UUID
 
 from eventstore.events import (
+    ArtifactBody,
+    ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
     Fact,
@@ -50,6 +52,8 @@ class Auditor:
                 self._started(before, body)
             case ArtifactWritten() as body:
                 self._wrote(before, body, fact)
+            case ArtifactRewritten() as body:
+                self._rewrote(before, body, fact)
             case StepRetry(reason="not_started") as body:
                 self._failed_to_start(before, body)
             case StepRetry() as body:
@@ -60,7 +64,7 @@ class Auditor:
                 last = after.steps[-1].status == "succeeded"
                 expect((body.status == "succeeded") == last, f"job {after.job_id} ends {body.status}: {after.steps}")
             case RetryRequested() as body:
-                self._retries[body.step_id] += 1
+                self._retried(before, body)
         self._view(after, fact)
 
     def sent(self, command: Command) -> None:
@@ -71,7 +75,7 @@ class Auditor:
 
     def rendered(self, step: StepState, item_index: int) -> None:
         """Check an item that an attempt works on, given the step as the attempt found it."""
-        expect(item_index not in step.artifacts, f"item {item_index} of {step.name} is rendered though it was written")
+        expect(not step.has(item_index), f"item {item_index} of {step.name} is rendered though it was written")
 
     def settled(self) -> None:
         """Check everything at the end."""
@@ -114,9 +118,7 @@ class Auditor:
         expect(owed(before) == step, f"step {body.step} fails to start out of turn: {before.steps}")
         self._owners.pop(body.step_id, None)
 
-    def _expect_owner(
-        self, before: JobState | None, body: ArtifactWritten | StepRetry | StepFinish, fact: Fact
-    ) -> None:
+    def _expect_owner(self, before: JobState | None, body: ArtifactBody | StepRetry | StepFinish, fact: Fact) -> None:
         assert before is not None
         step = before.step(body.step_id)
         current = (step.attempt, step.status, self._owners.get(body.step_id))
@@ -128,15 +130,34 @@ class Auditor:
         self._expect_owner(before, body, fact)
         step = before.step(body.step_id)
         expect(body.item_index not in step.artifacts, f"item {body.item_index} of {body.step} is written twice")
+        self._check_object(before, step, body)
+
+    def _rewrote(self, before: JobState | None, body: ArtifactRewritten, fact: Fact) -> None:
+        assert before is not None
+        self._expect_owner(before, body, fact)
+        step = before.step(body.step_id)
+        expect(body.item_index in step.lost, f"item {body.item_index} of {body.step} is rewritten though it is there")
+        expect(body.artifact_id == step.artifacts[body.item_index].artifact_id, "an item has two artifacts")
+        self._check_object(before, step, body)
+
+    def _retried(self, before: JobState | None, body: RetryRequested) -> None:
+        """The step that is named has another drive, and so has one after it that failed."""
+        assert before is not None
+        for step in before.steps:
+            if step.step_id == body.step_id or step.status == "failed":
+                self._retries[step.step_id] += 1
+
+    def _check_object(self, before: JobState, step: StepState, body: ArtifactBody) -> None:
         key = planned_key(before, step, body.item_index)
         expect(body.s3_key == key, f"key {body.s3_key} instead of {key}")
-        expect(self.storage.objects.get(key) == body.sha256, f"{key} holds {self.storage.objects.get(key)}: {body}")
+        found = self.storage.objects.get(key)
+        expect(found == body.sha256 or key in self.storage.harmed, f"{key} holds {found}: {body}")
 
     def _finished(self, before: JobState | None, after: JobState, body: StepFinish, fact: Fact) -> None:
         if body.status == "succeeded":
             self._expect_owner(before, body, fact)
-            written = len(after.step(body.step_id).artifacts)
-            expect(written == after.generate.count, f"step {body.step} succeeded with {written} items")
+            written = [item for item in range(after.generate.count) if after.step(body.step_id).has(item)]
+            expect(len(written) == after.generate.count, f"step {body.step} succeeded with {written}")
         drive = (body.step_id, self._retries[body.step_id])
         self._finishes[drive] += 1
         expect(self._finishes[drive] == 1, f"step {body.step} finishes twice in one drive")
@@ -159,6 +180,7 @@ class Auditor:
 
     def _check_end(self, state: JobState) -> None:
         expect(state.finished is not None, f"job {state.job_id} never ends: {state.steps}")
+        expect(state.error is None or not state.error.lost, f"job {state.job_id} can't be repaired: {state.error}")
         for step in state.steps:
             expect(step.status != "running", f"step {step.name} never ends")
             if step.status in {"succeeded", "failed"}:
@@ -170,7 +192,8 @@ class Auditor:
         """A step that succeeded leaves no object that no event names; others may have died between the two."""
         prefix = f"/jobs/{state.job_id}/{step.name}/"
         keys = {key for key in self.storage.objects if prefix in key}
-        written = {one.s3_key for one in step.artifacts.values()}
+        written = {one.s3_key for one in step.artifacts.values()} - self.storage.harmed
+        keys -= self.storage.harmed
         expect(written <= keys, f"objects are gone: {written - keys}")
         if step.status == "succeeded":
             expect(keys == written, f"objects without an event: {keys - written}")

@@ -10,7 +10,7 @@ from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, Re
 from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import Jobs
-from runners.errors import ObjectMissing, ObjectStoreUnavailable, OutOfTime, ProviderError, StepError
+from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable, OutOfTime, ProviderError, StepError
 from tests.kit import NOON
 from tests.simulation.connection import SimulatedCommitter, jobs
 from tests.simulation.effects import Actor, Effect
@@ -305,7 +305,7 @@ class Runner(Process):
             await self._fail(run, state, step, *harvest.failure)
 
     def _missing(self, state: JobState, step: StepState) -> Sequence[int]:
-        return [index for index in range(state.generate.count) if index not in step.artifacts]
+        return [index for index in range(state.generate.count) if not step.has(index)]
 
     async def _produce(self, run: Run, state: JobState, step: StepState) -> None:
         harvest = run.harvest
@@ -324,19 +324,22 @@ class Runner(Process):
             raise ProviderError("simulated")
         if step.name == "generate":
             return f"picture {state.job_id} {index}"
-        key = state.steps[0].artifacts[index].s3_key
-        return f"larger {await self._patiently(run, 'get', lambda: self._got(key))}"
+        source = state.steps[0].artifacts[index]
+        return f"larger {await self._patiently(run, 'get', lambda: self._got(source))}"
 
-    def _got(self, key: str) -> str:
-        try:
-            return self.world.storage.objects[key]
-        except KeyError:
-            raise ObjectMissing(key) from None
+    def _got(self, source: ArtifactWritten) -> str:
+        found = self.world.storage.objects.get(source.s3_key)
+        if found is None:
+            raise ObjectMissing(source.s3_key)
+        if found != source.sha256:
+            raise ObjectChanged(source.s3_key)
+        return found
 
     async def _put(self, run: Run, state: JobState, step: StepState, index: int, body: str) -> ArtifactWritten:
         generate = state.generate
         key = planned_key(state, step, index)
-        stored = await self._patiently(run, "put", lambda: self.world.storage.put(key, body))
+        write = self.world.storage.replace if index in step.lost else self.world.storage.put
+        stored = await self._patiently(run, "put", lambda: write(key, body))
         size = output_size(generate, state.upscale, step.name)
         return ArtifactWritten(
             step_id=step.step_id,
@@ -364,7 +367,18 @@ class Runner(Process):
                 if (await run.jobs.load(run.claim.command.job_id)).cancel_pending:
                     raise
 
+    async def _lost(self, state: JobState) -> list[int]:
+        objects, written = self.world.storage.objects, state.steps[0].artifacts
+
+        def look() -> list[int]:
+            return [index for index, one in written.items() if objects.get(one.s3_key) != one.sha256]
+
+        lost = await Effect("look", look)
+        self.world.figures["lost sources"] += len(lost)
+        return lost
+
     async def _fail(self, run: Run, state: JobState, step: StepState, item_index: int | None, cause: StepError) -> None:
+        lost = await self._lost(state) if isinstance(cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(
             step_id=step.step_id,
             attempt=step.attempt,
@@ -374,6 +388,7 @@ class Runner(Process):
             retryable=cause.retryable,
             delay_s=self.world.dice.uniform(0.5, 4.0),
             max_attempts=MAX_ATTEMPTS,
+            lost=lost,
         )
         await self._carry_out(run, state, command)
 

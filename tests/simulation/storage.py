@@ -62,6 +62,7 @@ class Storage:
         self.checkpoints: dict[str, list[int]] = {}
         self.messages: dict[Queue, dict[int, Message]] = {queue: {} for queue in QUEUES}
         self.objects: dict[str, str] = {}
+        self.harmed: set[str] = set()
         self.views: dict[UUID, JobView] = {}
         self.artifacts: dict[tuple[UUID, int], ArtifactView] = {}
         self._last_id = 0
@@ -221,7 +222,25 @@ class Storage:
 
     def put(self, key: str, body: str) -> str:
         """Write an object unless there is one; answers what lies there."""
+        if key not in self.objects:
+            self.harmed.discard(key)
         return self.objects.setdefault(key, body)
+
+    def replace(self, key: str, body: str) -> str:
+        """Write over whatever lies there."""
+        self.harmed.discard(key)
+        self.objects[key] = body
+        return body
+
+    def lose(self, key: str) -> None:
+        """Somebody removes an object."""
+        self.harmed.add(key)
+        del self.objects[key]
+
+    def taint(self, key: str) -> None:
+        """Somebody puts another object in place of one."""
+        self.harmed.add(key)
+        self.objects[key] = f"not {self.objects[key]}"
 
     # The read model -------------------------------------------------------------------------------
 
@@ -234,7 +253,9 @@ class Storage:
             if newer and partition_of(view.job_id, PARTITIONS) in held:
                 self.views[view.job_id] = msgspec.structs.replace(view, artifacts=())
                 for artifact in view.artifacts:
-                    self.artifacts.setdefault((artifact.step_id, artifact.item_index), artifact)
+                    row = self.artifacts.setdefault((artifact.step_id, artifact.item_index), artifact)
+                    same = msgspec.structs.replace(row, bytes=artifact.bytes, sha256=artifact.sha256)
+                    self.artifacts[artifact.step_id, artifact.item_index] = same
         for move in moves:
             if move.partition in held:
                 self.checkpoints[move.subscription][move.partition] = move.end

@@ -86,9 +86,10 @@ async def test_a_replaced_source_is_not_enlarged(store: Store, s3_config: S3Conf
         (lambda _: b"no image", "written by no attempt"),
         (lambda _: of_size((63, 64)), "is 63x64 instead of 64x64"),
         (of_another_item, "is another image"),
+        (lambda _: of_size((64, 64)), "is another image"),
         (lambda body: body + bytes(2_000_000), "more than an attempt at this image writes"),
     ],
-    ids=["cut off", "no image", "another size", "another item", "too large"],
+    ids=["cut off", "no image", "another size", "another item", "without a word", "too large"],
 )
 async def test_what_no_attempt_wrote_is_not_adopted(
     store: Store, s3_config: S3Config, foreign: Any, message: str

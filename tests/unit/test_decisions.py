@@ -289,6 +289,77 @@ def test_a_retry_names_the_failed_step_and_needs_a_failed_job() -> None:
             decide(history.state, RequestRetry())
 
 
+def lost(*, count: int = 3, items: tuple[int, ...] = (0, 2)) -> History:
+    """A job whose upscale failed since some of what generate wrote is gone."""
+    history = History(count=count).started("generate").wrote("generate", *range(count)).finished("generate")
+    history.started("upscale")
+    command = FailAttempt(
+        step_id=history.step_id("upscale"),
+        attempt=1,
+        error_code="provider_error",
+        error_message="gone",
+        item_index=0,
+        retryable=False,
+        delay_s=0.0,
+        max_attempts=3,
+        lost=items,
+    )
+    return history.add(*decide(history.state, command)).add(JobFinish(status="failed"))
+
+
+def test_a_retry_of_a_job_whose_images_are_gone_names_the_step_that_makes_them() -> None:
+    """And the items; then both steps are queued, and the upscale waits for its turn."""
+    history = lost()
+    (found,) = decide(history.state, RequestRetry())
+    assert found == RetryRequested(step_id=history.step_id("generate"), step_name="generate", items=[0, 2])
+    history.add(found)
+    assert [step.status for step in history.state.steps] == ["queued", "queued"]
+    assert [history.state.steps[0].has(index) for index in range(3)] == [False, True, False]
+    assert start(history, "upscale") == []
+    history.started("generate", 2)
+    assert record(history, 0, 1, attempt=2) == ["artifact.rewritten"]
+    assert record(history, 0, 2, attempt=2) == ["artifact.rewritten"] * 2 + ["step.finish succeeded"]
+    bodies = decide(
+        history.state,
+        RecordItems(
+            step_id=history.step_id("generate"),
+            attempt=2,
+            items=[history.item("generate", index, 2) for index in (0, 2)],
+        ),
+    )
+    before = {index: one.artifact_id for index, one in history.state.steps[0].artifacts.items()}
+    history.add(*bodies)
+    assert {index: one.artifact_id for index, one in history.state.steps[0].artifacts.items()} == before
+    assert [one.attempt for one in history.state.steps[0].artifacts.values()] == [2, 1, 2]
+    assert start(history, "upscale") == ["step.start"]
+
+
+def test_items_that_are_made_again_count_like_new_ones() -> None:
+    """Given a generate that fails again and again, then each image that it restores starts the count anew."""
+    history = lost()
+    history.add(*decide(history.state, RequestRetry())).started("generate", 2).started("generate", 3)
+    assert history.state.steps[0].barren == 2
+    step_id = history.step_id("generate")
+    history.add(
+        *decide(
+            history.state,
+            RecordItems(step_id=step_id, attempt=3, items=[history.item("generate", 0, 3)]),
+        )
+    )
+    assert history.state.steps[0].barren == 0
+    history.finished("generate", "failed", 3).add(JobFinish(status="failed"))
+    (again,) = decide(history.state, RequestRetry())
+    history.add(again)
+    assert history.state.steps[0].lost == {2}
+
+
+def test_a_job_whose_text_was_erased_is_not_made_again() -> None:
+    history = lost()
+    history.add(JobErased(erased=["prompt"]))
+    with pytest.raises(Refused, match="was erased"):
+        decide(history.state, RequestRetry())
+
+
 def test_text_is_erased_once_and_only_of_a_job_that_has_ended() -> None:
     ask = RequestErasure()
     for history in (History(), History().started("generate").add(CancelRequested())):

@@ -104,6 +104,22 @@ def test_a_requested_retry_queues_the_job_again_and_forgets_the_error() -> None:
     assert (job.status, job.error_code, job.steps[0].status) == ("queued", None, "queued")
 
 
+def test_a_retry_at_an_earlier_step_queues_the_failed_one_too() -> None:
+    """Given a generated image that was lost, then it is listed on, and takes the bytes of the one made again."""
+    history = History().started("generate").wrote("generate", 0).finished("generate").started("upscale")
+    history.finished("upscale", "failed").add(JobFinish(status="failed"))
+    history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate", items=[0]))
+    job = seen(history)
+    assert [(step.status, step.finished_at, step.completed) for step in job.steps] == [
+        ("queued", None, 1),
+        ("queued", None, 0),
+    ]
+    again = replace(history.rewritten("generate", 0), attempt=2)
+    job = seen(history.started("generate", 2).add(again).finished("generate", attempt=2))
+    assert [(one.bytes, one.sha256) for one in job.artifacts] == [(again.bytes, again.sha256)]
+    assert (job.steps[0].status, job.steps[0].completed) == ("succeeded", 1)
+
+
 def test_an_event_seen_before_changes_nothing_and_a_gap_is_refused() -> None:
     history = chained()
     job = seen(history)

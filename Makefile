@@ -3,10 +3,15 @@
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
+VENV := .venv
 
 # What a target does depends on the variables documented in `make help` alone: settings that lie about in the
 # environment stay outside. DF_TEST_* are the tests' own knobs.
 unexport $(filter-out DF_TEST_%,$(filter DF_% AWS_%,$(.VARIABLES)))
+IGNORED := $(strip $(sort $(filter-out DF_TEST_%,$(filter DF_%,$(.VARIABLES)))) $(wildcard .env))
+ifneq ($(IGNORED),)
+$(warning make ignores $(IGNORED): `$(VENV)/bin/dreamforge up` is what takes settings)
+endif
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 # $(value …) keeps a `$` in a prompt as it was typed; the recipes read these as shell variables, so that quotes
@@ -22,7 +27,6 @@ export PROMPT COUNT SCALE SIZE PORT BASE STEPS
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-VENV := .venv
 PY := $(VENV)/bin/python
 # Tests wait for processes more than they compute. A file stays in one process, since its tests share services; the long
 # ones come first, as they lie.

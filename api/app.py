@@ -76,6 +76,7 @@ ROUTES = [
     _guarded("/v1/models", models.list_models),
     _guarded("/v1/models/{model_id}", models.show),
     *HEALTH_ROUTES,
+    Route("/", docs.home),
     Route("/openapi.json", docs.document),
     Route("/docs", docs.page),
 ]

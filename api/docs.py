@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from api import openapi
@@ -46,6 +46,11 @@ _POLICY = (
 async def document(_request: Request) -> Response:
     """GET /openapi.json."""
     return Response(_document(), media_type="application/json")
+
+
+async def home(_request: Request) -> Response:
+    """GET /: what a browser shows of the service."""
+    return RedirectResponse("/docs")
 
 
 async def page(_request: Request) -> Response:

@@ -573,6 +573,16 @@ OPERATIONS: list[Operation] = [
     ),
     Operation(
         method="GET",
+        path="/",
+        name="getHome",
+        tag="operations",
+        summary="The page to open in a browser",
+        replies=[
+            Reply(status=307, description="To `/docs`.", headers={"Location": Header("`/docs`.", {"type": "string"})})
+        ],
+    ),
+    Operation(
+        method="GET",
         path="/openapi.json",
         name="getOpenapi",
         tag="operations",

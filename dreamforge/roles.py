@@ -232,6 +232,8 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
             await role(core, stack)
         del core.checks["start"]
         _log.info("running", roles=[role.__name__.strip("_") for role in roles])
+        if core.url:
+            _log.info("open this page in a browser", page=f"{core.url}/")
         await stopping.wait()
         _log.info("stopping")
     _log.info("stopped")

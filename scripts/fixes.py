@@ -31,6 +31,27 @@ FIXES: tuple[Mutant, ...] = (
         "tests/unit/test_skips.py -k module",
     ),
     Mutant(
+        "03-no-page-is-named",
+        "dreamforge/roles.py",
+        '        if core.url:\n            _log.info("open this page',
+        '        if not core.url:\n            _log.info("open this page',
+        "tests/flow/test_up.py -k naming",
+    ),
+    Mutant(
+        "03-nothing-at-the-root",
+        "api/docs.py",
+        '    return RedirectResponse("/docs")',
+        "    return Response(status_code=404)",
+        "tests/http/test_operations.py -k root",
+    ),
+    Mutant(
+        "03-settings-ignored-without-a-word",
+        "Makefile",
+        "$(warning make ignores",
+        "$(info make ignores",
+        "tests/unit/test_makefile.py",
+    ),
+    Mutant(
         "04-cancelled-wait-counts",
         "eventstore/database.py",
         '        if message.server_source_filename == "syncrep.c":',

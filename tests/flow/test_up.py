@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from runners.objects import S3Config
-from tests.kit import Api, Service, dreamforge, roles_environ
+from tests.kit import Api, Service, dreamforge, eventually, roles_environ
 
 
 def environ(home: Path) -> dict[str, str]:
@@ -67,6 +67,23 @@ def test_a_stop_ends_everything_within_seconds_and_the_next_start_finds_all_agai
         assert len(httpx.get(one["url"], trust_env=False).raise_for_status().content) == one["bytes"]
     assert api.finished(running)["status"] == "succeeded"
     api.close()
+    service.stop()
+
+
+async def test_the_start_ends_by_naming_the_page_to_open(home: Path) -> None:
+    service = Service("up", environ(home))
+
+    async def page() -> str | None:
+        told = [json.loads(line) for line in service.lines]
+        events = [one["event"] for one in told]
+        if "open this page in a browser" not in events:
+            return None
+        assert events.index("open this page in a browser") > events.index("running") > events.index("listening")
+        found: str = told[events.index("open this page in a browser")]["page"]
+        return found
+
+    found = await eventually(page, what="the page")
+    assert found == f"{service.url}/"
     service.stop()
 
 

@@ -139,7 +139,7 @@ def test_options_tells_the_methods(api: Api, place: dict[str, str], path: str) -
     assert set(answer.headers["Allow"].split(", ")) == PATHS[path] | head | {"OPTIONS"}
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "/v1/"])
+@pytest.mark.parametrize("path", [path for path in PATHS if not path.endswith("/")])
 def test_a_trailing_slash_is_redirected(api: Api, place: dict[str, str], path: str) -> None:
     """307, which keeps method and body; the query stays."""
     path = path.format(model_id="x", **place)

@@ -44,3 +44,11 @@ def test_the_page_brings_all_that_it_needs(api: Api) -> None:
         assert path.startswith("/")
         assert api.http.get(path).status_code == 200
     assert api.http.get("/docs/assets/nothing.js").status_code == 404
+
+
+def test_the_root_leads_to_the_page(api: Api) -> None:
+    """Whoever opens the address that the log names sees something; so does a probe that asks by HEAD."""
+    for method in ("GET", "HEAD"):
+        answer = api.http.request(method, "/", follow_redirects=False)
+        assert (answer.status_code, answer.headers["Location"]) == (307, "/docs")
+    assert api.http.get("/", follow_redirects=True).headers["Content-Type"].startswith("text/html")

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -110,11 +111,10 @@ async def _accept(
         max_pixels=services.config.max_pixels,
         idempotency=idempotency,
     )
-    await services.admission.admit(caller(request).tenant)
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
-    transition = Transition(append=append)
-    answer = await _soon(services, services.committer.commit(transition))
+    async with services.admission.place(caller(request).tenant):
+        answer = await _soon(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.stands)
 
 
@@ -169,15 +169,16 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     services: Services = request.app.state.services
     job = job_id(request)
     await no_body(request, services.config.max_body_bytes)
-    if isinstance(asked, RequestRetry):
-        await services.admission.admit(caller(request).tenant)  # a job that runs again waits like a new one
+    tenant = caller(request).tenant
     try:
-        state = await _soon(services, services.jobs.request(caller(request).tenant, job, asked, _cause(request)))
+        # A job that runs again waits like a new one.
+        async with services.admission.place(tenant) if isinstance(asked, RequestRetry) else nullcontext():
+            state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request)))
     except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:
         raise ApiError("conflict", str(refusal), {"field": "status", "job_id": str(job)}) from None
-    view = await services.queries.job(caller(request).tenant, job)
+    view = await services.queries.job(tenant, job)
     if view is None:
         raise not_found(f"job {job}")
     answer = responses.job_answer(job, view.status, view.created_at)

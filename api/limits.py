@@ -1,16 +1,18 @@
 """How much work may come in: of all tenants together, and of each.
 
     one tenant sends too fast          429, by a token bucket of this process
-    one tenant has too many open jobs  429, as far as the projector has come
+    one tenant has too many open jobs  429; one that ended is open until the projector has seen it
     all queues together are too long   503: admission is closed
 
-The last two are counted in the database once a second at most, and what this process has let in since is added; several
-processes may so let in a second's worth more than the limit says.
+The last two are counted in the database once a second, and before anything is let in; what this process has let in
+since is added. Several processes may so let in a second's worth more than the limit says.
 """
 
+import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import msgspec
 
@@ -18,20 +20,33 @@ from api.errors import ApiError
 from eventstore.database import Database
 
 _FRESH_S = 1.0
+_STALE_S = 2.0
 _FULL_RETRY_S = 5
 _MOST_BUCKETS = 10_000
-# What the orchestrator has not reacted to yet will become a command, or is one's end.
+# What the orchestrator has not reacted to yet, be it that it never ran, will become a command, or is one's end.
 _WAITING = """
 select (select coalesce(sum(commands), 0) from eventstore.queue_lengths()) + (
     select coalesce(sum((
-        select coalesce(max(e.position), 0) from eventstore.events e where e.partition = s.partition
-    ) - s.position), 0)
-    from eventstore.standings s where s.subscription = 'orchestrator') as waiting
+        select coalesce(max(e.position), 0) from eventstore.events e where e.partition = p
+    ) - coalesce(s.position, 0)), 0)
+    from eventstore.log
+    cross join generate_series(0, partitions - 1) as p
+    left join eventstore.standings s on s.subscription = 'orchestrator' and s.partition = p) as waiting
 """
-# No further than the limit: beyond it the number says nothing more.
+# Those that the projector has seen, and those that it has not come to. No further than the limit: beyond it the number
+# says nothing more.
 _OPEN = """
-select count(*) as waiting from (
-    select from readmodel.jobs where tenant = $1 and status in ('queued', 'running') limit $2) as open
+select (
+    select count(*) from (
+        select from readmodel.jobs where tenant = $1 and status in ('queued', 'running') limit $2) as seen
+) + (
+    select count(*) from (
+        select from eventstore.log
+        cross join generate_series(0, partitions - 1) as p
+        left join eventstore.standings s on s.subscription = 'readmodel' and s.partition = p
+        join eventstore.events e on e.partition = p and e.position > coalesce(s.position, 0)
+        where e.tenant = $1 and e.code = 'job.created' limit $2) as unseen
+) as waiting
 """
 
 
@@ -44,24 +59,50 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Count:
-    """A number that the database tells, with what was added here since it was asked."""
+    """A number that the database tells, with what was let in here that it can't know of yet."""
 
     def __init__(self, ask: Callable[[], Awaitable[int]]) -> None:
         self._ask = ask
-        self._count = 0
+        self._asking: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
+        self._told = 0
+        self._open = 0
+        self._written = 0
 
-    async def now(self) -> int:
-        """The number; asked again when it is old."""
-        now = time.monotonic()
-        if now - self._asked_at >= _FRESH_S:
-            self._asked_at = now  # before the answer, so that one asks and the others go on meanwhile
-            self._count = await self._ask()
-        return self._count
+    @property
+    def value(self) -> int:
+        """The number, as far as it is known."""
+        return self._told + self._open + self._written
 
-    def add(self) -> None:
-        """One more."""
-        self._count += 1
+    async def refresh(self) -> None:
+        """Ask anew when the number is a second old; wait for the answer only when it is two, or was never told."""
+        age = time.monotonic() - self._asked_at
+        if age >= _FRESH_S and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._measure(), name="count")
+            self._asking.add_done_callback(_retrieve)
+        if age >= _STALE_S and self._asking is not None:
+            await asyncio.shield(self._asking)
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Counts one that is being written, and then for as long as the newest answer may not hold it."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self._written += 1
+
+    async def _measure(self) -> None:
+        asked_at, written = time.monotonic(), self._written
+        self._told = await self._ask()
+        self._asked_at = asked_at
+        self._written -= written
+
+
+def _retrieve(asking: asyncio.Task[None]) -> None:
+    if not asking.cancelled():
+        asking.exception()  # whoever waits gets it; who doesn't needs none, and asks again
 
 
 class Bucket:
@@ -105,26 +146,27 @@ class Admission:
         if wait_s > 0:
             raise _limited(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
-    async def admit(self, tenant: str) -> None:
-        """Raise 429 or 503 if a tenant's new job can't be let in; otherwise count it as let in."""
-        counts: list[Count] = []
-        most = self._limits.tenant_queued
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """A place for a tenant's new job, which is written meanwhile; raise 429 or 503 if there is none."""
+        mine, most = None, self._limits.tenant_queued
         if most is not None:
             mine = self._tenants.setdefault(tenant, Count(lambda: self._open(tenant, most)))
-            if await mine.now() >= most:
-                raise _limited(f"This tenant has {most} open jobs, as many as it may; wait for some to end.", 1)
-            counts.append(mine)
+            await mine.refresh()
         if self._limits.queued is not None:
-            if await self._queued.now() >= self._limits.queued:
-                raise ApiError(
-                    "infra_unavailable",
-                    f"{self._limits.queued} commands are waiting, as many as may; no new job is accepted now.",
-                    {"reason": "admission is closed", "limit": self._limits.queued},
-                    {"Retry-After": str(_FULL_RETRY_S)},
-                )
-            counts.append(self._queued)
-        for count in counts:
-            count.add()
+            await self._queued.refresh()
+        # From here on nothing is awaited: no other may take the place meanwhile.
+        if mine is not None and most is not None and mine.value >= most:
+            raise _limited(f"This tenant has {most} open jobs, as many as it may; wait for some to end.", 1)
+        if self._limits.queued is not None and self._queued.value >= self._limits.queued:
+            raise ApiError(
+                "infra_unavailable",
+                f"{self._limits.queued} commands are waiting, as many as may; no new job is accepted now.",
+                {"reason": "admission is closed", "limit": self._limits.queued},
+                {"Retry-After": str(_FULL_RETRY_S)},
+            )
+        with self._queued.one_more(), nullcontext() if mine is None else mine.one_more():
+            yield
 
     async def _waiting(self) -> int:
         return int((await self._database.read(_WAITING))[0]["waiting"])

@@ -1,10 +1,12 @@
 """How much may come in: admission, and each tenant's share."""
 
+import asyncio
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
-from api.limits import Bucket
+from api.limits import Bucket, Count
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, refused, running, until
@@ -46,6 +48,69 @@ def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) 
     assert (again.status_code, again.content) == (202, first.content)
 
 
+async def flood(base: str, refusal: int, *, room: int) -> int:
+    """Submit a hundred jobs at once, until so many have come in, and once more; answers how many did."""
+    accepted, floods = 0, 0
+    async with httpx.AsyncClient(base_url=base, timeout=60, limits=httpx.Limits(), trust_env=False) as client:
+        while accepted < room or floods < 2:
+            answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(100)))
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) <= {202, refusal}
+            accepted, floods = accepted + statuses.count(202), floods + 1
+    return accepted
+
+
+@pytest.mark.parametrize(("limit", "refusal"), [("DF_MAX_QUEUED_JOBS", 503), ("DF_TENANT_MAX_QUEUED_JOBS", 429)])
+def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Config, limit: str, refusal: int) -> None:
+    """Given a process that has just started, then of many jobs at once only as many come in as may wait.
+
+    One that is started over its limit lets none in. No orchestrator reacts to the jobs, and no projector sees them.
+    """
+    given = {limit: "20", "DF_DB_CONNECTIONS": "2"}
+    for room in (20, 0):
+        with running("api", db_url, s3_config, **given) as service:
+            assert asyncio.run(flood(service.url, refusal, room=room)) == room
+
+
+async def test_a_count_is_known_before_anybody_is_let_in() -> None:
+    """Given a question that is under way, then all wait for its answer; a question that failed is asked again."""
+    asked, told = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def ask() -> int:
+        asked.set()
+        return int(await told)
+
+    count = Count(ask)
+    waiting = [asyncio.create_task(count.refresh()) for _ in range(3)]
+    await asked.wait()
+    assert not any(task.done() for task in waiting)
+    told.set_result(7)
+    await asyncio.gather(*waiting)
+    assert count.value == 7
+
+
+async def test_a_count_keeps_what_its_answer_cannot_hold() -> None:
+    """Given jobs that are written while the question is under way, then the answer does not make them forgotten."""
+    asked, told = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def ask() -> int:
+        asked.set()
+        return int(await told)
+
+    count = Count(ask)
+    with count.one_more():
+        pass  # written before the question, which will tell of it
+    asking = asyncio.create_task(count.refresh())
+    await asked.wait()
+    with count.one_more():
+        pass
+    with count.one_more():
+        told.set_result(1)
+        await asking
+        assert count.value == 3
+    assert count.value == 3
+
+
 @pytest.fixture
 def narrow(backends: Backends, s3_config: S3Config) -> Iterator[Api]:
     """A whole service on which each tenant may have two open jobs."""
@@ -79,11 +144,15 @@ def test_a_retry_needs_room_like_a_new_job(backends: Backends, s3_config: S3Conf
     ):
         failed = api.create(count=1)
         assert api.finished(failed)["status"] == "failed"
-        until(lambda: api.post(BODY | {"width": 2048, "height": 2048, "count": 20}).status_code == 202)
+
+        def submitted() -> str | None:
+            answer = api.post(BODY | {"width": 2048, "height": 2048, "count": 20})
+            return answer.json()["job"]["id"] if answer.status_code == 202 else None
+
+        slow = until(submitted)
         retry = f"/v1/jobs/{failed}/retry"
         until(lambda: api.http.post(retry).status_code == 429)
         refused(api.http.post(retry), 429, "rate_limited")
-        [slow] = [job["id"] for job in api.get("/v1/jobs")["jobs"] if job["id"] != failed]
         api.http.post(f"/v1/jobs/{slow}/cancel")
         until(lambda: api.http.post(retry).status_code == 202, within=60)
 

@@ -18,7 +18,7 @@ from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
 from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
-from api.middleware import RequestIds, SecurityHeaders
+from api.middleware import AcceptedEncoding, RequestIds, SecurityHeaders
 from api.operations import OPERATIONS
 from api.responses import json_response
 from api.services import Services
@@ -91,7 +91,7 @@ def build(services: Services, health: Health) -> ASGIApp:
     )
     starlette.state.services = services
     starlette.state.health = health
-    app: ASGIApp = GZipMiddleware(starlette, minimum_size=_GZIP_FROM)
+    app: ASGIApp = AcceptedEncoding(GZipMiddleware(starlette, minimum_size=_GZIP_FROM))
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,

@@ -1,6 +1,7 @@
 """What a request carries beside its JSON: parameters of the path and the query, and the body's bytes, checked."""
 
 import asyncio
+import codecs
 import re
 from datetime import UTC, datetime
 from uuid import UUID
@@ -12,6 +13,13 @@ from api.errors import ApiError, invalid, not_found
 # In a query a `+` that was not escaped arrives as a blank.
 _BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
 _LONGEST_TIME = 40
+# Those of UTF-32 first: one begins like that of UTF-16.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 BODY_S = 30.0
 """How long a body may take to arrive, all of it."""
 
@@ -84,7 +92,7 @@ def moment(request: Request, name: str) -> datetime | None:
 
 async def json_body(request: Request, most: int) -> bytes:
     """The body of a request that is to be JSON, `most` bytes at most."""
-    _expect_json(request.headers.get("content-type", ""))
+    _expect_json(request)
     return await _body(request, most)
 
 
@@ -93,7 +101,7 @@ async def no_body(request: Request, most: int) -> None:
     body = (await _body(request, most)).strip()
     if not body:
         return
-    _expect_json(request.headers.get("content-type", ""))
+    _expect_json(request)
     if body != b"null" and (body[:1] != b"{" or body[-1:] != b"}" or body[1:-1].strip()):
         raise invalid("body", "must be empty, or {}")
 
@@ -114,11 +122,23 @@ async def _body(request: Request, most: int) -> bytes:
         raise invalid("body", "the connection ended before the body did") from None
     except TimeoutError:
         raise invalid("body", f"did not arrive within {BODY_S:g} s") from None
-    return bytes(body)
+    for mark, name in _OTHER_MARKS.items():
+        if body.startswith(mark):
+            raise invalid("body", f"is {name}; send UTF-8")
+    return bytes(body).removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1, lets a parser pass over it
 
 
-def _expect_json(content_type: str) -> None:
-    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
+def _expect_json(request: Request) -> None:
+    codings = [one.strip() for value in request.headers.getlist("content-encoding") for one in value.split(",")]
+    for coding in codings:
+        if coding.lower() not in {"", "identity"}:
+            raise ApiError(
+                "unsupported_media_type",
+                f"The body is encoded as {coding[:100]}; send it as it is.",
+                {"field": "Content-Encoding", "reason": "must be absent, or identity"},
+                {"Accept-Encoding": "identity"},
+            )
+    kind = request.headers.get("content-type", "").split(";", maxsplit=1)[0].strip().lower()
     if kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json")):
         return
     raise ApiError(

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventstore.ids import new_id
 
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
 _SECURITY = {
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -62,6 +63,22 @@ def _sender(scope: Scope) -> dict[str, str]:
     return {} if key_id is None else {"key_id": str(key_id)}
 
 
+class AcceptedEncoding:
+    """Tells the middleware that compresses, which looks for a word alone, what is accepted (RFC 9110, 12.5.3)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+        if scope["type"] == "http":
+            given = ",".join(Headers(scope=scope).getlist("accept-encoding"))
+            others = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            accepted = b"gzip" if _takes_gzip(given) else b"identity"
+            scope["headers"] = [*others, (b"accept-encoding", accepted)]
+        await self._app(scope, receive, send)
+
+
 class SecurityHeaders:
     """What every answer tells browsers: trust the declared type, show it in no frame, name it to nobody, keep nothing.
 
@@ -85,6 +102,18 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, answer)
+
+
+def _takes_gzip(given: str) -> bool:
+    """Whether an Accept-Encoding takes gzip, and would not rather have no encoding at all."""
+    weights: dict[str, float] = {}
+    for part in given.lower().split(","):
+        coding, *parameters = (one.strip() for one in part.split(";"))
+        weight = next((one.removeprefix("q=") for one in parameters if one.startswith("q=")), "1")
+        # What is malformed is not accepted.
+        weights[coding] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0
+    gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
+    return gzip > 0 and gzip >= weights.get("identity", 0.0)
 
 
 def _request_id(headers: Headers) -> str:

@@ -186,7 +186,7 @@ _READ_QUERY = _READ | {"invalid_input": _WRONG_QUERY}
 _EMPTY = Body(schema={"type": ["object", "null"], "maxProperties": 0}, required=False)
 _NO_BODY = {
     "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
-    "unsupported_media_type": "The body is declared as something else than JSON.",
+    "unsupported_media_type": "The body is declared as something else than JSON, or as encoded.",
     "invalid_input": "There is a body, and it is not empty.",
 }
 
@@ -311,7 +311,7 @@ OPERATIONS: list[Operation] = [
         errors={
             "conflict": "The Idempotency-Key came with another body before.",
             "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
-            "unsupported_media_type": "The body is declared as something else than JSON.",
+            "unsupported_media_type": "The body is declared as something else than JSON, or as encoded.",
             "invalid_input": "Something in the body or a header is wrong; `details.field` names it.",
             "infra_unavailable": "The database can't be reached, or `DF_MAX_QUEUED_JOBS` is; see `Retry-After`.",
         },

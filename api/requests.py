@@ -4,7 +4,9 @@ Three forms ask for the same kinds of job: the legacy form (generate alone), `ch
 """
 
 import hmac
+import json
 import re
+from collections import Counter
 from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from uuid import UUID
@@ -145,6 +147,7 @@ def parse(body: bytes) -> Submission:
         raise invalid("body", "empty; send a JSON object")
     try:
         given = _cleaned(msgspec.json.decode(body), ())
+        _refuse_doubles(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid("body", _not_json(body, error)) from None
     except RecursionError:
@@ -194,6 +197,45 @@ def _not_json(body: bytes, error: Exception) -> str:
     # msgspec takes the lone half of a surrogate pair for a text that was cut off.
     hint = " (perhaps a lone surrogate, an escape like \\ud800)" if rb"\ud" in body.lower() else ""
     return f"not valid JSON: {error}{hint}"
+
+
+class _Doubled(dict[str, Any]):
+    """An object that has a key twice."""
+
+    key: str
+
+
+def _refuse_doubles(body: bytes) -> None:
+    """Refuse an object that has a key twice: one value would be taken here, and perhaps the other by another reader."""
+    doubled = []
+
+    def gathered(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        doubled.append(_Doubled(found))
+        doubled[-1].key = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        return doubled[-1]
+
+    # msgspec, which has found the body sound, keeps the last of them without a word.
+    whole = json.loads(body, object_pairs_hook=gathered, parse_int=str, parse_float=str)
+    if doubled:
+        place = _doubled_at(whole, ()) or (doubled[0].key,)
+        raise invalid("".join(place).lstrip("."), "stands there twice")
+
+
+def _doubled_at(value: Any, place: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Where the first key is that an object has twice, in pieces. None within a value that a doubled key hides."""
+    if isinstance(value, _Doubled):
+        return (*place, ".", value.key)
+    match value:
+        case dict():
+            inner = (_doubled_at(one, (*place, ".", name)) for name, one in value.items())
+        case list():
+            inner = (_doubled_at(one, (*place, f"[{n}]")) for n, one in enumerate(value))
+        case _:
+            return None
+    return next((found for found in inner if found is not None), None)
 
 
 def _cleaned(value: Any, place: tuple[str, ...]) -> Any:

@@ -110,7 +110,9 @@ class Connection(HttpToolsProtocol):
         version, hosts = self.parser.get_http_version(), sum(name == b"host" for name, _ in self.headers)
         if version not in _VERSIONS or hosts > 1 or hosts < (version == "1.1"):
             raise BadRequest
-        if self.parser.get_method() == b"CONNECT":
+        if self.parser.get_method() == b"CONNECT" or any(
+            name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers
+        ):
             raise BadRequest
         if self.parser.should_upgrade():
             return  # comes again without

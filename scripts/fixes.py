@@ -294,6 +294,34 @@ FIXES: tuple[Mutant, ...] = (
         "asyncio.Runner()",
         "tests/http/test_protocol.py -k run_on_uvloop",
     ),
+    Mutant(
+        "17-byte-order-mark",
+        "api/inputs.py",
+        "bytes(body).removeprefix(codecs.BOM_UTF8)",
+        "bytes(body)",
+        "tests/http/test_conventions.py -k byte_order",
+    ),
+    Mutant(
+        "17-encoded-body",
+        "api/inputs.py",
+        'if coding.lower() not in {"", "identity"}:',
+        "if not coding:",
+        "tests/http/test_conventions.py -k encoded_body",
+    ),
+    Mutant(
+        "17-gzip-refused",
+        "api/middleware.py",
+        'accepted = b"gzip" if _takes_gzip(given) else b"identity"',
+        "accepted = given.encode()",
+        "tests/http/test_conventions.py -k 'gzip_is_for'",
+    ),
+    Mutant(
+        "17-key-twice",
+        "api/requests.py",
+        "        _refuse_doubles(body)\n",
+        "",
+        "tests/unit/test_requests.py -k twice",
+    ),
 )
 
 if __name__ == "__main__":

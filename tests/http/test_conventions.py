@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.http.conftest import BODY, Scribe, invalid, minute, succeeded
-from tests.kit import Api, History, Service, project_root
+from tests.http.conftest import BODY, Scribe, invalid, minute, refused, succeeded
+from tests.kit import NOBODY, Api, History, Service, project_root
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 DOCUMENT = json.loads((project_root() / "docs" / "openapi" / "openapi.v1.json").read_text())
@@ -172,6 +172,53 @@ def test_json_and_ndjson_over_a_kilobyte_are_gzipped_on_request(api: Api, place:
         assert answer.content == plain.content
         with api.http.stream("GET", path, headers=COMPRESSED) as raw:
             assert gzip.decompress(b"".join(raw.iter_raw())) == plain.content
+
+
+@pytest.mark.parametrize(
+    ("accepted", "gzipped"),
+    [
+        ("gzip", True),
+        ("GZip;q=0.5, deflate", True),
+        ("x-gzip", True),
+        ("*", True),
+        ("br, gzip;q=1.0, identity;q=0.5", True),
+        ("identity;q=0, *", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("identity", False),
+        ("*;q=0", False),
+        ("gzip;q=0, *;q=1", False),
+        ("gzip;q=0.5, identity;q=1", False),
+        ("gzip;q=9", False),
+        ("notgzip", False),
+        ("", False),
+    ],
+)
+def test_gzip_is_for_those_who_accept_it(api: Api, place: dict[str, str], accepted: str, gzipped: bool) -> None:  # noqa: FBT001  # a column
+    """Weights are heeded, one of zero above all."""
+    path = f"/v1/jobs/{place['job_id']}/events"
+    answer = api.http.get(path, headers={"Accept-Encoding": accepted})
+    assert ("Content-Encoding" in answer.headers) == gzipped
+    assert "Accept-Encoding" in answer.headers["Vary"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP, identity", "br", "zstd"])
+def test_an_encoded_body_is_named(lone: Api, coding: str) -> None:
+    """Given a body that is not read as it is sent, then 415, which says what is; `identity` is no encoding."""
+    for path in ("/v1/jobs", f"/v1/jobs/{NOBODY}/cancel"):
+        answer = lone.http.post(path, content=gzip.compress(b"{}"), headers={"Content-Encoding": coding})
+        assert refused(answer, 415, "unsupported_media_type")["field"] == "Content-Encoding"
+        assert answer.headers["Accept-Encoding"] == "identity"
+    assert lone.http.post("/v1/jobs", json=BODY, headers={"Content-Encoding": "identity"}).status_code == 202
+
+
+def test_a_byte_order_mark_is_passed_over(lone: Api) -> None:
+    """That of UTF-8; the others are named."""
+    text = json.dumps(BODY)
+    assert lone.http.post("/v1/jobs", content=text.encode("utf-8-sig")).status_code == 202
+    for encoding in ("utf-16", "utf-32"):
+        reason = invalid(lone.http.post("/v1/jobs", content=text.encode(encoding)), "body")
+        assert encoding.upper() in reason
 
 
 def test_what_is_small_is_not_gzipped(api: Api) -> None:

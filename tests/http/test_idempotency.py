@@ -133,3 +133,14 @@ async def jobs(scribe: Scribe) -> int:
     """How many jobs the log holds."""
     rows = await scribe.store.database.read("select count(*) from eventstore.events where version = 1")
     return int(rows[0][0])
+
+
+def test_a_key_in_quotes_is_another_key(lone: Api) -> None:
+    """Given one client that quotes its key, as the IETF's draft writes it, and one that does not, then two jobs.
+
+    Jobs under keys of both kinds are in logs: taken for one, a repetition would be another job after an upgrade.
+    """
+    given = key()
+    first, quoted = once(lone, BODY, given), once(lone, BODY, f'"{given}"')
+    assert first.json()["job"]["id"] != quoted.json()["job"]["id"]
+    assert once(lone, BODY, f'"{given}"').content == quoted.content

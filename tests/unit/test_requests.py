@@ -237,6 +237,25 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     assert (caught.value.details or {})["field"] == "body"
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"type":"generate","prompt":"a","prompt":"b"}', "prompt"),
+        ('{"type":"generate","prompt":"a","prompt":"a"}', "prompt"),
+        ('{"type":"generate","prompt":"a","\\u0070rompt":"b"}', "prompt"),
+        ('{"type":"generate","prompt":"a","chain":{"upscale":{"scale":2,"scale":4}}}', "chain.upscale.scale"),
+        ('{"type":"generate","prompt":"a","metadata":{"a":"1","b":"2","a":"3"}}', "metadata.a"),
+        ('{"pipeline":[{"type":"generate","prompt":"a"},{"type":"upscale","type":"upscale"}]}', "pipeline[1].type"),
+        ('{"type":"generate","prompt":"a","chain":{"x":1,"x":1},"chain":null}', "chain"),
+    ],
+)
+def test_a_key_that_stands_there_twice_is_named(text: str, field: str) -> None:
+    """Given two values for one key, then neither is taken: a proxy or a log may have taken the other."""
+    with pytest.raises(ApiError) as error:
+        parse(text.encode())
+    assert error.value.details == {"field": field, "reason": "stands there twice"}
+
+
 def test_a_deep_body_does_not_fill_the_memory() -> None:
     """Given names of a megabyte in all, nested as deep as may be, then no level keeps the place of each."""
     depth, name = 400, "n" * 2000

@@ -14,6 +14,7 @@ from dreamforge import logs
 from dreamforge.backends import ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
+from dreamforge.model_checks import Unfit, expect_fit
 from dreamforge.model_sources import obtain
 from dreamforge.registry import NoSuchModel, Registry, RegistryError, registration
 from dreamforge.settings import Settings
@@ -68,6 +69,10 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
         source_uri=found.source_uri,
         trust=args.trust,
     )
+    try:
+        expect_fit(Path(wanted.local_path), args.kind, (file.path for file in wanted.files), trust=args.trust)
+    except (Unfit, OSError) as error:
+        raise RegistryError(f"{args.path} can't be a {args.kind}: {error}.") from error
     model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
     if not new:
         complain(OK, f"it is registered already, as {model.model_id}")

@@ -15,6 +15,7 @@ from dreamforge.embedded import EmbeddedPostgres, Home
 from dreamforge.settings import VARIABLES, unconfigured_environ
 from tests.embedded.conftest import of_home
 from tests.kit import NOBODY
+from tests.weights import CENTRAL, PIPELINE, UPSCALER, lay, safetensors
 
 Json = Callable[..., Any]
 
@@ -27,8 +28,8 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    Path("castles").mkdir()
-    Path("castles/weights.safetensors").write_bytes(b"weights")
+    lay(Path("castles"), PIPELINE)
+    Path("weights.safetensors").write_bytes(safetensors())
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_model_is_added_listed_shown_and_switched(answer: Json) -> None:
 def test_a_model_may_be_named_described_and_left_disabled(answer: Json) -> None:
     Path("schema.json").write_text('{"type": "object"}')
     given = "--kind gan-upscaler --name sharp --parameters-schema schema.json --disabled"
-    model = answer("add", "castles/weights.safetensors", *given.split())
+    model = answer("add", "weights.safetensors", *given.split())
     assert (model["name"], model["parameters_schema"], model["enabled"]) == ("sharp", {"type": "object"}, False)
     assert model["files_json"][0]["path"] == "weights.safetensors"
 
@@ -102,7 +103,7 @@ def test_a_model_with_pickles_is_added_by_who_trusts_it(answer: Json, capsys: py
 
 
 @pytest.mark.usefixtures("given_database")
-@pytest.mark.parametrize("source", ["castles", "castles/weights.safetensors"])
+@pytest.mark.parametrize("source", ["castles", "weights.safetensors"])
 def test_a_copy_outlives_its_original(answer: Json, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setenv("DF_MODELS_DIR", "kept")
     model = answer("add", source, "--kind", "generator", "--copy")
@@ -110,6 +111,7 @@ def test_a_copy_outlives_its_original(answer: Json, monkeypatch: pytest.MonkeyPa
     assert Path(model["local_path"]).is_relative_to(Path("kept").resolve())
     again = answer("add", source, "--kind", "generator", "--copy")
     shutil.rmtree("castles")
+    Path("weights.safetensors").unlink()
     assert again == model
     assert answer("verify")[0]["intact"] is True
 
@@ -125,8 +127,8 @@ def test_a_copy_is_kept_in_the_home_unless_told_otherwise(answer: Json, monkeypa
 def test_verify_exits_1_if_any_model_is_damaged_and_names_the_damage(answer: Json) -> None:
     model = answer("add", "castles", "--kind", "generator")
     assert answer("verify") == [{"id": model["id"], "name": "castles", "intact": True, "problems": []}]
-    Path("castles/weights.safetensors").write_bytes(b"other")
-    assert answer("verify", code=1)[0]["problems"] == ["weights.safetensors has changed"]
+    Path("castles/unet/config.json").write_bytes(b"[]")
+    assert answer("verify", code=1)[0]["problems"] == ["unet/config.json has changed"]
     assert answer("verify", "castles", code=1)[0]["intact"] is False
     assert answer("show", "castles")["installed"] is False
 
@@ -136,7 +138,8 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("add castles --kind generator", "list", "show castles", "verify", "disable castles"):
         assert cli.main(["models", *command.split()]) == 0
         assert "castles" in capsys.readouterr().out
-    Path("castles/weights.safetensors").unlink()
+    shutil.rmtree("castles")
+    Path("castles").mkdir()
     assert cli.main(["models", "verify"]) == 1
     assert "holds no file" in capsys.readouterr().out
     assert cli.main(["models", "enable", "castles"]) == 0
@@ -151,7 +154,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ("add hf:some/model#old.ckpt --kind generator", 2, "--trust"),
         ("add pickles --kind generator", 2, "--trust"),
         ("add pickles --kind generator --copy", 2, "--trust"),
-        ("add castles --kind generator --parameters-schema castles/weights.safetensors", 2, "is no JSON Schema"),
+        ("add castles --kind generator --parameters-schema weights.safetensors", 2, "is no JSON Schema"),
         ("add castles --kind generator --parameters-schema bad.json", 2, "$.type"),
         (f"show {NOBODY}", 4, "There is no model"),
         ("enable nameless", 4, "There is no model nameless"),
@@ -217,3 +220,80 @@ def test_a_home_in_use_without_a_database_is_named(
     assert cli.main(["models", "list"]) == 3
     assert f"DF_HOME {home} is in use" in capsys.readouterr().err
     held.release()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167540\n"
+SHARDS = b'{"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "second.safetensors"}}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "message"),
+    [
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": LFS}, "run `git lfs pull`"),
+        ("generator", {"model_index.json": LFS}, "model_index.json is a pointer of Git LFS"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors()[:-1]}, "it is cut off or damaged"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors() + b"x"}, "it is cut off or damaged"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors()[:40]}, "it has no whole header"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": b""}, "it has no whole header"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": b"\x02" + bytes(7) + b"[]"}, "can't be read"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": b"\x02" + bytes(7) + b"{}"}, "holds no tensor"),
+        ("generator", {"model_index.json": None}, "holds no model_index.json"),
+        ("generator", {"model_index.json": PIPELINE["model_index.json"][:-9]}, "model_index.json is no JSON"),
+        ("generator", {"model_index.json": b"{}"}, "names no _class_name"),
+        ("generator", {"unet/diffusion_pytorch_model.safetensors": None}, "unet holds no weights in safetensors"),
+        ("generator", {"unet/config.json": None}, "unet holds no config.json"),
+        ("generator", {"unet/config.json": b"{"}, "unet/config.json is no JSON"),
+        ("generator", {"tokenizer/merges.txt": None}, "names tokenizer, and there is no folder of it"),
+        (
+            "generator",
+            {"unet/diffusion_pytorch_model.safetensors.index.json": SHARDS},
+            "unet/second.safetensors is missing",
+        ),
+        ("generator", UPSCALER, "add it with --kind diffusion-upscaler"),
+        ("diffusion-upscaler", {}, "enlarges no image by 4"),
+        ("gan-upscaler", {"second.safetensors": safetensors()}, "found are 2"),
+    ],
+)
+@pytest.mark.usefixtures("given_database")
+def test_what_its_kind_could_not_be_opened_from_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], kind: str, files: dict[str, bytes | None], message: str
+) -> None:
+    """Given a folder with one thing wrong, then nothing is registered."""
+    for name, content in files.items():
+        if content is None:
+            (Path("castles") / name).unlink()
+        else:
+            lay(Path("castles"), {name: content})
+    if files.get("tokenizer/merges.txt", b"") is None:
+        Path("castles/tokenizer").rmdir()
+    assert cli.main(["models", "add", "castles", "--kind", kind]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert cli.main(["models", "list", "--all", "--output", "json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out) == []
+
+
+@pytest.mark.usefixtures("given_database")
+def test_what_its_kind_can_be_opened_from_is_added(answer: Json) -> None:
+    lay(Path("larger"), UPSCALER)
+    assert answer("add", "larger", "--kind", "diffusion-upscaler")["enabled"]
+    assert answer("add", "weights.safetensors", "--kind", "generator")["enabled"]
+    assert answer("add", "weights.safetensors", "--kind", "gan-upscaler")["enabled"]
+    shards = {f"unet/diffusion_pytorch_model-{part}.safetensors": safetensors(name=part) for part in ("a", "b")}
+    index = {"weight_map": {part: f"diffusion_pytorch_model-{part}.safetensors" for part in ("a", "b")}}
+    sharded = PIPELINE | shards | {"unet/model.safetensors.index.json": msgspec.json.encode(index)}
+    del sharded["unet/diffusion_pytorch_model.safetensors"]
+    lay(Path("sharded"), sharded)
+    assert answer("add", "sharded", "--kind", "generator")["enabled"]
+
+
+@pytest.mark.usefixtures("given_database")
+def test_a_part_of_a_checkpoint_is_no_generator(capsys: pytest.CaptureFixture[str]) -> None:
+    """Given a LoRA, then its tensors tell; and a pickle that is cut off is told by its archive's end."""
+    Path("lora.safetensors").write_bytes(safetensors(name="lora_unet_down.weight"))
+    assert cli.main(["models", "add", "lora.safetensors", "--kind", "generator"]) == 2
+    assert f"none of its tensors' names begins with {CENTRAL[:22]}" in capsys.readouterr().err
+    Path("cut.pth").write_bytes(b"PK\x03\x04" + bytes(99))
+    assert cli.main(["models", "add", "cut.pth", "--kind", "gan-upscaler", "--trust"]) == 2
+    assert "cut.pth is cut off" in capsys.readouterr().err

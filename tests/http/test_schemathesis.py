@@ -14,6 +14,7 @@ import pytest
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, project_root, roles_environ
+from tests.weights import safetensors
 
 EXAMPLES = os.environ.get("DF_TEST_EXAMPLES", "3")
 
@@ -36,7 +37,7 @@ def served(backends: Backends, s3_config: S3Config, tmp_path: Path) -> Iterator[
 def _populate(base: str, environ: dict[str, str], folder: Path) -> None:
     """A model, a job with its images, one that waits, and an anchor."""
     weights = folder / "weights.safetensors"
-    weights.write_bytes(b"weights")
+    weights.write_bytes(safetensors())
     cli = [sys.executable, "-m", "dreamforge", "--no-env-file"]
     command = [*cli, "models", "add", str(weights), "--kind", "generator"]
     key = folder / "anchor.pem"

@@ -16,13 +16,10 @@ from runners.engines.process import EngineConfig, EngineProcess
 from tests.images import tiny
 from tests.images.hub import COMMIT, REPO, Hub, serving
 from tests.kit import outside
+from tests.weights import PIPELINE, safetensors
 
-SAFE = {
-    "model_index.json": b'{"_class_name": "CastlePipeline"}',
-    "tokenizer/merges.txt": b"c a\nca s\n",
-    "tokenizer/spiece.model": b"\x0a\x09",
-    "unet/model.safetensors": bytes(range(256)) * 64,
-}
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SAFE = PIPELINE | {"tokenizer/spiece.model": b"\x0a\x09", WEIGHTS: safetensors(bytes(range(256)) * 64)}
 RISKY = {"unet/model.bin": b"\x80\x04.", "old.ckpt": b"\x80\x04."}
 OTHER = {"README.md": b"# Castles", "castle.onnx": b"onnx"}
 
@@ -122,8 +119,9 @@ def test_a_repository_is_fetched_and_pinned_to_its_commit(hub: Hub, buyer: Buyer
 
 def test_a_fetch_that_was_killed_goes_on_where_it_ended(hub: Hub, buyer: Buyer) -> None:
     """Given a hub that falls silent half way and a process that is killed, then the next one asks for the rest."""
-    name = "unet/model.safetensors"
-    hub.files = {name: bytes(range(256)) * (2 * DOWNLOAD_CHUNK_SIZE // 256 - 1), "model_index.json": b"{}"}
+    name = WEIGHTS
+    hub.files = {name: safetensors(bytes(range(256)) * (2 * DOWNLOAD_CHUNK_SIZE // 256 - 1))}
+    hub.files |= {other: content for other, content in PIPELINE.items() if other != name}
     hub.stalls[name] = DOWNLOAD_CHUNK_SIZE + 1000
     part = buyer.folder / "masons--castles" / COMMIT / f"{name}.part"
     process = buyer.adding(f"hf:{REPO}")
@@ -136,16 +134,17 @@ def test_a_fetch_that_was_killed_goes_on_where_it_ended(hub: Hub, buyer: Buyer) 
     process.communicate()
     hub.stalls.clear()
     model = buyer.added(f"hf:{REPO}")
-    assert hub.asked == [(name, None), (name, f"bytes={DOWNLOAD_CHUNK_SIZE}-"), ("model_index.json", None)]
+    assert hub.asked[:2] == [(name, None), (name, f"bytes={DOWNLOAD_CHUNK_SIZE}-")]
+    assert set(hub.asked[2:]) == {(other, None) for other in PIPELINE if other != name}
     assert (Path(model["local_path"]) / name).read_bytes() == hub.files[name]
     assert {file["path"] for file in model["files_json"]} == hub.files.keys()
 
 
 def test_one_file_is_a_model_of_its_own(hub: Hub, buyer: Buyer) -> None:
     """Beside the whole repository, whichever came first."""
-    single = buyer.added(f"hf:{REPO}#unet/model.safetensors")
-    assert [name for name, _ in hub.asked] == ["unet/model.safetensors"]
-    assert (single["name"], single["source_uri"]) == ("model", f"hf:{REPO}@{COMMIT}#unet/model.safetensors")
+    single = buyer.added(f"hf:{REPO}#{WEIGHTS}")
+    assert [name for name, _ in hub.asked] == [WEIGHTS]
+    assert (single["name"], single["source_uri"]) == (Path(WEIGHTS).stem, f"hf:{REPO}@{COMMIT}#{WEIGHTS}")
     whole = buyer.added(f"hf:{REPO}")
     assert {file["path"] for file in whole["files_json"]} == SAFE.keys()
 
@@ -172,10 +171,21 @@ def test_what_the_hub_does_not_hold_is_refused_in_a_line(buyer: Buyer, source: s
 
 
 def test_a_file_that_is_not_what_the_hub_told_is_refused(hub: Hub, buyer: Buyer) -> None:
-    for name in ("model_index.json", "unet/model.safetensors"):
+    for name in ("model_index.json", WEIGHTS):
         hub.lies = {name}
         assert f"{name} did not come as it should have" in buyer.refused(f"hf:{REPO}")
         assert not (buyer.folder / "masons--castles" / COMMIT / name).exists()
+
+
+@pytest.mark.parametrize("place", ["model_index.json", "unet"])
+def test_a_class_that_diffusers_does_not_have_is_refused(hub: Hub, buyer: Buyer, place: str) -> None:
+    index = json.loads(SAFE["model_index.json"])
+    if place == "unet":
+        index["unet"] = ["diffusers", "CastleModel"]
+    else:
+        index["_class_name"] = "CastleModel"
+    hub.files = SAFE | {"model_index.json": json.dumps(index).encode()}
+    assert f"{place} wants CastleModel, which the installed diffusers does not have" in buyer.refused(f"hf:{REPO}")
 
 
 def test_no_file_of_a_repository_leaves_its_folder(hub: Hub, buyer: Buyer) -> None:

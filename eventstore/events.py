@@ -88,9 +88,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an image came about, beside what was asked for: with it the very same pixels can be made again.
 
-    engine: diffusers, gan, diffusion or image. model_sha256: of the list of its files' hashes. scheduler: the class
-    that sampled. batch_size, batch_index: how many images were rendered at once, and which of them this is.
-    tile: pixels of a source's side that an upscaler took at once. measures: what was done to save memory.
+    engine: diffusers, gan, diffusion or image. model_sha256: of the list of its files' hashes. weights_sha256: of
+    its file of weights, where there is one alone. scheduler: the class that sampled. batch_size, batch_index: how many
+    images were rendered at once, and which of them this is. tile: pixels of a source's side that an upscaler took at
+    once. measures: what was done to save memory.
     """
 
     engine: str
@@ -99,6 +100,7 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: dict[str, str]
     model_id: UUID | None = None
     model_sha256: str | None = None
+    weights_sha256: str | None = None
     scheduler: str | None = None
     batch_size: int = 1
     batch_index: int = 0

@@ -20,6 +20,8 @@ from eventstore.events import (
     StepName,
 )
 
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """One model. version: the model's own; stream_version: of its history.
@@ -48,6 +50,12 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         """SHA-256 of the list of its files and their hashes, as `sha256sum` prints it, lower-case hex."""
         return files_digest(self.files)
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of its file of weights, by which others know a model; None where there are several, or none."""
+        weights = [file.sha256 for file in self.files if file.path.lower().endswith(_WEIGHTS)]
+        return weights[0] if len(weights) == 1 else None
 
     @property
     def available(self) -> bool:

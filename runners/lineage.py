@@ -98,7 +98,7 @@ def parameters(found: Lineage) -> str:
         "CFG scale": f"{made.guidance:g}",
         "Seed": made.seed,
         "Size": f"{made.width}x{made.height}",
-        "Model hash": made.rendering.model_sha256[:10] if made.rendering and made.rendering.model_sha256 else None,
+        "Model hash": _model_hash(made.rendering),
         "Model": made.rendering.model_id if made.rendering else "fake",
         "Hires upscale": found.upscale.scale if found.upscale else None,
         "Version": "Dream Forge",
@@ -108,6 +108,11 @@ def parameters(found: Lineage) -> str:
         lines.append(f"Negative prompt: {made.negative_prompt}")
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))
     return "\n".join(lines)
+
+
+def _model_hash(made: Rendering | None) -> str | None:
+    """The first ten digits of the SHA-256 of the one file of weights: galleries look models up by it."""
+    return made.weights_sha256[:10] if made is not None and made.weights_sha256 is not None else None
 
 
 def embed(body: bytes, found: Lineage) -> bytes:

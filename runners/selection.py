@@ -98,7 +98,12 @@ class Selection:
 def model_ref(view: ModelView) -> ModelRef:
     """A registered model, as the engine process opens it."""
     return ModelRef(
-        kind=view.kind, path=view.local_path, model_id=view.model_id, sha256=view.digest, trusted=view.trusted
+        kind=view.kind,
+        path=view.local_path,
+        model_id=view.model_id,
+        sha256=view.digest,
+        weights_sha256=view.weights_sha256,
+        trusted=view.trusted,
     )
 
 

@@ -329,6 +329,20 @@ FIXES: tuple[Mutant, ...] = (
         "        (lambda *_, **__: None)(Path(wanted.local_path),",
         "tests/embedded/test_models_command.py -k 'refused_by_name or part_of_a_checkpoint'",
     ),
+    Mutant(
+        "20-hash-of-the-weights",
+        "runners/lineage.py",
+        "    return made.weights_sha256[:10] if made is not None and made.weights_sha256 is not None else None",
+        "    return made.model_sha256[:10] if made is not None and made.model_sha256 is not None else None",
+        "tests/unit/test_lineage.py -k model_hash",
+    ),
+    Mutant(
+        "20-one-file-alone",
+        "projections/models.py",
+        "        return weights[0] if len(weights) == 1 else None",
+        "        return weights[0] if weights else None",
+        "tests/unit/test_models.py -k one_file_of_weights",
+    ),
 )
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ class DiffusionEngine:
                 versions=versions(),
                 model_id=shape.model.model_id,
                 model_sha256=shape.model.sha256,
+                weights_sha256=shape.model.weights_sha256,
                 scheduler=scheduler,
                 batch_size=work.as_batch_of or len(part),
                 batch_index=work.from_index + n,

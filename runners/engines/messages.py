@@ -26,14 +26,16 @@ from runners.faults import Injury
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     """A model to open. path: a folder, a file, or the id of a repository in a hub.
 
-    sha256: of the list of its files' hashes, None for one that is not registered. trusted: files that may run code when
-    they are opened (pickles) may be opened, too.
+    sha256: of the list of its files' hashes, None for one that is not registered. weights_sha256: of its file of
+    weights, where there is one alone. trusted: files that may run code when they are opened (pickles) may be opened,
+    too.
     """
 
     kind: ModelKind
     path: str
     model_id: UUID | None = None
     sha256: str | None = None
+    weights_sha256: str | None = None
     trusted: bool = False
 
 

@@ -84,6 +84,7 @@ def enlarge(network: Network, work: Enlarge, watch: Watch, make_room: Callable[[
         versions=network.versions,
         model_id=work.model.model_id,
         model_sha256=work.model.sha256,
+        weights_sha256=work.model.weights_sha256,
         tile=tile,
         measures=measures,
     )

@@ -12,6 +12,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
+from dreamforge.model_checks import expect_fit
 from eventstore.events import Memory
 from runners.engines import diffusion, shelf
 from runners.engines.child import Watching as ChildWatching
@@ -341,7 +342,12 @@ def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     checkpoint(folder, tmp_path / "one.safetensors")
     shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("*.safetensors"))
     workshop = Workshop(EngineConfig(device="cpu"))
-    found = rendered(workshop, sampling(tmp_path / "one.safetensors"), wish())
+    single = tmp_path / "one.safetensors"
+    expect_fit(single, "generator", [single.name], trust=False)
+    shape = sampling(single)
+    model = replace(shape.model, weights_sha256="ab" * 32)
+    found = rendered(workshop, replace(shape, model=model), wish())
+    assert found.renderings[0].weights_sha256 == "ab" * 32
     assert np.array_equal(found.values(), rendered(workshop, sampling(folder), wish()).values())
 
 

@@ -105,6 +105,17 @@ def test_other_tools_find_the_text_where_they_look(prompt: str) -> None:
     assert msgspec.json.decode(jpeg.info["comment"], type=Lineage) == found
 
 
+def test_the_model_hash_is_that_of_the_one_file_of_weights() -> None:
+    """As galleries read it; a model of several files has none, whatever else is known of it."""
+    found = a_lineage()
+    assert "Model hash" not in parameters(found)
+    single = replace(RENDERING, weights_sha256="0123456789abcdef" * 4)
+    known = replace(found, generate=replace(found.generate, rendering=single))
+    assert ", Model hash: 0123456789, Model: " in parameters(known)
+    erased = replace(known, generate=replace(known.generate, prompt=None, negative_prompt=None))
+    assert embed(picture("png"), erased) == stripped(embed(picture("png"), known))
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_stripping_takes_the_texts_and_leaves_the_rest(fmt: ImageFormat) -> None:
     """No byte of them stays; a second time changes nothing; a file without lineage stays as it is."""

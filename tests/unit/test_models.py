@@ -1,6 +1,7 @@
 """What users see of a model, event by event; the order of models, and what may be asked of each kind."""
 
 from datetime import timedelta
+from hashlib import sha256
 from uuid import UUID
 
 import msgspec
@@ -8,9 +9,10 @@ import pytest
 
 from api.requests import Generate
 from dreamforge.registry import default_schema
-from eventstore.events import Body, JobFinish, ModelDisabled, ModelEnabled, ModelVerified
+from eventstore.events import Body, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from eventstore.ids import new_id
 from projections.models import ModelView, in_order, view
+from runners.selection import model_ref
 from tests.kit import NOON, fact, job_created, model_registered
 
 DAMAGED = ModelVerified(intact=False, problems=["weights.bin has changed"])
@@ -31,6 +33,23 @@ def model(kind: str, capability: str, minutes: int) -> ModelView:
     found = view([fact(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["castles.safetensors"], "castles.safetensors"),
+        (["config.json", "unet/weights.BIN"], "unet/weights.BIN"),
+        (["unet/weights.safetensors", "vae/weights.safetensors"], None),
+        (["config.json"], None),
+    ],
+)
+def test_one_file_of_weights_is_what_others_know_a_model_by(paths: list[str], expected: str | None) -> None:
+    files = [ModelFile(path=path, sha256=sha256(path.encode()).hexdigest(), size=1) for path in paths]
+    found = view([fact(model_registered(files=files), 1, job_id=new_id())])
+    assert found is not None
+    digest = None if expected is None else sha256(expected.encode()).hexdigest()
+    assert (found.weights_sha256, model_ref(found).weights_sha256) == (digest, digest)
 
 
 def test_a_registered_model_is_installed_and_waits_to_be_enabled() -> None:

@@ -86,6 +86,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if code != OK:
         return complain(code, why)
     print_answer(args.output, found, _table(found))
+    if not found:
+        return complain(FAILED, f"nothing was compared: job {args.job} has no image")
     differ = sum(not one.identical for one in found)
     return complain(FAILED, f"{differ} of {len(found)} image(s) could not be made again as they are") if differ else OK
 

@@ -84,8 +84,8 @@ def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
     counts = f"{report.events:,} event(s) of {args.target}"
     if given and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
-    print_answer(args.output, report, _verdict(counts, report.flaws))
-    return FAILED if report.flaws else OK
+    print_answer(args.output, report, _verdict(counts, report.flaws, empty=not report.events))
+    return _code(report.flaws, empty=not report.events)
 
 
 def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], trusted: set[str]) -> int:
@@ -103,8 +103,8 @@ def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], 
     if not (args.all or found.events):
         return complain(NOT_FOUND, f"the log has no job {args.target}")
     wrong = [*found.flaws, *found.bad_artifacts]
-    print_answer(args.output, found, _verdict(_counts(found), wrong))
-    return FAILED if wrong else OK
+    print_answer(args.output, found, _verdict(_counts(found), wrong, empty=not found.events))
+    return _code(wrong, empty=not found.events)
 
 
 def _counts(found: Verified) -> str:
@@ -225,7 +225,13 @@ async def _bad(store: ObjectStore, event: Evidence) -> BadArtifact | None:
     return BadArtifact(job_id=event.stream_id, version=event.version, s3_key=written.s3_key, problem=problem)
 
 
-def _verdict(counts: str, wrong: Sequence[object]) -> RenderableType:
+def _code(wrong: Sequence[object], *, empty: bool) -> int:
+    if wrong or not empty:
+        return FAILED if wrong else OK
+    return complain(FAILED, "nothing was verified: there is no event; is this the log that was meant?")
+
+
+def _verdict(counts: str, wrong: Sequence[object], *, empty: bool) -> RenderableType:
     if not wrong:
-        return f"Intact: {counts}."
+        return f"{'Empty' if empty else 'Intact'}: {counts}."
     return Group(*(escape(str(one)) for one in wrong), "", f"{len(wrong)} flaw(s) in {counts}.")

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
 from dreamforge.embedded import home as notes
-from dreamforge.settings import Settings, SettingsError
+from dreamforge.settings import NotConfigured, Settings
 from eventstore import schema
 from eventstore.database import Database
 from runners.objects import ObjectStore, S3Config
@@ -27,7 +27,7 @@ _SERVICE = "dreamforge_app"
 def configured(settings: Settings) -> Settings:
     """The settings of a role that runs alone: it needs a database and an object store of its own to share."""
     if settings.db_url is None:
-        raise SettingsError("DF_DB_URL is not set; name the database, or run `dreamforge up`, which brings one.")
+        raise NotConfigured("DF_DB_URL is not set; name the database, or run `dreamforge up`, which brings one.")
     return settings
 
 
@@ -39,7 +39,7 @@ def with_store(settings: Settings) -> Settings:
         ("DF_S3_SECRET_KEY", settings.s3_secret_key),
     ):
         if value is None:
-            raise SettingsError(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
+            raise NotConfigured(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
     return configured(settings)
 
 
@@ -82,7 +82,7 @@ async def _database(found: Settings, role: str, *, installed: bool) -> AsyncIter
     pooled = found.db_pooler == "transaction"
     database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
     try:
-        # A home may be new: whoever comes first installs the schema.
+        # A home may be an earlier release's, or its first start was cut off: whoever comes first installs the schema.
         await (schema.check(database) if installed else schema.install(database))
         yield database
     finally:
@@ -107,17 +107,21 @@ def object_store(settings: Settings) -> ObjectStore:
 def given_or_home(settings: Settings, *, store: bool = False) -> Iterator[Settings]:
     """The settings of a command that needs the database: the one that they name, or else the home's.
 
-    The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. store: the
-    same for the object store.
+    The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. A home is
+    never made: a command in the wrong folder would answer for an empty one. store: the same for the object store.
     """
     running = _running(settings, store=store)
     if running is not None:
         yield running
         return
     home = Home(settings.home)
-    home.lock()
     with ExitStack() as stack:
         stack.callback(home.release)
+        # Somebody who has just begun to make one is to be named.
+        if home.in_use_once():
+            home.lock()
+        _expect_home(settings, store=store)
+        home.lock()
         if settings.db_url is None:
             postgres = EmbeddedPostgres.start(home.path)
             stack.callback(postgres.stop)
@@ -127,6 +131,16 @@ def given_or_home(settings: Settings, *, store: bool = False) -> Iterator[Settin
             stack.callback(seaweed.stop)
             settings = _with_seaweed(settings, seaweed)
         yield settings
+
+
+def _expect_home(settings: Settings, *, store: bool) -> None:
+    home = settings.home.expanduser().resolve()
+    way_out = f"or DF_HOME, to the home of `dreamforge up`, which makes one; {home} is none."
+    if settings.db_url is None and not EmbeddedPostgres.exists(home):
+        raise NotConfigured(f"There is no database. Set DF_DB_URL, {way_out}")
+    if store and settings.s3_endpoint is None and not EmbeddedSeaweed.exists(home):
+        keys = "DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY"
+        raise NotConfigured(f"There is no object store. Set {keys}, {way_out}")
 
 
 def _running(settings: Settings, *, store: bool) -> Settings | None:

@@ -25,14 +25,15 @@ from dreamforge import (
 )
 from dreamforge.client import ApiError, ClientError
 from dreamforge.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, complain
-from dreamforge.settings import Settings, SettingsError
+from dreamforge.settings import NotConfigured, Settings, SettingsError
 
 _EXIT_CODES = """\
 exit codes:
   0  done; a watched job succeeded, a role stopped when asked to
-  1  a job that was waited for did not end as asked; what was verified is not intact; a role could not start, or broke
+  1  a job that was waited for did not end as asked; what was verified is not intact, or there was nothing to verify;
+     a role could not start, or broke
   2  a wrong argument or setting, or input that the service refuses
-  3  the service, or something that it needs, cannot be reached, or is too busy
+  3  the service, or something that it needs, cannot be reached, is named by no setting, or is too busy
   4  no such job, model or key
   5  not as things stand: cancelling or retrying a job that has ended otherwise, an idempotency key of another request
 """
@@ -176,6 +177,8 @@ def _warn(warning: str, *, logged: bool) -> None:
 
 def _code_of(error: SettingsError | ClientError) -> int:
     match error:
+        case NotConfigured():
+            return UNAVAILABLE
         case SettingsError():
             return INVALID
         case ApiError(status=404):

@@ -279,7 +279,9 @@ class Client:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        return Unreachable(f"No service answers at {self.base_url} ({str(error) or type(error).__name__}).")
+        reason = str(error) or type(error).__name__
+        way_out = "start one by `dreamforge up`, or set DF_API_BASE"
+        return Unreachable(f"No service answers at {self.base_url} ({reason}): {way_out}.")
 
     def _http(self, url: str) -> httpx.Client:
         # A proxy named in the environment cannot reach this machine's own addresses.

@@ -102,6 +102,8 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
         for model in _asked(settings, verify)
     ]
     print_answer(args.output, verdicts, _verdict_table(verdicts))
+    if not verdicts:
+        return complain(FAILED, "nothing was verified: no model is registered; is this the log that was meant?")
     return OK if all(verdict.intact for verdict in verdicts) else FAILED
 
 

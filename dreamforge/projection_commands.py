@@ -115,6 +115,8 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
 
     found = ask_database(settings, "projections", verify)
     print_answer(args.output, found, _verdict(found))
+    if not (found.jobs or found.wrong):
+        return complain(FAILED, "nothing was compared: the log has no job; is this the log that was meant?")
     return FAILED if found.wrong else OK
 
 
@@ -138,6 +140,8 @@ def _told(state: State) -> str:
 
 
 def _verdict(found: Verified) -> RenderableType:
+    if not (found.jobs or found.wrong):
+        return "Empty: 0 job(s)."
     if not found.wrong:
         return f"The read model agrees with the log: {found.jobs:,} job(s)."
     table = Table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", box=None)

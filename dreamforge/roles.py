@@ -27,10 +27,11 @@ from api.services import ApiConfig, Check, Services
 from api.tokens import StreamTokens
 from dreamforge import anchoring, event_loop
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store
+from dreamforge.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
 from dreamforge.rendering import engine_process, painter
-from dreamforge.settings import Settings, SettingsError
+from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.archive import Archive
 from eventstore.committer import Committer
@@ -206,7 +207,7 @@ def _reported(work: Coroutine[Any, Any, None]) -> int:
         event_loop.run(work)
     except (SettingsError, EmbeddedError, EventStoreError, CannotStart) as error:
         _log.error("cannot start", reason=str(error))
-        return 1
+        return UNAVAILABLE if isinstance(error, NotConfigured) else FAILED
     return 0
 
 

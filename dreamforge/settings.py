@@ -35,6 +35,10 @@ class SettingsError(Exception):
     """A variable holds a value that cannot be used; the message names it and says what is accepted."""
 
 
+class NotConfigured(SettingsError):
+    """What a command needs is named by no setting, and there is no home; the message says what to set."""
+
+
 class Form(msgspec.Struct, frozen=True):
     """How a variable's text is written (`text` ends the sentence "must be …") and read (`parse`, or ValueError)."""
 

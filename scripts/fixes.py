@@ -31,6 +31,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/unit/test_skips.py -k module",
     ),
     Mutant(
+        "02-a-command-makes-a-home",
+        "dreamforge/backends.py",
+        "        _expect_home(settings, store=store)\n",
+        "",
+        "tests/flow/test_homes.py -k is_no_home",
+    ),
+    Mutant(
+        "02-nothing-is-intact",
+        "dreamforge/audit_verify.py",
+        "    if wrong or not empty:",
+        "    if wrong or empty or not empty:",
+        "tests/flow/test_homes.py -k nothing_is_never",
+    ),
+    Mutant(
         "03-no-page-is-named",
         "dreamforge/roles.py",
         '        if core.url:\n            _log.info("open this page',

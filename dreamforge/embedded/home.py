@@ -38,6 +38,10 @@ class Home:
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         self._lock = handle
 
+    def in_use_once(self) -> bool:
+        """Has any process locked it yet? Until then a lock would make it."""
+        return (self.path / "lock").exists()
+
     def release(self) -> None:
         """Give the home back. A second call does nothing."""
         if self._lock is not None:

@@ -87,6 +87,11 @@ class EmbeddedPostgres:
         raise EmbeddedError(f"{_TRIES} ports in a row were taken while the embedded PostgreSQL started. {_WAY_OUT}")
 
     @staticmethod
+    def exists(home: Path) -> bool:
+        """Has a database been made in this home?"""
+        return (home.expanduser().resolve() / "postgres" / "data").exists()
+
+    @staticmethod
     def running_url(home: Path) -> str | None:
         """How to reach the home's PostgreSQL, which stays its owner's; None where none takes connections."""
         path = home.expanduser().resolve() / "postgres"

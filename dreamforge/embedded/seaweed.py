@@ -84,6 +84,11 @@ class EmbeddedSeaweed:
             raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
         raise EmbeddedError(f"{_TRIES} times ports were taken while the embedded object store started. {_WAY_OUT}")
 
+    @staticmethod
+    def exists(home: Path) -> bool:
+        """Has an object store been made in this home?"""
+        return (home.expanduser().resolve() / "seaweed" / "data").exists()
+
     @classmethod
     def running(cls, home: Path) -> "EmbeddedSeaweed | None":
         """The home's object store, which stays its owner's; None where none answers."""

@@ -197,6 +197,7 @@ def test_a_wrong_argument_exits_2(arguments: str) -> None:
 
 def test_a_homes_database_is_shared_while_it_runs_and_started_while_it_does_not(home: Path) -> None:
     """A command neither stops a database that it found running, nor leaves one behind that it started."""
+    EmbeddedPostgres.start(home).stop()
     model = run_in(home, "add", "castles", "--kind", "generator")
     assert not of_home(home)
     held = Home(home)

@@ -308,7 +308,11 @@ def test_watch_exits_as_the_job_ended(
         (error(409, "It has ended.", field="status"), 5, "It has ended. (status)"),
         (error(429, "Slower."), 3, "Slower."),
         (error(503, "Later."), 3, "Later."),
-        (httpx.ConnectError("refused"), 3, "No service answers at http://127.0.0.1:8001 (refused)."),
+        (
+            httpx.ConnectError("refused"),
+            3,
+            "No service answers at http://127.0.0.1:8001 (refused): start one by `dreamforge up`, or set DF_API_BASE.",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

@@ -60,7 +60,7 @@ JOB_ANSWER = Example(
 )
 SSE_TRANSCRIPT = Example(
     "The end of a chained job of one image",
-    "retry: 2000\n\n"
+    "retry: 2000\n"
     "event: log\n"
     'data: {"ts":"2026-01-02T12:00:00.100000Z","level":"info","code":"step.start",'
     '"message":"Step upscale started, attempt 1.",'

@@ -18,8 +18,11 @@ HEARTBEAT = b":\n\n"
 
 
 def retry(millis: int) -> bytes:
-    """How long a client waits before it comes back."""
-    return b"retry: %d\n\n" % millis
+    """How long a client waits before it comes back: a line that begins a block, or ends a stream.
+
+    As a block of its own it would be an event with empty data to some clients.
+    """
+    return b"retry: %d\n" % millis
 
 
 def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
@@ -64,8 +67,8 @@ def of_log_event(event: Recorded, cursor: str) -> bytes:
 
 
 def place(cursor: str) -> bytes:
-    """Where a subscriber of the whole log stands: moves its Last-Event-ID, and no message comes of it."""
-    return b"id: %s\n\n" % cursor.encode()
+    """Where a subscriber of the whole log stands; some clients pass over an `id:` without data."""
+    return b"event: cursor\ndata: {}\nid: %s\n\n" % cursor.encode()
 
 
 def _frame(kind: str, line: dict[str, Any], version: int) -> bytes:

@@ -469,8 +469,8 @@ OPERATIONS: list[Operation] = [
         summary="The whole log as it grows",
         scopes=AUDITS,
         description="From its end on, unless told otherwise. One message an event, with no `event:` name; the data is a"
-        " `LogEvent`, `id:` a cursor. A block with only `id:` is a heartbeat, and moves the cursor past what a filter"
-        " leaves out." + _SHED,
+        " `LogEvent`, `id:` a cursor. `event: cursor` with `data: {}` is a heartbeat, and moves the cursor past what a"
+        " filter leaves out." + _SHED,
         parameters=[
             _LAST_EVENT_ID,
             _query("last_event_id", "The same, where headers can't be set.", {"type": "string"}),

@@ -36,7 +36,7 @@ async def stream(request: Request) -> Response:
 
 async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
-    yield frames.retry(RETRY_MS)
+    first = frames.retry(RETRY_MS)  # within the first block that tells anything
     view: JobView | None = None
     pulse = Pulse(services.config.sse_heartbeat_s)
     async with services.tailer.follow(job) as waiter:
@@ -50,7 +50,8 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 view = evolve(view, codec.fact(event))
             new = (event for event in events if event.version > after)
             for piece in pieces(frames.of_event(event, steps_apart=steps_apart) for event in new):
-                yield piece
+                yield first + piece
+                first = b""
             if len(events) == _PAGE:
                 continue
             if view is None:
@@ -59,7 +60,8 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
             if beat:
                 yield frames.HEARTBEAT
             if events or beat:
-                yield frames.of_progress(progress(view, services.config.weights))
+                yield first + frames.of_progress(progress(view, services.config.weights))
+                first = b""
             if view.terminal:
                 return
             await waiter.wait(pulse.left)

@@ -173,7 +173,8 @@ class Client:
         # A stream waits for a service that went away; one that never was there is an error at once.
         self._get("/v1/")
         params = {"from": begin, "codes": codes, "category": category}
-        yield from self._resumed("/v1/events/stream", _Place(last_event_id=""), params)
+        told = self._resumed("/v1/events/stream", _Place(last_event_id=""), params)
+        yield from (message for message in told if message.event != "cursor")
 
     @contextlib.contextmanager
     def streamed(self, path: str, *, last_event_id: str = "", **params: str | int | None) -> Iterator[httpx.Response]:

@@ -337,6 +337,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/unit/test_requests.py -k twice",
     ),
     Mutant(
+        "18-a-block-of-retry-alone",
+        "api/frames.py",
+        'return b"retry: %d\\n" % millis',
+        'return b"retry: %d\\n\\n" % millis',
+        "tests/unit/test_frames.py tests/http/test_stream.py -k 'transcript or told_to_come_back'",
+    ),
+    Mutant(
+        "18-a-cursor-without-data",
+        "api/frames.py",
+        'return b"event: cursor\\ndata: {}\\nid: %s\\n\\n" % cursor.encode()',
+        'return b"id: %s\\n\\n" % cursor.encode()',
+        "tests/http/test_events.py -k heartbeats",
+    ),
+    Mutant(
         "19-models-are-looked-into",
         "dreamforge/model_commands.py",
         "        expect_fit(Path(wanted.local_path),",

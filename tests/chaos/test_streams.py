@@ -108,7 +108,8 @@ class Reader:
                 if not chunk:
                     self.closed()
                     return
-                self.messages += parser.feed(chunk if left else chunk[: self._dice.randrange(len(chunk) + 1)])
+                told = parser.feed(chunk if left else chunk[: self._dice.randrange(len(chunk) + 1)])
+                self.messages += [message for message in told if message.event != "cursor"]
                 if parser.told:
                     self.ids.append(parser.last_event_id)
                 if self.is_through():

@@ -78,9 +78,10 @@ def test_the_transcript_is_to_the_letter(api: Api) -> None:
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-accel-buffering"] == "no"
     frames = answer.text.split("\n\n")
-    assert frames[0] == "retry: 2000"
+    assert frames[0].startswith("retry: 2000\nevent: log\n")
+    frames[0] = frames[0].removeprefix("retry: 2000\n")
     assert "\r" not in answer.text
-    for frame in frames[1:-1]:
+    for frame in frames[:-1]:
         names = [line.split(":")[0] for line in frame.split("\n")]
         assert names in (["event", "data", "id"], ["event", "data"])
     first = api.stream(job_id)[0].data

@@ -50,7 +50,7 @@ def test_the_sample_of_the_stream_is_raw(service: Service) -> None:
     """Frames to the letter, each kind once, from `retry:` to the last progress."""
     out = validate("validate_m5.py", "--base", service.url).stdout
     transcript = out[out.index("retry: ") : out.index("\n\nok ", out.index("retry: "))]
-    assert transcript.startswith("retry: 2000\n\nevent: log\ndata: {")
+    assert transcript.startswith("retry: 2000\nevent: log\ndata: {")
     told = [(one.event, one.data.get("code"), one.data.get("step")) for one in parse_sse(transcript)]
     assert told[0] == ("log", "job.created", None)
     for step in ("generate", "upscale"):

@@ -1,6 +1,7 @@
 """GET /v1/events and /v1/events/stream: the whole log."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -145,11 +146,11 @@ async def test_the_stream_is_the_log_from_its_start(filled: Any) -> None:
     async with live(api.base, "/v1/events/stream?from=start") as frames:
         assert frames.answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         assert frames.answer.headers["Cache-Control"] == "no-store"
-        assert (await frames.next()).startswith("retry: ")
+        assert re.fullmatch(r"retry: 2000\nevent: cursor\ndata: {}\nid: \S+", await frames.next())
         came: list[tuple[Any, str]] = []
         while len(came) < len(whole):
             frame = await frames.next()
-            if "data: " in frame:
+            if frame.startswith("data: "):
                 came.append(message(frame))
     assert by_stream([data for data, _ in came]) == by_stream(whole)
     assert all(data.keys() == EVENT for data, _ in came)
@@ -157,9 +158,9 @@ async def test_the_stream_is_the_log_from_its_start(filled: Any) -> None:
     rest = by_stream(walk(api, came[middle - 1][1])[0])
     assert rest == by_stream([data for data, _ in came[middle:]])
     async with live(api.base, f"/v1/events/stream?from=start&last_event_id={came[-2][1]}") as frames:
-        assert message((await frames.until("data: "))[-1]) == came[-1]
+        assert message((await frames.until('data: {"'))[-1]) == came[-1]
     async with live(api.base, f"/v1/events/stream?from=start&cursor={came[-2][1]}") as frames:
-        assert message((await frames.until("data: "))[-1]) == came[-1]
+        assert message((await frames.until('data: {"'))[-1]) == came[-1]
 
 
 @pytest.mark.parametrize("query", ["", "?from=now"])
@@ -169,19 +170,20 @@ async def test_the_stream_begins_at_the_tail_unless_told_otherwise(filled: Any, 
         await frames.until("id: ")
         job_id = await scribe.write(succeeded(count=1))
         for version in range(1, 9):
-            data, _ = message((await frames.until("data: "))[-1])
+            data, _ = message((await frames.until('data: {"'))[-1])
             assert (data["stream"], data["version"]) == (job_id, version)
 
 
 async def test_heartbeats_move_the_cursor_past_what_a_filter_leaves_out(filled: Any) -> None:
-    """A block with only `id:`, from which a subscriber resumes without reading all again."""
+    """An `event: cursor`, from whose `id:` a subscriber resumes without reading all again."""
     api, scribe = filled
     async with live(api.base, "/v1/events/stream?codes=error&category=job") as frames:
         first = (await frames.until("id: "))[-1]
         await scribe.write(succeeded(count=1))
         _, head = walk(api)
         blocks = await frames.until(f"id: {head}")
-    assert all(block.startswith("id: ") and "\n" not in block for block in [first, *blocks])
+    told = [block.removeprefix("retry: 2000\n") for block in [first, *blocks]]
+    assert all(re.fullmatch(r"event: cursor\ndata: {}\nid: \S+", block) for block in told)
 
 
 @pytest.fixture

@@ -45,15 +45,15 @@ def failed(*, text: str = "Line\nbreak.") -> History:
 
 
 async def test_a_transcript_is_to_the_letter(lone: Api, scribe: Scribe) -> None:
-    """`retry:` first; then frames of event, data (compact JSON), id, in this order, each line ended by LF."""
+    """Frames of event, data (compact JSON), id, in this order, each line ended by LF; `retry:` begins the first."""
     answer = lone.http.get(path(await scribe.write(failed())))
     assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-store", "no")
-    assert answer.text.startswith("retry: 2000\n\n")
+    assert answer.text.startswith("retry: 2000\nevent: log\n")
     assert "\r" not in answer.text
-    *frames, end = answer.text.split("\n\n")
+    *frames, end = answer.text.removeprefix("retry: 2000\n").split("\n\n")
     assert end == ""
-    for frame in frames[1:]:
+    for frame in frames:
         kind, data, *rest = frame.split("\n")
         assert re.fullmatch("event: (log|artifact|error|progress)", kind)
         text = data.removeprefix("data: ")
@@ -89,11 +89,9 @@ async def test_events_come_as_they_happen_and_progress_after_them(lone: Api, scr
     whole, history.facts = history.facts, history.facts[:1]
     job_id = await scribe.write(history)
     async with live(lone.base, path(job_id)) as frames:
-        assert [one.split("\n")[0] for one in await frames.until("progress")] == [
-            "retry: 2000",
-            "event: log",
-            "event: progress",
-        ]
+        first, second = await frames.until("progress")
+        assert first.startswith("retry: 2000\nevent: log\n")
+        assert second.startswith("event: progress\n")
         for version in range(2, len(whole) + 1):
             history.facts = whole[:version]
             await scribe.write(history, after=version - 1)
@@ -207,10 +205,10 @@ async def test_streams_beyond_the_limit_are_told_to_come_back(tuned: Api) -> Non
             for shed in (where, "/v1/events/stream"):
                 answer = tuned.http.get(shed)
                 assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
-                assert re.fullmatch(r"retry: \d{4,5}\n\n", answer.text)
+                assert re.fullmatch(r"retry: \d{4,5}\n", answer.text)
 
     async def served() -> bool:
         async with live(tuned.base, where) as frames:
-            return await frames.next() == "retry: 2000"
+            return (await frames.next()).startswith("retry: 2000\n")
 
     await eventually(served)

@@ -38,8 +38,11 @@ class Script:
         return answer
 
 
+CURSOR = "event: cursor\ndata: {}\nid: cursor-5\n\n"
+
+
 def events(*frames: str) -> httpx.Response:
-    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="retry: 0\n\n" + "".join(frames))
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="retry: 0\n" + "".join(frames))
 
 
 def test_a_broken_stream_resumes_after_the_last_whole_event() -> None:
@@ -109,7 +112,7 @@ def log_event(n: int) -> str:
 
 def test_the_whole_log_is_resumed_from_its_cursor() -> None:
     """Also from one that came without an event."""
-    script = Script(httpx.Response(200, json={}), events(log_event(1), "id: cursor-5\n\n"), events(log_event(6)))
+    script = Script(httpx.Response(200, json={}), events(log_event(1), CURSOR), events(log_event(6)))
     seen = [(message.event, message.last_event_id) for message in islice(client(script).log_stream(), 2)]
     assert seen == [("message", "cursor-1"), ("message", "cursor-6")]
     assert script.resumed_from == [None, None, "cursor-5"]
@@ -118,7 +121,7 @@ def test_the_whole_log_is_resumed_from_its_cursor() -> None:
 def test_a_quiet_log_is_no_silence() -> None:
     """Heartbeats tell that the service is there, however often the line is cut between them."""
     stopped = httpx.Response(401, json={"code": "unauthorized", "message": "Enough."})
-    quiet = [events("id: cursor-5\n\n") for _ in range(5)]
+    quiet = [events(CURSOR) for _ in range(5)]
     with pytest.raises(ApiError, match="Enough"):
         list(client(Script(httpx.Response(200, json={}), *quiet, stopped), patience_s=0).log_stream())
 

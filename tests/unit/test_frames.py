@@ -196,7 +196,7 @@ def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
 
 
 def test_what_keeps_a_stream_alive_has_no_id_either() -> None:
-    assert retry(2000) == b"retry: 2000\n\n"
+    assert retry(2000) == b"retry: 2000\n"
     assert HEARTBEAT == b":\n\n"
 
 

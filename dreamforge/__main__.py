@@ -1,7 +1,21 @@
-"""`python -m dreamforge` is the command `dreamforge`."""
+"""The command `dreamforge`, also as `python -m dreamforge`."""
 
 import sys
 
-from dreamforge.cli import main
+from dreamforge.shadowing import shadowed
 
-sys.exit(main())
+
+def main() -> int:
+    """Run one command, unless packages of ours would be imported from another distribution."""
+    reason = shadowed()
+    if reason is not None:
+        sys.stderr.write(f"dreamforge: {reason}\n")
+        return 1
+    # Not before: it imports these packages.
+    from dreamforge import cli  # noqa: PLC0415
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

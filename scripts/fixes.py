@@ -371,6 +371,20 @@ FIXES: tuple[Mutant, ...] = (
         "        return weights[0] if weights else None",
         "tests/unit/test_models.py -k one_file_of_weights",
     ),
+    Mutant(
+        "24-shadowed-without-a-word",
+        "dreamforge/__main__.py",
+        "    reason = shadowed()\n",
+        "    reason = None\n    shadowed()\n",
+        "tests/unit/test_shadowing.py -k 'same_name and runners'",
+    ),
+    Mutant(
+        "24-written-over-without-a-word",
+        "dreamforge/shadowing.py",
+        "file.size != _size(root / file)",
+        "not (root / file).exists()",
+        "tests/unit/test_shadowing.py -k wrote_over",
+    ),
 )
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ class Client:
         path = folder / PurePosixPath(artifact["s3_key"]).name
         partial = path.with_name(f"{path.name}.part")
         try:
-            self._fetch(artifact["url"], partial)
+            self._fetch(artifact["url"], partial, artifact["bytes"])
             with partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if (partial.stat().st_size, digest) != (artifact["bytes"], artifact["sha256"]):
@@ -209,7 +209,8 @@ class Client:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _fetch(self, url: str, path: Path) -> None:
+    def _fetch(self, url: str, path: Path, most: int) -> None:
+        """Write what a URL gives to a file, and no more than `most` bytes and a chunk: it may be anything."""
         shown = url.partition("?")[0]  # the query holds the signature
         try:
             with self._http(url).stream("GET", url) as response, path.open("wb") as file:
@@ -217,6 +218,8 @@ class Client:
                     raise ApiError(response.status_code, "not_downloaded", f"{shown} answered {response.status_code}.")
                 for chunk in response.iter_bytes():
                     file.write(chunk)
+                    if file.tell() > most:
+                        return
         except httpx.TransportError as error:
             raise Unreachable(f"The download of {shown} broke off ({str(error) or type(error).__name__}).") from error
 

@@ -48,7 +48,8 @@ def expect_fit(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: bool
         elif file.suffix.lower() in _PICKLES:
             _expect_whole_archive(name, file)
     if kind == "gan-upscaler":
-        networks = [name for name in files if name.lower().endswith((".safetensors", ".pth"))]
+        known = (".safetensors", *_PICKLES) if root.is_file() else (".safetensors", ".pth")
+        networks = [name for name in files if name.lower().endswith(known)]
         if len(networks) != 1:
             raise Unfit(f"a GAN is one .safetensors or .pth file; found are {len(networks)}")
     elif not root.is_file():

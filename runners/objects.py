@@ -76,7 +76,10 @@ class ObjectStore:
         await self._in_thread(self._ensure_bucket)
 
     async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
-        """Write an object, or adopt the one that lies under the key already; return what lies there now."""
+        """Write an object, or adopt the one that lies under the key already; return what lies there now.
+
+        Raise `ObjectChanged` where that is larger than any file of a job.
+        """
         return await self._in_thread(partial(self._put, key, body, content_type))
 
     async def replace(self, key: str, body: bytes, content_type: str) -> None:
@@ -153,7 +156,7 @@ class ObjectStore:
         with self._explained(key):
             if self._put_new(key, body, content_type):
                 return described(body)
-        return self._describe(key)
+        return self._describe(key, MOST)
 
     def _replace(self, key: str, body: bytes, content_type: str) -> None:
         with self._explained(key):
@@ -179,8 +182,11 @@ class ObjectStore:
         with self._explained(key), self._opened(key) as opened:
             body: bytes = opened.read(most + 1)
         if len(body) > most:
-            raise ObjectChanged(f"{self._place} holds more than {most:,} bytes under {key}; that is no file of ours")
+            raise self._too_large(key, most)
         return body
+
+    def _too_large(self, key: str, most: int) -> ObjectChanged:
+        return ObjectChanged(f"{self._place} holds more than {most:,} bytes under {key}; that is no file of ours")
 
     def _verified(self, key: str, written: StoredObject) -> bytes:
         with self._explained(key), self._opened(key) as opened:
@@ -194,12 +200,14 @@ class ObjectStore:
             )
         return body
 
-    def _describe(self, key: str) -> StoredObject:
+    def _describe(self, key: str, most: int | None = None) -> StoredObject:
         size, digest = 0, hashlib.sha256()
         with self._explained(key), self._opened(key) as opened:
             while part := opened.read(_PART):
                 size += len(part)
                 digest.update(part)
+                if most is not None and size > most:
+                    raise self._too_large(key, most)
         return StoredObject(size, digest.hexdigest())
 
     def _opened(self, key: str) -> closing[Any]:

@@ -396,10 +396,10 @@ class StepRunner:
         async def is_there(item: ArtifactWritten) -> bool:
             async with turns:
                 try:
-                    found = await self._store.described(item.s3_key)
-                except ObjectMissing:
+                    await self._store.verified(item.s3_key, StoredObject(item.bytes, item.sha256))
+                except (ObjectMissing, ObjectChanged):
                     return False
-                return found == StoredObject(item.bytes, item.sha256)
+                return True
 
         try:
             there = await asyncio.gather(*map(is_there, written.values()))

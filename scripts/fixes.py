@@ -146,6 +146,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_batches.py -k dead_process",
     ),
     Mutant(
+        "09-adoption-is-bounded",
+        "runners/objects.py",
+        "        return self._describe(key, MOST)",
+        "        return self._describe(key)",
+        "tests/store/test_objects.py -k too_large",
+    ),
+    Mutant(
         "09-adopts-anything",
         "runners/studio.py",
         "        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))",
@@ -160,6 +167,13 @@ FIXES: tuple[Mutant, ...] = (
         "        scale = job.upscale.scale if job.upscale and step == 'upscale' else 1\n"
         "        return Rendition(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
         "tests/store/test_stored_images.py -k described",
+    ),
+    Mutant(
+        "09-download-is-bounded",
+        "dreamforge/client.py",
+        "                    if file.tell() > most:",
+        "                    if False:",
+        "tests/unit/test_client.py -k no_more_than_was_recorded",
     ),
     Mutant(
         "09-erasure-records-foreign-files",

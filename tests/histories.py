@@ -3,6 +3,8 @@
 import random
 from typing import Any
 
+from msgspec.structs import replace
+
 from eventstore.events import (
     CancelRequested,
     JobFinish,
@@ -21,9 +23,24 @@ def history(rng: random.Random) -> History:
     """A job of one or two steps, with retries, failures and cancels, that stopped anywhere on its way."""
     drawn = History(scale=rng.choice([None, 2, 4]), count=rng.randint(1, 4))
     for step in drawn.created.steps:
+        if step.name == "upscale" and rng.random() < 0.2:
+            _lose(drawn, rng)
         if rng.random() < 0.1 or not _step(drawn, rng, step.name):
             return drawn
     return drawn.add(JobFinish(status="succeeded"))
+
+
+def _lose(drawn: History, rng: random.Random) -> None:
+    """Fail an upscale since a generated image is gone, and make that again."""
+    item = rng.randrange(drawn.created.generate.count)
+    gone: dict[str, Any] = {"error_code": "provider_error", "error_message": "no such object", "lost": [item]}
+    upscale: dict[str, Any] = {"step_id": drawn.step_id("upscale"), "step_name": "upscale"}
+    attempt = drawn.state.steps[0].attempt + 1
+    drawn.started("upscale").add(StepError(**upscale, **gone, attempt=1, item_index=item))
+    drawn.finished("upscale", "failed").add(JobFinish(status="failed"))
+    drawn.add(RetryRequested(step_id=drawn.step_id("generate"), step_name="generate", items=[item]))
+    drawn.started("generate", attempt).add(replace(drawn.rewritten("generate", item), attempt=attempt))
+    drawn.finished("generate", attempt=attempt)
 
 
 def append(drawn: History, *, known: int = 0) -> Append:
@@ -40,9 +57,13 @@ def _step(drawn: History, rng: random.Random, name: StepName) -> bool:
     """Run a step; answers whether the job goes on after it."""
     step: dict[str, Any] = {"step_id": drawn.step_id(name), "step_name": name}
     count = drawn.created.generate.count
-    attempt = written = 0
+    attempt, written = drawn.state.step(drawn.step_id(name)).attempt, 0
     while True:
         attempt += 1
+        if rng.random() < 0.1:
+            broken: dict[str, Any] = {"error_code": "internal", "error_message": "no model could be selected"}
+            drawn.add(StepRetry(**step, **broken, attempt=attempt, reason="not_started", delay_s=1.0))
+            attempt += 1
         drawn.started(name, attempt)
         if name == "generate":
             drawn.add(ModelSelected(**step, attempt=attempt, engine="fake", source="default", model_id=None))

@@ -16,6 +16,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from runners import objects
 from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from runners.objects import ObjectStore, S3Config, StoredObject
 
@@ -87,6 +88,14 @@ async def test_a_changed_object_is_refused_and_no_more_of_it_read_than_was_writt
         assert peak < 8 * 2**20
     with pytest.raises(ObjectChanged, match="more than 100 bytes"):
         await store.get(key, most=100)
+
+
+async def test_what_is_too_large_is_not_adopted(store: ObjectStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given an object that is larger than any file of a job, then a put does not read it to its end."""
+    await store.put(key, bytes(4 * 2**20), PNG)
+    monkeypatch.setattr(objects, "MOST", 2**20)
+    with pytest.raises(ObjectChanged, match=f"more than 1,048,576 bytes under {key}"):
+        await store.put(key, b"pixels", PNG)
 
 
 async def test_a_missing_object_is_named(store: ObjectStore, key: str) -> None:

@@ -278,6 +278,21 @@ def test_a_download_that_fails_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_download_takes_no_more_than_was_recorded(tmp_path: Path) -> None:
+    """Given an object that was replaced by one without an end, then the download ends and is refused."""
+    sent: list[bytes] = []
+
+    def endless() -> Iterator[bytes]:
+        while len(sent) < 1000:
+            sent.append(bytes(2**16))
+            yield sent[-1]
+
+    with pytest.raises(Damaged):
+        client(Script(httpx.Response(200, content=endless()))).download(artifact(b"pixels"), tmp_path)
+    assert len(sent) < 10
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ready_means_ready() -> None:
     script = Script(httpx.ConnectError("down"), httpx.Response(503, json={}), httpx.Response(200, json={}))
     service = client(script)

@@ -18,7 +18,7 @@ from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
 from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
-from api.middleware import AcceptedEncoding, RequestIds, SecurityHeaders
+from api.middleware import AcceptedEncoding, RelativeRedirects, RequestIds, SecurityHeaders
 from api.operations import OPERATIONS
 from api.responses import json_response
 from api.services import Services
@@ -112,4 +112,4 @@ def build_health(health: Health, hosts: Hosts) -> ASGIApp:
 
 def _observed(app: ASGIApp, hosts: Hosts) -> ASGIApp:
     # Around everything: an answer of 500, too, is counted, and must carry its request's id.
-    return RequestIds(SecurityHeaders(RequestMetrics(HostCheck(app, hosts))))
+    return RequestIds(SecurityHeaders(RequestMetrics(HostCheck(RelativeRedirects(app), hosts))))

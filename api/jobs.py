@@ -7,7 +7,7 @@ from typing import get_args
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api import lines, preferences, responses
+from api import lines, preferences, responses, schemas
 from api.access import caller
 from api.cursors import JobsCursor
 from api.errors import invalid, not_found
@@ -119,14 +119,20 @@ async def artifacts(request: Request) -> Response:
 
 
 async def content(request: Request) -> Response:
-    """GET /v1/jobs/{id}/artifacts/{artifact_id}/content: to where the bytes are."""
+    """GET /v1/jobs/{id}/artifacts/{artifact_id}/content: to where the bytes are, or where that is."""
     services: Services = request.app.state.services
     artifact_id = path_id(request, "artifact_id", "artifact")
+    redirects = one_of(request, "redirect", ("0", "1")) != "0"
     seen = await load(request, artifacts=True)
     key = next((one.s3_key for one in seen.artifacts if one.artifact_id == artifact_id), None)
     if key is None:
         raise not_found(f"artifact {artifact_id} of job {seen.job_id}")
-    url = (await services.presign([key], services.config.presign_expires_s))[0]
+    expires_s = services.config.presign_expires_s
+    expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
+    [url] = await services.presign([key], expires_s, head=redirects and request.method == "HEAD")
+    if not redirects:
+        place = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
+        return json_response(place, headers={"Cache-Control": "no-store"})
     return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
 
 

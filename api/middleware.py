@@ -2,6 +2,8 @@
 
 import re
 import time
+from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -77,6 +79,29 @@ class AcceptedEncoding:
             accepted = b"gzip" if _takes_gzip(given) else b"identity"
             scope["headers"] = [*others, (b"accept-encoding", accepted)]
         await self._app(scope, receive, send)
+
+
+class RelativeRedirects:
+    """Makes redirects to another path of this service relative.
+
+    Behind a proxy that ends TLS an absolute one would lead to http://, with all that the request bears.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
+                headers = MutableHeaders(scope=message)
+                place = urlsplit(headers["Location"])
+                # A path that began with two slashes would name another host.
+                headers["Location"] = urlunsplit(("", "", f"/{place.path.lstrip('/')}", place.query, ""))
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 class SecurityHeaders:

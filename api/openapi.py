@@ -45,6 +45,7 @@ _ANSWERS = (
     schemas.Job,
     schemas.JobList,
     schemas.ArtifactList,
+    schemas.ArtifactPlace,
     schemas.History,
     schemas.LogPage,
     schemas.LogLine,

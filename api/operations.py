@@ -345,14 +345,17 @@ OPERATIONS: list[Operation] = [
         "/artifacts/{artifact_id}/content",
         "getArtifactContent",
         "The bytes of an image",
-        parameters=[_ARTIFACT_ID],
+        description="Where a client sends its `Authorization` along with a redirect, it asks with `redirect=0`.",
+        parameters=[_ARTIFACT_ID, _query("redirect", "0: the URL as JSON.", {"enum": ["0", "1"], "default": "1"})],
         replies=[
+            *_answered("The URL, with `redirect=0`.", "ArtifactPlace", headers=_NO_STORE),
             Reply(
                 status=302,
-                description="To a presigned URL, made for this answer.",
+                description="To a presigned URL, made for this answer; for HEAD to one that is made for HEAD.",
                 headers={"Location": Header("The URL.", {"type": "string", "format": "uri"})} | _NO_STORE,
-            )
+            ),
         ],
+        errors=_READ_QUERY,
     ),
     _change(
         "cancel",

@@ -182,6 +182,13 @@ class ArtifactList(Answer, frozen=True, kw_only=True):
     artifacts: list[Artifact]
 
 
+class ArtifactPlace(Answer, frozen=True, kw_only=True):
+    """Where an image's bytes are. url: a presigned GET, valid until expires_at."""
+
+    url: str
+    expires_at: Timestamp
+
+
 class RecordedEvent(Answer, frozen=True, kw_only=True):
     """One event as the log holds it. data, meta: the JSON texts to the letter, as `hash` covers them."""
 

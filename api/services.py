@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,8 +21,14 @@ from projections.model_queries import Models
 from projections.progress import EVEN, Weights
 from projections.queries import Queries
 
-Presign = Callable[[Sequence[str], int], Awaitable[list[str]]]
-"""Object keys and a validity in seconds to presigned URLs."""
+
+class Presign(Protocol):
+    """Object keys and a validity in seconds to presigned URLs, for GET or for HEAD."""
+
+    def __call__(self, keys: Sequence[str], expires_s: int, /, *, head: bool = False) -> Awaitable[list[str]]:
+        """Presign."""
+        ...
+
 
 Check = Callable[[], Coroutine[Any, Any, None]]
 """Raises, with a sentence that says why, if what it checks is down."""

@@ -113,21 +113,23 @@ class ObjectStore:
         except TimeoutError:
             raise ObjectStoreUnavailable(f"{self._place} gave no answer within {READY_S:g} s") from None
 
-    def presign(self, key: str, expires_s: int) -> str:
-        """Return a URL that anyone can fetch the object from, for so many seconds.
+    def presign(self, key: str, expires_s: int, *, head: bool = False) -> str:
+        """Return a URL that anyone can fetch the object from, for so many seconds; with `head`, by HEAD alone.
 
         Takes a third of a millisecond, without any I/O, but the first call makes the client, which takes three
         hundred times as long: on an event loop prefer `presign_many`.
         """
         signer = self._client(self._config.public_endpoint or self._config.endpoint)
         params = {"Bucket": self._config.bucket, "Key": key}
-        url: str = signer.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
+        # The method is signed with the rest.
+        action = "head_object" if head else "get_object"
+        url: str = signer.generate_presigned_url(action, Params=params, ExpiresIn=expires_s)
         return url
 
-    async def presign_many(self, keys: Iterable[str], expires_s: int) -> list[str]:
+    async def presign_many(self, keys: Iterable[str], expires_s: int, *, head: bool = False) -> list[str]:
         """Return the URLs of many objects, in the order of their keys."""
         wanted = list(keys)
-        return await self._in_thread(lambda: [self.presign(key, expires_s) for key in wanted])
+        return await self._in_thread(lambda: [self.presign(key, expires_s, head=head) for key in wanted])
 
     async def close(self) -> None:
         """Close the connections; calls under way end with their own timeouts. A second call does nothing."""

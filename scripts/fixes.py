@@ -386,6 +386,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/unit/test_models.py -k one_file_of_weights",
     ),
     Mutant(
+        "21-absolute-redirects",
+        "api/app.py",
+        "HostCheck(RelativeRedirects(app), hosts)",
+        "HostCheck(app, hosts)",
+        "tests/http/test_conventions.py -k trailing_slash",
+    ),
+    Mutant(
+        "21-head-led-to-a-get",
+        "api/jobs.py",
+        'head=redirects and request.method == "HEAD"',
+        "head=False",
+        "tests/http/test_artifacts.py -k takes_a_head",
+    ),
+    Mutant(
         "24-shadowed-without-a-word",
         "dreamforge/__main__.py",
         "    reason = shadowed()\n",

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.http.conftest import Scribe, succeeded
+from tests.http.conftest import Scribe, invalid, succeeded
 from tests.kit import Api, History
 
 ARTIFACT = {
@@ -57,6 +57,33 @@ def test_content_redirects_to_the_same_bytes(api: Api) -> None:
     assert (answer.status_code, answer.content) == (302, b"")
     led = httpx.get(answer.headers["Location"], trust_env=False)
     assert hashlib.sha256(led.content).hexdigest() == artifact["sha256"]
+
+
+def test_a_head_of_content_leads_to_what_takes_a_head(api: Api) -> None:
+    """Given that S3 takes a signature for its one method alone, then the redirect of a HEAD can be followed by one."""
+    job_id = api.create(scale=None)
+    api.finished(job_id)
+    [artifact] = api.artifacts(job_id)
+    path = f"/v1/jobs/{job_id}/artifacts/{artifact['id']}/content"
+    led = api.http.head(path, follow_redirects=True)
+    assert (led.status_code, int(led.headers["Content-Length"])) == (200, artifact["bytes"])
+
+
+def test_content_tells_its_place_to_who_asks_for_no_redirect(api: Api) -> None:
+    """Given a client that would send its key along with a redirect, then it gets the URL, and asks that by itself."""
+    job_id = api.create(scale=None)
+    api.finished(job_id)
+    [artifact] = api.artifacts(job_id)
+    path = f"/v1/jobs/{job_id}/artifacts/{artifact['id']}/content"
+    answer = api.http.get(path, params={"redirect": "0"})
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
+    told = answer.json()
+    assert told.keys() == {"url", "expires_at"}
+    assert httpx.get(told["url"], trust_env=False).content == httpx.get(artifact["url"], trust_env=False).content
+    signed, left = lifetime(told)
+    assert signed - 30 < left <= signed
+    assert api.http.head(path, params={"redirect": "0"}).status_code == 200
+    invalid(api.http.get(path, params={"redirect": "no"}), "redirect")
 
 
 @pytest.mark.parametrize(("fixture", "seconds"), [("lone", 3600), ("tuned", 300), ("old", 86400)])

@@ -141,12 +141,12 @@ def test_options_tells_the_methods(api: Api, place: dict[str, str], path: str) -
 
 @pytest.mark.parametrize("path", [path for path in PATHS if not path.endswith("/")])
 def test_a_trailing_slash_is_redirected(api: Api, place: dict[str, str], path: str) -> None:
-    """307, which keeps method and body; the query stays."""
+    """307, which keeps method and body; the query stays. To a path, since who ends TLS is not known here."""
     path = path.format(model_id="x", **place)
     method = "GET" if "GET" in PATHS.get(path, {"GET"}) else "POST"
     answer = api.http.request(method, f"{path}/?limit=3")
     assert answer.status_code == 307
-    assert httpx.URL(answer.headers["Location"]).raw_path == f"{path}?limit=3".encode()
+    assert answer.headers["Location"] == f"{path}?limit=3"
 
 
 def test_a_redirected_post_arrives(lone: Api) -> None:

@@ -282,7 +282,7 @@ def test_what_its_kind_can_be_opened_from_is_added(answer: Json) -> None:
     assert answer("add", "weights.safetensors", "--kind", "generator")["enabled"]
     assert answer("add", "weights.safetensors", "--kind", "gan-upscaler")["enabled"]
     Path("pickled.pt").write_bytes(b"\x80\x02.")
-    assert answer("add", "pickled.pt", "--kind", "gan-upscaler", "--trust")["trusted"]
+    assert answer("add", "pickled.pt", "--kind", "gan-upscaler", "--trust")["enabled"]
     shards = {f"unet/diffusion_pytorch_model-{part}.safetensors": safetensors(name=part) for part in ("a", "b")}
     index = {"weight_map": {part: f"diffusion_pytorch_model-{part}.safetensors" for part in ("a", "b")}}
     sharded = PIPELINE | shards | {"unet/model.safetensors.index.json": msgspec.json.encode(index)}

@@ -82,6 +82,9 @@ alter table eventstore.events alter column private set statistics 0;
 -- Partial, so that an append to a job pays nothing for it.
 create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
 
+-- Which jobs are set aside: few among all events, and looked for by /readyz, metrics and operators.
+create index job_quarantines on eventstore.events (stream_id, version) where code in ('job.quarantined', 'job.released');
+
 create or replace function eventstore.refuse_change() returns trigger
 language plpgsql as $$
 begin
@@ -253,6 +256,27 @@ begin
         end if;
     end loop;
 end $$;
+
+-- Jobs whose history some process could not read or fold, until the orchestrator has set them aside: it alone does.
+create table eventstore.rejections (
+    stream_id   uuid        primary key,
+    reader      text        not null,  -- whose code failed
+    version     integer     not null,  -- the event that it failed at
+    reason      text        not null,  -- without personal text
+    reported_at timestamptz not null default clock_timestamp()
+);
+
+create or replace function eventstore.report_rejection(stream uuid, reader text, version integer, reason text)
+returns void
+language sql as $$
+    insert into eventstore.rejections (stream_id, reader, version, reason) values (stream, reader, version, reason)
+    on conflict (stream_id) do nothing
+$$;
+
+create or replace function eventstore.forget_rejection(stream uuid) returns void
+language sql as $$
+    delete from eventstore.rejections where stream_id = stream
+$$;
 
 ---------------------------------------------------------------------------------------------------
 -- The one way in
@@ -1211,6 +1235,8 @@ declare
         'eventstore.confirm_replicated()',
         'eventstore.probe_writes()',
         'eventstore.subscribe(text)',
+        'eventstore.report_rejection(uuid, text, integer, text)',
+        'eventstore.forget_rejection(uuid)',
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',
         'eventstore.floors(text[], bigint[])',

@@ -27,7 +27,7 @@ def retry(millis: int) -> bytes:
 
 def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
     """One event of a job. steps_apart: step.start and step.finish as `event: step` rather than `event: log`."""
-    body = codec.body(event)
+    body = codec.body_if_readable(event)
     line = lines.head(event, body)
     match body:
         case ArtifactWritten():

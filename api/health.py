@@ -30,12 +30,14 @@ class Health(msgspec.Struct, frozen=True):
     """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start.
 
     writes: tries a commit. needs_writes: whether the process is of no use without; an API goes on with its reads.
+    notices: checks that only tell: one that fails leaves the process ready.
     """
 
     checks: Mapping[str, Check]
     backlog: Backlog
     writes: WriteProbe
     needs_writes: bool = True
+    notices: Mapping[str, Check] = {}
 
 
 async def healthz(_request: Request) -> Response:
@@ -50,10 +52,10 @@ async def readyz(request: Request) -> Response:
     if need not in {None, _WRITES}:
         raise invalid("need", f"must be {_WRITES!r} if it is given")
     health = _health(request)
-    checks = {**health.checks, _WRITES: health.writes.check}
+    checks = {**health.checks, **health.notices, _WRITES: health.writes.check}
     found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     verdicts = dict(zip(checks, found, strict=True))
-    spared = set() if need or health.needs_writes else {_WRITES}
+    spared = set(health.notices) if need or health.needs_writes else {_WRITES, *health.notices}
     ready = all(verdict == "ok" for name, verdict in verdicts.items() if name not in spared)
     answer = Readiness(status="ready" if ready else "unavailable", checks=verdicts)
     return json_response(answer, 200 if ready else 503)

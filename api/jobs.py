@@ -14,10 +14,9 @@ from api.errors import invalid, not_found
 from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
 from api.responses import json_response
 from api.services import Services
-from eventstore import codec
 from eventstore.events import JobErased, Recorded, Status, StepName
 from projections.progress import progress as progress_of
-from projections.views import JobView, as_of, view
+from projections.views import JobView, as_of, of_history
 
 _MOST_EVENTS = 1000
 _PAGE = 500
@@ -89,7 +88,7 @@ async def _as_it_was(request: Request) -> tuple[JobView | None, int]:
         if count > len(history):
             raise invalid("as_of_version", f"the job is at version {len(history)}", version=len(history))
         beginning = history[:count]
-    seen = view(map(codec.fact, beginning))
+    seen = of_history(beginning, lenient=True)
     if seen is None:
         raise not_found(f"job {job_id(request)} at that time")
     erased = [event.version for event in history if event.code == JobErased.code]

@@ -21,10 +21,14 @@ def head(event: Recorded, body: Body | None) -> dict[str, Any]:
 
 def data(event: Recorded) -> dict[str, Any]:
     """The event's own members; they use none of the names of the head for anything else."""
-    found: dict[str, Any] = msgspec.json.decode(event.data)
-    return found
+    try:
+        found = msgspec.json.decode(event.data)
+    except msgspec.DecodeError:  # JSON to PostgreSQL, but not to us: a lone surrogate
+        return {}
+    return found if isinstance(found, dict) else {"data": found}
 
 
 def line(event: Recorded) -> bytes:
     """A line of GET /v1/jobs/{id}/logs."""
-    return msgspec.json.encode(head(event, codec.body(event)) | {"job_id": event.stream_id} | data(event)) + b"\n"
+    body = codec.body_if_readable(event)
+    return msgspec.json.encode(head(event, body) | {"job_id": event.stream_id} | data(event)) + b"\n"

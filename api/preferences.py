@@ -7,9 +7,8 @@ from uuid import UUID
 from starlette.requests import Request
 
 from api.services import Services
-from eventstore import codec
 from eventstore.errors import EventStoreError
-from projections.views import JobView, evolve
+from projections.views import JobView
 
 _LONGEST_S = 60
 # A preference is `name`, or `name=value` with the value perhaps quoted; parameters after `;` mean nothing here.
@@ -45,8 +44,7 @@ async def until_terminal(services: Services, tenant: str, job_id: UUID, seconds:
                     view = await services.queries.job(tenant, job_id)
                     if view is None:
                         return None
-                for event in await services.tailer.after(job_id, view.version):
-                    view = evolve(view, codec.fact(event))
+                view = await services.queries.advanced(view, await services.tailer.after(job_id, view.version)) or view
             except EventStoreError:
                 return view
             left = deadline - loop.time()

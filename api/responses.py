@@ -57,10 +57,10 @@ def job(view: JobView) -> schemas.Job:
         created_at=stamp(view.created_at),
         updated_at=stamp(view.updated_at),
         version=view.version,
-        params=msgspec.convert(view.params, schemas.JobParams),
+        params=msgspec.convert(view.params, schemas.JobParams) if view.params else None,
         metadata=view.metadata,
         steps=[_step(step) for step in view.steps],
-        summary=schemas.Summary(count=view.count, completed=view.last_step.completed),
+        summary=schemas.Summary(count=view.count, completed=view.completed),
         error_code=view.error_code,
         error_message=view.error_message,
         links=links(view.job_id),
@@ -155,7 +155,7 @@ def log_event(event: Recorded) -> schemas.LogEvent:
 
 
 def _recorded(event: Recorded) -> dict[str, Any]:
-    body = codec.body(event)
+    body = codec.body_if_readable(event)
     return {
         "version": event.version,
         "event_id": event.event_id,

@@ -124,7 +124,10 @@ class Summary(Answer, frozen=True, kw_only=True):
 
 
 class Job(Answer, frozen=True, kw_only=True):
-    """One job with its steps, in order. version: of its history, as in ETag."""
+    """One job with its steps, in order. version: of its history, as in ETag.
+
+    params: null for a job that was set aside since its very first event can't be read; it has no steps then.
+    """
 
     id: UUID
     type: Literal["generate"]
@@ -132,7 +135,7 @@ class Job(Answer, frozen=True, kw_only=True):
     created_at: Timestamp
     updated_at: Timestamp
     version: int
-    params: JobParams
+    params: JobParams | None
     metadata: dict[str, str]
     steps: list[Step]
     summary: Summary

@@ -15,10 +15,9 @@ from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
 from api.inputs import included, job_id, moment
 from api.jobs import first_since, load
 from api.services import Services
-from eventstore import codec
 from eventstore.errors import EventStoreError
 from projections.progress import progress
-from projections.views import JobView, evolve
+from projections.views import JobView
 
 _PAGE = 500
 
@@ -44,10 +43,9 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
             version = 0 if view is None else view.version
             try:
                 events = await services.tailer.after(job, version, limit=_PAGE)
+                view = await services.queries.advanced(view, events)
             except EventStoreError:
                 return  # the client comes back, and resumes
-            for event in events:
-                view = evolve(view, codec.fact(event))
             new = (event for event in events if event.version > after)
             for piece in pieces(frames.of_event(event, steps_apart=steps_apart) for event in new):
                 yield first + piece

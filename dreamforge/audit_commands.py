@@ -24,14 +24,15 @@ from eventstore import anchors, codec
 from eventstore.archive import Archive
 from eventstore.bundle import Header, Writer
 from eventstore.database import Database
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, Undecodable
 from eventstore.events import Anchor, JobErased
 from eventstore.evidence import Evidence
 from eventstore.log import Log
+from orchestrator.quarantine import mark
 from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress
-from projections.views import JobView, ViewGap, as_of, evolve, view
+from projections.views import JobView, ViewGap, as_of, evolve, of_history
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return commands[args.action](args, settings)
     except NoSuchJob as error:
         return complain(NOT_FOUND, str(error))
-    except (ViewGap, msgspec.MsgspecError) as error:
+    except (ViewGap, Undecodable) as error:
         return complain(FAILED, f"the history can't be read: {error}; run `dreamforge audit verify {args.job}`")
     except (EmbeddedError, EventStoreError, ObjectStoreUnavailable) as error:
         return complain(UNAVAILABLE, str(error))
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
     events = _until(_history(settings, args.job), args.at)
-    job = view(map(codec.fact, events))
+    job = of_history(events, lenient=True)
     answer = Shown(
         job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
     )
@@ -108,10 +109,12 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     events, found = ask_database(settings, "audit", ask)
     steps = []
     job: JobView | None = None
-    for fact, event in zip(map(codec.fact, events), events, strict=True):
-        job = evolve(job, fact)
-        done = progress(job).progress
-        steps.append(Replayed(version=fact.version, ts=fact.ts, code=event.code, progress=done, job=job))
+    strict = mark(events) is None
+    for count, event in enumerate(events, 1):
+        job = evolve(job, codec.fact(event)) if strict else of_history(events[:count], lenient=True)
+        if job is not None:
+            done = progress(job).progress
+            steps.append(Replayed(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
     disagreement = found[0] if found else None
     verdict: RenderableType = "The read model agrees, as far as the projector has come."
     if disagreement is not None:
@@ -125,7 +128,7 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
 
 def _diff(args: argparse.Namespace, settings: Settings) -> int:
     events = _history(settings, args.job)
-    one, other = (view(map(codec.fact, _until(events, at))) for at in (args.before, args.after))
+    one, other = (of_history(_until(events, at), lenient=True) for at in (args.before, args.after))
     found = differences(one, other)
     print_answer(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
     return OK

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import msgspec
@@ -16,16 +16,16 @@ from dreamforge.backends import actor, ask_backends
 from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
 from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
+from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseRefused
-from eventstore.events import ArtifactBody, ArtifactRewritten, Meta
+from eventstore.events import PRIVATE, ArtifactBody, ArtifactRewritten, JobErased, Meta
 from eventstore.log import Log
 from orchestrator.decisions import Refused, RequestErasure
 from orchestrator.plan import object_prefix
-from orchestrator.state import JobState
-from orchestrator.transact import Jobs, NoSuchJob
+from orchestrator.transact import Jobs, NoSuchJob, SetAside, note
 from projections.rebuild import Rebuild
 from runners.encoding import content_type
 from runners.errors import InvalidSource, ObjectChanged, ObjectMissing
@@ -142,13 +142,19 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
 
 async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, lease_s: float) -> Erased:
     # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
-    state = await jobs.load(job)
-    if state.finished not in {None, "succeeded"}:  # else every object that can be written is
-        await _until_written(database, job, lease_s)
-    # The objects that no event names, too: of an attempt that was cut off between the two.
-    keys = await store.keys(object_prefix(state.tenant, job))
-    rewritten = () if state.erased or state.finished is None else [one async for one in _rewritten(store, state)]
-    state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
+    try:
+        state = await jobs.load(job)
+    except SetAside:
+        keys, version = await _note_erasure(database, store, job, lease_s)
+    else:
+        if state.finished not in {None, "succeeded"}:  # else every object that can be written is
+            await _until_written(database, job, lease_s)
+        # The objects that no event names, too: of an attempt that was cut off between the two.
+        keys = await store.keys(object_prefix(state.tenant, job))
+        written = [artifact for step in state.steps for artifact in step.artifacts.values()]
+        rewritten = () if state.erased or state.finished is None else await _rewritten(store, written)
+        state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
+        version = state.version
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
     files, damaged = 0, []
@@ -159,9 +165,24 @@ async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, 
             damaged.append(key)
             continue
         if anonymous is not None:
-            await store.replace(key, anonymous, content_type(state.generate.format))
+            await store.replace(key, anonymous, content_type("jpg" if key.endswith(".jpg") else "png"))
             files += 1
-    return Erased(job_id=job, version=state.version, events=rows[0]["events"], files=files, damaged=damaged)
+    return Erased(job_id=job, version=version, events=rows[0]["events"], files=files, damaged=damaged)
+
+
+async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease_s: float) -> tuple[list[str], int]:
+    """Append the events of an erasure to a job that is set aside, by what can be read of it; its keys and version."""
+    log = Log(database)
+    history = await log.stream(job)
+    tenant = history[0].tenant
+    await _until_written(database, job, lease_s)
+    if all(event.code != JobErased.code for event in history):
+        bodies = [codec.body_if_readable(event) for event in history]
+        written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactBody)}
+        for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
+            await note(log, job, "job", body, actor(), tenant=tenant)
+    newest = await log.newest(job)
+    return await store.keys(object_prefix(tenant, job)), len(history) if newest is None else newest.version
 
 
 async def _until_written(database: Database, job: UUID, lease_s: float) -> None:
@@ -170,9 +191,10 @@ async def _until_written(database: Database, job: UUID, lease_s: float) -> None:
     await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
-async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[ArtifactRewritten]:
-    """What the job's files will be without personal text, those that hold some."""
-    for artifact in (artifact for step in state.steps for artifact in step.artifacts.values()):
+async def _rewritten(store: ObjectStore, written: Sequence[ArtifactBody]) -> list[ArtifactRewritten]:
+    """What a job's files will be without personal text, those that hold some."""
+    found = []
+    for artifact in written:
         try:
             body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
             anonymous = stripped(body)
@@ -182,7 +204,8 @@ async def _rewritten(store: ObjectStore, state: JobState) -> AsyncIterator[Artif
             continue
         kept = {name: getattr(artifact, name) for name in ArtifactBody.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()
-        yield ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256})
+        found.append(ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256}))
+    return found
 
 
 async def _without_text(store: ObjectStore, key: str) -> bytes | None:

@@ -168,10 +168,7 @@ class _Audit:
 
     def _note(self, event: Evidence) -> None:
         """Keep an anchor that stands in the log, if its signer is trusted."""
-        try:
-            signed = codec.body(event)
-        except msgspec.MsgspecError:
-            return  # the event itself is damaged, which its hash tells
+        signed = codec.body_if_readable(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
             anchors.check(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
@@ -200,10 +197,7 @@ class _Audit:
 
 
 def _artifact(event: Evidence) -> ArtifactBody | None:
-    try:
-        body = codec.body(event)
-    except msgspec.MsgspecError:
-        return None  # the event itself is damaged, which its hash tells
+    body = codec.body_if_readable(event)
     return body if isinstance(body, ArtifactBody) else None
 
 

@@ -15,9 +15,12 @@ from dreamforge.backends import actor, given_or_home, object_store
 from dreamforge.console import FAILED, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
-from eventstore import schema
+from eventstore import codec, schema
 from eventstore.database import Database
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, Undecodable
+from eventstore.events import Recorded
+from eventstore.log import Log
+from orchestrator.quarantine_log import Quarantine
 from orchestrator.recovery import Recovery
 from projections.projector import SHADOW
 from projections.standing import standings
@@ -206,6 +209,33 @@ async def _aside(patient: Patient, name: str) -> Finding:
     )
 
 
+async def _quarantine(patient: Patient, name: str) -> Finding:
+    log = Log(patient.database)
+    jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
+    others = [
+        f"{category} {stream}"
+        for category in ("model", "key", "outbox", "anchor")
+        for stream, history in (await log.category(category)).items()
+        if any(codec.is_known(event.code, event.schema_version) and _is_broken(event) for event in history)
+    ]
+    if not (jobs or others):
+        return Finding(check=name, state="ok", found="none")
+    return Finding(
+        check=name,
+        state="warning",
+        found=f"set aside or unreadable: {', '.join([*jobs, *others])}",
+        advice="`dreamforge jobs quarantine list` tells of jobs; what else can't be read is left out.",
+    )
+
+
+def _is_broken(event: Recorded) -> bool:
+    try:
+        codec.fact(event)
+    except Undecodable:
+        return True
+    return False
+
+
 async def _lag(patient: Patient, name: str) -> Finding:
     # What is built aside is behind until it takes over.
     kept = [one for one in await standings(patient.database) if one.projection != SHADOW]
@@ -268,6 +298,7 @@ _OF_DATABASE: dict[str, Check] = {
     "clocks": _clocks,
     "queues": _queues,
     "unreadable commands": _aside,
+    "unreadable events": _quarantine,
     "lag": _lag,
     "old snapshots": _snapshots,
     "dead rows": _dead,

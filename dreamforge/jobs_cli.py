@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from dreamforge import arguments, show
+from dreamforge import arguments, quarantine_cli, show
 from dreamforge.client import ApiError, Client, ClientError, JsonObject, log_line
 from dreamforge.console import FAILED, OK, PipeConsole, print_answer
 from dreamforge.settings import Settings
@@ -71,6 +71,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     artifacts = actions.add_parser("artifacts", parents=[output, one], help="list a job's artifacts")
     artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
     artifacts.set_defaults(handler=_artifacts)
+    quarantine_cli.add(actions, output)
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

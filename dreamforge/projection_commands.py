@@ -18,6 +18,7 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
 from projections.agreement import Agreement, Disagreement
+from projections.projector import LIVE
 from projections.rebuild import Rebuild, RebuildFailed, State
 from projections.standing import Standing, standings
 
@@ -46,11 +47,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """How many jobs were compared, how many disagree, and the first of those."""
+    """How many jobs were compared, how many disagree, and the first of those.
+
+    waiting: events that the projector has not passed yet, and so were not compared.
+    """
 
     jobs: int
     wrong: int
     disagreements: list[Disagreement]
+    waiting: int
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -111,7 +116,8 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
             jobs += len(page)
             found += await agreement.check(page)
         found += await agreement.orphans()
-        return Verified(jobs=jobs, wrong=len(found), disagreements=found[: args.first])
+        waiting = sum(one.lag for one in await standings(database) if one.projection == LIVE)
+        return Verified(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = ask_database(settings, "projections", verify)
     print_answer(args.output, found, _verdict(found))
@@ -143,7 +149,10 @@ def _verdict(found: Verified) -> RenderableType:
     if not (found.jobs or found.wrong):
         return "Empty: 0 job(s)."
     if not found.wrong:
-        return f"The read model agrees with the log: {found.jobs:,} job(s)."
+        waiting = (
+            f" {found.waiting:,} event(s) wait for the projector: those were not compared." if found.waiting else ""
+        )
+        return f"The read model agrees with the log: {found.jobs:,} job(s).{waiting}"
     table = Table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", box=None)
     for one in found.disagreements:
         table.add_row(str(one.job_id), one.problem)

@@ -45,6 +45,7 @@ from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
 from orchestrator.loop import Orchestrator
+from orchestrator.quarantine_log import Quarantine
 from orchestrator.transact import Jobs
 from projections import views
 from projections.key_queries import Keys
@@ -95,7 +96,8 @@ class Core:
             "database": lambda: schema.check(database),
             "committer": self.committer.task.check,
         }
-        self.health = Health(self.checks, Backlog(database), WriteProbe(database))
+        self.notices: dict[str, Check] = {}
+        self.health = Health(self.checks, Backlog(database), WriteProbe(database), notices=self.notices)
         self.tasks: list[asyncio.Task[None]] = []
 
     def store(self) -> ObjectStore:
@@ -370,6 +372,9 @@ async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
     key = anchoring.signer(settings)
     _subscribe(core, stack, Orchestrator(core.log, core.committer, core.actor))
+    quarantine = Quarantine(core.log, core.actor)
+    core.notices["quarantine"] = quarantine.check
+    _stop_with(stack, core.spawn(quarantine.run(), "quarantine"))
     if key is None or settings.anchor_every_s is None:
         return
     store = None if settings.s3_endpoint is None else core.store()

@@ -1,19 +1,22 @@
 """Events to and from their stored text. Pure."""
 
 from collections.abc import Callable
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 
+from eventstore.errors import Undecodable
 from eventstore.events import AnchorSigned, Body, Fact, JobBody, KeyBody, Meta, ModelBody, OutboxBody, Private, Stored
 
+T = TypeVar("T")
+
 _ALL = get_args(JobBody | ModelBody | KeyBody | OutboxBody | AnchorSigned)
-_BODIES: dict[str, type[Body]] = {body.code: body for body in _ALL}
-CODES = frozenset(_BODIES)
-"""Every code that this release knows."""
+BODIES: dict[str, type[Body]] = {body.code: body for body in _ALL}
+"""Every event that this release knows, by its code."""
+CODES = frozenset(BODIES)
 
 _DECODERS: dict[str, msgspec.json.Decoder[Body]] = {
-    code: cast("msgspec.json.Decoder[Body]", msgspec.json.Decoder(body)) for code, body in _BODIES.items()
+    code: cast("msgspec.json.Decoder[Body]", msgspec.json.Decoder(body)) for code, body in BODIES.items()
 }
 _META = msgspec.json.Decoder(Meta)
 _PRIVATE = msgspec.json.Decoder(Private)
@@ -34,36 +37,61 @@ def encode(value: msgspec.Struct) -> str:
 
 def current_version(code: str) -> int:
     """The schema version in which this release writes an event."""
-    return _BODIES[code].schema_version
+    return BODIES[code].schema_version
 
 
 def is_known(code: str, schema_version: int) -> bool:
     """Can this release decode such an event?"""
-    body = _BODIES.get(code)
+    body = BODIES.get(code)
     return body is not None and schema_version <= body.schema_version
 
 
 def body(event: Stored) -> Body | None:
-    """Decode an event's data, lifting older schema versions; None for a code or version this release doesn't know."""
+    """Decode an event's data, lifting older schema versions; None for a code or version this release doesn't know.
+
+    Raises `Undecodable`, as `meta`, `private` and `fact` do.
+    """
     if not is_known(event.code, event.schema_version):
         return None
-    kind = _BODIES[event.code]
+    kind = BODIES[event.code]
     if event.schema_version == kind.schema_version:
-        return _DECODERS[event.code].decode(event.data)
-    data = msgspec.json.decode(event.data)
-    for version in range(event.schema_version, kind.schema_version):
-        data = UPCASTS[event.code, version](data)
-    return msgspec.convert(data, kind)
+        return _decoded(_DECODERS[event.code], event, event.data)
+    try:
+        data = msgspec.json.decode(event.data)
+        for version in range(event.schema_version, kind.schema_version):
+            data = UPCASTS[event.code, version](data)
+        return msgspec.convert(data, kind)
+    except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+        raise _undecodable(event, error) from error
+
+
+def body_if_readable(event: Stored) -> Body | None:
+    """For whoever only shows events: None for one that can't be decoded, too."""
+    try:
+        return body(event)
+    except Undecodable:
+        return None
 
 
 def meta(event: Stored) -> Meta:
     """Decode an event's meta; members of later releases are ignored."""
-    return _META.decode(event.meta)
+    return _decoded(_META, event, event.meta)
 
 
 def private(event: Stored) -> Private:
     """Decode an event's private part; empty where there is none, or none any more."""
-    return Private() if event.private is None else _PRIVATE.decode(event.private)
+    return Private() if event.private is None else _decoded(_PRIVATE, event, event.private)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], event: Stored, text: str) -> T:
+    try:
+        return decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise _undecodable(event, error) from error
+
+
+def _undecodable(event: Stored, error: Exception) -> Undecodable:
+    return Undecodable(event.code, event.schema_version, event.version, str(error) or type(error).__name__)
 
 
 def fact(event: Stored) -> Fact:

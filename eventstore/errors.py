@@ -4,8 +4,12 @@ EventStoreError
 ├── DatabaseUnavailable    try again: the connection or the server is away
 ├── SchemaMissing          the database has no schema, or one of another release
 ├── UnknownEvent           a code or schema version this release does not know
+├── Undecodable            an event whose text is not what its code and schema version promise
+├── Rejected               a subscription's handler can't take an event
 └── LogDamaged             the log contradicts itself: a gap, a missing event
 """
+
+from eventstore.events import Recorded
 
 
 class EventStoreError(Exception):
@@ -32,6 +36,27 @@ class UnknownEvent(EventStoreError):
             f"partition {partition}, position {position}: this release does not know {code!r} "
             f"in schema version {schema_version}; run the release that wrote it, or a later one"
         )
+
+
+class Undecodable(EventStoreError):
+    """An event's text is not what its code and schema version promise."""
+
+    def __init__(self, code: str, schema_version: int, version: int, problem: str) -> None:
+        super().__init__(f"event {version}, {code!r} in schema version {schema_version}, can't be decoded: {problem}")
+        self.version = version
+
+
+class Rejected(EventStoreError):
+    """A subscription's handler can't take an event, and says so again however often it is asked.
+
+    reason: why, without personal text; the whole story is the cause.
+    """
+
+    def __init__(self, event: Recorded, cause: Exception) -> None:
+        # The text of an error that nobody foresaw may hold anything, a prompt too.
+        self.reason = str(cause) if isinstance(cause, EventStoreError) else type(cause).__name__
+        super().__init__(f"job {event.stream_id}, version {event.version} ({event.code}): {self.reason}")
+        self.event = event
 
 
 class LogDamaged(EventStoreError):

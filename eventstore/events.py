@@ -423,6 +423,39 @@ class JobErased(Body, frozen=True, kw_only=True):
         return f"Erased: {', '.join(self.erased) or 'nothing'}."
 
 
+class JobQuarantined(Body, frozen=True, kw_only=True):
+    """The job was set aside, since a process can't read or handle its history: nothing is decided on it any more.
+
+    Appended whatever the history holds, without a fold. reader: whose code failed; at_version: the event that it failed
+    at; reason: without personal text.
+    """
+
+    code: ClassVar[str] = "job.quarantined"
+    reader: str
+    at_version: int
+    reason: str
+
+    @property
+    def level(self) -> Level:
+        """An operator must look at it."""
+        return "error"
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return f"Job set aside: {self.reader} failed at version {self.at_version}: {self.reason}"
+
+
+class JobReleased(Body, frozen=True, kw_only=True):
+    """An operator dealt with a job that was set aside. resume: it goes on; else it stays failed."""
+
+    code: ClassVar[str] = "job.released"
+    resume: bool
+
+    def message(self) -> str:
+        """One sentence for people."""
+        return "Job released: it goes on." if self.resume else "Job released: it stays failed."
+
+
 JobBody = (
     JobCreated
     | StepStart
@@ -440,6 +473,8 @@ JobBody = (
     | RetryRequested
     | JobFinish
     | JobErased
+    | JobQuarantined
+    | JobReleased
 )
 """Every event of a job's stream: the tagged union, its tag being the column `code`."""
 

@@ -248,6 +248,10 @@ class Log:
         rows = await self.database.read(_CHAINS, list(positions), list(positions.values()))
         return {row["partition"]: row["chain"] for row in rows}
 
+    async def report_rejection(self, stream: UUID, reader: str, version: int, reason: str) -> None:
+        """Tell the orchestrator that a stream's history can't be read or folded. A second report changes nothing."""
+        await self.database.call("select eventstore.report_rejection($1, $2, $3, $4)", stream, reader, version, reason)
+
     async def subscribe(self, subscription: str) -> None:
         """Make sure that a subscription has its checkpoints; a new one starts at the log's beginning."""
         await self.database.call("select eventstore.subscribe($1)", subscription)

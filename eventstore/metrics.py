@@ -1,6 +1,7 @@
 """What this room tells Prometheus: how long commits take, what the queues hold, how far subscriptions are behind."""
 
 import asyncio
+import math
 import time
 
 import structlog
@@ -35,6 +36,8 @@ DATABASE_WRITABLE = Gauge(
     "1 if a commit succeeded when it was last tried, else 0; tried with a scrape, every two seconds at most.",
 )
 
+QUARANTINED_JOBS = Gauge("df_quarantined_jobs", "Jobs that are set aside, since their histories can't be read.")
+
 _QUEUES = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"
 # Positions have no gaps, so the distance to the head is the number of events, and the oldest is the next.
 _LAGS = """
@@ -50,6 +53,14 @@ left join lateral (
     where e.partition = c.partition and e.position > c.position order by e.position limit 1
 ) next on true
 group by c.subscription
+"""
+
+
+_QUARANTINED = """
+select count(*) as jobs from (
+    select distinct on (stream_id) code from eventstore.events
+    where code in ('job.quarantined', 'job.released') order by stream_id, version desc
+) as newest where code = 'job.quarantined'
 """
 
 
@@ -76,13 +87,16 @@ class Backlog:
 
     async def _read(self) -> None:
         try:
+            quarantined = await self._database.read(_QUARANTINED)
             queues = await self._database.read(_QUEUES)
             lags = await self._database.read(_LAGS)
         except Exception as error:  # noqa: BLE001  # whatever keeps it away, the other metrics are answered
             _log.warning("queues and lags are left out of the metrics", error=str(error))
             _forget()
+            QUARANTINED_JOBS.set(math.nan)
         else:
             _forget()
+            QUARANTINED_JOBS.set(quarantined[0]["jobs"])
             for row in queues:
                 QUEUE_DEPTH.labels(row["queue_name"]).set(row["queue_length"])
                 QUEUE_OLDEST_AGE_SECONDS.labels(row["queue_name"]).set(row["age"])

@@ -15,7 +15,7 @@ import structlog
 from eventstore import codec
 from eventstore.database import Backoff
 from eventstore.doorbell import Doorbell
-from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, UnknownEvent
+from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, Rejected, UnknownEvent
 from eventstore.events import Recorded
 from eventstore.log import Log, Move, Moved, expect_gapless
 
@@ -23,6 +23,9 @@ _BATCH = 500
 _LOOK_S = 2.0
 _LAZY_MOVE_S = 1.0
 _LONGEST_REST_S = 30.0
+_TRIES = 3
+"""How often an event is rejected before it is set aside."""
+_REJECTED_REST_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -45,6 +48,9 @@ class Handler(Protocol):
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Commit the moves alone."""
+
+    async def set_aside(self, rejected: Rejected) -> bool:
+        """Get an event out of the way that `handle` has rejected several times; False if it must wait for others."""
 
 
 class Lane(msgspec.Struct):
@@ -169,6 +175,9 @@ class Subscription:
             moved = await self._handler.handle(events, moves)
         except DatabaseUnavailable:
             raise
+        except Rejected as rejected:
+            await self._rejected(rejected, batches[rejected.event.partition])
+            return
         except Exception as error:  # noqa: BLE001  # a handler may break in any way; its partition waits
             if len(moves) > 1:
                 # One partition's trouble must stop that partition alone: take each by itself.
@@ -179,6 +188,19 @@ class Subscription:
             self._stop(self.lanes[moves[0].partition], error)
             return
         self._advance(moves, moved)
+
+    async def _rejected(self, rejected: Rejected, batch: Sequence[Recorded]) -> None:
+        """Go up to a rejected event and wait there; once it was tried often enough, have it set aside."""
+        lane = self.lanes[rejected.event.partition]
+        before = [event for event in batch if event.position < rejected.event.position]
+        if before:
+            await self._handle({lane.partition: before})
+        if lane.read != rejected.event.position - 1 or lane.overtaken:
+            return  # something else came first
+        _log.error("event rejected", error=str(rejected), exc_info=rejected.__cause__, **self._bind)
+        self._stop(lane, rejected, longest=_REJECTED_REST_S)
+        if lane.failures >= _TRIES and await self._handler.set_aside(rejected):
+            lane.failures, lane.failure, lane.rest_until = 0, None, 0.0
 
     def _known(self, lane: Lane, batch: Sequence[Recorded]) -> list[Recorded]:
         """The events before the first that is missing, or that this release doesn't know: it must not be skipped."""
@@ -228,9 +250,9 @@ class Subscription:
     def _move(self, lane: Lane, end: int) -> Move:
         return Move(subscription=self._handler.name, partition=lane.partition, start=lane.stored, end=end)
 
-    def _stop(self, lane: Lane, error: Exception) -> None:
+    def _stop(self, lane: Lane, error: Exception, *, longest: float = _LONGEST_REST_S) -> None:
         lane.failure = str(error) or type(error).__name__
-        lane.rest_until = time.monotonic() + min(_LONGEST_REST_S, 0.5 * 2**lane.failures)
+        lane.rest_until = time.monotonic() + min(longest, longest / 60 * 2**lane.failures)
         lane.failures = min(lane.failures + 1, 10)
 
 

@@ -8,10 +8,13 @@ from uuid import UUID
 
 from eventstore import codec
 from eventstore.committer import Committer
+from eventstore.errors import Rejected, Undecodable
 from eventstore.events import Event, Recorded
 from eventstore.log import Append, Batch, Log, Move, Moved, Send
 from eventstore.outbox import Command
 from orchestrator.decisions import decide
+from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine_log import Quarantine
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
 from orchestrator.state import JobState, apply
 from orchestrator.transact import append, extended
@@ -26,18 +29,29 @@ class Orchestrator:
         self._log = log
         self._committer = committer
         self._actor = actor
+        self._quarantine = Quarantine(log, actor)
 
     async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """React to the events; None if none of them has a reaction."""
-        due = [event for event in events if event.category == "job" and event.code in REACTED]
-        if not due:
+        jobs = [event for event in events if event.category == "job"]
+        # Read even where nothing is to be done: what can't be read is passed only when its job is set aside.
+        broken = _undecodable(jobs)
+        due = [event for event in jobs if event.code in REACTED]
+        if not due and not broken:
             return None
-        histories = await self._log.streams(list({event.stream_id for event in due}))
+        histories = await self._log.streams(list({event.stream_id for event in due} | broken.keys()))
         appends: list[Append] = []
         sends: list[Send] = []
         for job_id, history in histories.items():
-            versions = {event.version for event in due if event.stream_id == job_id}
-            appended, sent = self._react(history, versions)
+            if is_set_aside(history):
+                continue
+            if job_id in broken:
+                raise broken[job_id]
+            to_react = [event for event in due if event.stream_id == job_id]
+            try:
+                appended, sent = self._react(history, {event.version for event in to_react})
+            except Exception as error:  # rules may break in any way on what they were not written for
+                raise Rejected(to_react[0], error) from error
             appends.extend(appended)
             sends.extend(sent)
         answers = await self._committer.react(Batch(appends=appends, sends=sends, moves=moves))
@@ -46,6 +60,13 @@ class Orchestrator:
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Move checkpoints past events that had no reaction."""
         return (await self._committer.react(Batch(moves=moves))).moves
+
+    async def set_aside(self, rejected: Rejected) -> bool:
+        """Set the job of an event aside."""
+        event = rejected.event
+        return await self._quarantine.add(
+            event.stream_id, event.tenant, reader=self.name, at_version=event.version, reason=rejected.reason
+        )
 
     def _react(self, history: Sequence[Recorded], versions: set[int]) -> tuple[list[Append], list[Send]]:
         """Reactions are drawn from the history up to each event, and decided on its end, where they are appended."""
@@ -87,3 +108,14 @@ class Orchestrator:
             traceparent=state.cause.traceparent,
         )
         return Send(stream=state.job_id, queue=step.name, message=command)
+
+
+def _undecodable(events: Sequence[Recorded]) -> dict[UUID, Rejected]:
+    """Of each job the first event that can't be decoded."""
+    found: dict[UUID, Rejected] = {}
+    for event in events:
+        try:
+            codec.fact(event)
+        except Undecodable as error:
+            found.setdefault(event.stream_id, Rejected(event, error))
+    return found

@@ -10,14 +10,16 @@
 | job.cancel_requested, no step running                              | finish the job: cancelled       |
 | job.cancel_requested, a step running                               | nothing: its runner finishes it |
 | job.retry_requested                                                | run the step that it names      |
+| job.released, to go on                                             | whatever is owed by then        |
 """
 
 from uuid import UUID
 
 import msgspec
 
-from eventstore.events import Body, CancelRequested, JobCreated, RetryRequested, StepFinish
+from eventstore.events import Body, CancelRequested, JobCreated, JobReleased, RetryRequested, StepFinish
 from orchestrator.decisions import FinishJob
+from orchestrator.owed import owed
 from orchestrator.state import JobState
 
 
@@ -29,7 +31,7 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True):
 
 Reaction = RunStep | FinishJob
 
-REACTED = {body.code for body in (JobCreated, StepFinish, CancelRequested, RetryRequested)}
+REACTED = {body.code for body in (JobCreated, StepFinish, CancelRequested, RetryRequested, JobReleased)}
 """The codes that can have a reaction."""
 
 
@@ -44,8 +46,23 @@ def react(state: JobState, body: Body) -> Reaction | None:
             return FinishJob(status="cancelled") if state.running is None else None
         case RetryRequested():
             return RunStep(step_id=body.step_id)
+        case JobReleased(resume=True):
+            return _resumed(state)
         case _:
             return None
+
+
+def _resumed(state: JobState) -> Reaction | None:
+    """What the job waits for, since nothing was reacted to while it was set aside."""
+    if state.finished is not None:
+        return None
+    step = owed(state)
+    if step is not None:
+        return RunStep(step_id=step.step_id)
+    ended = next((step.status for step in state.steps if step.status in {"failed", "cancelled"}), None)
+    if ended == "failed":
+        return FinishJob(status="failed")
+    return FinishJob(status="cancelled" if ended or state.cancel_pending else "succeeded")
 
 
 def _step_finished(state: JobState, body: StepFinish) -> Reaction:

@@ -11,8 +11,8 @@ from typing import TypeVar
 from uuid import UUID
 
 import msgspec
+import structlog
 
-from eventstore import codec
 from eventstore.database import Database, Row
 from eventstore.events import Body, OutboxPurged, OutboxRebuilt, StepName
 from eventstore.ids import derived_id
@@ -20,13 +20,15 @@ from eventstore.log import COLUMNS, Batch, Log, Send, recorded
 from eventstore.outbox import Command
 from orchestrator.loop import Orchestrator
 from orchestrator.owed import owed
-from orchestrator.state import fold
-from orchestrator.transact import note
+from orchestrator.quarantine import is_set_aside
+from orchestrator.transact import Unreadable, note, readable
 
 T = TypeVar("T")
 
 STREAM = derived_id(b"outbox")
 """The stream that tells what was done to the queues by hand."""
+
+_log = structlog.get_logger(__name__)
 
 _PAGE = 500
 # A job that has ended has job.finish as its last event; whatever came after it opened the job again.
@@ -150,10 +152,18 @@ class Recovery:
 
 
 def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
-    for job_id, history in groupby(recorded(rows), key=lambda event: event.stream_id):
-        state = fold(codec.fact(event) for event in history)
-        step = None if state is None else owed(state)
-        if state is not None and step is not None:
+    for job_id, group in groupby(recorded(rows), key=lambda event: event.stream_id):
+        history = list(group)
+        if is_set_aside(history):
+            continue
+        try:
+            state = readable(history)
+        except Unreadable as error:
+            # Nobody can tell what it is owed; the orchestrator is about to set it aside.
+            _log.warning("left out", job_id=str(job_id), error=str(error))
+            continue
+        step = owed(state)
+        if step is not None:
             yield Missing(
                 job_id=job_id,
                 step_id=step.step_id,

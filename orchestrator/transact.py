@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import cast
 from uuid import UUID
 
 from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
-from eventstore.events import Body, Category, Event, Fact, Meta, Private, StepFinish, StepRetry
+from eventstore.errors import EventStoreError
+from eventstore.events import Body, Category, Event, Fact, Meta, Private, Recorded, StepFinish, StepRetry
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
-from orchestrator.decisions import Command, Request, decide
-from orchestrator.state import JobState, apply, fold
+from orchestrator.decisions import Command, Request, StaleAttempt, decide
+from orchestrator.quarantine import is_set_aside
+from orchestrator.state import JobState, apply
 
 
 def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
@@ -20,13 +23,15 @@ def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
     return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
 
 
-async def note(log: Log, stream: UUID, category: Category, body: Body, actor: str) -> None:
-    """Append what an operator did to a stream of which nothing is decided, whatever its version."""
+async def note(
+    log: Log, stream: UUID, category: Category, body: Body, actor: str, *, tenant: str = OPERATOR_TENANT
+) -> None:
+    """Append an event to a stream whatever its version and history, since nothing is decided on it."""
     noted = event(body, Meta(actor=actor))
     while True:
         newest = await log.newest(stream)
         expected = 0 if newest is None else newest.version
-        append = Append(stream=stream, category=category, tenant=OPERATOR_TENANT, expected=expected, events=(noted,))
+        append = Append(stream=stream, category=category, tenant=tenant, expected=expected, events=(noted,))
         if (await log.commit(Batch(appends=[append]))).streams[stream].stands:
             return
 
@@ -63,6 +68,20 @@ class NoSuchJob(LookupError):
     """There is no history of such a job."""
 
 
+class Unreadable(EventStoreError):
+    """A job's history can't be read or folded by this release."""
+
+    def __init__(self, job_id: UUID, version: int, cause: Exception) -> None:
+        self.reason = str(cause) if isinstance(cause, EventStoreError) else type(cause).__name__
+        super().__init__(f"the history of job {job_id} can't be read: {self.reason}")
+        self.job_id = job_id
+        self.version = version
+
+
+class SetAside(StaleAttempt):
+    """The job is set aside: nothing is decided on it until an operator releases it."""
+
+
 class Jobs:
     """Decisions carried out on the log, by one process. actor: its name, kept in the events' meta."""
 
@@ -71,23 +90,33 @@ class Jobs:
         self._committer = committer
         self._actor = actor
 
-    async def load(self, job_id: UUID) -> JobState:
-        """The job as its history tells it. Waits while the database is away; raises `NoSuchJob`."""
+    async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
+        """The job as its history tells it. tenant: whose it must be; of any if not given.
+
+        Waits while the database is away; raises `NoSuchJob`, `SetAside` and `Unreadable`.
+        """
         history = await until_available("job", lambda: self._log.stream(job_id))
-        state = fold(codec.fact(one) for one in history if one.category == "job")
-        if state is None:
-            raise NoSuchJob(f"job {job_id} has no history")
-        return state
+        if not history or history[0].category != "job" or tenant not in {None, history[0].tenant}:
+            raise NoSuchJob(f"there is no job {job_id}" if tenant is None else f"tenant {tenant} has no job {job_id}")
+        if is_set_aside(history):
+            raise SetAside(
+                f"The job is set aside, since its history can't be read ({job_id}); an operator can release it."
+            )
+        return readable(history)
+
+    async def report(self, error: Unreadable, reader: str) -> None:
+        """Let the orchestrator set a job aside that can't be read here."""
+        await until_available(
+            "report", lambda: self._log.report_rejection(error.job_id, reader, error.version, error.reason)
+        )
 
     async def request(self, tenant: str, job_id: UUID, request: Request, cause: Meta) -> JobState:
         """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
 
-        cause: the request, kept in its events' meta. Raises `NoSuchJob` and `Refused`.
+        cause: the request, kept in its events' meta. Raises `Refused`, and what `load` does.
         """
         while True:
-            state = await self.load(job_id)
-            if state.tenant != tenant:
-                raise NoSuchJob(f"tenant {tenant} has no job {job_id}")
+            state = await self.load(job_id, tenant=tenant)
             bodies = decide(state, request)
             if not bodies:
                 await until_available("request", self._log.confirm_replicated)
@@ -118,6 +147,17 @@ class Jobs:
             if answer.stands:
                 return extended(state, appended), bodies
             state = await self.load(state.job_id)
+
+
+def readable(history: Sequence[Recorded]) -> JobState:
+    """The state after a history that begins; raises `Unreadable`, whatever it is that breaks."""
+    state: JobState | None = None
+    for one in history:
+        try:
+            state = apply(state, codec.fact(one))
+        except Exception as error:  # a fold may break in any way on what it was not written for
+            raise Unreadable(one.stream_id, one.version, error) from error
+    return cast("JobState", state)
 
 
 def settlement(claim: Claim, bodies: Sequence[Body]) -> Ack | Defer | None:

@@ -5,14 +5,14 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore import codec
 from eventstore.database import Database
+from eventstore.errors import EventStoreError
 from eventstore.events import Recorded
 from eventstore.log import Log
 from projections.comparison import Difference, differences
 from projections.projector import LIVE
 from projections.rows import Rows, to_view
-from projections.views import JobView, ViewGap, view
+from projections.views import JobView, ViewGap, of_history
 
 _PAGE = 200
 _LOWEST = UUID(int=0)
@@ -114,8 +114,8 @@ def _compare(
             job_id=job, problem=f"the row stands at version {version}, and the history ends at {len(history)}"
         )
     try:
-        folded = view(map(codec.fact, history[:version]))
-    except (ViewGap, msgspec.MsgspecError) as error:
+        folded = of_history(history[:version])
+    except (ViewGap, EventStoreError, LookupError, TypeError, ValueError) as error:
         return Disagreement(job_id=job, problem=f"the history can't be folded: {error}")
     if not (found := differences(folded, row)):
         return None

@@ -11,5 +11,5 @@ STREAM = derived_id(b"anchors")
 
 async def newest(log: Log, limit: int) -> list[Anchor]:
     """The last anchors that this release can read, newest first. Raises `DatabaseUnavailable`."""
-    bodies = map(codec.body, await log.latest(STREAM, limit=limit))
+    bodies = map(codec.body_if_readable, await log.latest(STREAM, limit=limit))
     return [body.anchor for body in bodies if isinstance(body, AnchorSigned)]

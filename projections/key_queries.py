@@ -3,13 +3,18 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from uuid import UUID
+
+import structlog
 
 from eventstore import codec
 from eventstore.errors import EventStoreError
+from eventstore.events import Recorded
 from eventstore.log import Log
 from projections.keys import KeyView, digest, named_id, view
+
+_log = structlog.get_logger(__name__)
 
 
 class Keys:
@@ -65,5 +70,14 @@ class Keys:
 
     async def _read(self) -> dict[UUID, KeyView]:
         histories = await self._log.category("key")
-        seen = {key_id: view(map(codec.fact, history)) for key_id, history in histories.items()}
+        seen = {key_id: _readable(history) for key_id, history in histories.items()}
         return {key_id: key for key_id, key in seen.items() if key is not None}
+
+
+def _readable(history: Sequence[Recorded]) -> KeyView | None:
+    """A key; None for one whose history can't be read: it opens nothing."""
+    try:
+        return view(map(codec.fact, history))
+    except (EventStoreError, LookupError, TypeError, ValueError) as error:
+        _log.warning("a key can't be read", key_id=str(history[0].stream_id), error=str(error))
+        return None

@@ -42,6 +42,8 @@ def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -
 
     The view must have been loaded with its artifacts.
     """
+    if not job.steps:  # of a job whose first event can't be read
+        return Progress(0.0, [], [])
     done = {step.name: min(1.0, step.completed / job.count) for step in job.steps}
     if len(job.steps) == 1:
         total = done["generate"]

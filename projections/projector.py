@@ -8,11 +8,13 @@ import msgspec
 
 from eventstore import codec
 from eventstore.database import Database
-from eventstore.events import Fact, Recorded
-from eventstore.log import Move, Moved
+from eventstore.errors import DatabaseUnavailable, Rejected
+from eventstore.events import JobReleased, Recorded
+from eventstore.log import Log, Move, Moved
+from orchestrator.quarantine import is_set_aside
 from projections import views
 from projections.rows import Rows, artifact_rows, job_row, step_rows, text, to_view
-from projections.views import JobView, evolve
+from projections.views import JobView, evolve, of_history
 
 Generation = Literal["readmodel", "readmodel_shadow"]
 """A build of the read model, by its schema: the one that serves, or the one that a rebuild makes."""
@@ -22,7 +24,8 @@ SHADOW: Generation = "readmodel_shadow"
 _LOAD = """
 select j.job_id, (select build from {schema}.generation) as build, json_build_object(
     'job', row_to_json(j),
-    'steps', (select json_agg(s order by s.ordinal) from {schema}.steps s where s.job_id = j.job_id)) as rows
+    'steps', coalesce((
+        select json_agg(s order by s.ordinal) from {schema}.steps s where s.job_id = j.job_id), '[]')) as rows
 from {schema}.jobs j where j.job_id = any ($1::uuid[])
 """
 _PROJECT = "select partition from projector.project($1, $2, $3, $4::json, $5::json, $6::json, $7::json) as partition"
@@ -35,25 +38,49 @@ class Projector:
     def __init__(self, database: Database, generation: Generation = LIVE) -> None:
         self.name = generation
         self._database = database
+        self._log = Log(database)
         self._load_rows = _LOAD.format(schema=generation)
 
     async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """Write what the events change; None if they change nothing."""
-        streams: dict[UUID, list[Fact]] = {}
+        streams: dict[UUID, list[Recorded]] = {}
         for event in events:
             if event.category == "job":
-                streams.setdefault(event.stream_id, []).append(codec.fact(event))
+                streams.setdefault(event.stream_id, []).append(event)
         if not streams:
             return None
-        build, kept = await self._load([stream for stream, facts in streams.items() if facts[0].version > 1])
+        build, kept = await self._load([stream for stream, new in streams.items() if new[0].version > 1])
         changed: list[JobView] = []
-        for stream, facts in streams.items():
-            view = kept.get(stream)
-            for fact in facts:
-                view = evolve(view, fact)
+        for stream, new in streams.items():
+            view = await self._evolved(kept.get(stream), new)
             if view is not None:
                 changed.append(view)
         return await self._write(changed, moves, build)
+
+    async def _evolved(self, seen: JobView | None, new: Sequence[Recorded]) -> JobView | None:
+        """A view after more events; folded anew from the whole history where one by one won't do.
+
+        Raises `Rejected` for what can't be read, unless the job is set aside by now.
+        """
+        try:
+            if all(event.code != JobReleased.code for event in new):
+                for event in new:
+                    seen = evolve(seen, codec.fact(event))
+                return seen
+            return of_history(await self._log.stream(new[0].stream_id))
+        except DatabaseUnavailable:
+            raise
+        except Exception as broke:  # a fold may break in any way on what it was not written for
+            history = await self._log.stream(new[0].stream_id)
+            if not is_set_aside(history):
+                raise Rejected(new[0], broke) from broke
+            return of_history(history)
+
+    async def set_aside(self, rejected: Rejected) -> bool:
+        """Tell the orchestrator, which alone sets jobs aside; until it has, the partition waits."""
+        event = rejected.event
+        await self._log.report_rejection(event.stream_id, self.name, event.version, rejected.reason)
+        return False
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Move checkpoints past events that concern no view."""

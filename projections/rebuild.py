@@ -6,7 +6,7 @@ What was done is kept in the database: whoever begins again after a crash goes o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import groupby
@@ -24,7 +24,7 @@ from eventstore.subscription import Subscription, SubscriptionGone
 from projections import views
 from projections.projector import SHADOW, Projector
 from projections.rows import COLUMNS, records
-from projections.views import JobView, ViewGap
+from projections.views import JobView
 
 Phase = Literal["filling", "following"]
 
@@ -234,34 +234,41 @@ class _Folded:
     def __init__(self) -> None:
         self.events = 0
         self._jobs: list[JobView] = []
-        self._open: JobView | None = None
+        self._open: list[Stored] = []
 
     def add(self, rows: list[Row]) -> None:
         """Fold a page; its first job may have begun on the page before, its last may go on with the next."""
         self.events += len(rows)
         for job_id, of_job in groupby(rows, key=lambda row: row["stream_id"]):
-            if self._open is not None and self._open.job_id != job_id:
-                self._jobs.append(self._open)
-                self._open = None
-            for row in of_job:
-                self._open = _evolve(self._open, Stored(**row))
+            if self._open and self._open[0].stream_id != job_id:
+                self._close()
+            self._open.extend(Stored(**row) for row in of_job)
 
     def end(self) -> list[JobView]:
         """All jobs, when the last page was added."""
-        return self._jobs if self._open is None else [*self._jobs, self._open]
+        self._close()
+        return self._jobs
+
+    def _close(self) -> None:
+        history, self._open = self._open, []
+        if history and (found := _view(history)) is not None:
+            self._jobs.append(found)
 
 
-def _evolve(seen: JobView | None, event: Stored) -> JobView:
-    try:
-        fact = codec.fact(event)
-        if fact.body is None:
+def _view(history: Sequence[Stored]) -> JobView | None:
+    for event in history:
+        if not codec.is_known(event.code, event.schema_version):
             raise RebuildFailed(
                 f"job {event.stream_id}: this release doesn't know {event.code}, schema version "
                 f"{event.schema_version}; rebuild with the release that wrote it"
             )
-        return views.evolve(seen, fact)
-    except (ViewGap, msgspec.MsgspecError) as error:
-        raise RebuildFailed(f"job {event.stream_id} can't be folded: {error}; see `dreamforge audit verify`") from error
+    try:
+        return views.of_history(history)
+    except Exception as error:
+        raise RebuildFailed(
+            f"job {history[0].stream_id} can't be folded: {error}; once it is set aside (`dreamforge jobs quarantine "
+            "list`), abort this rebuild and begin another"
+        ) from error
 
 
 def _underway(row: Row) -> Underway:

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import asdict, replace
 
+from eventstore import codec
 from eventstore.events import (
     ArtifactBody,
     ArtifactRewritten,
@@ -21,6 +22,8 @@ from eventstore.events import (
     JobCreated,
     JobErased,
     JobFinish,
+    JobQuarantined,
+    JobReleased,
     ModelSelected,
     RetryRequested,
     Status,
@@ -31,6 +34,7 @@ from eventstore.events import (
     StepStart,
     Stored,
 )
+from orchestrator.quarantine import is_set_aside, mark
 
 VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
@@ -97,6 +101,11 @@ class JobView(JobHead, frozen=True, kw_only=True):
         return self.status in {"succeeded", "failed", "cancelled"}
 
     @property
+    def completed(self) -> int:
+        """How many images the last step has written."""
+        return self.steps[-1].completed if self.steps else 0
+
+    @property
     def last_step(self) -> StepView:
         """The step whose artifacts are the job's result."""
         return self.steps[-1]
@@ -104,6 +113,34 @@ class JobView(JobHead, frozen=True, kw_only=True):
 
 class ViewGap(Exception):
     """An event came before the one that precedes it."""
+
+
+def of_history(history: Sequence[Stored], *, lenient: bool = False) -> JobView | None:
+    """The view after a whole history, by its marks: of a job that is set aside, what can't be read is passed over.
+
+    A job that was released to go on is folded as if it had never been set aside. lenient: passes over what can't be
+    read in any case, for whoever must show something. Raises what `codec.fact` and `evolve` do.
+    """
+    last = mark(history)
+    lenient = lenient or is_set_aside(history)
+    resumed = isinstance(last, JobReleased) and last.resume
+    seen: JobView | None = None
+    for event in history:
+        if resumed and event.code in {JobQuarantined.code, JobReleased.code}:
+            seen = _passed(seen, event)
+            continue
+        try:
+            seen = evolve(seen, codec.fact(event))
+        except Exception:  # a fold may break in any way on what it was not written for
+            if not lenient:
+                raise
+            seen = _passed(seen, event)
+    return seen
+
+
+def _passed(seen: JobView | None, event: Stored) -> JobView | None:
+    """The view after an event that changes nothing in it."""
+    return None if seen is None else replace(seen, version=event.version, updated_at=event.ts)
 
 
 def view(facts: Iterable[Fact]) -> JobView | None:
@@ -124,6 +161,8 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
     version = 0 if seen is None else seen.version
     if seen is not None and fact.version <= version:
         return seen
+    if isinstance(fact.body, JobQuarantined):
+        return _set_aside(seen, fact)  # even where what came before can't be read
     if fact.version != version + 1:
         raise ViewGap(f"job {fact.stream_id}: the view is at version {version}, event {fact.version} can't follow")
     if seen is None:
@@ -153,10 +192,35 @@ def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911,
             return _reopened(replace(seen, status="queued", error_code=None, error_message=None), body)
         case JobFinish() as body:
             return _finished(seen, body, fact.ts)
-        case JobErased():
+        case JobErased() if seen.params:  # none are known of a job whose first event can't be read
             return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
         case _:
             return seen
+
+
+def _set_aside(seen: JobView | None, fact: Fact) -> JobView:
+    """The job failed: whatever is known of it stands, which may be nothing."""
+    known = seen or JobView(
+        job_id=fact.stream_id,
+        tenant=fact.tenant,
+        type="generate",
+        status="failed",
+        created_at=fact.ts,
+        updated_at=fact.ts,
+        version=fact.version,
+        count=0,
+        params={},
+        metadata={},
+        steps=(),
+    )
+    return replace(
+        known,
+        status="failed",
+        version=fact.version,
+        updated_at=fact.ts,
+        error_code="internal",
+        error_message="The job was set aside, since its history can't be read; an operator can release it.",
+    )
 
 
 def _created(fact: Fact, body: JobCreated) -> JobView:

@@ -30,7 +30,7 @@ from orchestrator.decisions import (
 )
 from orchestrator.plan import item_seed, object_key
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs, NoSuchJob
+from orchestrator.transact import Jobs, NoSuchJob, SetAside, Unreadable
 from runners import metrics
 from runners.encoding import content_type
 from runners.errors import (
@@ -148,9 +148,14 @@ class StepRunner:
             _log.warning("command without a job", job_id=str(job_id), error=str(error))
             await self._jobs.settle(claim.ack())
             return None
-        except Exception:  # noqa: BLE001  # a history that can't be read may fail in any way
-            # Nothing can be decided on it, and so nothing appended: the command goes back, later each time.
+        except SetAside as error:
+            _log.warning("command of a job that is set aside", job_id=str(job_id), error=str(error))
+            await self._jobs.settle(claim.ack())
+            return None
+        except Unreadable as error:
+            # Nothing can be decided on it: the command goes back, later each time, until the job is set aside.
             _log.exception("the job's history can't be read", job_id=str(job_id))
+            await self._jobs.report(error, "runner")
             await self._jobs.settle(claim.defer(self._retry.delay(claim.read_ct)))
             return None
         try:

@@ -20,11 +20,12 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self._home = folder / _STANDBY
-        self.primary: EmbeddedPostgres | None = EmbeddedPostgres.start(folder / "primary")
+        self.primary_home = folder / "primary"
+        self.primary: EmbeddedPostgres | None = EmbeddedPostgres.start(self.primary_home)
         self.standby: EmbeddedPostgres | None = None
         self.url = self.primary.url
         try:
-            self._copy(folder / "primary" / "postgres" / "password")
+            self._copy(self.primary_home / "postgres" / "password")
             self.regain()
         except BaseException:
             self.stop()
@@ -42,6 +43,12 @@ class Pair:
         )
         command: list[str | Path] = [_programs() / "pg_basebackup", "-d", conninfo, "-D", place / "data", "-R"]
         subprocess.run([*command, "-c", "fast", "-C", "-S", _STANDBY], check=True, capture_output=True)
+
+    @property
+    def running(self) -> EmbeddedPostgres:
+        """The primary, which must not have been lost."""
+        assert self.primary is not None
+        return self.primary
 
     async def demand(self, *, demanded: bool = True) -> None:
         """Let every commit wait for the standby, or no longer."""

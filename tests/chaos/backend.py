@@ -12,6 +12,7 @@ from eventstore import schema
 from eventstore.database import Database
 from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN
+from tests.standby import Pair
 
 STRANGER_LOGIN = ("stranger", "stranger")
 """User and password of somebody who may connect to the service's database, and do nothing there."""
@@ -19,15 +20,20 @@ _ENDED_S = 30.0
 
 
 class Backend:
-    """Both servers, with all their data in a home; making one starts them. url: of the database's owner."""
+    """Both servers, with all their data in a home; making one starts them. url: of the database's owner.
 
-    def __init__(self, home: Path) -> None:
+    pair: the database and its synchronous standby, if it is to have one.
+    """
+
+    def __init__(self, home: Path, *, standby: bool = False) -> None:
         self._home = home
-        self._postgres = EmbeddedPostgres.start(home)
+        self.pair = Pair(home) if standby else None
+        self._postgres_home = home if self.pair is None else self.pair.primary_home
+        self._postgres = EmbeddedPostgres.start(home) if self.pair is None else self.pair.running
         try:
             self._seaweed = EmbeddedSeaweed.start(home)
         except BaseException:
-            self._postgres.stop()
+            self._stop_postgres()
             raise
         self.url = self._postgres.url
         self.stranger_url = login(self.url, *STRANGER_LOGIN)
@@ -51,13 +57,17 @@ class Backend:
         store = ObjectStore(self.s3)
         await store.ensure_bucket()
         await store.close()
+        if self.pair is not None:
+            await self.pair.demand()
 
     def restart_postgres(self) -> None:
         """An immediate shutdown, which is a crash to all who are connected, and a start on the same port."""
         crashed = self._postgres
         os.kill(crashed.pid, signal.SIGQUIT)
         assert until(lambda: not crashed._server.runs(), _ENDED_S), "PostgreSQL survives an immediate shutdown"
-        self._postgres = EmbeddedPostgres.start(self._home)
+        self._postgres = EmbeddedPostgres.start(self._postgres_home)
+        if self.pair is not None:
+            self.pair.primary = self._postgres
         assert self._postgres.url == self.url, "PostgreSQL's port was taken while it was away"
 
     def restart_store(self, away_s: float) -> None:
@@ -72,4 +82,10 @@ class Backend:
     def stop(self) -> None:
         """Stop both servers. A second call does nothing."""
         self._seaweed.stop()
-        self._postgres.stop()
+        self._stop_postgres()
+
+    def _stop_postgres(self) -> None:
+        if self.pair is None:
+            self._postgres.stop()
+        else:
+            self.pair.stop()

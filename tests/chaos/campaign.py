@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tests.chaos.disturbances import DISTURBANCES, disturb
+from tests.chaos.poison import BROKEN_RULES
 from tests.chaos.site import Scale, Site, running
 from tests.chaos.verdict import Verdict, judge
 
@@ -90,16 +91,26 @@ async def run(
     jobs of each.
     """
     async with AsyncExitStack() as stack:
-        site = await stack.enter_async_context(running(home / "disturbed", scale))
+        names = CAMPAIGNS[name]
+        code = BROKEN_RULES if "poison" in names else ""
+        site = await stack.enter_async_context(
+            running(home / "disturbed", scale, standby="standby" in names, code=code)
+        )
         began = time.monotonic()
-        await trouble(site, CAMPAIGNS[name], jobs, longest_s)
+        await trouble(site, names, jobs, longest_s)
         await site.settle()
         wall_s = time.monotonic() - began
-        verdict = await judge(site.backend.url, site.backend.s3, site.customers.acknowledged, site.customers.keys)
         race = None
         if windows:
-            control = await stack.enter_async_context(running(home / "control", scale))
+            control = await stack.enter_async_context(running(home / "control", scale, standby="standby" in names))
             race = await alternate(site, control, windows, window)
+            await site.settle()
+        url = site.backend.url
+        if site.backend.pair is not None:
+            # What was answered must be on the standby: it is judged, and the primary is gone.
+            url = await site.backend.pair.fail_over()
+        customers = site.customers
+        verdict = await judge(url, site.backend.s3, customers.acknowledged, customers.keys, site.poisoned)
     return Outcome(
         name=name,
         jobs=jobs,

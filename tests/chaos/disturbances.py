@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import asyncpg
 import msgspec
 
+from tests.chaos.poison import AWAY, POISONS
 from tests.chaos.site import LEASE_S, Site
 from tests.kit import SERVICE_LOGIN
 
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _AT_ONCE = 20
 _TERMINATE = """
 select pg_terminate_backend(pid) from (
@@ -84,6 +84,27 @@ async def take_slots(site: Site) -> None:
             connection.terminate()
 
 
+async def lose_standby(site: Site) -> None:
+    """The synchronous standby goes away for seconds, while an operator cancels half of the waits for it."""
+    pair = site.backend.pair
+    assert pair is not None
+    await asyncio.to_thread(pair.lose)
+    try:
+        for _ in range(random.randint(4, 12)):
+            await asyncio.sleep(0.25)
+            if random.random() < 0.5:
+                await pair.cancel_waits()
+    finally:
+        await asyncio.to_thread(pair.regain)
+    site.hits["standby"] += 1
+
+
+async def poison(site: Site) -> None:
+    """A job gets an event that nobody can read, or breaks the code, at its beginning, its middle or its end."""
+    await random.choice(POISONS)(site)
+    site.hits["poison"] += 1
+
+
 @contextlib.asynccontextmanager
 async def _owner(site: Site) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the database's owner, for whom PostgreSQL keeps a few slots."""
@@ -111,6 +132,8 @@ DISTURBANCES: Mapping[str, Disturbance] = {
     "freeze": Disturbance(freeze, (0.2, 1)),
     "s3": Disturbance(restart_store, (2, 5)),
     "slots": Disturbance(take_slots, (2, 4)),
+    "standby": Disturbance(lose_standby, (2, 5)),
+    "poison": Disturbance(poison, (0.2, 1)),
 }
 
 
@@ -120,6 +143,6 @@ async def disturb(site: Site, name: str, calm: asyncio.Event, pace: float) -> No
     while not calm.is_set():
         try:
             await disturbance.strike(site)
-        except _AWAY:  # another disturbance has taken away what this one needs
+        except AWAY:  # another disturbance has taken away what this one needs
             await asyncio.sleep(0.5)
         await asyncio.sleep(pace * random.uniform(*disturbance.pause))

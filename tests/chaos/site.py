@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -13,7 +16,7 @@ import msgspec
 from tests.chaos.backend import Backend
 from tests.chaos.customers import Customers
 from tests.chaos.fleet import Fleet
-from tests.kit import roles_environ
+from tests.kit import project_root, roles_environ
 
 LEASE_S = 5.0
 """Short, so that a frozen process outlives its lease often."""
@@ -27,8 +30,10 @@ _ENVIRON = {
     "DF_RUNNER_SLOTS": "4",
 }
 _UNSETTLED = """
-select (select count(*) filter (where code = 'job.created') - count(*) filter (where code = 'job.finish')
-        from eventstore.events) as jobs,
+select (select count(*) from (
+        select distinct on (stream_id) code from eventstore.events
+        where category = 'job' order by stream_id, version desc
+    ) as newest where code not in ('job.finish', 'job.quarantined')) as jobs,
     (select sum(commands) from eventstore.queue_lengths()) as commands,
     (select sum((select coalesce(max(e.position), 0) from eventstore.events e where e.partition = s.partition)
         - s.position) from eventstore.standings s) as unpassed
@@ -51,13 +56,14 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Site(msgspec.Struct):
-    """A service that runs. hits: how often was done what to it."""
+    """A service that runs. hits: how often was done what to it. poisoned: jobs that were made unreadable."""
 
     scale: Scale
     backend: Backend
     fleet: Fleet
     customers: Customers
     hits: Counter[str] = msgspec.field(default_factory=Counter)
+    poisoned: set[UUID] = msgspec.field(default_factory=set)
 
     async def work(self, jobs: int) -> float:
         """Submit jobs, and see them end; answers how long that took, in seconds."""
@@ -94,12 +100,18 @@ class Site(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, scale: Scale) -> AsyncIterator[Site]:
-    """A site for as long as the block, with all its data and logs in a home."""
-    backend = await asyncio.to_thread(Backend, home)
+async def running(home: Path, scale: Scale, *, standby: bool = False, code: str = "") -> AsyncIterator[Site]:
+    """A site for as long as the block, with all its data and logs in a home.
+
+    standby: its commits wait for one. code: what each process imports before all else.
+    """
+    backend = await asyncio.to_thread(partial(Backend, home, standby=standby))
     try:
         await backend.prepare()
         environ = roles_environ(backend.url, backend.s3, **_ENVIRON)
+        if code:
+            (home / "sitecustomize.py").write_text(code)
+            environ["PYTHONPATH"] = os.pathsep.join([str(home), str(project_root())])
         fleet = Fleet(environ, scale.shape, home / "logs")
         async with fleet.running():
             yield Site(scale, backend, fleet, Customers(fleet.apis, scale.clients))

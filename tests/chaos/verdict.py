@@ -27,8 +27,9 @@ from eventstore.events import (
     StepStart,
 )
 from eventstore.log import COLUMNS, recorded
+from orchestrator.quarantine import is_set_aside
 from projections.rows import Rows, to_view
-from projections.views import JobView, ViewGap, view
+from projections.views import JobView, ViewGap, of_history, view
 from runners.objects import ObjectStore, S3Config
 from tests.kit import TERMINAL
 from tests.store.test_hash_chain import broken
@@ -38,7 +39,8 @@ B = TypeVar("B", bound=Body)
 _EVENTS = f"select {COLUMNS} from eventstore.events order by partition, position"
 _ROWS = """
 select json_build_object('job', row_to_json(j),
-    'steps', (select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id),
+    'steps', coalesce((
+        select json_agg(s order by s.ordinal) from readmodel.steps s where s.job_id = j.job_id), '[]'),
     'artifacts', coalesce((
         select json_agg(a order by s.ordinal, a.item_index)
         from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = j.job_id), '[]')) as rows
@@ -82,7 +84,8 @@ class Evidence(msgspec.Struct, frozen=True):
     """All that a service has left behind.
 
     acknowledged: the jobs that clients were answered for; keys: how many Idempotency-Keys they sent. events: by
-    partition. rows: the read model's, and how many steps and artifacts it has in all. commands: what the queues hold.
+    partition. jobs: those that can be read; set_aside: the others' views; poisoned: those that must be among these.
+    rows: the read model's, and how many steps and artifacts it has in all. commands: what the queues hold.
     objects: of the bucket, by key, size and hash.
     """
 
@@ -95,6 +98,8 @@ class Evidence(msgspec.Struct, frozen=True):
     row_counts: tuple[int, int]
     commands: Sequence[str]
     objects: Mapping[str, tuple[int, str]]
+    poisoned: Collection[UUID] = ()
+    set_aside: Mapping[UUID, JobView | None] = {}
 
     @property
     def succeeded(self) -> list[Job]:
@@ -126,9 +131,11 @@ class Verdict(msgspec.Struct, frozen=True):
         return not any(self.wrong.values())
 
 
-async def judge(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int) -> Verdict:
-    """Judge what a service has left behind. url: of the database's owner."""
-    found = await gather(url, s3, acknowledged, keys)
+async def judge(
+    url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID] = ()
+) -> Verdict:
+    """Judge what a service has left behind. url: of the database's owner; poisoned: jobs that must be set aside."""
+    found = await gather(url, s3, acknowledged, keys, poisoned)
     wrong = {name: check(found) for name, check in CHECKS.items()}
     return Verdict(
         jobs=len(found.jobs),
@@ -141,7 +148,9 @@ async def judge(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: in
     )
 
 
-async def gather(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int) -> Evidence:
+async def gather(
+    url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID]
+) -> Evidence:
     """Read everything."""
     database = Database(url, bounded=False)
     try:
@@ -153,11 +162,13 @@ async def gather(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: i
     finally:
         await database.close()
     partitions: dict[int, list[Recorded]] = {}
-    jobs: dict[UUID, list[Fact]] = {}
+    histories: dict[UUID, list[Recorded]] = {}
     for event in events:
         partitions.setdefault(event.partition, []).append(event)
         if event.category == "job":
-            jobs.setdefault(event.stream_id, []).append(codec.fact(event))
+            histories.setdefault(event.stream_id, []).append(event)
+    aside = {job: of_history(history) for job, history in histories.items() if is_set_aside(history)}
+    jobs = {job: list(map(codec.fact, history)) for job, history in histories.items() if job not in aside}
     return Evidence(
         acknowledged=acknowledged,
         keys=keys,
@@ -168,6 +179,8 @@ async def gather(url: str, s3: S3Config, acknowledged: Collection[UUID], keys: i
         row_counts=(sizes["steps"], sizes["artifacts"]),
         commands=commands,
         objects=await _objects(s3),
+        poisoned=poisoned,
+        set_aside={job: None if view is None else in_order(view) for job, view in aside.items()},
     )
 
 
@@ -195,8 +208,11 @@ def folded(facts: Sequence[Fact]) -> JobView | None:
         seen = view(facts)
     except ViewGap:
         return None
-    if seen is None:
-        return None
+    return None if seen is None else in_order(seen)
+
+
+def in_order(seen: JobView) -> JobView:
+    """The view, its artifacts by step and item."""
     place = {step.step_id: n for n, step in enumerate(seen.steps)}
     ordered = sorted(seen.artifacts, key=lambda one: (place[one.step_id], one.item_index))
     return msgspec.structs.replace(seen, artifacts=tuple(ordered))
@@ -205,7 +221,8 @@ def folded(facts: Sequence[Fact]) -> JobView | None:
 def promises(found: Evidence) -> list[str]:
     """Every job that was acknowledged is there, and one job for every key."""
     keyed = sum(job.created.idempotency is not None for job in found.jobs.values())
-    wrong = [f"job {job} was acknowledged, and is lost" for job in found.acknowledged if job not in found.jobs]
+    there = found.jobs.keys() | found.set_aside.keys()
+    wrong = [f"job {job} was acknowledged, and is lost" for job in found.acknowledged if job not in there]
     return wrong if keyed == found.keys else [*wrong, f"{found.keys} keys were sent, {keyed} jobs bear one"]
 
 
@@ -266,6 +283,19 @@ def orphans(found: Evidence) -> list[str]:
     return list(found.commands)
 
 
+def quarantines(found: Evidence) -> list[str]:
+    """The jobs that were poisoned are set aside, and failed, and no others."""
+    return [
+        *(f"job {job} is set aside, and was sound" for job in found.set_aside if job not in found.poisoned),
+        *(f"job {job} was poisoned, and is not set aside" for job in found.poisoned if job not in found.set_aside),
+        *(
+            f"job {job} is set aside, and not failed"
+            for job, seen in found.set_aside.items()
+            if seen is None or (seen.status, seen.error_code) != ("failed", "internal")
+        ),
+    ]
+
+
 def chains(found: Evidence) -> list[str]:
     """Every hash and every chain can be computed anew, from the genesis on."""
     return [
@@ -294,6 +324,7 @@ def gaps(found: Evidence) -> list[str]:
 def read_models(found: Evidence) -> list[str]:
     """The rows are what a fold of the log from zero makes, no more and no less."""
     folded = {job.job_id: job.view for job in found.jobs.values() if job.view is not None}
+    folded |= {job: seen for job, seen in found.set_aside.items() if seen is not None}
     expected = (sum(len(one.steps) for one in folded.values()), sum(len(one.artifacts) for one in folded.values()))
     return [
         *(
@@ -316,6 +347,7 @@ CHECKS: Mapping[str, Callable[[Evidence], list[str]]] = {
     "artifact": artifacts,
     "object": objects,
     "orphan": orphans,
+    "quarantine": quarantines,
     "chain": chains,
     "gapless": gaps,
     "read model": read_models,

@@ -9,6 +9,7 @@ real logs hold.
 import asyncio
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from eventstore.events import (
     ErrorCode,
     JobErased,
     JobFinish,
+    JobQuarantined,
+    JobReleased,
     KeyCreated,
     KeyRevoked,
     Memory,
@@ -56,7 +59,7 @@ from eventstore.evidence import Evidence
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
 from projections import keys, models
-from projections.views import view
+from projections.views import of_history
 from tests.kit import History, event, model_registered
 
 PLACE = Path(__file__).parent / "histories"
@@ -67,11 +70,13 @@ def folded(histories: list[Evidence]) -> dict[str, Any]:
     streams: dict[UUID, list[Evidence]] = {}
     for one in histories:
         streams.setdefault(one.stream_id, []).append(one)
-    folds = {"job": view, "model": models.view, "key": keys.view}
+    folds: dict[str, Callable[[list[Evidence]], Any]] = {
+        "job": of_history,
+        "model": lambda own: models.view(map(codec.fact, own)),
+        "key": lambda own: keys.view(map(codec.fact, own)),
+    }
     views = {
-        str(stream): folds[own[0].category](map(codec.fact, own))
-        for stream, own in sorted(streams.items())
-        if own[0].category in folds
+        str(stream): folds[own[0].category](own) for stream, own in sorted(streams.items()) if own[0].category in folds
     }
     return dict(msgspec.json.decode(msgspec.json.encode(views, order="sorted")))
 
@@ -130,7 +135,7 @@ def _jobs() -> list[History]:
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
     erased.add(erased.rewritten("generate", 0), erased.rewritten("upscale", 0))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
-    return [succeeded, failed, cancelled, erased, _sampled(), _repaired()]
+    return [succeeded, failed, cancelled, erased, _sampled(), _repaired(), *_set_aside()]
 
 
 def _repaired() -> History:
@@ -150,6 +155,19 @@ def _repaired() -> History:
     job.add(replace(job.rewritten("generate", 0), attempt=2)).finished("generate", attempt=2)
     job.started("upscale", 2).wrote("upscale", 0, attempt=2).finished("upscale", attempt=2)
     return job.add(JobFinish(status="succeeded"))
+
+
+def _set_aside() -> list[History]:
+    """Jobs that were set aside: one that still is, one that stays failed, one that went on."""
+    reason = "event 2, 'step.start' in schema version 1, can't be decoded: Object missing required field `runner`"
+    histories = [
+        History(scale=None).started("generate").add(JobQuarantined(reader="orchestrator", at_version=2, reason=reason))
+        for _ in range(3)
+    ]
+    histories[1].add(JobReleased(resume=False))
+    histories[2].add(JobReleased(resume=True)).wrote("generate", 0).finished("generate")
+    histories[2].add(JobFinish(status="succeeded"))
+    return histories
 
 
 def _sampled() -> History:

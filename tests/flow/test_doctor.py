@@ -24,7 +24,7 @@ def test_a_sound_service_is_well(db_url: str, s3_config: S3Config) -> None:
     environ = roles_environ(db_url, s3_config)
     found = examined(environ)
     assert {one["state"] for one in found.values()} == {"ok"}
-    assert len(found) == 10
+    assert len(found) == 11
     shown = dreamforge("doctor", **environ)
     assert "object store" in shown.stdout
 

@@ -1,5 +1,6 @@
 """A task of the process that fails is seen, and starts again: nothing is 503 without end behind a ready /readyz."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from runners.objects import S3Config
-from tests.kit import Api, Service, roles_environ
+from tests.kit import Api, Service, project_root, roles_environ
 
 FAULTS = '''
 """Lets the methods named on the lines of a file fail once each, as a fault that nobody foresaw would."""
@@ -53,7 +54,9 @@ def faults(tmp_path: Path) -> Path:
 @pytest.fixture
 def up(db_url: str, s3_config: S3Config, faults: Path) -> Iterator[Service]:
     """A whole service whose tasks can be made to fail."""
-    more = {"PYTHONPATH": str(faults.parent), "FAULTS": str(faults), "DF_LEASE_S": "6"}
+    # With the code under test before an installed one: this module is imported before the current folder counts.
+    path = os.pathsep.join([str(faults.parent), str(project_root())])
+    more = {"PYTHONPATH": path, "FAULTS": str(faults), "DF_LEASE_S": "6"}
     service = Service("up", roles_environ(db_url, s3_config, **more))
     yield service
     service.stop()

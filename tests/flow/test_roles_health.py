@@ -11,7 +11,7 @@ from runners.objects import S3Config
 from tests.kit import Metrics, Service, eventually, roles_environ
 
 CHECKS = {
-    "orchestrator": {"database", "committer", "writes", "orchestrator"},
+    "orchestrator": {"database", "committer", "writes", "orchestrator", "quarantine"},
     "projector": {"database", "committer", "writes", "readmodel"},
     "runner": {"database", "committer", "writes", "heartbeat", "object_store"},
 }

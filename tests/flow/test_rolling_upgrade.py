@@ -22,7 +22,7 @@ class JobAnnotated(events.Body, frozen=True, kw_only=True):
     def message(self):
         return "Annotated."
 
-codec._BODIES["job.annotated"] = JobAnnotated
+codec.BODIES["job.annotated"] = JobAnnotated
 codec._DECODERS["job.annotated"] = msgspec.json.Decoder(JobAnnotated)
 '''
 

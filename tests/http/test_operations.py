@@ -20,7 +20,7 @@ def test_readyz_names_its_checks(api: Api, lone: Api) -> None:
     ready = api.get("/readyz")
     assert ready == {"status": "ready", "checks": dict.fromkeys(ready["checks"], "ok")}
     alone = {"database", "committer", "tailer", "writes"}
-    assert set(ready["checks"]) == alone | {"heartbeat", "object_store", "orchestrator", "readmodel"}
+    assert set(ready["checks"]) == alone | {"heartbeat", "object_store", "orchestrator", "quarantine", "readmodel"}
     assert lone.get("/readyz") == {"status": "ready", "checks": dict.fromkeys(alone, "ok")}
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventstore import codec
 from eventstore.doorbell import Doorbell
-from eventstore.errors import DatabaseUnavailable
+from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import Fact, Recorded
 from eventstore.log import Log, Move, Moved
 from eventstore.subscription import Handler, Lane, Subscription
@@ -97,6 +97,10 @@ class ReadModel:
             if view is not None:
                 views.append(view)
         return await self._write(views, moves)
+
+    async def set_aside(self, rejected: Rejected) -> bool:
+        """No simulated event is one that can't be read."""
+        raise AssertionError(rejected)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """As `Projector.move`."""

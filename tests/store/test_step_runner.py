@@ -30,8 +30,8 @@ class LateJobs(Jobs):
         self._step_id = step_id
         self._frozen = False
 
-    async def load(self, job_id: UUID) -> JobState:
-        state = await super().load(job_id)
+    async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
+        state = await super().load(job_id, tenant=tenant)
         if not self._frozen:
             self._frozen = True
             start = StepStart(step_id=self._step_id, step_name="generate", attempt=1, runner="other")

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore import codec
+from eventstore.errors import Rejected
 from eventstore.events import CancelRequested, Recorded, StepFinish, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Moved, Send
@@ -53,6 +54,9 @@ class Recorder:
         accepted = {partition for partition, move in answers.moves.items() if move.verdict == "accepted"}
         self._seen.extend((one.stream_id, one.version) for one in events if one.partition in accepted)
         return answers.moves
+
+    async def set_aside(self, rejected: Rejected) -> bool:
+        raise AssertionError(rejected)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         self.moves += 1

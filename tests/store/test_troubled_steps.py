@@ -28,7 +28,7 @@ from eventstore.outbox import Claim, Command, Outbox
 from orchestrator.decisions import Command as Decision
 from orchestrator.decisions import RecordItems
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs
+from orchestrator.transact import Jobs, Unreadable
 from runners.engines.fake import FakeEngine
 from runners.errors import ObjectStoreUnavailable
 from runners.faults import FaultPlan
@@ -98,11 +98,11 @@ class Unselectable(Studio):
         return await super().select(job, step)
 
 
-class Unreadable(Jobs):
+class Baffled(Jobs):
     """Can't fold any history."""
 
-    async def load(self, job_id: UUID) -> JobState:
-        raise KeyError(job_id)
+    async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
+        raise Unreadable(job_id, 1, KeyError(tenant))
 
 
 class Overtaken(Jobs):
@@ -241,12 +241,14 @@ async def test_a_command_of_a_job_that_cannot_be_folded_is_given_back_and_not_lo
 ) -> None:
     """Given a history that breaks the fold, even with the error of an unknown step, then nothing is decided."""
     async with bench(store, ObjectStore(s3_config)) as work:
-        await work.attempt(work.runner(Hanging(-1), Unreadable, first_delay_s=600, longest_delay_s=600))
+        await work.attempt(work.runner(Hanging(-1), Baffled, first_delay_s=600, longest_delay_s=600))
         assert await work.codes() == ["job.created"]
         held = await store.database.read(
             "select read_ct, vt > clock_timestamp() + interval '4 min' as late from pgmq.q_generate"
         )
         assert [(row["read_ct"], row["late"]) for row in held] == [(2, True)]
+        reported = await store.database.read("select stream_id, reader, reason from eventstore.rejections")
+        assert [tuple(row) for row in reported] == [(work.job_id, "runner", "KeyError")]
 
 
 async def test_an_outage_of_the_object_store_costs_no_attempt(store: Store, s3_config: S3Config) -> None:

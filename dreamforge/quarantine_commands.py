@@ -1,0 +1,86 @@
+"""What `dreamforge jobs quarantine` does and answers."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from uuid import UUID
+
+from rich.markup import escape
+from rich.table import Table
+
+from dreamforge import logs
+from dreamforge.backends import ask_database
+from dreamforge.console import CONFLICT, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.embedded import EmbeddedError
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from eventstore.errors import EventStoreError
+from eventstore.log import Log
+from orchestrator.quarantine_log import Quarantine, QuarantinedJob
+
+T = TypeVar("T")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run one command; returns the exit code."""
+    logs.configure("warning", settings.log_format)
+    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "list": _list,
+        "show": _show,
+        "release": lambda args, settings: _end(args, settings, resume=True),
+        "fail": lambda args, settings: _end(args, settings, resume=False),
+    }
+    try:
+        return commands[args.action](args, settings)
+    except (EmbeddedError, EventStoreError) as error:
+        return complain(UNAVAILABLE, str(error))
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    async def ask(database: Database, actor: str) -> list[QuarantinedJob]:
+        return await Quarantine(Log(database), actor).all()
+
+    found = ask_database(settings, "quarantine", ask)
+    shown = [one for one in found if args.all or one.state == "quarantined"]
+    print_answer(args.output, shown, _table(shown) if shown else "No job is set aside.")
+    return OK
+
+
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    found = _found(settings, UUID(args.job_id))
+    if found is None:
+        return complain(NOT_FOUND, f"job {args.job_id} is not set aside")
+    print_answer(args.output, found, _table([found]))
+    return OK
+
+
+def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
+    async def end(database: Database, actor: str) -> QuarantinedJob | None:
+        quarantine = Quarantine(Log(database), actor)
+        found = await quarantine.one(UUID(args.job_id))
+        if found is not None and (resume or found.state == "quarantined"):
+            await quarantine.release(found, resume=resume)
+        return found
+
+    found = ask_database(settings, "quarantine", end)
+    if found is None:
+        return complain(CONFLICT, f"job {args.job_id} is not set aside")
+    done = "goes on, if this release can read its history" if resume else "stays failed"
+    print_answer(args.output, found, f"Job {args.job_id} {done}.")
+    return OK
+
+
+def _found(settings: Settings, job_id: UUID) -> QuarantinedJob | None:
+    async def ask(database: Database, actor: str) -> QuarantinedJob | None:
+        return await Quarantine(Log(database), actor).one(job_id)
+
+    return ask_database(settings, "quarantine", ask)
+
+
+def _table(found: Sequence[QuarantinedJob]) -> Table:
+    table = Table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", box=None)
+    for one in found:
+        since = f"{one.since:%Y-%m-%d %H:%M:%S}"
+        place = (str(one.job_id), one.tenant, since, one.state, one.reader, str(one.at_version))
+        table.add_row(*place, escape(one.reason))
+    return table

@@ -1,0 +1,122 @@
+"""Jobs that can't be read, or on which the code breaks: each kind at a job's beginning, middle and end."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+
+from eventstore.ids import new_id
+from tests import poison
+from tests.chaos.site import Site
+from tests.kit import connect, eventually
+
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What keeps a connection to the database from being used, while others disturb it."""
+
+BREAKING_SEEDS = {"job.created": 471100001, "step.finish": 471100002, "job.finish": 471100003}
+"""The seeds of jobs on which the rules break, by the event at which they do."""
+
+BROKEN_RULES = f"""
+import orchestrator.loop
+
+SEEDS = {BREAKING_SEEDS!r}
+react = orchestrator.loop.react
+
+def broken(state, body):
+    if state.generate.seed == SEEDS["job.created"] and body.code == "job.created":
+        raise RuntimeError("the rules break at a job's beginning")
+    if state.generate.seed == SEEDS["step.finish"] and body.code == "step.finish" and state.steps[1].attempt == 0:
+        raise RuntimeError("the rules break in a job's middle")
+    if state.generate.seed == SEEDS["job.finish"] and body.code == "step.finish" and state.steps[1].attempt > 0:
+        raise RuntimeError("the rules break at a job's end")
+    return react(state, body)
+
+orchestrator.loop.react = broken
+"""
+"""Code that a process imports before all else, to have a fault in the orchestrator's rules."""
+
+_CREATED = poison.CREATED
+_BEGINNINGS: Sequence[dict[str, Any]] = (
+    _CREATED | {"generate": _CREATED["generate"] | {"format": "avif"}},
+    {name: value for name, value in _CREATED.items() if name != "generate"},
+)
+_MIDDLES: Sequence[dict[str, Any]] = ({"attempt": "first", "runner": "x"}, {"attempt": 1})
+_ENDS: Sequence[dict[str, Any]] = ({"status": "abandoned"}, {})
+
+
+async def _begin(site: Site, data: dict[str, Any]) -> None:
+    """A job whose very first event can't be read."""
+    job = new_id()
+    await _append(site, job, "job.created", data)
+
+
+async def _spoil(site: Site, code: str, data: dict[str, Any], *, at_end: bool) -> None:
+    """A sound job that gets an event which can't be read, while it runs or after its end."""
+    job, step_id = await _submit(site)
+    if at_end:
+        await eventually(partial(_ended, site, job), within=600, what="the job's end")
+    if code == "step.start":
+        data = {"step_id": step_id, "step": "generate", **data}
+    await _append(site, job, code, data)
+
+
+async def _break(site: Site, seed: int) -> None:
+    """A job on which the orchestrator's rules break."""
+    job, _ = await _submit(site, seed=seed)
+    site.poisoned.add(job)
+
+
+async def _append(site: Site, job: UUID, code: str, data: dict[str, Any]) -> None:
+    site.poisoned.add(job)
+    while True:
+        try:
+            return await poison.append_at_end(site.backend.url, job, code, data)
+        except AWAY:
+            await asyncio.sleep(0.2)
+
+
+async def _submit(site: Site, **more: Any) -> tuple[UUID, str]:
+    body = {"type": "generate", "prompt": "poison", "width": 32, "height": 32, "steps": 2, **more}
+    headers = {"Idempotency-Key": str(new_id())}
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
+        while True:
+            try:
+                base = random.choice(site.fleet.apis() or [""])
+                answer = await http.post(
+                    f"{base}/v1/jobs", json=body | {"chain": {"upscale": {"scale": 2}}}, headers=headers
+                )
+                if answer.status_code == 202:
+                    job = UUID(answer.json()["job"]["id"])
+                    shown = await http.get(f"{base}/v1/jobs/{job}")
+                    return job, shown.json()["steps"][0]["id"]
+            except (httpx.TransportError, httpx.UnsupportedProtocol, LookupError):
+                pass
+            await asyncio.sleep(0.2)
+
+
+async def _ended(site: Site, job: UUID) -> bool:
+    try:
+        connection = await connect(site.backend.url)
+    except AWAY:
+        return False
+    try:
+        newest = "select code from eventstore.events where stream_id = $1 order by version desc limit 1"
+        return bool(await connection.fetchval(newest, job) == "job.finish")
+    except AWAY:
+        return False
+    finally:
+        connection.terminate()
+
+
+POISONS: Sequence[Callable[[Site], Awaitable[None]]] = [
+    *(partial(_begin, data=data) for data in _BEGINNINGS),
+    *(partial(_spoil, code="step.start", data=data, at_end=False) for data in _MIDDLES),
+    *(partial(_spoil, code="job.finish", data=data, at_end=True) for data in _ENDS),
+    *(partial(_break, seed=seed) for seed in BREAKING_SEEDS.values()),
+]
+"""Each kind at each moment."""

@@ -1,6 +1,5 @@
 """The handlers of POST: submit a job, cancel it, retry it, let a page follow it."""
 
-import re
 import secrets
 from collections.abc import Coroutine
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from api.access import caller
 from api.errors import ApiError, invalid, not_found, unavailable
 from api.inputs import job_id, json_body, no_body
 from api.jobs import load
+from api.middleware import trace_id
 from api.responses import json_response
 from api.services import Services
 from eventstore import codec
@@ -32,9 +32,6 @@ from projections import parameters
 from projections.models import ModelView
 
 _LONGEST_KEY = 255
-# W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
-_IDS = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-_TRACEPARENT = re.compile(f"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-[ -~]{{0,200}})?")
 T = TypeVar("T")
 
 
@@ -197,7 +194,7 @@ async def _soon(services: Services, work: Coroutine[Any, Any, T]) -> T:
 def _cause(request: Request) -> Meta:
     """What the events that a request causes say of it. A traceparent that is malformed counts as absent."""
     given = request.headers.get("traceparent", "").strip()
-    traceparent = given if _TRACEPARENT.fullmatch(given) else None
+    traceparent = None if trace_id(given) is None else given
     return Meta(request_id=request.state.request_id, traceparent=traceparent, key_id=caller(request).key_id)
 
 

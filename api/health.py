@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.errors import invalid
-from api.metrics import HEALTHZ_HITS
+from api.metrics import HEALTHZ_HITS, HEALTHZ_REQUESTS
 from api.responses import json_response
 from api.schemas import Liveness, Readiness
 from api.services import Check
@@ -43,6 +43,7 @@ class Health(msgspec.Struct, frozen=True):
 async def healthz(_request: Request) -> Response:
     """GET /healthz: the process answers."""
     HEALTHZ_HITS.inc()
+    HEALTHZ_REQUESTS.inc()
     return json_response(Liveness(ts=int(time.time())))
 
 

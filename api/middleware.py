@@ -19,6 +19,14 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_PROBES = {"/healthz", "/readyz", "/metrics"}
+_FAULTS = 500
+# W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
+_REST = "-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(
+    rf"00-(?P<known>(?!0{{32}})[0-9a-f]{{32}}){_REST}"
+    rf"|(?!00|ff)[0-9a-f]{{2}}-(?P<later>(?!0{{32}})[0-9a-f]{{32}}){_REST}(?:-[ -~]{{0,200}})?"
+)
 _log = structlog.get_logger(__name__)
 
 
@@ -47,12 +55,16 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, answer)
+        except Exception:  # noqa: BLE001  # uvicorn would tell it without the id
+            # Told here, with the request's id. What was answered is a 500 already, or breaks off.
+            _log.exception("request broke", method=scope["method"], path=scope["path"], request_id=request_id)
         finally:
-            _log.info(
+            tell = _log.debug if scope["path"] in _PROBES and status < _FAULTS else _log.info
+            tell(
                 "request",
                 method=scope["method"],
                 path=scope["path"],
-                status=status,
+                http_status=status,
                 ms=round((time.perf_counter() - began) * 1000, 1),
                 request_id=request_id,
                 **_sender(scope),
@@ -60,9 +72,17 @@ class RequestIds:
 
 
 def _sender(scope: Scope) -> dict[str, str]:
-    """The id of the key that was shown, never the key; nor is the query logged, where a token may stand."""
-    key_id = getattr(scope["state"].get("caller"), "key_id", None)
-    return {} if key_id is None else {"key_id": str(key_id)}
+    """Whose request it was, by tenant and key id, never the key; nor is the query logged, where a token may stand."""
+    asker = scope["state"].get("caller")
+    trace = trace_id(Headers(scope=scope).get("traceparent", ""))
+    told = {"tenant": getattr(asker, "tenant", None), "key_id": getattr(asker, "key_id", None), "trace_id": trace}
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
+def trace_id(traceparent: str) -> str | None:
+    """The trace that a traceparent names; None for one that is malformed, which counts as absent."""
+    match = _TRACEPARENT.fullmatch(traceparent.strip())
+    return None if match is None else match["known"] or match["later"]
 
 
 class AcceptedEncoding:

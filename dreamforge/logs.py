@@ -22,8 +22,9 @@ _HIDDEN_TEXT = re.compile(
 )
 _HIDDEN = "***"
 
-# Below WARNING they tell of every request that they make, headers included.
-_TALKATIVE = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3")
+# Below WARNING they tell of every request that they make, headers included; uvicorn of each server's start and stop,
+# which the roles tell themselves.
+_TALKATIVE = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3", "uvicorn")
 
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:

@@ -111,7 +111,6 @@ class StepRunner:
             arrived()
 
     async def _run(self, claim: Claim, arrived: Callable[[], None]) -> None:
-        log = _log.bind(job_id=str(claim.command.job_id), step=claim.command.step)
         if self._stopping:
             await self._jobs.settle(claim.defer(0))
             return
@@ -119,6 +118,7 @@ class StepRunner:
         if found is None:
             return
         state, step = found
+        log = _log.bind(**_of(state, step.name))
         try:
             begun = await self._begin(state, step, claim)
         except StaleAttempt as error:
@@ -238,7 +238,8 @@ class StepRunner:
                         step_id=step.step_id, attempt=step.attempt, items=told.items, notes=told.notes
                     )
                 state, bodies = await self._carry_out(state, command, claim)
-                if _finishes(bodies):
+                for finish in (body for body in bodies if isinstance(body, StepFinish)):
+                    _log.info(f"step {finish.status}", attempt=step.attempt, **_of(state, step.name))
                     return
             if not harvest.given_up:
                 with harvest.item(None):
@@ -374,7 +375,7 @@ class StepRunner:
                 await backoff.wait()
 
     async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: Failure) -> None:
-        _log.warning("step failed", job_id=str(state.job_id), step=step.name, error=str(failure.cause))
+        _log.warning("step failed", **_of(state, step.name), error=str(failure.cause))
         lost = await self._lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(
             step_id=step.step_id,
@@ -412,6 +413,13 @@ class StepRunner:
             _log.warning("what is lost can't be told", job_id=str(state.job_id), error=str(error))
             return []
         return sorted(index for index, found in zip(written, there, strict=True) if not found)
+
+
+def _of(state: JobState, step: str) -> dict[str, str]:
+    """What a log line tells of the step that it is about."""
+    told = {"job_id": str(state.job_id), "step": step, "tenant": state.tenant}
+    trace = (state.cause.traceparent or "").split("-")[1:2]
+    return told | ({"trace_id": trace[0]} if trace else {})
 
 
 def _finishes(bodies: Sequence[Body]) -> bool:

@@ -448,6 +448,20 @@ FIXES: tuple[Mutant, ...] = (
         "not (root / file).exists()",
         "tests/unit/test_shadowing.py -k wrote_over",
     ),
+    Mutant(
+        "25-log-lines-of-requests",
+        "api/middleware.py",
+        "                http_status=status,\n",
+        "                status=status,\n",
+        "tests/flow/test_log_lines.py",
+    ),
+    Mutant(
+        "25-probes-in-the-log",
+        "api/middleware.py",
+        'scope["path"] in _PROBES and',
+        'scope["path"] == "" and',
+        "tests/flow/test_log_lines.py -k probes",
+    ),
 )
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ async def _told_to_stay_away(server: Server, job_id: str) -> list[Any]:
     """All requests, once the last of them is the one that ended the stream."""
     answered = server.requests()
     [*_, last] = answered
-    is_end = (last["status"], last["path"]) == (204, f"/v1/jobs/{job_id}/progress/stream")
+    is_end = (last["http_status"], last["path"]) == (204, f"/v1/jobs/{job_id}/progress/stream")
     return answered if is_end else []
 
 

@@ -244,7 +244,8 @@ def assert_sent_away(answer: httpx.Response) -> None:
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     name, _, millis = answer.text.partition(": ")
-    assert (name, answer.text.endswith("\n\n"), int(millis) >= 1000) == ("retry", True, True)
+    # A blank line behind it would make an event without data of it, for some clients.
+    assert (name, millis.removesuffix("\n").isdigit(), int(millis) >= 1000) == ("retry", True, True)
 
 
 async def test_a_bug_on_a_streams_route_sends_the_client_away_for_a_while() -> None:

@@ -123,7 +123,9 @@ def test_health_checks_are_counted_by_their_old_name(api: Api) -> None:
     before = Metrics(api.base).value("df_api_healthz_hits")
     api.get("/healthz")
     api.http.head("/healthz")
+    counted = Metrics(api.base).value("df_healthz_requests_total")
     after = Metrics(api.base).value("df_api_healthz_hits")
+    assert counted == after
     assert (before, after) == (before, (before or 0) + 2)
 
 

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import structlog
 
 from api.app import build
 from api.health import Health
@@ -57,3 +58,16 @@ async def test_an_absent_database_is_a_503_that_says_when_to_come_back() -> None
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/"])
 async def test_what_needs_nothing_answers_all_the_same(path: str) -> None:
     assert (await answer(DatabaseUnavailable("away"), path)).status_code == 200
+
+
+async def test_a_bug_is_logged_once_with_the_requests_id() -> None:
+    """Given an exception, then the line that tells of it is ours: uvicorn's would not name the request."""
+    with structlog.testing.capture_logs() as lines:
+        broken = cast("Any", Broken(RuntimeError("broken")))
+        app = build(broken, Health({}, Backlog(broken), WriteProbe(broken)))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=cast("Any", app)), base_url="http://test"
+        ) as client:
+            await client.get(f"/v1/jobs/{new_id()}", headers={"X-Request-Id": "mine"})
+    [told] = [line for line in lines if line["log_level"] == "error"]
+    assert (told["event"], told["request_id"]) == ("request broke", "mine")

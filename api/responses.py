@@ -88,6 +88,7 @@ def job_list(listed: Sequence[Listed], next_cursor: str | None) -> schemas.JobLi
             status=one.status,
             created_at=stamp(one.created_at),
             updated_at=stamp(one.updated_at),
+            prompt=one.prompt,
             summary=schemas.Summary(count=one.count, completed=one.completed),
         )
         for one in listed

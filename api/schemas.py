@@ -145,13 +145,14 @@ class Job(Answer, frozen=True, kw_only=True):
 
 
 class JobListItem(Answer, frozen=True, kw_only=True):
-    """A job as the list shows it."""
+    """A job as the list shows it. prompt: null if it was erased."""
 
     id: UUID
     type: Literal["generate"]
     status: Status
     created_at: Timestamp
     updated_at: Timestamp
+    prompt: str | None
     summary: Summary
 
 

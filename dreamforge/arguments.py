@@ -1,14 +1,27 @@
 """Types of command-line arguments. Each complains by `ArgumentTypeError`, in words for the person who typed it."""
 
 import argparse
+import difflib
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 STDIN = Path("-")
 
 _AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the command which was probably meant."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [str(choice) for choice in action.choices or ()]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        if near and str(value) not in choices:
+            raise argparse.ArgumentError(action, f"there is no {value!r}; did you mean {near[0]!r}?")
+        super()._check_value(action, value)
 
 
 def unicode_text(text: str) -> str:

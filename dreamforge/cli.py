@@ -23,7 +23,7 @@ from dreamforge import (
     settings,
     show,
 )
-from dreamforge.client import ApiError, ClientError
+from dreamforge.client import Ambiguous, ApiError, ClientError
 from dreamforge.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, complain
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = arguments.Parser(
         prog="dreamforge",
         description="Dream Forge runs image jobs: generate, then upscale.",
         epilog=_EXIT_CODES,
@@ -179,7 +179,7 @@ def _code_of(error: SettingsError | ClientError) -> int:
     match error:
         case NotConfigured():
             return UNAVAILABLE
-        case SettingsError():
+        case SettingsError() | Ambiguous():
             return INVALID
         case ApiError(status=404):
             return NOT_FOUND

@@ -1,19 +1,24 @@
 """A client of the service's HTTP API, for the command line and the demo.
 
 ClientError
-├── Unreachable    nothing answers there, or not the service
-└── ApiError       the service answered with an error
+├── Unreachable     nothing answers there, or not the service
+│   └── AnswerLost  the connection broke off: the service may have done what it was asked to
+├── ApiError        the service answered with an error
+├── Ambiguous       the beginning of an id that several jobs have
+└── Damaged         an image arrived, but not as the service recorded it
 """
 
 import contextlib
 import hashlib
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -32,6 +37,11 @@ _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _PAUSE_S = 2.0
 _PAGE = 1000
 _JOBS_PAGE = 200
+_PREFIX = re.compile(r"[0-9a-fA-F-]{4,35}")
+"""The beginning of a job's id. Shorter ones would hit by chance."""
+_SEARCHED = 2000
+"""Among how many of the newest jobs an id is looked for by its beginning."""
+_SHOWN = 5
 
 
 class ClientError(Exception):
@@ -40,6 +50,14 @@ class ClientError(Exception):
 
 class Unreachable(ClientError):
     """Nothing answers there, or something that is not the service."""
+
+
+class AnswerLost(Unreachable):
+    """The connection broke off before the answer came; what was asked for may have been done."""
+
+
+class Ambiguous(ClientError):
+    """Several jobs have an id that begins as the given text does."""
 
 
 class ApiError(ClientError):
@@ -97,16 +115,27 @@ class Client:
     ) -> JsonObject:
         """Submit a job; the answer's `job`. A request in bytes is sent as it is.
 
-        idempotency_key: names this request, so that sending it again makes no second job. wait_s: the service is to
-        answer when the job has ended, or after so many seconds.
+        idempotency_key: names this request, so that sending it again makes no second job; drawn if none is given. When
+        the answer is lost, the request is sent again until the client's patience ends. wait_s: the service is to answer
+        when the job has ended, or after so many seconds.
         """
-        headers = {b"Content-Type": b"application/json"}
-        if idempotency_key is not None:
-            headers[b"Idempotency-Key"] = idempotency_key.encode()
+        key = idempotency_key or str(uuid4())
+        headers = {b"Content-Type": b"application/json", b"Idempotency-Key": key.encode()}
         if wait_s is not None:
             headers[b"Prefer"] = b"wait=%d" % wait_s
         body = request if isinstance(request, bytes) else msgspec.json.encode(request)
-        return _job_of(self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT))
+        deadline = time.monotonic() + self._patience_s
+        lost = False
+        while True:
+            try:
+                return _job_of(
+                    self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT)
+                )
+            except Unreachable as error:
+                lost = lost or isinstance(error, AnswerLost)
+                if not lost or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_S)
 
     def job(self, job_id: str, *, as_of: str | None = None, as_of_version: int | None = None) -> JsonObject:
         """A job as it stands, or as it stood at a time or after a version of its history."""
@@ -115,6 +144,18 @@ class Client:
     def jobs(self, *, status: str | None = None, limit: int | None = None) -> Iterator[JsonObject]:
         """Jobs, the newest first: `limit` of them, or all."""
         return islice(self._jobs(status, min(limit or _JOBS_PAGE, _JOBS_PAGE)), limit)
+
+    def find(self, text: str) -> str:
+        """A job's id by its beginning, if one alone of the newest jobs has it; a whole id as it is."""
+        if not _PREFIX.fullmatch(text):
+            return text
+        found: list[str] = [job["id"] for job in self.jobs(limit=_SEARCHED) if job["id"].startswith(text.lower())]
+        if len(found) > 1:
+            shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
+            raise Ambiguous(f"{len(found)} jobs have an id that begins with {text}: {shown}")
+        if not found:
+            raise ApiError(404, "not_found", f"None of the newest {_SEARCHED} jobs has an id that begins with {text}.")
+        return found[0]
 
     def cancel(self, job_id: str) -> JsonObject:
         """Ask for a job to be cancelled; the answer's `job`."""
@@ -284,6 +325,8 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.CloseError | httpx.RemoteProtocolError):
+            return AnswerLost(f"The connection to {self.base_url} broke off ({reason}).")
         way_out = "start one by `dreamforge up`, or set DF_API_BASE"
         return Unreachable(f"No service answers at {self.base_url} ({reason}): {way_out}.")
 

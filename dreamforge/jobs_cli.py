@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -12,7 +12,7 @@ import msgspec
 
 from dreamforge import arguments, quarantine_cli, show
 from dreamforge.client import ApiError, Client, ClientError, JsonObject, log_line
-from dreamforge.console import FAILED, OK, PipeConsole, print_answer
+from dreamforge.console import FAILED, INTERRUPTED, OK, PipeConsole, complain, print_answer
 from dreamforge.settings import Settings
 
 _FIELDS = (
@@ -76,7 +76,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", type=arguments.unicode_text, help="what to paint")
+    what.add_argument("text", nargs="?", type=arguments.unicode_text, metavar="PROMPT", help="what to paint")
+    what.add_argument("--prompt", type=arguments.unicode_text, help="the same")
     what.add_argument(
         "--file",
         type=arguments.file_or_stdin,
@@ -114,6 +115,10 @@ def _add_submission(parser: argparse.ArgumentParser) -> None:
     end.add_argument(
         "--wait", type=arguments.amount, metavar="SECONDS", help="wait for the job's end, but no longer than 60"
     )
+    parser.add_argument(
+        "--download", type=Path, metavar="DIR", help="follow the job to its end, and download its images to DIR/<step>/"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the job's id, and nothing else")
     parser.set_defaults(handler=_create, refuse=parser.error)
 
 
@@ -145,17 +150,46 @@ def _add_retry(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", o
 def _create(args: argparse.Namespace, found: Settings) -> int:
     request = _request(args)
     with Client(found.api_base, api_key=found.api_key) as client:
-        job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
-        if args.watch:
-            # Whoever stops watching must know what goes on without them.
-            print(f"Job {job['id']}", file=sys.stderr)
-            return _follow(client, job["id"], args.output)
-        print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+        try:
+            job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
+        except KeyboardInterrupt:
+            return complain(INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`")
+        if args.quiet:
+            print(job["id"], flush=True)
+        if args.watch or args.download is not None:
+            return _followed(client, job["id"], args)
+        if not args.quiet:
+            print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+            print(_next(client, job), file=sys.stderr)
         return FAILED if job["status"] in {"failed", "cancelled"} else OK
+
+
+def _followed(client: Client, job_id: str, args: argparse.Namespace) -> int:
+    """Follow a new job to its end, and fetch what it has made."""
+    if not args.quiet:
+        print(f"Job {job_id}", file=sys.stderr)
+    code = _follow(client, job_id, args.output, quiet=args.quiet)
+    if args.download is not None and code != INTERRUPTED:
+        _download(client.artifacts(job_id), client, args.download, quiet=args.quiet)
+    return code
+
+
+def _next(client: Client, job: JsonObject) -> str:
+    """What to do next about a job; why there is nothing to do."""
+    if job["status"] in {"failed", "cancelled"}:
+        return _reason(client.job(job["id"]))
+    images = f"Get its images: dreamforge jobs artifacts {job['id']} --download DIR"
+    return images if job["status"] == "succeeded" else f"Follow it: dreamforge jobs watch {job['id']}\n{images}"
+
+
+def _reason(job: JsonObject) -> str:
+    """Why a job ended without its images."""
+    return f"{job['error_code']}: {job['error_message']}" if job["error_code"] else f"It was {job['status']}."
 
 
 def _request(args: argparse.Namespace) -> JsonObject | bytes:
     given = {name: getattr(args, name) for name in _FIELDS}
+    given["prompt"] = args.prompt if args.text is None else args.text
     given["width"], given["height"] = args.size or (None, None)
     given["chain"] = _given({"upscale": _given({name: getattr(args, name) for name in _UPSCALE_FIELDS})})
     given["metadata"] = args.metadata and dict(args.metadata)
@@ -174,19 +208,25 @@ def _given(fields: JsonObject) -> JsonObject:
 
 def _watch(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base, api_key=found.api_key) as client:
-        return _follow(client, args.job_id, args.output)
+        return _follow(client, client.find(args.job_id), args.output)
 
 
-def _follow(client: Client, job_id: str, output: str) -> int:
-    status = show.follow(client.job(job_id), client.stream(job_id), PipeConsole(stderr=True))
+def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) -> int:
+    console = PipeConsole(stderr=True, quiet=quiet)
+    try:
+        status = show.follow(client.job(job_id), client.stream(job_id), console)
+    except KeyboardInterrupt:
+        told = f"the job goes on. Follow it: dreamforge jobs watch {job_id}. Cancel it: dreamforge jobs cancel {job_id}"
+        return complain(INTERRUPTED, told)
     job = client.job(job_id)
-    print_answer(output, job, show.job_table(job))
+    if not quiet:
+        print_answer(output, job, show.job_table(job))
     return OK if status == "succeeded" else FAILED
 
 
 def _show(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base, api_key=found.api_key) as client:
-        job = client.job(args.job_id, as_of=args.as_of, as_of_version=args.as_of_version)
+        job = client.job(client.find(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
         print_answer(args.output, job, show.job_table(job))
         return OK
 
@@ -202,9 +242,11 @@ def _logs(args: argparse.Namespace, found: Settings) -> int:
     if args.follow and args.tail and args.since:
         args.refuse("--follow goes with --tail or with --since, not with both")
     with Client(found.api_base, api_key=found.api_key) as client:
-        lines = (
-            _followed_logs(client, args) if args.follow else client.logs(args.job_id, tail=args.tail, since=args.since)
-        )
+        job_id = client.find(args.job_id)
+        if args.follow:
+            lines = _followed_logs(client, job_id, args)
+        else:
+            lines = client.logs(job_id, tail=args.tail, since=args.since)
         if args.output == "json":
             _print_lines(lines)
         else:
@@ -212,13 +254,13 @@ def _logs(args: argparse.Namespace, found: Settings) -> int:
         return OK
 
 
-def _followed_logs(client: Client, args: argparse.Namespace) -> Iterable[str]:
+def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Iterator[str]:
     # All of them from the stream, in the form of /logs: between two sources an event could be lost, or come twice.
-    version = client.job(args.job_id)["version"]
+    version = client.job(job_id)["version"]
     after = "" if args.tail is None else str(max(0, version - args.tail))
-    for message in client.stream(args.job_id, after, since=args.since):
+    for message in client.stream(job_id, after, since=args.since):
         if message.event != "progress":
-            yield msgspec.json.encode(log_line(args.job_id, message)).decode()
+            yield msgspec.json.encode(log_line(job_id, message)).decode()
 
 
 def _events(args: argparse.Namespace, found: Settings) -> int:
@@ -230,9 +272,9 @@ def _events(args: argparse.Namespace, found: Settings) -> int:
         if args.job_id is None:
             _print_events(args.output, _whole_log(client, args))
         elif args.output == "json":
-            _print_events("json", client.events(args.job_id))
+            _print_events("json", client.events(client.find(args.job_id)))
         else:
-            print_answer("table", None, show.history_table(client.events(args.job_id)))
+            print_answer("table", None, show.history_table(client.events(client.find(args.job_id))))
         return OK
 
 
@@ -257,11 +299,11 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 def _cancel(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base, api_key=found.api_key) as client:
-        job = client.cancel(args.job_id)
+        job = client.cancel(client.find(args.job_id))
         if args.wait:
-            for _ in client.stream(args.job_id):
+            for _ in client.stream(job["id"]):
                 pass
-            job = client.job(args.job_id)
+            job = client.job(job["id"])
         print_answer(args.output, job, f"Job {job['id']} is {_word(job['status'])}.")
         return FAILED if args.wait and job["status"] != "cancelled" else OK
 
@@ -281,9 +323,9 @@ def _retry(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base, api_key=found.api_key) as client:
         if args.failed:
             return _retry_failed(client, args)
-        job = client.retry(args.job_id)
+        job = client.retry(client.find(args.job_id))
         if args.watch:
-            return _follow(client, args.job_id, args.output)
+            return _follow(client, job["id"], args.output)
         print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
         return OK
 
@@ -325,10 +367,17 @@ def _retried(client: Client, job_id: str) -> JsonObject | None:
 
 def _artifacts(args: argparse.Namespace, found: Settings) -> int:
     with Client(found.api_base, api_key=found.api_key) as client:
-        artifacts = client.artifacts(args.job_id)
+        artifacts = client.artifacts(client.find(args.job_id))
         print_answer(args.output, artifacts, show.artifact_table(artifacts))
-        for artifact in artifacts if args.download else ():
-            folder = args.download / artifact["step"]
-            folder.mkdir(parents=True, exist_ok=True)
-            print(client.download(artifact, folder), file=sys.stderr)
+        if args.download:
+            _download(artifacts, client, args.download)
         return OK
+
+
+def _download(artifacts: Sequence[JsonObject], client: Client, place: Path, *, quiet: bool = False) -> None:
+    for artifact in artifacts:
+        folder = place / artifact["step"]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = client.download(artifact, folder)
+        if not quiet:
+            print(path, file=sys.stderr)

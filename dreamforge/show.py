@@ -15,9 +15,11 @@ from dreamforge.client import JsonObject
 from dreamforge.sse import Message
 
 _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
+_SHORT = 40
+"""How much of a prompt a list shows, in characters."""
 # What a history tells of an event's data, in this order, and how.
 _TOLD = {
-    "count": "{} images",
+    "count": "{}",
     "item_index": "item {}",
     "size": "{}",
     "scale": "upscaled by {}",
@@ -47,18 +49,24 @@ def job_table(job: JsonObject) -> Table:
     for step in job["steps"]:
         times = [_time(step["started_at"]), _time(step["finished_at"])]
         table.add_row(step["name"], _status(step["status"]), str(step["attempt"]), *times)
-    table.caption = f"{job['summary']['completed']} of {job['summary']['count']} images finished"
+    table.caption = f"{job['summary']['completed']} of {images(job['summary']['count'])} finished"
     if job["error_code"]:
         table.caption += f"\n{job['error_code']}: {escape(job['error_message'])}"
     return table
 
 
+def images(count: int) -> str:
+    """So many images."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def job_list_table(jobs: Iterable[JsonObject]) -> Table:
     """Many jobs, a line each."""
-    table = _table("Jobs", "id", "status", "created", "updated", "images")
+    table = _table("Jobs", "id", "status", "created", "updated", "images", "prompt")
     for job in jobs:
-        images = f"{job['summary']['completed']}/{job['summary']['count']}"
-        table.add_row(job["id"], _status(job["status"]), _day(job["created_at"]), _day(job["updated_at"]), images)
+        done = f"{job['summary']['completed']}/{job['summary']['count']}"
+        times = [_day(job["created_at"]), _day(job["updated_at"])]
+        table.add_row(job["id"], _status(job["status"]), *times, done, escape(_short(job.get("prompt"))))
     return table
 
 
@@ -176,6 +184,12 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _short(prompt: str | None) -> str:
+    """The beginning of a prompt, in one line; nothing of it steers the terminal."""
+    line = "".join(one if one.isprintable() else " " for one in prompt or "")
+    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
+
+
 def _status(text: str) -> str:
     return f"[{_STYLES.get(text, 'default')}]{text}[/]"
 
@@ -193,6 +207,8 @@ def _details(data: JsonObject) -> str:
     told = nested | data
     if "width" in told:
         told["size"] = f"{told['width']}x{told['height']}"
+    if "count" in told:
+        told["count"] = images(told["count"])
     if "erased" in told:
         told["erased"] = ", ".join(told["erased"])
     return ", ".join(form.format(told[key]) for key, form in _TOLD.items() if told.get(key) is not None)

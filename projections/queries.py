@@ -41,7 +41,7 @@ select
 
 # Each of the two is read from an index of its own, which schema.sql says more about.
 _LIST = """
-select j.job_id, j.status, j.created_at, j.updated_at, j.count, coalesce((
+select j.job_id, j.status, j.created_at, j.updated_at, j.count, j.params->>'prompt' as prompt, coalesce((
     select s.completed from readmodel.steps s where s.job_id = j.job_id order by s.ordinal desc limit 1), 0
 ) as completed
 from readmodel.jobs j
@@ -59,12 +59,13 @@ _TAIL = msgspec.json.Decoder(list[Stored])
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as a list shows it. completed: images that its last step has written."""
+    """A job as a list shows it. completed: images that its last step has written. prompt: None if it was erased."""
 
     job_id: UUID
     status: Status
     created_at: datetime
     updated_at: datetime
+    prompt: str | None
     count: int
     completed: int
 

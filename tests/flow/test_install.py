@@ -67,7 +67,7 @@ def make_install(tree: Path, wheels: Path, installer: str) -> subprocess.Complet
     """Run `make install` without an index and with empty caches, with uv on the PATH or not."""
     programs = tree.parent / "bin"
     programs.mkdir(exist_ok=True)
-    directories = [str(programs), *(one for one in os.get_exec_path() if not Path(one, "uv").exists())]
+    directories = [str(programs), *(one for one in os.get_exec_path() if not os.access(Path(one, "uv"), os.X_OK))]
     if installer == "uv":
         (programs / "uv").unlink(missing_ok=True)
         (programs / "uv").symlink_to(Path(sys.executable).parent / "uv")

@@ -85,7 +85,8 @@ def test_the_newest_come_first_and_of_those_the_largest_id(listed: Listed) -> No
 def test_each_job_is_told_in_few_words(listed: Listed) -> None:
     for job in listed.page()["jobs"]:
         whole = listed.api.job(job["id"])
-        assert job == {name: whole[name] for name in ("id", "type", "status", "created_at", "updated_at", "summary")}
+        own = {name: whole[name] for name in ("id", "type", "status", "created_at", "updated_at", "summary")}
+        assert job == own | {"prompt": whole["params"]["prompt"]}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 14, 15])

@@ -1,5 +1,6 @@
 """The command line: what it sends, what it prints, how it exits."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from functools import partial
@@ -168,10 +169,115 @@ def test_no_field_stands_beside_a_whole_request(serve: Serve, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(("status", "code"), [("queued", 0), ("succeeded", 0), ("failed", 1), ("cancelled", 1)])
-def test_create_exits_as_the_answer_says(serve: Serve, status: str, code: int) -> None:
+def test_create_exits_as_the_answer_says(
+    serve: Serve, capsys: pytest.CaptureFixture[str], status: str, code: int
+) -> None:
     """An answer that waited may report a job that has failed already."""
-    serve({"POST /v1/jobs": {"job": {"id": "j1", "status": status}}})
+    job = JOB | {"status": status, "error_code": "no_model", "error_message": "There is no such model."}
+    serve({"POST /v1/jobs": {"job": {"id": "j1", "status": status}}, "GET /v1/jobs/j1": job})
     assert cli.main(["jobs", "create", "--prompt", "p", "--wait", "5"]) == code
+    told = capsys.readouterr().err
+    assert ("no_model: There is no such model." in told) is (code == 1)
+    assert ("dreamforge jobs watch j1" in told) is (status == "queued")
+    assert ("dreamforge jobs artifacts j1 --download DIR" in told) is (code == 0)
+
+
+def test_the_prompt_may_be_an_argument(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = serve({"POST /v1/jobs": {"job": {"id": "j1", "status": "queued"}}})
+    assert cli.main(["jobs", "create", "a knight's castle", "--quiet"]) == 0
+    assert msgspec.json.decode(requests[0].content) == {"type": "generate", "prompt": "a knight's castle"}
+    assert capsys.readouterr() == ("j1\n", "")
+    with pytest.raises(SystemExit):
+        cli.main(["jobs", "create", "a castle", "--prompt", "another"])
+    with pytest.raises(SystemExit):
+        cli.main(["jobs", "create"])
+
+
+def test_a_request_whose_answer_was_lost_is_sent_again_under_the_same_key(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a service that ends after it has read the request and comes back, then the job is made once."""
+    monkeypatch.setattr("dreamforge.client._PAUSE_S", 0)
+    answers = iter([httpx.ReadError("gone"), httpx.ConnectError("away"), {"job": {"id": "j1", "status": "queued"}}] * 2)
+    requests = serve({"POST /v1/jobs": lambda: next(answers)})
+    for _ in range(2):
+        assert cli.main(["jobs", "create", "p", "--quiet"]) == 0
+    keys = [request.headers["Idempotency-Key"] for request in requests]
+    assert [len(set(keys[:3])), len(set(keys[3:])), len(set(keys))] == [1, 1, 2]
+
+
+def test_create_downloads_what_came_out(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = b"an image"
+    artifact = ARTIFACT | {
+        "url": "http://store/a.png",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    serve(
+        {
+            "POST /v1/jobs": {"job": {"id": "j1", "status": "queued"}},
+            "GET /v1/jobs/j1": JOB,
+            "GET /v1/jobs/j1/progress/stream": stream("succeeded"),
+            "GET /v1/jobs/j1/artifacts": {"artifacts": [artifact]},
+            "GET /a.png": httpx.Response(200, content=content),
+        }
+    )
+    assert cli.main(["jobs", "create", "p", "--download", str(tmp_path / "images"), "--quiet"]) == 0
+    assert (tmp_path / "images" / "generate" / "a.png").read_bytes() == content
+    assert capsys.readouterr() == ("j1\n", "")
+
+
+def test_an_interrupted_watch_says_that_the_job_goes_on(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve({"GET /v1/jobs/j1": JOB, "GET /v1/jobs/j1/progress/stream": KeyboardInterrupt()})
+    assert cli.main(["jobs", "watch", "j1"]) == 130
+    told = capsys.readouterr().err
+    assert "the job goes on" in told
+    assert "dreamforge jobs watch j1" in told
+    assert "dreamforge jobs cancel j1" in told
+
+
+def test_a_job_is_named_by_the_beginning_of_its_id(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ["018f0000-0000-7000-8000-00000000000a", "018f0000-0000-7000-8000-00000000000b"]
+    other = "d9cad306-81ea-80be-ab55-c2f1976a5692"
+    requests = serve(
+        {
+            "GET /v1/jobs": {"jobs": [LISTED | {"id": one} for one in [*ids, other]], "next_cursor": None},
+            f"GET /v1/jobs/{other}": JOB | {"id": other},
+        }
+    )
+    assert cli.main(["jobs", "show", "D9ca"]) == 0
+    assert requests[-1].url.path == f"/v1/jobs/{other}"
+    assert cli.main(["jobs", "show", other]) == 0
+    assert cli.main(["jobs", "cancel", "018f"]) == 2
+    assert f"2 jobs have an id that begins with 018f: {', '.join(ids)}" in capsys.readouterr().err
+    assert cli.main(["jobs", "cancel", "aaaa"]) == 4
+    assert {request.method for request in requests} == {"GET"}
+
+
+def test_a_mistyped_command_is_told_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, near in (("job", "jobs"), ("jobs creat", "create"), ("projection", "projections")):
+        with pytest.raises(SystemExit) as exited:
+            cli.main(typed.split())
+        assert exited.value.code == 2
+        assert f"did you mean {near!r}?" in capsys.readouterr().err
+
+
+def test_the_list_shows_prompts_that_do_not_steer_the_terminal(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["a castle", "a \x1b[31mred\n[bold]house", "x" * 100, None]
+    serve({"GET /v1/jobs": {"jobs": [LISTED | {"prompt": one} for one in prompts], "next_cursor": None}})
+    assert cli.main(["jobs", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "a castle" in out
+    assert "a  [31mred [bold]house" in out
+    assert f"{'x' * 39}…" in out
+
+
+def test_one_image_is_no_images(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve({"GET /v1/jobs/j1": JOB | {"summary": {"count": 1, "completed": 1}}})
+    assert cli.main(["jobs", "show", "j1"]) == 0
+    assert "1 of 1 image finished" in capsys.readouterr().out
 
 
 def test_list_asks_for_as_many_as_are_wanted(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +23,7 @@ from api.services import Services
 from eventstore import codec
 from eventstore.committer import Transition
 from eventstore.database import within
-from eventstore.events import Idempotency, JobCreated, Meta, Recorded
+from eventstore.events import Idempotency, JobCreated, Meta, Private, Recorded
 from eventstore.ids import derived_id, new_id
 from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
@@ -108,6 +109,9 @@ async def _accept(
         max_pixels=services.config.max_pixels,
         idempotency=idempotency,
     )
+    named = _named(request)
+    if named is not None:
+        private = replace(private, request_id=named.request_id, traceparent=named.traceparent)
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.place(caller(request).tenant):
@@ -170,7 +174,7 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     try:
         # A job that runs again waits like a new one.
         async with services.admission.place(tenant) if isinstance(asked, RequestRetry) else nullcontext():
-            state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request)))
+            state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
     except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:
@@ -192,10 +196,16 @@ async def _soon(services: Services, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _cause(request: Request) -> Meta:
-    """What the events that a request causes say of it. A traceparent that is malformed counts as absent."""
+    """What all events that a request causes say of it, for good: nothing that its client wrote."""
+    return Meta(request_id=request.state.own_request_id, key_id=caller(request).key_id)
+
+
+def _named(request: Request) -> Private | None:
+    """What the client calls its request, until it is erased. A traceparent that is malformed counts as absent."""
     given = request.headers.get("traceparent", "").strip()
     traceparent = None if trace_id(given) is None else given
-    return Meta(request_id=request.state.request_id, traceparent=traceparent, key_id=caller(request).key_id)
+    client_id = request.state.client_request_id
+    return Private(request_id=client_id, traceparent=traceparent) if client_id or traceparent else None
 
 
 def _idempotency_key(request: Request) -> bytes | None:

@@ -31,7 +31,10 @@ _log = structlog.get_logger(__name__)
 
 
 class RequestIds:
-    """Takes the client's X-Client-Request-Id or X-Request-Id, else draws one; answers it as X-Request-Id."""
+    """Answers the client's X-Client-Request-Id or X-Request-Id as X-Request-Id, else the id that is drawn here.
+
+    Only the drawn one stands in the log of events for good: the client's may be personal text.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,8 +44,10 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        own, client = str(new_id()), _client_id(Headers(scope=scope))
+        request_id = client or own
+        state = scope.setdefault("state", {})
+        state["request_id"], state["own_request_id"], state["client_request_id"] = request_id, own, client
         began = time.perf_counter()
         status = 0
 
@@ -57,7 +62,7 @@ class RequestIds:
             await self._app(scope, receive, answer)
         except Exception:  # noqa: BLE001  # uvicorn would tell it without the id
             # Told here, with the request's id. What was answered is a 500 already, or breaks off.
-            _log.exception("request broke", method=scope["method"], path=scope["path"], request_id=request_id)
+            _log.exception("request broke", method=scope["method"], path=scope["path"], **_ids(scope))
         finally:
             tell = _log.debug if scope["path"] in _PROBES and status < _FAULTS else _log.info
             tell(
@@ -66,9 +71,15 @@ class RequestIds:
                 path=scope["path"],
                 http_status=status,
                 ms=round((time.perf_counter() - began) * 1000, 1),
-                request_id=request_id,
+                **_ids(scope),
                 **_sender(scope),
             )
+
+
+def _ids(scope: Scope) -> dict[str, str]:
+    """The request's id, which stands in the events that it caused, and what its client calls it."""
+    client = scope["state"]["client_request_id"]
+    return {"request_id": scope["state"]["own_request_id"]} | ({"client_request_id": client} if client else {})
 
 
 def _sender(scope: Scope) -> dict[str, str]:
@@ -161,9 +172,9 @@ def _takes_gzip(given: str) -> bool:
     return gzip > 0 and gzip >= weights.get("identity", 0.0)
 
 
-def _request_id(headers: Headers) -> str:
+def _client_id(headers: Headers) -> str | None:
     for name in ("x-client-request-id", "x-request-id"):
         given = headers.get(name)
         if given is not None and _PRINTABLE.fullmatch(given):
             return given
-    return str(new_id())
+    return None

@@ -24,11 +24,16 @@ ErrorCode = Literal["oom", "provider_error", "infra_unavailable", "timeout", "in
 
 
 class Private(msgspec.Struct, frozen=True, kw_only=True):
-    """Personal text of a job: what erasure takes away. All fields are None after it."""
+    """Personal text of a job: what erasure takes away. All fields are None after it.
+
+    request_id, traceparent: as the client sent them with the request that caused the event.
+    """
 
     prompt: str | None = None
     negative_prompt: str | None = None
     metadata: dict[str, str] | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
 PrivateField = Literal["prompt", "negative_prompt", "metadata"]
@@ -36,7 +41,11 @@ PRIVATE: tuple[PrivateField, ...] = get_args(PrivateField)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where an event came from: the request that caused it, whose API key it bore, and the process that appended it."""
+    """Where an event came from: the request that caused it, whose API key it bore, and the process that appended it.
+
+    request_id: drawn here; in events of releases that had no `Private.request_id`, the client's where it sent one.
+    traceparent: of those releases alone.
+    """
 
     request_id: str | None = None
     traceparent: str | None = None

@@ -105,7 +105,7 @@ class Orchestrator:
             step_id=step_id,
             step=step.name,
             version=state.version,
-            traceparent=state.cause.traceparent,
+            traceparent=state.traceparent,
         )
         return Send(stream=state.job_id, queue=step.name, message=command)
 

@@ -170,7 +170,7 @@ def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
                 step=step.name,
                 version=state.version,
                 running=step.status == "running",
-                traceparent=state.cause.traceparent,
+                traceparent=state.traceparent,
             )
 
 

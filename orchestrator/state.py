@@ -67,6 +67,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     finished: Outcome | None = None
     error: StepError | None = None
     cause: Meta = Meta()
+    traceparent: str | None = None
     erased: bool = False
 
     def step(self, step_id: UUID) -> StepState:
@@ -125,14 +126,14 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
         case StepError() as body:
             return replace(state, error=body)
         case CancelRequested():
-            return replace(state, cancel_pending=True, cause=fact.meta)
+            return replace(state, cancel_pending=True, cause=fact.meta, traceparent=_traceparent(fact))
         case RetryRequested() as body:
-            opened = replace(state, finished=None, error=None, cancel_pending=False, cause=fact.meta)
-            return _retried(opened, body)
+            opened = replace(state, finished=None, error=None, cancel_pending=False)
+            return _retried(replace(opened, cause=fact.meta, traceparent=_traceparent(fact)), body)
         case JobFinish() as body:
             return replace(state, finished=body.status)
         case JobErased():
-            return replace(state, erased=True, private=Private())
+            return replace(state, erased=True, private=Private(), traceparent=None)
         case _:
             return state
 
@@ -147,7 +148,12 @@ def _created(fact: Fact, body: JobCreated) -> JobState:
         private=fact.private,
         steps=tuple(StepState(step_id=step.step_id, name=step.name) for step in body.steps),
         cause=fact.meta,
+        traceparent=_traceparent(fact),
     )
+
+
+def _traceparent(fact: Fact) -> str | None:
+    return fact.private.traceparent or fact.meta.traceparent
 
 
 def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:

@@ -36,15 +36,24 @@ async def note(
             return
 
 
-def append(state: JobState, bodies: Sequence[Body], actor: str, cause: Meta | None = None) -> Append:
-    """Events at the end of a job's stream; their meta names the request that caused them, and the actor."""
+def append(
+    state: JobState,
+    bodies: Sequence[Body],
+    actor: str,
+    cause: Meta | None = None,
+    private: Private | None = None,
+) -> Append:
+    """Events at the end of a job's stream; their meta names the request that caused them, and the actor.
+
+    private: what the client said of itself, with the first of them.
+    """
     cause = cause or state.cause
-    meta = Meta(request_id=cause.request_id, traceparent=cause.traceparent, actor=actor, key_id=cause.key_id)
+    meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)
     return Append(
         stream=state.job_id,
         tenant=state.tenant,
         expected=state.version,
-        events=tuple(event(body, meta) for body in bodies),
+        events=tuple(event(body, meta, private=None if number else private) for number, body in enumerate(bodies)),
     )
 
 
@@ -110,10 +119,13 @@ class Jobs:
             "report", lambda: self._log.report_rejection(error.job_id, reader, error.version, error.reason)
         )
 
-    async def request(self, tenant: str, job_id: UUID, request: Request, cause: Meta) -> JobState:
+    async def request(
+        self, tenant: str, job_id: UUID, request: Request, cause: Meta, private: Private | None = None
+    ) -> JobState:
         """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
 
-        cause: the request, kept in its events' meta. Raises `Refused`, and what `load` does.
+        cause: the request, kept in its events' meta. private: what its client calls it, until that is erased. Raises
+        `Refused`, and what `load` does.
         """
         while True:
             state = await self.load(job_id, tenant=tenant)
@@ -121,7 +133,7 @@ class Jobs:
             if not bodies:
                 await until_available("request", self._log.confirm_replicated)
                 return state
-            appended = append(state, bodies, self._actor, cause)
+            appended = append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
             if answer.stands:
                 return extended(state, appended)

@@ -418,7 +418,7 @@ class StepRunner:
 def _of(state: JobState, step: str) -> dict[str, str]:
     """What a log line tells of the step that it is about."""
     told = {"job_id": str(state.job_id), "step": step, "tenant": state.tenant}
-    trace = (state.cause.traceparent or "").split("-")[1:2]
+    trace = (state.traceparent or "").split("-")[1:2]
     return told | ({"trace_id": trace[0]} if trace else {})
 
 

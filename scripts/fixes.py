@@ -302,6 +302,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/http/test_limits.py -k 'from_the_first_request and DF_MAX'",
     ),
     Mutant(
+        "14-the-clients-id-in-meta",
+        "api/commands.py",
+        "Meta(request_id=request.state.own_request_id,",
+        "Meta(request_id=request.state.request_id,",
+        "tests/http/test_create.py -k can_be_erased",
+    ),
+    Mutant(
+        "14-the-trace-in-later-events",
+        "orchestrator/transact.py",
+        "meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)",
+        "meta = Meta(request_id=cause.request_id, traceparent=state.traceparent, actor=actor, key_id=cause.key_id)",
+        "tests/unit/test_causes.py",
+    ),
+    Mutant(
         "15-any-host-is-served",
         "dreamforge/roles.py",
         "if settings.allowed_hosts is None and settings.require_keys:",

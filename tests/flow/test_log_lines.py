@@ -33,7 +33,7 @@ async def test_a_request_and_its_steps_are_told_with_tenant_and_trace(service: S
     while len(both) < 2:
         both = await eventually(told)
     assert [line["step"] for line in both] == ["generate", "upscale"]
-    [request] = lines(service, request_id=asked)
+    [request] = lines(service, client_request_id=asked)
     assert (request["event"], request["http_status"], request["path"]) == ("request", 202, "/v1/jobs")
     for line in (request, *both):
         assert (line["tenant"], line["trace_id"]) == ("default", TRACE_ID)
@@ -46,7 +46,7 @@ async def test_probes_scrapes_and_the_server_itself_are_not_told(service: Servic
         assert api.http.get(path, headers={"X-Request-Id": asked}).status_code == 200
 
     async def told() -> list[Any]:
-        return lines(service, request_id=asked)
+        return lines(service, client_request_id=asked)
 
     assert [line["path"] for line in await eventually(told)] == ["/v1/"]
     assert not [line for line in lines(service, level="info") if line["logger"].startswith("uvicorn")]

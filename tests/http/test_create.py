@@ -2,12 +2,13 @@
 
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from orchestrator.plan import item_seed
 from tests.http.conftest import BODY, invalid
-from tests.kit import NOBODY, Api
+from tests.kit import NOBODY, Api, connect
 
 UPSCALE = {"type": "upscale"}
 SEED_MAX = 2**53 - 1
@@ -222,9 +223,39 @@ def test_an_old_client_gets_200(old: Api) -> None:
     assert (answer.status_code, answer.json()["job"]["status"]) == (200, "queued")
 
 
+async def rows(url: str, job_id: str) -> list[Any]:
+    """A job's events as the database has them."""
+    connection = await connect(url)
+    found = await connection.fetch(
+        "select * from eventstore.events where stream_id = $1 order by version", UUID(job_id)
+    )
+    await connection.close()
+    return list(found)
+
+
 @pytest.mark.parametrize(("given", "kept"), [(TRACE, TRACE), ("00-0-0-0", None), ("", None)])
-def test_a_traceparent_is_carried_into_events_and_commands(api: Api, given: str, kept: str | None) -> None:
-    """Those that runners append, too: it came to them with the command."""
-    job_id = api.post(BODY, traceparent=given).json()["job"]["id"]
-    api.finished(job_id)
-    assert {json.loads(event["meta"]).get("traceparent") for event in api.history(job_id)} == {kept}
+async def test_what_a_client_calls_its_requests_can_be_erased(
+    lone: Api, lone_url: str, given: str, kept: str | None
+) -> None:
+    """Given a request id and a traceparent, then they lie in `private` alone, of each event that a request is."""
+    named = {"traceparent": given, "X-Request-Id": "jane.doe"}
+    job_id = lone.post(BODY, **named).json()["job"]["id"]
+    lone.http.post(f"/v1/jobs/{job_id}/cancel", headers=named)
+    created, cancelled = await rows(lone_url, job_id)
+    for event in (created, cancelled):
+        private = json.loads(event["private"])
+        assert (private["request_id"], private["traceparent"]) == ("jane.doe", kept)
+        assert "jane.doe" not in event["meta"] + event["data"]
+        assert "traceparent" not in event["meta"]
+    connection = await connect(lone_url)
+    assert await connection.fetchval("select eventstore.erase($1)", UUID(job_id)) == 2
+    await connection.close()
+    for event in await rows(lone_url, job_id):
+        assert "jane.doe" not in str(dict(event))
+        assert TRACE not in str(dict(event))
+
+
+async def test_a_request_that_its_client_does_not_name_has_nothing_private(lone: Api, lone_url: str) -> None:
+    job_id = lone.create()
+    lone.http.post(f"/v1/jobs/{job_id}/cancel")
+    assert (await rows(lone_url, job_id))[1]["private"] is None

@@ -70,4 +70,4 @@ async def test_a_bug_is_logged_once_with_the_requests_id() -> None:
         ) as client:
             await client.get(f"/v1/jobs/{new_id()}", headers={"X-Request-Id": "mine"})
     [told] = [line for line in lines if line["log_level"] == "error"]
-    assert (told["event"], told["request_id"]) == ("request broke", "mine")
+    assert (told["event"], told["client_request_id"]) == ("request broke", "mine")

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import hypothesis
 import msgspec
 import pytest
 
@@ -26,6 +27,10 @@ from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN, Api, Service, Store, roles_environ
 from tests.pooler import pooled
 from tests.skips import Skips
+
+# A crowded machine is slow, and no test asserts a time; hypothesis does so unless told.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A name for each of pytest-xdist's workers, which may share a given server.
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"

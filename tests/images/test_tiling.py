@@ -61,7 +61,7 @@ def test_a_local_operator_is_the_same_in_tiles(size: tuple[int, int], scale: int
     assert worst(in_tiles(image, scale, operator), operator(image)) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     overlap=st.integers(8, 24),

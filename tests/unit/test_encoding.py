@@ -82,7 +82,7 @@ def test_refuses_what_is_no_image(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(fmt: ImageFormat, data: st.DataObject) -> None:
     """However an object was damaged, decoding it ends in a picture or in `InvalidSource`."""

@@ -93,7 +93,7 @@ def test_pictures_stay_the_same_from_release_to_release() -> None:
         assert max(off_by) <= 1  # other processors may round otherwise
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prompt=st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text),
     seed=st.integers(0, 2**53 - 1),

@@ -119,6 +119,7 @@ async def _findings(patient: Patient) -> AsyncIterator[Finding]:
         for name, check in _OF_DATABASE.items():
             yield await _guarded(patient, name, check)
     yield await _guarded(patient, "object store", _store)
+    yield await _guarded(patient, "object store's clock", _store_clock)
 
 
 async def _guarded(patient: Patient, name: str, check: Check) -> Finding:
@@ -290,6 +291,21 @@ async def _store(patient: Patient, name: str) -> Finding:
             advice="Use a store, or a version of it, that honours conditional writes.",
         )
     return Finding(check=name, state="ok", found="reachable, and keeps what was written first")
+
+
+async def _store_clock(patient: Patient, name: str) -> Finding:
+    before = datetime.now(UTC)
+    told = await patient.store.clock()
+    after = datetime.now(UTC)
+    if told is None:
+        return Finding(check=name, state="ok", found="it does not tell its time")
+    # It is told without the fraction of a second.
+    skew = max(timedelta(0), before - told - timedelta(seconds=1), told - after).total_seconds()
+    found = f"this machine and the object store are {skew:.1f} s apart"
+    if skew < _SKEW_S:
+        return Finding(check=name, state="ok", found=found)
+    advice = "Let NTP set both: signed URLs expire early or late by that, and from 15 minutes on S3 refuses requests."
+    return Finding(check=name, state="warning", found=found, advice=advice)
 
 
 _OF_DATABASE: dict[str, Check] = {

@@ -66,15 +66,30 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def listen_nearby(host: str, port: int) -> socket.socket:
+def listen_all(host: str, port: int) -> list[socket.socket]:
+    """The same; for `localhost` on both of its addresses, of which clients take either. All have the same port."""
+    if host != "localhost":
+        return [listen(host, port)]
+    bound = listen("127.0.0.1", port)
+    try:
+        return [bound, listen("::1", bound.getsockname()[1])]
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # whoever has it would be taken for this service
+            bound.close()
+            raise
+        _log.warning("this machine has no ::1: localhost is 127.0.0.1 alone", reason=str(error))
+        return [bound]
+
+
+def listen_nearby(host: str, port: int) -> list[socket.socket]:
     """The same on a free port where this one is taken: any number of a role's processes run on one machine."""
     try:
-        return listen(host, port)
+        return listen_all(host, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-    bound = listen(host, 0)
-    _log.warning("port is taken, using a free one", host=host, port=port, used=bound.getsockname()[1])
+    bound = listen_all(host, 0)
+    _log.warning("port is taken, using a free one", host=host, port=port, used=bound[0].getsockname()[1])
     return bound
 
 

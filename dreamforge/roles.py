@@ -29,7 +29,7 @@ from dreamforge import anchoring, event_loop
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store
 from dreamforge.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
-from dreamforge.http_server import Server, is_loopback, listen, listen_nearby, url_of
+from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearby, url_of
 from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
@@ -286,7 +286,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         stopping=core.stopping,
     )
     try:
-        bound = listen(settings.host, settings.port)
+        bound = listen_all(settings.host, settings.port)
     except OSError as error:
         place = f"{settings.host}:{settings.port}"
         raise CannotStart(f"can't listen on {place} ({error}); choose another with --port or DF_PORT") from error
@@ -328,17 +328,17 @@ def _health(role: str, port: int) -> Role:
     return health
 
 
-def _serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: socket.socket, name: str) -> str:
-    """Serve an application on a socket that listens; answers where."""
+def _serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: list[socket.socket], name: str) -> str:
+    """Serve an application on sockets that listen; answers where."""
     server = Server(app)
-    serving = core.spawn(server.serve(sockets=[bound]), name)
+    serving = core.spawn(server.serve(sockets=bound), name)
 
     async def stop() -> None:
         server.should_exit = True
         await asyncio.wait({serving}, timeout=core.settings.shutdown_grace_s)
 
     stack.push_async_callback(stop)
-    return url_of(bound)
+    return url_of(bound[0])
 
 
 def _api_config(settings: Settings) -> ApiConfig:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -313,13 +314,13 @@ VARIABLES = {
     "s3_public_endpoint": Var(
         "DF_S3_PUBLIC_ENDPOINT",
         URL,
-        "The object store as clients reach it, for presigned URLs; DF_S3_ENDPOINT if unset.",
+        "The object store as clients reach it, for presigned URLs, under the same path; DF_S3_ENDPOINT if unset.",
         "DF_MINIO_PUBLIC_ENDPOINT",
     ),
     "presign_expires_s": Var(
         "DF_PRESIGN_EXPIRES_S", whole(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
     ),
-    "host": Var("DF_HOST", TEXT, "The address that the API listens on."),
+    "host": Var("DF_HOST", TEXT, "The address that the API listens on; localhost: 127.0.0.1 and ::1."),
     "port": Var("DF_PORT", whole(0, 65535), "The port that the API listens on; 0 takes a free one."),
     "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
     "api_key": Var(
@@ -496,9 +497,20 @@ def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settin
         values.setdefault("db_listen_url", values["db_url"])
     values["db_listen_url"] = values.get("db_listen_url") or None
     settings = Settings(**values)
+    _expect_same_path(settings)
     if "api_base" not in values:
         settings = msgspec.structs.replace(settings, api_base=_loopback_url(settings.host, settings.port))
     return settings, warnings
+
+
+def _expect_same_path(settings: Settings) -> None:
+    """A presigned URL's path is signed: the store must see it as the client sent it."""
+    public = settings.s3_public_endpoint
+    if public is not None and urlsplit(public).path != urlsplit(settings.s3_endpoint or "").path:
+        raise SettingsError(
+            f"DF_S3_PUBLIC_ENDPOINT is {public!r}, with another path than DF_S3_ENDPOINT: URLs are signed with the "
+            "path that the store sees, and a proxy that changes it breaks them. Give the store a name of its own."
+        )
 
 
 def from_process(dotenv: Path | None = None) -> tuple[Settings, list[str]]:

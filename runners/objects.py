@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -112,6 +114,10 @@ class ObjectStore:
                 await self._in_thread(self._require_bucket)
         except TimeoutError:
             raise ObjectStoreUnavailable(f"{self._place} gave no answer within {READY_S:g} s") from None
+
+    async def clock(self) -> datetime | None:
+        """The store's time, to the second; None if it does not tell."""
+        return await self._in_thread(self._clock)
 
     def presign(self, key: str, expires_s: int, *, head: bool = False) -> str:
         """Return a URL that anyone can fetch the object from, for so many seconds; with `head`, by HEAD alone.
@@ -223,6 +229,11 @@ class ObjectStore:
     def _require_bucket(self) -> None:
         with self._explained():
             self._s3.head_bucket(Bucket=self._config.bucket)
+
+    def _clock(self) -> datetime | None:
+        with self._explained():
+            headers = self._s3.head_bucket(Bucket=self._config.bucket)["ResponseMetadata"]["HTTPHeaders"]
+        return parsedate_to_datetime(headers["date"]) if "date" in headers else None
 
     def _ensure_bucket(self) -> None:
         with self._explained():

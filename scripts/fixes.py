@@ -449,6 +449,27 @@ FIXES: tuple[Mutant, ...] = (
         "tests/http/test_artifacts.py -k takes_a_head",
     ),
     Mutant(
+        "22-clock-of-the-store",
+        "dreamforge/doctor.py",
+        "    skew = max(timedelta(0), before - told - timedelta(seconds=1), told - after).total_seconds()\n    found",
+        "    skew = 0.0\n    found",
+        "tests/flow/test_doctor.py -k clock_is_late",
+    ),
+    Mutant(
+        "22-one-address-of-localhost",
+        "dreamforge/http_server.py",
+        '    if host != "localhost":\n        return [listen(host, port)]\n',
+        "    if host:\n        return [listen(host, port)]\n",
+        "tests/flow/test_up.py -k loopback_name",
+    ),
+    Mutant(
+        "22-public-endpoint-with-a-path",
+        "dreamforge/settings.py",
+        "    _expect_same_path(settings)\n",
+        "",
+        "tests/unit/test_settings.py -k public_endpoint",
+    ),
+    Mutant(
         "23-answer-lost-no-repeat",
         "dreamforge/client.py",
         "lost = lost or isinstance(error, AnswerLost)",

@@ -1,7 +1,11 @@
 """`dreamforge doctor` finds what is wrong, and says what to do."""
 
 import json
+import re
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -24,7 +28,7 @@ def test_a_sound_service_is_well(db_url: str, s3_config: S3Config) -> None:
     environ = roles_environ(db_url, s3_config)
     found = examined(environ)
     assert {one["state"] for one in found.values()} == {"ok"}
-    assert len(found) == 11
+    assert len(found) == 12
     shown = dreamforge("doctor", **environ)
     assert "object store" in shown.stdout
 
@@ -57,6 +61,40 @@ async def test_a_lost_command_and_a_silent_projector_are_bad(db_url: str, s3_con
     assert found["lag"]["state"] == "bad"
     assert "readmodel" in found["lag"]["found"]
     assert found["unreadable commands"]["state"] == "warning"
+
+
+class Late(BaseHTTPRequestHandler):
+    """A store that answers everything, an hour late."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = answer  # noqa: N815  # names of the base class
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((time.time() if timestamp is None else timestamp) - 3600)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_store_whose_clock_is_late_is_warned_of(db_url: str, s3_config: S3Config) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Late)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        found = examined(roles_environ(db_url, s3_config) | {"DF_S3_ENDPOINT": endpoint}, 1)["object store's clock"]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found["state"] == "warning"
+    assert re.search(r"are (3600|3599)\.\d s apart", found["found"])
 
 
 BROKEN: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {

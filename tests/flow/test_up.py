@@ -87,6 +87,22 @@ async def test_the_start_ends_by_naming_the_page_to_open(home: Path) -> None:
     service.stop()
 
 
+@pytest.mark.parametrize(("host", "answering"), [("localhost", ["127.0.0.1", "[::1]"]), ("::1", ["[::1]"])])
+def test_a_loopback_name_is_served_on_all_of_its_addresses(
+    db_url: str, s3_config: S3Config, host: str, answering: list[str]
+) -> None:
+    """A client takes either address of `localhost`; whoever names one address gets that one."""
+    service = Service("api", roles_environ(db_url, s3_config, DF_HOST=host))
+    port = httpx.URL(service.url).port
+    for address in ("127.0.0.1", "[::1]"):
+        try:
+            found = httpx.get(f"http://{address}:{port}/healthz", trust_env=False).status_code == 200
+        except httpx.ConnectError:
+            found = False
+        assert found is (address in answering)
+    service.stop()
+
+
 def test_everything_listens_on_loopback_only(home: Path) -> None:
     """API, PostgreSQL and every port of SeaweedFS."""
     service = Service("up", environ(home))

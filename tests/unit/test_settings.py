@@ -208,3 +208,23 @@ def test_a_dotenv_line_that_is_no_assignment_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_dotenv_file_is_no_matter(tmp_path: Path) -> None:
     assert load({}, tmp_path / ".env") == (Settings(), [])
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "public", "accepted"),
+    [
+        ("http://store:9000", "https://images.example.org", True),
+        ("http://store:9000", "https://example.org/images", False),
+        ("http://store:9000/storage/v1/s3", "https://example.org/storage/v1/s3/", True),
+        ("http://store:9000/storage/v1/s3", "https://example.org", False),
+        ("", "https://example.org/images", False),
+    ],
+)
+def test_the_public_endpoint_has_the_path_that_the_store_sees(endpoint: str, public: str, accepted: bool) -> None:  # noqa: FBT001
+    """A presigned URL's path is signed: behind a proxy that strips one the store would refuse every image."""
+    given = {"DF_S3_ENDPOINT": endpoint, "DF_S3_PUBLIC_ENDPOINT": public}
+    if accepted:
+        assert settings(**given).s3_public_endpoint == public.rstrip("/")
+        return
+    with pytest.raises(SettingsError, match=r"DF_S3_PUBLIC_ENDPOINT is 'https://example.org.*with another path"):
+        settings(**given)

@@ -107,6 +107,11 @@ class StepRunner:
         arrived = self._studio.arriving()
         try:
             await self._run(claim, arrived)
+        except Unreadable as error:
+            # Nothing can be decided on it: the command goes back, later each time, until the job is set aside.
+            _log.exception("the job's history can't be read", job_id=str(claim.command.job_id))
+            await self._jobs.report(error, "runner")
+            await self._jobs.settle(claim.defer(self._retry.delay(claim.read_ct)))
         finally:
             arrived()
 
@@ -151,12 +156,6 @@ class StepRunner:
         except SetAside as error:
             _log.warning("command of a job that is set aside", job_id=str(job_id), error=str(error))
             await self._jobs.settle(claim.ack())
-            return None
-        except Unreadable as error:
-            # Nothing can be decided on it: the command goes back, later each time, until the job is set aside.
-            _log.exception("the job's history can't be read", job_id=str(job_id))
-            await self._jobs.report(error, "runner")
-            await self._jobs.settle(claim.defer(self._retry.delay(claim.read_ct)))
             return None
         try:
             return state, state.step(claim.command.step_id)

@@ -25,7 +25,7 @@ CAMPAIGNS: Mapping[str, Sequence[str]] = {
 """By name, what is done to the service at once. The first says how alike two services are that had no trouble."""
 
 _LONGER_S = 5.0
-_PACE_OF_MANY = 2.0
+_PACE_OF_MANY = 4.0
 """How much longer they rest when all of them are at it: else hardly a job would ever end."""
 
 

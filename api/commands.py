@@ -28,7 +28,7 @@ from eventstore.ids import derived_id, new_id
 from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.plan import SEED_PRIME
-from orchestrator.transact import NoSuchJob, event
+from orchestrator.transact import NoSuchJob, Unreadable, event
 from projections import parameters
 from projections.models import ModelView
 
@@ -175,6 +175,13 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
         # A job that runs again waits like a new one.
         async with services.admission.place(tenant) if isinstance(asked, RequestRetry) else nullcontext():
             state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
+    except Unreadable:
+        raise ApiError(
+            "infra_unavailable",
+            "The job's history can't be read; it is being set aside.",
+            {"job_id": str(job)},
+            {"Retry-After": "2"},
+        ) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:

@@ -6,6 +6,7 @@ A tour, in reading order:
 - `state`      `JobState`, and `apply`, the fold of a job's history
 - `decisions`  `decide`: which events a command leads to, or why it is refused
 - `reactions`  `react`: what follows from an event, the table of DESIGN on one screen
+- `quarantine` whether a job is set aside, by its marks alone
 - `transact`   fold, decide, append; again when another came first
 - `loop`       the subscription that runs `react` over the log
 """

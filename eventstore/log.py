@@ -1,5 +1,6 @@
 """The log: one way in (`Log.commit`), and the reads."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -160,6 +161,9 @@ class Log:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._partitions: int | None = None
+        self._confirming = asyncio.Lock()
+        self._confirms_begun = 0
+        self._confirmed = 0
 
     async def commit(self, batch: Batch) -> Answers:
         """Write a batch in one autocommit statement.
@@ -185,7 +189,15 @@ class Log:
 
         Whoever answers for what an earlier call wrote calls this first: that call's wait may have been cut short.
         """
-        await self.database.call("select eventstore.confirm_replicated()")
+        # One at a time, for all who came before it began: each would keep a connection while the standby is away.
+        needed = self._confirms_begun + 1
+        async with self._confirming:
+            if self._confirmed >= needed:
+                return
+            self._confirms_begun += 1
+            begun = self._confirms_begun
+            await self.database.call("select eventstore.confirm_replicated()")
+            self._confirmed = begun
 
     async def partitions(self) -> int:
         """How many partitions the log has: a power of two, fixed for its life."""

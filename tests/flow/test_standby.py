@@ -116,6 +116,19 @@ async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair
     await store.close()
 
 
+async def test_many_who_ask_whether_it_is_safe_keep_one_connection(primary: str, pair: Pair) -> None:
+    """Given a hundred who ask while the standby is away, then reads find a connection; and all are answered."""
+    database = Database(primary)
+    log = Log(database)
+    pair.lose()
+    asking = asyncio.gather(*(log.confirm_replicated() for _ in range(100)))
+    await eventually(pair.waits, what="a commit that waits for the standby")
+    assert await database.read("select count(*) as waits from pg_stat_activity where wait_event = 'SyncRep'") == [(1,)]
+    pair.regain()
+    await asking
+    await database.close()
+
+
 async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: Pair) -> None:
     """Given a checkpoint whose move was cut short, then the subscription waits before it goes on from there."""
     store = Store(primary)

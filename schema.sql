@@ -266,10 +266,14 @@ create table eventstore.rejections (
     reported_at timestamptz not null default clock_timestamp()
 );
 
-create or replace function eventstore.report_rejection(stream uuid, reader text, version integer, reason text)
-returns void
+-- Not by a process of an earlier release than the schema's: what it can't read, a later one may.
+create or replace function eventstore.report_rejection(
+    stream uuid, reader text, version integer, reason text, by_release integer
+) returns void
 language sql as $$
-    insert into eventstore.rejections (stream_id, reader, version, reason) values (stream, reader, version, reason)
+    insert into eventstore.rejections (stream_id, reader, version, reason)
+    select stream, reader, version, reason
+    where by_release = (select max(release) from eventstore.releases)
     on conflict (stream_id) do nothing
 $$;
 
@@ -846,6 +850,8 @@ begin
             select r.* from json_populate_recordset(null::%1$I.jobs, $1) r
             where eventstore.partition_of(r.job_id, $4) = any ($5)
             on conflict (job_id) do update set
+                -- What the first event tells may become known only when a job that was set aside is released.
+                type = excluded.type, created_at = excluded.created_at, count = excluded.count,
                 status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
                 params = excluded.params, metadata = excluded.metadata,
                 error_code = excluded.error_code, error_message = excluded.error_message
@@ -859,9 +865,10 @@ begin
                 finished_at = excluded.finished_at, completed = excluded.completed,
                 metadata_json = excluded.metadata_json
             -- A job's other steps come along with the one that changed: each would leave a dead row for nothing.
-            where (s.status, s.attempt, s.completed, s.metadata_json::text)
+            where (s.status, s.attempt, s.started_at, s.finished_at, s.completed, s.metadata_json::text)
                 is distinct from
-                (excluded.status, excluded.attempt, excluded.completed, excluded.metadata_json::text)
+                (excluded.status, excluded.attempt, excluded.started_at, excluded.finished_at, excluded.completed,
+                    excluded.metadata_json::text)
         )
         insert into %1$I.artifacts as a
         select r.* from json_populate_recordset(null::%1$I.artifacts, $3) r join applied using (job_id)
@@ -1235,7 +1242,7 @@ declare
         'eventstore.confirm_replicated()',
         'eventstore.probe_writes()',
         'eventstore.subscribe(text)',
-        'eventstore.report_rejection(uuid, text, integer, text)',
+        'eventstore.report_rejection(uuid, text, integer, text, integer)',
         'eventstore.forget_rejection(uuid)',
         'eventstore.claim(text[], bigint[], integer, double precision)',
         'eventstore.extend(text[], bigint[], integer[], double precision)',

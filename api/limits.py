@@ -44,7 +44,11 @@ select (
         select from eventstore.log
         cross join generate_series(0, partitions - 1) as p
         left join eventstore.standings s on s.subscription = 'readmodel' and s.partition = p
-        join eventstore.events e on e.partition = p and e.position > coalesce(s.position, 0)
+        -- By the key, and a thousand events at most: a projector that is stopped must not make this a scan of the log.
+        cross join lateral (
+            select e.tenant, e.code from eventstore.events e
+            where e.partition = p and e.position > coalesce(s.position, 0) order by e.position limit 1000
+        ) as e
         where e.tenant = $1 and e.code = 'job.created' limit $2) as unseen
 ) as waiting
 """

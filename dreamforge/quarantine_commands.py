@@ -15,10 +15,15 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
+from eventstore.events import JobErased
 from eventstore.log import Log
 from orchestrator.quarantine_log import Quarantine, QuarantinedJob
 
 T = TypeVar("T")
+
+
+class Erased(Exception):
+    """The job's prompt was taken away."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -56,13 +61,19 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
     async def end(database: Database, actor: str) -> QuarantinedJob | None:
-        quarantine = Quarantine(Log(database), actor)
+        log = Log(database)
+        quarantine = Quarantine(log, actor)
         found = await quarantine.one(UUID(args.job_id))
+        if resume and any(event.code == JobErased.code for event in await log.stream(UUID(args.job_id))):
+            raise Erased
         if found is not None and (resume or found.state == "quarantined"):
             await quarantine.release(found, resume=resume)
         return found
 
-    found = ask_database(settings, "quarantine", end)
+    try:
+        found = ask_database(settings, "quarantine", end)
+    except Erased:
+        return complain(CONFLICT, f"the prompt of job {args.job_id} was erased; it can't go on, only be left failed")
     if found is None:
         return complain(CONFLICT, f"job {args.job_id} is not set aside")
     done = "goes on, if this release can read its history" if resume else "stays failed"

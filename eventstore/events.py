@@ -124,6 +124,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: ClassVar[int] = 1
 
     @property
+    def written_version(self) -> int:
+        """The schema version that it is written in: the earliest that can hold it, so that older processes go on."""
+        return self.schema_version
+
+    @property
     def level(self) -> Level:
         """How loudly a log line of this event speaks."""
         return "info"
@@ -327,6 +332,11 @@ class StepRetry(StepBody, frozen=True, kw_only=True):
     delay_s: float
 
     @property
+    def written_version(self) -> int:
+        """The first version holds all but the reason that it does not know."""
+        return 2 if self.reason == "not_started" else 1
+
+    @property
     def level(self) -> Level:
         """A failure is worth a warning, a runner that stops is not."""
         return "info" if self.reason == "hand_back" else "warning"
@@ -398,6 +408,11 @@ class RetryRequested(StepBody, frozen=True, kw_only=True, omit_defaults=True):
     code: ClassVar[str] = "job.retry_requested"
     schema_version: ClassVar[int] = 2
     items: list[int] = []
+
+    @property
+    def written_version(self) -> int:
+        """The first version holds all but a retry that names items."""
+        return 2 if self.items else 1
 
     def message(self) -> str:
         """One sentence for people."""

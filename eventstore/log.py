@@ -13,6 +13,7 @@ from eventstore.database import Database, Row
 from eventstore.errors import LogDamaged, SchemaMissing
 from eventstore.events import Event, Recorded
 from eventstore.metrics import APPEND_SECONDS
+from eventstore.schema import RELEASE
 
 Queue = Literal["generate", "upscale"]
 Verdict = Literal["accepted", "mine", "conflict", "refused"]
@@ -261,8 +262,12 @@ class Log:
         return {row["partition"]: row["chain"] for row in rows}
 
     async def report_rejection(self, stream: UUID, reader: str, version: int, reason: str) -> None:
-        """Tell the orchestrator that a stream's history can't be read or folded. A second report changes nothing."""
-        await self.database.call("select eventstore.report_rejection($1, $2, $3, $4)", stream, reader, version, reason)
+        """Tell the orchestrator that a stream's history can't be read or folded.
+
+        A second report changes nothing; nor does one of a process whose release is not the schema's newest.
+        """
+        call = "select eventstore.report_rejection($1, $2, $3, $4, $5)"
+        await self.database.call(call, stream, reader, version, reason, RELEASE)
 
     async def subscribe(self, subscription: str) -> None:
         """Make sure that a subscription has its checkpoints; a new one starts at the log's beginning."""
@@ -298,7 +303,7 @@ def _append_text(append: Append) -> dict[str, Any]:
             {
                 "event_id": event.event_id,
                 "code": event.body.code,
-                "schema_version": event.body.schema_version,
+                "schema_version": event.body.written_version,
                 "ts": event.ts,
                 "data": codec.encode(event.body),
                 "meta": codec.encode(event.meta),

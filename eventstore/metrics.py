@@ -56,12 +56,13 @@ group by c.subscription
 """
 
 
-_QUARANTINED = """
+QUARANTINED = """
 select count(*) as jobs from (
     select distinct on (stream_id) code from eventstore.events
     where code in ('job.quarantined', 'job.released') order by stream_id, version desc
 ) as newest where code = 'job.quarantined'
 """
+"""How many jobs wait for an operator, by their last marks."""
 
 
 class Backlog:
@@ -87,7 +88,7 @@ class Backlog:
 
     async def _read(self) -> None:
         try:
-            quarantined = await self._database.read(_QUARANTINED)
+            quarantined = await self._database.read(QUARANTINED)
             queues = await self._database.read(_QUEUES)
             lags = await self._database.read(_LAGS)
         except Exception as error:  # noqa: BLE001  # whatever keeps it away, the other metrics are answered

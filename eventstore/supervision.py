@@ -56,12 +56,15 @@ class Supervised:
     async def _run(self) -> None:
         backoff = Backoff()
         while True:
+            began = time.monotonic()
             try:
                 await self._work()
             except Exception as error:  # noqa: BLE001  # whatever it was, the task must go on
                 self._failure = f"{type(error).__name__}: {error}"
                 self._failed_at = time.monotonic()
                 _log.exception("task failed, starting it again", task=self.name)
+                if time.monotonic() - began > _REMEMBERED_S:
+                    backoff.reset()
                 await backoff.wait()
             else:
                 return

@@ -86,7 +86,9 @@ class Orchestrator:
         head = state
         for reaction in reactions:
             if isinstance(reaction, RunStep):
-                sends.append(self._send(head, reaction.step_id))
+                send = self._send(head, reaction.step_id)
+                if send not in sends:  # a release asks for what an event before it asks for already
+                    sends.append(send)
                 continue
             bodies = decide(state, reaction)
             if bodies:

@@ -5,8 +5,10 @@ an operator ─▶ job.released ─▶ the job goes on, or stays failed
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, cast
+from itertools import groupby
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -14,24 +16,27 @@ import structlog
 
 from eventstore import codec, schema
 from eventstore.database import Backoff
-from eventstore.errors import DatabaseUnavailable
-from eventstore.events import JobQuarantined, JobReleased
+from eventstore.errors import EventStoreError
+from eventstore.events import JobQuarantined, JobReleased, Recorded
 from eventstore.log import COLUMNS, Log, recorded
+from eventstore.metrics import QUARANTINED
 from orchestrator.quarantine import is_set_aside
 from orchestrator.transact import note
 
 _LOOK_S = 1.0
-_STREAM_MARKS = f"""
+_MARKS = f"""
 select {COLUMNS} from eventstore.events
-where stream_id = $1 and code in ('job.quarantined', 'job.released') order by version
+where code in ('job.quarantined', 'job.released') order by stream_id, version
 """  # noqa: S608  # constants
-_MARKED = "select distinct stream_id from eventstore.events where code in ('job.quarantined', 'job.released')"
+_MARKS_OF = _MARKS.replace("where", "where stream_id = $1 and")
 _REPORTED = """
 select stream_id, reader, r.version, reason, e.tenant
 from eventstore.rejections r join eventstore.events e using (stream_id) where e.version = 1
 order by reported_at limit 100
 """
 _RELEASE = "select max(release) as release from eventstore.releases"
+
+_UNREADABLE = JobQuarantined(reader="unknown", at_version=0, reason="the event that says it can't be read itself")
 
 _log = structlog.get_logger(__name__)
 
@@ -80,43 +85,50 @@ class Quarantine:
                     reported = {"reader": row["reader"], "at_version": row["version"], "reason": row["reason"]}
                     await self.add(row["stream_id"], row["tenant"], **reported)
                 backoff.reset()
-            except DatabaseUnavailable:
+            except EventStoreError as error:
+                _log.warning("reports of jobs that can't be read wait", error=str(error))
                 await backoff.wait()
             await asyncio.sleep(_LOOK_S)
 
     async def check(self) -> None:
         """For readiness: raise `JobsSetAside` while any job is quarantined."""
-        jobs = sum(one.state == "quarantined" for one in await self.all())
-        if jobs:
-            raise JobsSetAside(f"{jobs} job(s) set aside; see `dreamforge jobs quarantine list`")
+        [row] = await self._log.database.read(QUARANTINED)
+        if row["jobs"]:
+            raise JobsSetAside(f"{row['jobs']} job(s) set aside; see `dreamforge jobs quarantine list`")
 
     async def all(self) -> list[QuarantinedJob]:
         """Every job that was set aside and does not go on, the last first."""
-        rows = await self._log.database.read(_MARKED)
-        found = [await self.one(row["stream_id"]) for row in rows]
+        marks = recorded(await self._log.database.read(_MARKS))
+        found = [_told(list(own)) for _, own in groupby(marks, key=lambda event: event.stream_id)]
         return sorted((one for one in found if one is not None), key=lambda one: one.since, reverse=True)
 
     async def one(self, job_id: UUID) -> QuarantinedJob | None:
         """A job, if it is set aside."""
-        history = recorded(await self._log.database.read(_STREAM_MARKS, job_id))
-        if not is_set_aside(history):
-            return None
-        last = next(event for event in reversed(history) if event.code == JobQuarantined.code)
-        body = cast("JobQuarantined", codec.body(last))
-        return QuarantinedJob(
-            job_id=job_id,
-            tenant=last.tenant,
-            since=last.ts,
-            state="quarantined" if history[-1] is last else "closed",
-            reader=body.reader,
-            at_version=body.at_version,
-            reason=body.reason,
-            version=history[-1].version,
-        )
+        marks = await self._log.database.read(_MARKS_OF, job_id)
+        return _told(recorded(marks)) if marks else None
 
     async def release(self, found: QuarantinedJob, *, resume: bool) -> None:
         """Let a job go on, or leave it failed for good."""
         await note(self._log, found.job_id, "job", JobReleased(resume=resume), self._actor, tenant=found.tenant)
+
+
+def _told(marks: Sequence[Recorded]) -> QuarantinedJob | None:
+    """What the marks of one job say; None if it goes on."""
+    if not is_set_aside(marks):
+        return None
+    last = next((event for event in reversed(marks) if event.code == JobQuarantined.code), marks[-1])
+    body = codec.body_if_readable(last)
+    told = body if isinstance(body, JobQuarantined) else _UNREADABLE
+    return QuarantinedJob(
+        job_id=last.stream_id,
+        tenant=last.tenant,
+        since=last.ts,
+        state="quarantined" if marks[-1].code == JobQuarantined.code else "closed",
+        reader=told.reader,
+        at_version=told.at_version,
+        reason=told.reason,
+        version=marks[-1].version,
+    )
 
 
 class JobsSetAside(Exception):

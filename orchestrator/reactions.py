@@ -56,13 +56,15 @@ def _resumed(state: JobState) -> Reaction | None:
     """What the job waits for, since nothing was reacted to while it was set aside."""
     if state.finished is not None:
         return None
+    if state.erased:
+        return FinishJob(status="failed")  # its prompt is gone
     step = owed(state)
     if step is not None:
         return RunStep(step_id=step.step_id)
-    ended = next((step.status for step in state.steps if step.status in {"failed", "cancelled"}), None)
-    if ended == "failed":
-        return FinishJob(status="failed")
-    return FinishJob(status="cancelled" if ended or state.cancel_pending else "succeeded")
+    if all(step.status == "succeeded" for step in state.steps):
+        return FinishJob(status="succeeded")
+    failed = any(step.status == "failed" for step in state.steps)
+    return FinishJob(status="failed" if failed else "cancelled")
 
 
 def _step_finished(state: JobState, body: StepFinish) -> Reaction:

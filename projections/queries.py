@@ -99,7 +99,8 @@ class Queries:
                 return view
         except Exception:  # noqa: BLE001  # a fold may break in any way on what it was not written for
             _log.warning("a history can't be folded", job_id=str(events[0].stream_id), exc_info=True)
-        return of_history(await self._all.stream(events[0].stream_id), lenient=True)
+        history = await self._all.stream(events[0].stream_id, limit=events[-1].version)
+        return of_history(history, lenient=True)
 
     async def jobs(
         self, tenant: str, *, status: Status | None, before: tuple[datetime, UUID] | None, limit: int

@@ -23,7 +23,6 @@ from eventstore.events import (
     JobErased,
     JobFinish,
     JobQuarantined,
-    JobReleased,
     ModelSelected,
     RetryRequested,
     Status,
@@ -34,7 +33,7 @@ from eventstore.events import (
     StepStart,
     Stored,
 )
-from orchestrator.quarantine import is_set_aside, mark
+from orchestrator.quarantine import MARKS, mark, resumes
 
 VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
@@ -122,11 +121,11 @@ def of_history(history: Sequence[Stored], *, lenient: bool = False) -> JobView |
     read in any case, for whoever must show something. Raises what `codec.fact` and `evolve` do.
     """
     last = mark(history)
-    lenient = lenient or is_set_aside(history)
-    resumed = isinstance(last, JobReleased) and last.resume
+    resumed = last is not None and resumes(last)
+    lenient = lenient or (last is not None and not resumed)
     seen: JobView | None = None
     for event in history:
-        if resumed and event.code in {JobQuarantined.code, JobReleased.code}:
+        if resumed and event.code in MARKS:
             seen = _passed(seen, event)
             continue
         try:

@@ -123,15 +123,15 @@ class Consumer:
             _log.exception("a command's run broke", job_id=str(claim.command.job_id), step=claim.command.step)
 
     async def _heartbeat(self) -> None:
-        pause = self._visibility / 3
+        # At once: it may have failed just before, and leases end.
         while True:
-            await asyncio.sleep(pause)
             try:
                 await self._beat()
                 pause = self._visibility / 3
             except DatabaseUnavailable as error:
                 _log.warning("heartbeat missed", error=str(error))
                 pause = self._visibility / 12
+            await asyncio.sleep(pause)
 
     async def _beat(self) -> None:
         held = list(self._active)

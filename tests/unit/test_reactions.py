@@ -1,6 +1,6 @@
 """The reaction table, row by row."""
 
-from eventstore.events import CancelRequested, JobFinish, RetryRequested, StepRetry
+from eventstore.events import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested, StepRetry
 from orchestrator.decisions import FinishJob
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
 from tests.kit import History
@@ -88,3 +88,30 @@ def test_every_other_event_has_no_reaction() -> None:
         assert fact.body is not None
         assert fact.body.code not in REACTED
         assert react(history.state, fact.body) is None
+
+
+def released(history: History) -> Reaction | None:
+    """What follows when the job is let go on."""
+    return reaction(history.add(JobReleased(resume=True)))
+
+
+def test_a_released_job_gets_what_it_is_owed() -> None:
+    """A step that waits or whose runner stopped runs, and what had ended is finished; completion wins over a cancel."""
+    history = History().started("generate")
+    assert released(history) == RunStep(step_id=history.step_id("generate"))
+    history = generated(History())
+    assert released(history) == RunStep(step_id=history.step_id("upscale"))
+    failed = History().started("generate").finished("generate", "failed")
+    assert released(failed) == FinishJob(status="failed")
+    done = generated(History()).started("upscale").add(CancelRequested()).wrote("upscale", 0).finished("upscale")
+    assert released(done) == FinishJob(status="succeeded")
+    assert released(History().add(CancelRequested())) == FinishJob(status="cancelled")
+    assert released(done.add(JobFinish(status="succeeded"))) is None
+
+
+def test_a_released_job_without_its_prompt_fails() -> None:
+    assert released(History().add(JobErased(erased=["prompt"]))) == FinishJob(status="failed")
+
+
+def test_a_job_that_is_left_failed_gets_nothing() -> None:
+    assert reaction(History().add(JobReleased(resume=False))) is None

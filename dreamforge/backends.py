@@ -133,6 +133,12 @@ def given_or_home(settings: Settings, *, store: bool = False) -> Iterator[Settin
         yield settings
 
 
+def expect_database(settings: Settings) -> None:
+    """Raise `NotConfigured` early, before a command does what takes long, if there is no database for it."""
+    if not Home(settings.home).in_use_once():
+        _expect_home(settings, store=False)
+
+
 def _expect_home(settings: Settings, *, store: bool) -> None:
     home = settings.home.expanduser().resolve()
     way_out = f"or DF_HOME, to the home of `dreamforge up`, which makes one; {home} is none."

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from api.models import detail, summary
 from dreamforge import logs
-from dreamforge.backends import ask_database
+from dreamforge.backends import ask_database, expect_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.model_checks import Unfit, expect_fit
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    # Before the database is asked for: a large model takes its time to fetch and read, and may prove to be none.
+    # The model before the database: a large one takes its time to fetch and read, and may prove to be none.
+    expect_database(settings)
     schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
     found = obtain(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
     wanted = registration(

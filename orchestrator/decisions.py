@@ -255,6 +255,9 @@ def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
     # A step that started before a cancel was reacted to finishes first: its finish is reacted to in turn.
     if state.finished is not None or state.running is not None:
         return []
+    if command.status == "failed":
+        # A step that waits goes on waiting: a retry opens the job again, and the step's turn may come.
+        return [JobFinish(status="failed")]
     # What was started finishes: a step that waits to be tried again will not be.
     waiting = [step for step in state.steps if step.status == "queued" and step.attempt > 0]
     return [*map(_cancelled, waiting), JobFinish(status=command.status)]

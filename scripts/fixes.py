@@ -108,6 +108,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_quarantine.py -k only_the_newest",
     ),
     Mutant(
+        "05-older-release-reports",
+        "schema.sql",
+        "    where by_release = (select max(release) from eventstore.releases)\n",
+        "",
+        "tests/store/test_rejections.py -k older",
+    ),
+    Mutant(
         "05-other-streams-stop-readers",
         "projections/model_queries.py",
         "    except (EventStoreError, LookupError, TypeError, ValueError) as error:",
@@ -143,11 +150,46 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_quarantine.py -k 'breaks_the_code and readmodel'",
     ),
     Mutant(
+        "05-sent-for-each-event",
+        "orchestrator/loop.py",
+        "                if send not in sends:",
+        "                if True:",
+        "tests/store/test_rejections.py -k sent_once",
+    ),
+    Mutant(
+        "05-viewed-further-than-asked",
+        "projections/queries.py",
+        ", limit=events[-1].version)",
+        ")",
+        "tests/store/test_rejections.py -k no_further",
+    ),
+    Mutant(
         "06-failed-starts-count",
         "runners/steps.py",
         "            await self._fail_start(state, step, claim, classified(error))\n            return None\n",
         "            raise\n",
         "tests/store/test_troubled_steps.py -k never_starts",
+    ),
+    Mutant(
+        "06-written-in-the-newest-version",
+        "eventstore/log.py",
+        "event.body.written_version",
+        "event.body.schema_version",
+        "tests/store/test_commit.py -k earlier_schema_version",
+    ),
+    Mutant(
+        "07-heartbeat-rests-first",
+        "runners/consumer.py",
+        "        # At once: it may have failed just before, and leases end.\n",
+        "        await asyncio.sleep(self._visibility / 3)\n",
+        "tests/store/test_outbox.py -k beats_at_once",
+    ),
+    Mutant(
+        "07-pauses-never-shorten",
+        "eventstore/supervision.py",
+        "                    backoff.reset()\n",
+        "                    pass\n",
+        "tests/unit/test_supervision.py",
     ),
     Mutant(
         "07-task-ends-unseen",
@@ -253,6 +295,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_lost_images.py",
     ),
     Mutant(
+        "10-waiting-upscale-ends-with-the-repair",
+        "orchestrator/decisions.py",
+        '    if command.status == "failed":\n',
+        "    if False:\n",
+        "tests/unit/test_decisions.py -k outlives",
+    ),
+    Mutant(
         "11-a-probe-that-writes-nothing",
         "schema.sql",
         "    perform from generate_series(1, 5000);\n    perform pg_logical_emit_message(true, 'dreamforge', '');",
@@ -279,6 +328,13 @@ FIXES: tuple[Mutant, ...] = (
         "if age >= _STALE_S and self._asking is not None:",
         "if age >= _STALE_S and self._asking is None:",
         "tests/http/test_limits.py -k 'from_the_first_request or known_before'",
+    ),
+    Mutant(
+        "12-count-scans-the-log",
+        "api/limits.py",
+        " order by e.position limit 1000\n",
+        " order by e.position\n",
+        "tests/http/test_limits.py -k scan",
     ),
     Mutant(
         "12-jobs-forgotten-while-counting",

@@ -1,16 +1,19 @@
 """How much may come in: admission, and each tenant's share."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
-from api.limits import Bucket, Count
+from api.limits import _OPEN, Bucket, Count
+from eventstore.log import DEFAULT_TENANT, Batch
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, refused, running, until
-from tests.kit import Api
+from tests.kit import Api, Store, some_append, stream_in
 
 FULL = 3
 
@@ -190,3 +193,20 @@ def test_a_bucket_gives_what_it_holds_and_fills_again() -> None:
     assert bucket.take(100.5) == pytest.approx(0.5)
     assert [bucket.take(1000.0) for _ in range(4)] == [0, 0, 0, 0]
     assert bucket.take(1000.0) > 0
+
+
+async def test_a_projector_that_stands_makes_no_scan_of_a_count(store: Store) -> None:
+    """Given more events than that which no projector has seen, then a thousand a partition are looked at."""
+    await store.log.subscribe("readmodel")
+    await store.log.commit(Batch(appends=[some_append(stream_in(0), count=1500)]))
+    async with store.database.connection() as connection:
+        plan = await connection.fetchval(f"explain (analyze, format json) {_OPEN}", DEFAULT_TENANT, 20)
+    rows = [node["Actual Rows"] for node in nodes(json.loads(plan)[0]["Plan"]) if node.get("Relation Name") == "events"]
+    assert 0 < max(rows) <= 1000
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A query's plan and all below it."""
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)

@@ -7,14 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import asyncpg
 import pytest
 
+from eventstore.events import Body, RetryRequested, StepRetry
 from eventstore.ids import new_id
-from eventstore.log import Ack, Batch, Move, Send
+from eventstore.log import Ack, Append, Batch, Move, Send
 from eventstore.outbox import Command
-from tests.kit import Store, connect, some_append, stream_in
+from tests.kit import NOBODY, Store, connect, event, some_append, stream_in
+
+RETRY: dict[str, Any] = {
+    "step_id": NOBODY,
+    "step_name": "generate",
+    "attempt": 1,
+    "error_code": "internal",
+    "error_message": "it broke",
+    "delay_s": 1.0,
+}
+"""A step.retry but for its reason."""
 
 
 def command(stream: object) -> Send:
@@ -205,3 +217,20 @@ async def test_recorded_at_never_runs_backwards_in_a_partition(store: Store) -> 
     clock = [one.recorded_at for one in events]
     assert clock == sorted(clock)
     assert clock[-1].timestamp() <= time.time() + 5
+
+
+@pytest.mark.parametrize(
+    ("body", "version"),
+    [
+        (StepRetry(**RETRY, reason="failure"), 1),
+        (StepRetry(**RETRY, reason="not_started"), 2),
+        (RetryRequested(step_id=NOBODY, step_name="generate"), 1),
+        (RetryRequested(step_id=NOBODY, step_name="generate", items=[0]), 2),
+    ],
+)
+async def test_what_an_earlier_schema_version_can_hold_is_written_in_it(store: Store, body: Body, version: int) -> None:
+    """A process of an earlier release reads what it can, and stops at the rest."""
+    append = Append(stream=new_id(), expected=0, events=(event(body),))
+    await store.log.commit(Batch(appends=[append]))
+    [row] = await store.log.stream(append.stream)
+    assert row.schema_version == version

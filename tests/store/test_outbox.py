@@ -5,6 +5,7 @@ import asyncio
 from eventstore.ids import new_id
 from eventstore.log import Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
+from runners.consumer import Consumer
 from tests.kit import Store, connect, eventually, some_append
 
 
@@ -158,3 +159,30 @@ async def test_heartbeats_and_deferrals_cannot_deadlock(store: Store, db_url: st
 
     await asyncio.gather(beat(), beat(), defer())
     await other.close()
+
+
+class FailsOnce(Consumer):
+    """One whose first heartbeat fails, as a fault that nobody foresaw would."""
+
+    beats = 0
+
+    async def _beat(self) -> None:
+        self.beats += 1
+        if self.beats == 1:
+            raise RuntimeError("nobody foresaw it")
+
+
+async def test_a_heartbeat_that_starts_again_beats_at_once(store: Store) -> None:
+    """Given a lease of an hour, then the next beat comes with the restart: what failed before may have been any."""
+
+    async def run(_: Claim) -> None:
+        raise AssertionError("nothing is claimed here")
+
+    consumer = FailsOnce(Outbox(store.database, ["generate"]), store.doorbell, run, slots=1, lease_s=3600)
+    consumer.heartbeat.start()
+
+    async def beaten() -> bool:
+        return consumer.beats == 2
+
+    await eventually(beaten, what="the second beat")
+    await consumer.heartbeat.stop()

@@ -353,6 +353,19 @@ def test_items_that_are_made_again_count_like_new_ones() -> None:
     assert history.state.steps[0].lost == {2}
 
 
+def test_the_step_that_waits_for_lost_images_outlives_a_failure_to_make_them() -> None:
+    """Given a generate that fails when it should restore images, and a retry of it, then the upscale's turn comes."""
+    history = lost()
+    history.add(*decide(history.state, RequestRetry())).started("generate", 2).finished("generate", "failed", 2)
+    history.add(*decide(history.state, FinishJob(status="failed")))
+    assert [step.status for step in history.state.steps] == ["failed", "queued"]
+    history.add(*decide(history.state, RequestRetry())).started("generate", 3)
+    items = [history.item("generate", index, 3) for index in (0, 2)]
+    step_id = history.step_id("generate")
+    history.add(*decide(history.state, RecordItems(step_id=step_id, attempt=3, items=items)))
+    assert start(history, "upscale") == ["step.start"]
+
+
 def test_a_job_whose_text_was_erased_is_not_made_again() -> None:
     history = lost()
     history.add(JobErased(erased=["prompt"]))

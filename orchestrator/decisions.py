@@ -278,8 +278,8 @@ def _request_retry(state: JobState) -> list[Body]:
     if state.erased:
         raise Refused("The job's prompt was erased; it can't be retried.")
     failed = next(step for step in state.steps if step.status == "failed")
-    if state.error is not None and state.error.lost:
-        before = state.steps[state.steps.index(failed) - 1]
+    before = state.before(failed)
+    if before is not None and state.error is not None and state.error.lost:
         return [RetryRequested(step_id=before.step_id, step_name=before.name, items=state.error.lost)]
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 

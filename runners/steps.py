@@ -394,8 +394,8 @@ class StepRunner:
 
         None if the store is away, or the step needs none.
         """
-        place = state.steps.index(step)
-        written = state.steps[place - 1].artifacts if place > 0 else {}
+        before = state.before(step)
+        written = {} if before is None else before.artifacts
         turns = asyncio.Semaphore(_UPLOADS)
 
         async def is_there(item: ArtifactWritten) -> bool:

@@ -281,6 +281,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_lost_images.py",
     ),
     Mutant(
+        "10-loss-after-an-item-was-written",
+        "orchestrator/state.py",
+        "[other.step_id for other in self.steps].index(step.step_id)",
+        "self.steps.index(step)",
+        "tests/flow/test_lost_images.py",
+    ),
+    Mutant(
         "10-replaced-image-is-written-over",
         "runners/steps.py",
         "        if index in step.lost:",
@@ -290,7 +297,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "10-retry-names-generate",
         "orchestrator/decisions.py",
-        "    if state.error is not None and state.error.lost:",
+        "    if before is not None and state.error is not None and state.error.lost:",
         "    if False:",
         "tests/flow/test_lost_images.py",
     ),

@@ -22,7 +22,7 @@ def bodies(api: Api, job_id: str, code: str, step: str) -> list[Any]:
 def test_a_retry_makes_lost_images_again_and_no_others(db_url: str, s3_config: S3Config) -> None:
     """Given a failed upscale, then an image removed and one replaced, then the second retry repairs the job."""
     with ExitStack() as stack:
-        environ = roles_environ(db_url, s3_config, DF_FAKE_FAIL="upscale:0:1")
+        environ = roles_environ(db_url, s3_config, DF_FAKE_FAIL="upscale:0:1", DF_RETRY_BASE_S="0.1")
         fleet = Fleet(environ, stack)
         api = fleet.api()
         for role in ("orchestrator", "projector", "runner"):
@@ -45,7 +45,7 @@ def test_a_retry_makes_lost_images_again_and_no_others(db_url: str, s3_config: S
         assert retry(api, job_id) == 202  # nobody knows yet
         assert api.finished(job_id)["error_code"] == "provider_error"
         [*_, error] = bodies(api, job_id, "error", "upscale")
-        assert error["lost"] == [1, 3]
+        assert (error["attempt"], error["lost"]) == (2, [1, 3])
 
         assert retry(api, job_id) == 202
         job = api.finished(job_id)

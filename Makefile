@@ -30,12 +30,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PY := $(VENV)/bin/python
 # Tests wait for processes more than they compute. A file stays in one process, since its tests share services; the long
 # ones come first, as they lie.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
+.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,8 +60,11 @@ up: up-fake ## Start everything on this machine; the same as up-fake as long as 
 up-fake: $(VENV)/.installed ## Start database, object store, API and workers, which paint with the fake engine
 	@DF_FAKE_RUNNER=1 $(PY) -m dreamforge --no-env-file up --port="$$PORT"
 
-test: $(VENV)/.installed-dev ## Run the tests
-	@$(PY) -m pytest $(PARALLEL) $(ARGS)
+test: $(VENV)/.installed-dev ## Run the tests, but for those that kill, freeze and crowd
+	@$(PY) -m pytest $(PARALLEL) --ignore=tests/chaos $(ARGS)
+
+test-chaos: $(VENV)/.installed-dev ## Run the tests that kill, freeze and crowd processes
+	@$(PY) -m pytest tests/chaos $(PARALLEL) $(ARGS)
 
 test-images: .venv-images/.ready ## Run the tests with torch and diffusers, in an environment of their own (gigabytes; TORCH=torch==2.14.0)
 	@OMP_NUM_THREADS=1 .venv-images/bin/python -m pytest tests/images $(ARGS)

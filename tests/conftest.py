@@ -151,7 +151,7 @@ def fresh_database(backends: Backends, *, installed: bool = True) -> Iterator[st
     """A database of one's own, with our schema unless told otherwise."""
     name = f"df_{new_id().hex[-16:]}"
     template = _template(backends.db_url) if installed else "template0"
-    asyncio.run(execute(backends.db_url, f"create database {name} template {template}"))
+    asyncio.run(execute(backends.db_url, f"create database {name} template {template} strategy file_copy"))
     if installed:
         # A copy is another log than its template and the copies beside it.
         url = database_named(backends.db_url, name)

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -47,7 +46,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Log
 from orchestrator.state import JobState, apply
 from runners.objects import S3Config
-from tests import pooler
+from tests import pooler, processes
 
 T = TypeVar("T")
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -255,13 +254,14 @@ class Service:
 
     def __init__(self, role: str, environ: Mapping[str, str], *arguments: str) -> None:
         self.role = role
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dreamforge", "--no-env-file", role, *arguments],
-            env={**outside(), "DF_LOG_FORMAT": "json", **environ},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command = ["--no-env-file", role, *arguments]
+        own = {**outside(), "DF_LOG_FORMAT": "json", **environ}
+        reads, writes = os.pipe()
+        with Path(os.devnull).open("r+b") as nothing:
+            files = {"stdin": nothing.fileno(), "stdout": nothing.fileno(), "stderr": writes}
+            self.process = processes.spawn(command, own, **files)
+        os.close(writes)
+        self._log = os.fdopen(reads, "rb")
         self.lines: list[str] = []
         self._urls: dict[str, str] = {}
         self._told = {"listening": threading.Event(), "serving health": threading.Event()}
@@ -269,8 +269,7 @@ class Service:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for raw in self.process.stderr:
+        for raw in self._log:
             line = raw.decode(errors="replace")
             self.lines.append(line)
             for event, told in self._told.items():
@@ -326,21 +325,13 @@ class Service:
             raise AssertionError(f"{self.role} did not stop within {seconds:g} s:\n{self.output}") from None
         finally:
             self._reader.join(10)
-            if self.process.stderr is not None:
-                self.process.stderr.close()
+            self._log.close()
         return code
 
 
 def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "dreamforge", "--no-env-file", *arguments],
-        env=outside() | more,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return processes.run(["--no-env-file", *arguments], outside() | more)
 
 
 SERVICE_LOGIN = ("df_test_service", "df_test_service")

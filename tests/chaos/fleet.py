@@ -49,7 +49,7 @@ class Member:
         self.service.kill()
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(self.service.lines)
-        return int(self.service.process.returncode)
+        return self.service.process.wait()
 
 
 class Fleet:

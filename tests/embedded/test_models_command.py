@@ -1,8 +1,6 @@
 """`dreamforge models`: what it answers, how it exits, and whose database it uses."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 from dreamforge import cli
 from dreamforge.embedded import EmbeddedPostgres, Home
 from dreamforge.settings import VARIABLES, unconfigured_environ
+from tests import processes
 from tests.embedded.conftest import of_home
 from tests.kit import NOBODY
 from tests.weights import CENTRAL, PIPELINE, UPSCALER, lay, safetensors
@@ -51,14 +50,9 @@ def answer(capsys: pytest.CaptureFixture[str]) -> Json:
 
 def run_in(home: Path, *arguments: str) -> Any:
     """Run a command in a process of its own, with nothing set but DF_HOME; its answer as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dreamforge", "--no-env-file", "models", *arguments, "--output", "json"],
-        env=unconfigured_environ() | {"DF_HOME": str(home)},
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    command = ["--no-env-file", "models", *arguments, "--output", "json"]
+    done = processes.run(command, unconfigured_environ() | {"DF_HOME": str(home)})
+    assert done.returncode == 0, done.stderr
     return msgspec.json.decode(done.stdout)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from dreamforge.settings import unconfigured_environ
 from runners.objects import S3Config
+from tests import processes
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running
 from tests.kit import Api, Service, codes, eventually, roles_environ
@@ -39,9 +40,9 @@ class Cli:
 
     def run(self, *arguments: str, code: int = 0, stdin: str = "") -> str:
         """Run a command to its end, which must be this exit code; what it printed."""
-        with self.start(*arguments) as process:
-            out, err = process.communicate(stdin, timeout=120)
-        assert process.returncode == code, f"exit {process.returncode}: {err}{out}"
+        done = processes.run(["--no-env-file", "jobs", *arguments], self._environ, given=stdin)
+        out, err = done.stdout, done.stderr
+        assert done.returncode == code, f"exit {done.returncode}: {err}{out}"
         assert "Traceback" not in err
         assert (err != "" and out == "") if code > 1 else True
         return out

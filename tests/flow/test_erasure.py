@@ -19,7 +19,7 @@ class Stack:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.environ = {"DF_HOME": str(home)}
+        self.environ = {"DF_HOME": str(home), "DF_LEASE_S": "4"}
         self.texts = [f"{name}-{secrets.token_hex(12)}" for name in ("prompt", "negative", "metadata")]
         prompt, negative, metadata = self.texts
         self.service = Service("up", {**self.environ, "DF_FAKE_RUNNER": "1", "DF_PORT": "0"})
@@ -148,7 +148,6 @@ def test_erasing_again_changes_nothing(stack: Stack) -> None:
     assert stack.api.job(running)["params"]["prompt"] == "a castle"
     stack.api.http.post(f"/v1/jobs/{running}/cancel")
     assert stack.api.finished(running)["status"] == "cancelled"
-    stack.environ["DF_LEASE_S"] = "4"
     [erased] = stack.ask("audit", "erase", running)
     assert (erased["events"], erased["damaged"]) == (1, [])
     assert stack.api.job(running)["params"]["prompt"] is None

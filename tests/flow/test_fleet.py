@@ -135,7 +135,7 @@ def test_a_killed_runners_step_is_taken_by_another(db_url: str, s3_config: S3Con
         fleet.start("orchestrator")
         fleet.start("projector")
         doomed = fleet.start("runner")
-        job_id = api.create(count=12, width=1024, height=1024)
+        job_id = api.create(count=12, width=640, height=640)
         while api.get(f"/v1/jobs/{job_id}/progress")["progress"] < 0.1:
             time.sleep(0.02)
         doomed.kill()
@@ -156,7 +156,7 @@ def test_a_command_that_was_sent_twice_does_no_harm(db_url: str, s3_config: S3Co
         fleet.start("orchestrator")
         for _ in range(2):
             fleet.start("runner")
-        job_id = api.create(count=12, width=1024, height=1024)
+        job_id = api.create(count=12, width=640, height=640)
         while api.get(f"/v1/jobs/{job_id}/progress")["progress"] < 0.1:
             time.sleep(0.02)
         copy = "select pgmq.send('generate', message) from pgmq.q_generate"
@@ -173,7 +173,7 @@ def test_a_stopped_runner_hands_its_step_back_at_once(db_url: str, s3_config: S3
         api = fleet.api()
         fleet.start("orchestrator")
         leaving = fleet.start("runner")
-        job_id = api.create(count=12, width=1024, height=1024)
+        job_id = api.create(count=12, width=640, height=640)
         while api.get(f"/v1/jobs/{job_id}/progress")["progress"] < 0.1:
             time.sleep(0.02)
         assert leaving.stop() == 0

@@ -68,7 +68,7 @@ projections.projector.evolve = breaks_evolve
 @pytest.fixture
 def environ(db_url: str, s3_config: S3Config) -> dict[str, str]:
     """The environment of every process, commands included."""
-    return roles_environ(db_url, s3_config, DF_POLL_S="0.2")
+    return roles_environ(db_url, s3_config, DF_POLL_S="0.2", DF_LEASE_S="4")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A generated image that somebody replaces in the store is never enlarged under its name."""
 
+import time
 from contextlib import ExitStack
 from io import BytesIO
 
@@ -16,16 +17,16 @@ from tests.kit import codes, roles_environ
 def test_a_replaced_image_fails_the_upscale(db_url: str, s3_config: S3Config, size: tuple[int, int]) -> None:
     """Given an orchestrator that is away between the steps, and an image replaced meanwhile, then its job says so."""
     with ExitStack() as stack:
-        fleet = Fleet(roles_environ(db_url, s3_config), stack)
+        fleet = Fleet(roles_environ(db_url, s3_config, DF_RETRY_BASE_S="0.1"), stack)
         api = fleet.api()
         orchestrator = fleet.start("orchestrator")
         job_id = api.create(count=8, width=1024, height=1024)
         fleet.start("runner")
         while "step.start" not in codes(api.history(job_id)):
-            pass
+            time.sleep(0.02)
         orchestrator.kill()
         while api.job(job_id)["steps"][0]["status"] != "succeeded":
-            pass
+            time.sleep(0.02)
         victim = api.artifacts(job_id)[5]
         body = BytesIO()
         Image.new("RGB", size).save(body, "PNG")

@@ -52,11 +52,11 @@ def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) 
 
 
 async def flood(base: str, refusal: int, *, room: int) -> int:
-    """Submit a hundred jobs at once, until so many have come in, and once more; answers how many did."""
+    """Submit forty jobs at once, until so many have come in, and once more; answers how many did."""
     accepted, floods = 0, 0
     async with httpx.AsyncClient(base_url=base, timeout=60, limits=httpx.Limits(), trust_env=False) as client:
         while accepted < room or floods < 2:
-            answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(100)))
+            answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(40)))
             statuses = [answer.status_code for answer in answers]
             assert set(statuses) <= {202, refusal}
             accepted, floods = accepted + statuses.count(202), floods + 1

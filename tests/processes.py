@@ -1,0 +1,233 @@
+"""Processes of `dreamforge`, forked from one that has imported it: their imports are most of what short ones cost.
+
+a test ─ arguments, environment, files ─▶ the ancestor of this test process ─ fork ─▶ `dreamforge.__main__.main()`
+
+A process whose environment holds what Python itself reads at its start is started in the usual way.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+_ROOT = Path(__file__).parent.parent
+_NUMBER = struct.Struct("!i")
+_READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ")
+
+
+def spawn(
+    arguments: Sequence[str], environ: Mapping[str, str], *, stdin: int, stdout: int, stderr: int
+) -> "Forked | subprocess.Popen[bytes]":
+    """Start `dreamforge` with these arguments and file descriptors, in a session of its own."""
+    if _read_at_start(environ) != _read_at_start(os.environ):
+        command = [sys.executable, "-m", "dreamforge", *arguments]
+        return subprocess.Popen(command, env=environ, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
+    return Forked(arguments, environ, [stdin, stdout, stderr])
+
+
+def run(
+    arguments: Sequence[str], environ: Mapping[str, str], *, given: str = "", timeout: float = 200
+) -> "subprocess.CompletedProcess[str]":
+    """Run `dreamforge` to its end, with a text for its input."""
+    with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
+        stdin.write(given.encode())
+        stdin.seek(0)
+        files = {"stdin": stdin.fileno(), "stdout": stdout.fileno(), "stderr": stderr.fileno()}
+        process = spawn(arguments, environ, **files)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, stdout.read().decode(), stderr.read().decode())
+
+
+def _read_at_start(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith(_READ_AT_START)}
+
+
+class Forked:
+    """A process, with as much of the interface of `subprocess.Popen` as tests need."""
+
+    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[int]) -> None:
+        self.returncode: int | None = None
+        self._waiting = threading.Lock()
+        self._status, status = os.pipe()
+        request = {"arguments": list(arguments), "environ": dict(environ), "folder": str(Path.cwd())}
+        _ancestor().ask(request, [*files, status])
+        os.close(status)
+        self.pid = self._told()
+
+    def _told(self) -> int:
+        told = os.read(self._status, _NUMBER.size)
+        assert len(told) == _NUMBER.size, "the ancestor of the test's processes has died"
+        return int(_NUMBER.unpack(told)[0])
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit code. Raises `subprocess.TimeoutExpired`."""
+        with self._waiting:
+            if self.returncode is None:
+                if not select.select([self._status], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("dreamforge", timeout or 0)
+                self.returncode = self._told()
+                os.close(self._status)
+            return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class _Ancestor:
+    """The process that has imported everything, as the tests see it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._asking = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.processes", str(theirs.fileno())], cwd=_ROOT, pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+
+    def ask(self, request: object, files: Sequence[int]) -> None:
+        """Let it fork a process."""
+        text = json.dumps(request).encode()
+        with self._asking:
+            socket.send_fds(self._socket, [_NUMBER.pack(len(text))], list(files))
+            self._socket.sendall(text)
+
+    def end(self) -> None:
+        """Let it end; what it has forked goes on."""
+        self._socket.close()
+        self._process.wait(30)
+
+
+@functools.cache
+def _ancestor() -> _Ancestor:
+    found = _Ancestor()
+    atexit.register(found.end)
+    return found
+
+
+# The ancestor -------------------------------------------------------------------------------------
+
+
+def _forked(connection: socket.socket) -> bool:
+    """Fork as asked, and tell how each process ended, until the tests end; is this one that was forked?"""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    statuses: dict[int, int] = {}
+    while True:
+        ready = select.select([connection.fileno(), woken], [], [])[0]
+        if woken in ready:
+            os.read(woken, 1024)
+            for pid, code in _ended(list(statuses)):
+                status = statuses.pop(pid)
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(status, _NUMBER.pack(code))
+                os.close(status)
+        if connection.fileno() in ready:
+            header, files, *_ = socket.recv_fds(connection, _NUMBER.size, 4)
+            if not header:
+                return False
+            with connection.makefile("rb", buffering=0) as stream:
+                text = b""
+                while len(text) < _NUMBER.unpack(header)[0]:
+                    text += stream.read(_NUMBER.unpack(header)[0] - len(text))
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for number in (connection.detach(), woken, waker, *statuses.values(), files[3]):
+                    os.close(number)
+                _become(json.loads(text), files[:3])
+                return True
+            for number in files[:3]:
+                os.close(number)
+            statuses[pid] = files[3]
+            os.write(files[3], _NUMBER.pack(pid))
+
+
+def _ended(pids: Sequence[int]) -> list[tuple[int, int]]:
+    found = []
+    for pid in pids:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            found.append((pid, os.waitstatus_to_exitcode(status)))
+    return found
+
+
+def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
+    """Be as a process that was started with these arguments, this environment and these files."""
+    os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.argv[1:] = request["arguments"]
+
+
+def _import_all() -> None:
+    """What a process of ours may come to import."""
+    for package in ("api", "dreamforge", "eventstore", "orchestrator", "projections", "runners"):
+        for module in pkgutil.iter_modules([str(_ROOT / package)]):
+            if module.name != "__main__":
+                import_module(f"{package}.{module.name}")
+    for name in ("uvicorn.lifespan.on", "uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl", "uvloop"):
+        import_module(name)
+
+
+def _main() -> int:
+    _import_all()
+    main = import_module("dreamforge.__main__").main
+    gc.freeze()
+    if not _forked(socket.socket(fileno=int(sys.argv[1]))):
+        return 0
+    try:
+        code = main()
+    except SystemExit as ended:  # of a wrong argument
+        code = int(ended.code or 0)
+    # Not by the interpreter's own end, which writes to most of the memory that is shared with the ancestor.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

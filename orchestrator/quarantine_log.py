@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from eventstore import codec, schema
-from eventstore.database import Backoff
+from eventstore.database import Backoff, Row
 from eventstore.errors import EventStoreError
 from eventstore.events import JobQuarantined, JobReleased, Recorded
 from eventstore.log import COLUMNS, Log, recorded
@@ -29,11 +29,16 @@ select {COLUMNS} from eventstore.events
 where code in ('job.quarantined', 'job.released') order by stream_id, version
 """  # noqa: S608  # constants
 _MARKS_OF = _MARKS.replace("where", "where stream_id = $1 and")
+# What was reported before the job was released says nothing of it since.
 _REPORTED = """
-select stream_id, reader, r.version, reason, e.tenant
+select stream_id, reader, r.version, reason, e.tenant, exists (
+    select from eventstore.events released
+    where released.stream_id = r.stream_id and released.code = 'job.released' and released.recorded_at > r.reported_at
+) as outdated
 from eventstore.rejections r join eventstore.events e using (stream_id) where e.version = 1
 order by reported_at limit 100
 """
+_FORGET = "select eventstore.forget_rejection($1)"
 _RELEASE = "select max(release) as release from eventstore.releases"
 
 _UNREADABLE = JobQuarantined(reader="unknown", at_version=0, reason="the event that says it can't be read itself")
@@ -73,7 +78,7 @@ class Quarantine:
             body = JobQuarantined(reader=reader, at_version=at_version, reason=reason)
             await note(self._log, job_id, "job", body, self._actor, tenant=tenant)
             _log.error("job set aside", job_id=str(job_id), reader=reader, at_version=at_version, reason=reason)
-        await self._log.database.call("select eventstore.forget_rejection($1)", job_id)
+        await self._log.database.call(_FORGET, job_id)
         return True
 
     async def run(self) -> None:
@@ -82,13 +87,20 @@ class Quarantine:
         while True:
             try:
                 for row in await self._log.database.read(_REPORTED):
-                    reported = {"reader": row["reader"], "at_version": row["version"], "reason": row["reason"]}
-                    await self.add(row["stream_id"], row["tenant"], **reported)
+                    await self._take(row)
                 backoff.reset()
             except EventStoreError as error:
                 _log.warning("reports of jobs that can't be read wait", error=str(error))
                 await backoff.wait()
             await asyncio.sleep(_LOOK_S)
+
+    async def _take(self, reported: Row) -> None:
+        job_id = reported["stream_id"]
+        if reported["outdated"]:
+            await self._log.database.call(_FORGET, job_id)
+            return
+        why = {"reader": reported["reader"], "at_version": reported["version"], "reason": reported["reason"]}
+        await self.add(job_id, reported["tenant"], **why)
 
     async def check(self) -> None:
         """For readiness: raise `JobsSetAside` while any job is quarantined."""

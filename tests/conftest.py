@@ -73,7 +73,14 @@ def _database(stack: contextlib.ExitStack, home: Path) -> str:
         return given
     postgres = EmbeddedPostgres.start(home)
     stack.callback(postgres.stop)
+    # Hundreds of databases are copied, and none outlives the session.
+    set_fsync(postgres.url, on=False)
     return postgres.url
+
+
+def set_fsync(url: str, *, on: bool) -> None:
+    """Let a server wait until its files are on the disk, or not."""
+    asyncio.run(execute(url, f"alter system set fsync = {'on' if on else 'off'}", "select pg_reload_conf()"))
 
 
 def _store(stack: contextlib.ExitStack, home: Path) -> S3Config:
@@ -160,6 +167,17 @@ def fresh_database(backends: Backends, *, installed: bool = True) -> Iterator[st
         yield database_named(backends.db_url, name)
     finally:
         asyncio.run(execute(backends.db_url, f"drop database {name} with (force)"))
+
+
+@pytest.fixture
+def durable(backends: Backends) -> Iterator[None]:
+    """A server that keeps what it answered for, as users have it, for the tests that look at how it is set."""
+    if "DF_TEST_DB_URL" in os.environ or os.environ.get("DF_TEST_BACKEND") == "testcontainers":
+        yield
+        return
+    set_fsync(backends.db_url, on=True)
+    yield
+    set_fsync(backends.db_url, on=False)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from eventstore.log import Append, Batch
 from runners.objects import S3Config
 from tests.kit import History, Store, connect, dreamforge, event, roles_environ
 
+pytestmark = pytest.mark.usefixtures("durable")
+
 
 def examined(environ: dict[str, str], code: int = 0) -> dict[str, Any]:
     """The findings by check; the command must exit so."""

@@ -184,6 +184,7 @@ async def test_a_job_that_cannot_be_read_is_set_aside(
     assert "agrees" in answered(environ, "projections", "verify")
 
 
+@pytest.mark.usefixtures("durable")
 async def test_every_command_takes_a_job_that_is_set_aside(
     db_url: str, environ: dict[str, str], start: Start, client: Client
 ) -> None:
@@ -306,6 +307,7 @@ async def test_only_the_newest_release_sets_aside(db_url: str, start: Start, cli
     await connection.close()
 
 
+@pytest.mark.usefixtures("durable")
 async def test_other_streams_that_cannot_be_read_stop_nobody(
     db_url: str, environ: dict[str, str], start: Start, client: Client
 ) -> None:

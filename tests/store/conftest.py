@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dreamforge.embedded import EmbeddedPostgres
-from tests.conftest import Backends
+from tests.conftest import Backends, set_fsync
 from tests.kit import SERVICE_LOGIN
 from tests.pooler import pooled
 
@@ -24,6 +24,7 @@ def backends(
     if not (DEBIAN_15 / "postgres").exists():
         pytest.skip("Debian's package postgresql-15 is not installed")
     fifteen = EmbeddedPostgres.start(tmp_path_factory.mktemp("fifteen"), DEBIAN_15)
+    set_fsync(fifteen.url, on=False)
     with pooled(fifteen.url, SERVICE_LOGIN):
         yield Backends(fifteen.url, session_backends.s3)
     fifteen.stop()

@@ -1,5 +1,7 @@
 """Jobs that some process can't read: who may report one, and what is done once one is released."""
 
+import asyncio
+
 import pytest
 
 from eventstore import schema
@@ -7,8 +9,9 @@ from eventstore.events import JobCreated, JobQuarantined, JobReleased, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from orchestrator.loop import Orchestrator
+from orchestrator.quarantine_log import Quarantine
 from projections.queries import Queries
-from tests.kit import Store, event, job_created
+from tests.kit import Store, event, eventually, job_created
 
 REPORTED = "select stream_id from eventstore.rejections"
 SET_ASIDE = JobQuarantined(reader="orchestrator", at_version=1, reason="RuntimeError")
@@ -58,3 +61,23 @@ async def test_what_two_events_ask_for_is_sent_once(store: Store) -> None:
     await orchestrator.handle(events, [Move(subscription=Orchestrator.name, partition=partition, start=0, end=last)])
     rows = await store.database.read("select message->>'step_id' as step_id from pgmq.q_generate")
     assert [row["step_id"] for row in rows] == [str(created.steps[0].step_id)]
+
+
+@pytest.mark.parametrize("released_first", [False, True])
+async def test_a_report_of_before_the_release_says_nothing_of_the_job(store: Store, *, released_first: bool) -> None:
+    """Given a report and a release of its job, then what was reported later alone sets the job aside again."""
+    append = history(job_created())
+    before, release = append.events[:2], append.events[2:3]
+    await store.log.commit(Batch(appends=[Append(stream=append.stream, expected=0, events=before)]))
+    report = store.log.report_rejection(append.stream, "readmodel", 1, "RuntimeError")
+    released = store.log.commit(Batch(appends=[Append(stream=append.stream, expected=2, events=release)]))
+    for call in (released, report) if released_first else (report, released):
+        await call
+    watching = asyncio.create_task(Quarantine(store.log, "test").run())
+
+    async def taken() -> bool:
+        return await store.database.read(REPORTED) == []
+
+    await eventually(taken)
+    watching.cancel()
+    assert (await store.codes(append.stream))[3:] == (["job.quarantined"] if released_first else [])

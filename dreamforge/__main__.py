@@ -11,8 +11,7 @@ def main() -> int:
     if reason is not None:
         sys.stderr.write(f"dreamforge: {reason}\n")
         return 1
-    # Not before: it imports these packages.
-    from dreamforge import cli  # noqa: PLC0415
+    from dreamforge import cli  # noqa: PLC0415 - it imports the packages that may not be ours
 
     return cli.main()
 

@@ -8,25 +8,12 @@ import asyncpg
 import msgspec
 
 from eventstore.ids import new_id
-from tests.kit import connect
+from tests.kit import connect, generate_params
 
 CREATED: dict[str, Any] = {
     "type": "generate",
     "steps": [{"step_id": "018f0000-0000-7000-8000-00000000000a", "name": "generate"}],
-    "generate": {
-        "width": 64,
-        "height": 64,
-        "steps": 2,
-        "guidance": 7.0,
-        "scheduler": None,
-        "format": "png",
-        "embed_metadata": True,
-        "seed": 7,
-        "count": 1,
-        "model_id": None,
-        "provider": None,
-        "engine": None,
-    },
+    "generate": msgspec.to_builtins(generate_params()),
     "upscale": None,
 }
 """The data of a sound job.created."""

@@ -1,8 +1,9 @@
-"""Processes of `dreamforge`, forked from one that has imported it: their imports are most of what short ones cost.
+"""Starts `dreamforge` for the tests, by a fork server that has imported it: imports take most of a command's time.
 
-a test ─ arguments, environment, files ─▶ the ancestor of this test process ─ fork ─▶ `dreamforge.__main__.main()`
+a test ─ arguments, environment, file descriptors ─▶ fork server ─ fork ─▶ `dreamforge.__main__.main()`
+a test ◀─ exit code, by a pipe ─ fork server
 
-A process whose environment holds what Python itself reads at its start is started in the usual way.
+A process whose environment differs in what Python itself reads at its start is started with `subprocess`.
 """
 
 import atexit
@@ -28,6 +29,7 @@ from typing import Any
 _ROOT = Path(__file__).parent.parent
 _NUMBER = struct.Struct("!i")
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ")
+"""Prefixes of the variables that Python reads at its start."""
 
 
 def spawn(
@@ -71,13 +73,13 @@ class Forked:
         self._waiting = threading.Lock()
         self._status, status = os.pipe()
         request = {"arguments": list(arguments), "environ": dict(environ), "folder": str(Path.cwd())}
-        _ancestor().ask(request, [*files, status])
+        _fork_server().ask(request, [*files, status])
         os.close(status)
         self.pid = self._told()
 
     def _told(self) -> int:
         told = os.read(self._status, _NUMBER.size)
-        assert len(told) == _NUMBER.size, "the ancestor of the test's processes has died"
+        assert len(told) == _NUMBER.size, "the fork server has died"
         return int(_NUMBER.unpack(told)[0])
 
     def poll(self) -> int | None:
@@ -107,8 +109,8 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-class _Ancestor:
-    """The process that has imported everything, as the tests see it."""
+class _ForkServer:
+    """The fork server of this test process."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -119,30 +121,30 @@ class _Ancestor:
         theirs.close()
 
     def ask(self, request: object, files: Sequence[int]) -> None:
-        """Let it fork a process."""
+        """Fork a process; its id and its exit code come by the last of the files."""
         text = json.dumps(request).encode()
         with self._asking:
             socket.send_fds(self._socket, [_NUMBER.pack(len(text))], list(files))
             self._socket.sendall(text)
 
     def end(self) -> None:
-        """Let it end; what it has forked goes on."""
+        """Stop it; the processes that it has forked go on."""
         self._socket.close()
         self._process.wait(30)
 
 
 @functools.cache
-def _ancestor() -> _Ancestor:
-    found = _Ancestor()
+def _fork_server() -> _ForkServer:
+    found = _ForkServer()
     atexit.register(found.end)
     return found
 
 
-# The ancestor -------------------------------------------------------------------------------------
+# In the fork server ------------------------------------------------------------------------------
 
 
-def _forked(connection: socket.socket) -> bool:
-    """Fork as asked, and tell how each process ended, until the tests end; is this one that was forked?"""
+def _serve(connection: socket.socket) -> bool:
+    """Fork as asked, and report exit codes, until the connection ends. Returns True in a forked process."""
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -171,7 +173,7 @@ def _forked(connection: socket.socket) -> bool:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for number in (connection.detach(), woken, waker, *statuses.values(), files[3]):
                     os.close(number)
-                _become(json.loads(text), files[:3])
+                _set_up(json.loads(text), files[:3])
                 return True
             for number in files[:3]:
                 os.close(number)
@@ -188,8 +190,8 @@ def _ended(pids: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
-    """Be as a process that was started with these arguments, this environment and these files."""
+def _set_up(request: Mapping[str, Any], files: Sequence[int]) -> None:
+    """Give this process its own session, folder, environment, arguments, and standard streams."""
     os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
@@ -204,7 +206,7 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
 
 
 def _import_all() -> None:
-    """What a process of ours may come to import."""
+    """Import what `dreamforge` imports sooner or later."""
     for package in ("api", "dreamforge", "eventstore", "orchestrator", "projections", "runners"):
         for module in pkgutil.iter_modules([str(_ROOT / package)]):
             if module.name != "__main__":
@@ -217,13 +219,13 @@ def _main() -> int:
     _import_all()
     main = import_module("dreamforge.__main__").main
     gc.freeze()
-    if not _forked(socket.socket(fileno=int(sys.argv[1]))):
+    if not _serve(socket.socket(fileno=int(sys.argv[1]))):
         return 0
     try:
         code = main()
     except SystemExit as ended:  # of a wrong argument
         code = int(ended.code or 0)
-    # Not by the interpreter's own end, which writes to most of the memory that is shared with the ancestor.
+    # The interpreter's own exit writes to most of the memory that is shared with the fork server.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -28,8 +28,8 @@ export PROMPT COUNT SCALE SIZE PORT BASE STEPS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PY := $(VENV)/bin/python
-# Tests wait for processes more than they compute. A file stays in one process, since its tests share services; the long
-# ones come first, as they lie.
+# Twice the cores of a small machine: half of a test's time is waiting for other processes. A file stays in one process,
+# since its tests share services; the long ones come first, as they lie.
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests

@@ -79,8 +79,20 @@ def _database(stack: contextlib.ExitStack, home: Path) -> str:
 
 
 def set_fsync(url: str, *, on: bool) -> None:
-    """Let a server wait until its files are on the disk, or not."""
-    asyncio.run(execute(url, f"alter system set fsync = {'on' if on else 'off'}", "select pg_reload_conf()"))
+    """Let a server wait until its files are on the disk, or not; from the next connection on."""
+    wanted = "on" if on else "off"
+
+    async def change() -> None:
+        await execute(url, f"alter system set fsync = {wanted}", "select pg_reload_conf()")
+        # The server hears of it by a signal, after this connection has.
+        while True:
+            connection = await asyncpg.connect(url)
+            found = await connection.fetchval("show fsync")
+            await connection.close()
+            if found == wanted:
+                return
+
+    asyncio.run(change())
 
 
 def _store(stack: contextlib.ExitStack, home: Path) -> S3Config:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import msgspec
@@ -149,9 +149,8 @@ async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, 
     else:
         if state.finished not in {None, "succeeded"}:  # else every object that can be written is
             await _until_written(database, job, lease_s)
-        # The objects that no event names, too: of an attempt that was cut off between the two.
-        keys = await store.keys(object_prefix(state.tenant, job))
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
+        keys = await _keys(store, state.tenant, job, written)
         rewritten = () if state.erased or state.finished is None else await _rewritten(store, written)
         state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
         version = state.version
@@ -176,13 +175,24 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
     history = await log.stream(job)
     tenant = history[0].tenant
     await _until_written(database, job, lease_s)
+    bodies = [codec.body_if_readable(event) for event in history]
+    written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactBody)}
     if all(event.code != JobErased.code for event in history):
-        bodies = [codec.body_if_readable(event) for event in history]
-        written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactBody)}
         for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
             await note(log, job, "job", body, actor(), tenant=tenant)
     newest = await log.newest(job)
-    return await store.keys(object_prefix(tenant, job)), len(history) if newest is None else newest.version
+    keys = await _keys(store, tenant, job, written.values())
+    return keys, len(history) if newest is None else newest.version
+
+
+async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactBody]) -> list[str]:
+    """The keys of a job's objects, those that no event names too: of attempts that were cut off between the two.
+
+    Those that events name even if the store does not list them: SeaweedFS forgets a folder when it is killed at the
+    wrong moment, while what lies in it can still be read.
+    """
+    listed = await store.keys(object_prefix(tenant, job))
+    return sorted({*listed, *(artifact.s3_key for artifact in written)})
 
 
 async def _until_written(database: Database, job: UUID, lease_s: float) -> None:

@@ -379,6 +379,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/http/test_create.py -k can_be_erased",
     ),
     Mutant(
+        "14-the-lists-files-only",
+        "dreamforge/audit_erase.py",
+        "    return sorted({*listed, *(artifact.s3_key for artifact in written)})",
+        "    return listed",
+        "tests/flow/test_erasure.py -k not_list",
+    ),
+    Mutant(
         "14-the-trace-in-later-events",
         "orchestrator/transact.py",
         "meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)",

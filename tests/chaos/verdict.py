@@ -30,6 +30,7 @@ from eventstore.log import COLUMNS, recorded
 from orchestrator.quarantine import is_set_aside
 from projections.rows import Rows, to_view
 from projections.views import JobView, ViewGap, of_history, view
+from runners.errors import ObjectMissing
 from runners.objects import ObjectStore, S3Config
 from tests.kit import TERMINAL
 from tests.store.test_hash_chain import broken
@@ -168,36 +169,40 @@ async def gather(
         if event.category == "job":
             histories.setdefault(event.stream_id, []).append(event)
     aside = {job: of_history(history) for job, history in histories.items() if is_set_aside(history)}
-    jobs = {job: list(map(codec.fact, history)) for job, history in histories.items() if job not in aside}
+    facts = {job: list(map(codec.fact, history)) for job, history in histories.items() if job not in aside}
+    found = {job: Job(job, known, folded(known)) for job, known in facts.items()}
     return Evidence(
         acknowledged=acknowledged,
         keys=keys,
         log_id=log_id,
         events=partitions,
-        jobs={job: Job(job, facts, folded(facts)) for job, facts in jobs.items()},
+        jobs=found,
         rows={row.job_id: row for row in rows},
         row_counts=(sizes["steps"], sizes["artifacts"]),
         commands=commands,
-        objects=await _objects(s3),
+        objects=await _objects(s3, {one.s3_key for job in found.values() for one in job.bodies(ArtifactWritten)}),
         poisoned=poisoned,
         set_aside={job: None if view is None else in_order(view) for job, view in aside.items()},
     )
 
 
-async def _objects(s3: S3Config) -> dict[str, tuple[int, str]]:
-    """Every object of the bucket, read whole."""
+async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Every object of the bucket, read whole, and what can be read under a recorded key that is not listed.
+
+    SeaweedFS forgets a folder when it is killed at the wrong moment, and lists nothing of what lies in it.
+    """
     store = ObjectStore(s3)
 
-    def keys() -> list[str]:
-        pages = store._s3.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket)
-        return [one["Key"] for page in pages for one in page.get("Contents", [])]
-
-    async def described(key: str) -> tuple[str, tuple[int, str]]:
-        body = await store.get(key)
+    async def described(key: str) -> tuple[str, tuple[int, str]] | None:
+        try:
+            body = await store.get(key)
+        except ObjectMissing:
+            return None
         return key, (len(body), hashlib.sha256(body).hexdigest())
 
     try:
-        return dict(await asyncio.gather(*map(described, await asyncio.to_thread(keys))))
+        keys = {*await store.keys(""), *recorded}
+        return dict(one for one in await asyncio.gather(*map(described, keys)) if one is not None)
     finally:
         await store.close()
 

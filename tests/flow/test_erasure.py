@@ -13,6 +13,15 @@ from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from runners.objects import ObjectStore, S3Config
 from tests.kit import NOBODY, Api, Service, connect, dreamforge
 
+_LISTS_NOTHING = """
+import runners.objects
+
+async def keys(store, prefix):
+    return []
+
+runners.objects.ObjectStore.keys = keys
+"""
+
 
 class Stack:
     """Everything in one home, with one job that has ended, whose texts are like no other's."""
@@ -114,6 +123,19 @@ async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
     assert stack.texts[0].encode() not in await store.get(orphan)
     told = dreamforge("audit", "erase", stack.job, **stack.environ)
     assert (told.returncode, damaged in told.stderr) == (1, True)
+    await store.close()
+
+
+async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) -> None:
+    """Given a store that lists nothing, as SeaweedFS lists no folder that it forgot, then recorded files are erased."""
+    store = stack.objects()
+    pictures = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    (tmp_path / "sitecustomize.py").write_text(_LISTS_NOTHING)
+    done = dreamforge("audit", "erase", stack.job, **stack.environ, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    left = [await store.get(picture) for picture in pictures]
+    assert len(left) == 2
+    assert all(stack.texts[0].encode() not in body for body in left)
     await store.close()
 
 

@@ -188,8 +188,8 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
 async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactBody]) -> list[str]:
     """The keys of a job's objects, those that no event names too: of attempts that were cut off between the two.
 
-    Those that events name even if the store does not list them: SeaweedFS forgets a folder when it is killed at the
-    wrong moment, while what lies in it can still be read.
+    Those that events name even if the store does not list them: after SIGKILLs, SeaweedFS was seen to serve an object
+    that it did not list.
     """
     listed = await store.keys(object_prefix(tenant, job))
     return sorted({*listed, *(artifact.s3_key for artifact in written)})

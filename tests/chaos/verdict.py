@@ -189,7 +189,7 @@ async def gather(
 async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[int, str]]:
     """Every object of the bucket, read whole, and what can be read under a recorded key that is not listed.
 
-    SeaweedFS forgets a folder when it is killed at the wrong moment, and lists nothing of what lies in it.
+    After SIGKILLs, SeaweedFS was seen to serve an object that it did not list.
     """
     store = ObjectStore(s3)
 

@@ -127,7 +127,7 @@ async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
 
 
 async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) -> None:
-    """Given a store that lists nothing, as SeaweedFS lists no folder that it forgot, then recorded files are erased."""
+    """Given a store that lists nothing of what it serves, then the recorded files are erased all the same."""
     store = stack.objects()
     pictures = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
     (tmp_path / "sitecustomize.py").write_text(_LISTS_NOTHING)

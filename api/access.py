@@ -28,7 +28,6 @@ from eventstore.log import DEFAULT_TENANT
 _CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"
 _READS = {"GET", "HEAD", "OPTIONS"}
-_RETRY_MS = 5000
 _TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
 
 
@@ -76,7 +75,7 @@ class Authentication:
             except EventStoreError as error:
                 response = await errors.on_store_error(Request(scope), error)
                 if scope["path"].endswith(_STREAM):  # on which any status but 200 makes an EventSource give up
-                    response = Response(frames.retry(_RETRY_MS), media_type="text/event-stream")
+                    response = Response(frames.come_back(), media_type="text/event-stream")
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -17,7 +17,6 @@ from api.access import Caller, caller, holds
 from api.errors import ApiError
 from api.services import Services
 
-RETRY_MS = 2000
 _PIECE_BYTES = 1 << 16
 _SHED = {"rate_limited", "infra_unavailable", "internal"}
 _log = structlog.get_logger(__name__)
@@ -161,8 +160,7 @@ async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Resp
 
 
 async def _come_back() -> AsyncGenerator[bytes, None]:
-    # Jitter, so that all who were sent away don't come back at once.
-    yield frames.retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
+    yield frames.come_back()
 
 
 async def _left(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from api import frames, responses, schemas
 from api.access import caller
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
-from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
+from api.event_stream import EventStream, Pulse, pieces
 from api.inputs import one_of, whole_number
 from api.responses import json_response
 from api.services import Services
@@ -96,7 +96,7 @@ async def stream(request: Request) -> Response:
 
 async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> AsyncGenerator[bytes, None]:
     """The frames of the whole log after a cursor, without end."""
-    yield frames.retry(RETRY_MS) + frames.place(cursor.encode())
+    yield frames.retry(frames.RETRY_MS) + frames.place(cursor.encode())
     pulse = Pulse(services.config.sse_heartbeat_s)
     async with services.tailer.follow(None) as waiter:
         while not services.stopping.is_set():

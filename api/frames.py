@@ -1,9 +1,10 @@
-"""The server-sent events (WHATWG HTML, section 9.2). Pure.
+"""The server-sent events (WHATWG HTML, section 9.2).
 
 Frames are `event:`, `data:`, `id:`, in this order, with LF. Only events of the log carry an id, so that a resume by
 Last-Event-ID can skip nothing.
 """
 
+import random
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from eventstore.events import ArtifactWritten, Recorded, StepError, StepFinish, 
 from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"
+RETRY_MS = 2000
 
 
 def retry(millis: int) -> bytes:
@@ -23,6 +25,11 @@ def retry(millis: int) -> bytes:
     As a block of its own it would be an event with empty data to some clients.
     """
     return b"retry: %d\n" % millis
+
+
+def come_back() -> bytes:
+    """The whole of a stream that is refused for now. Jitter, so that clients don't all come back at once."""
+    return retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
 
 
 def of_event(event: Recorded, *, steps_apart: bool) -> bytes:

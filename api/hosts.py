@@ -17,6 +17,9 @@ from api.errors import ApiError
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
 
+_LOOPBACK = {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
+"""The names of this machine alone that Debian's and Fedora's /etc/hosts give; no page can be of one of them."""
+
 
 class Hosts:
     """The hosts that are served: addresses, this machine's own names, and those that are given.
@@ -35,7 +38,7 @@ class Hosts:
         if match is None:
             return False
         host = match["host"].lower().removesuffix(".")
-        if _is_address(host.strip("[]")) or host == "localhost" or host.endswith(".localhost"):
+        if _is_address(host.strip("[]")) or host in _LOOPBACK or host.endswith(".localhost"):
             return True
         labels = host.split(".")
         above = {f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))}

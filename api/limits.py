@@ -33,23 +33,23 @@ select (select coalesce(sum(commands), 0) from eventstore.queue_lengths()) + (
     cross join generate_series(0, partitions - 1) as p
     left join eventstore.standings s on s.subscription = 'orchestrator' and s.partition = p) as waiting
 """
-# Those that the projector has seen, and those that it has not come to. No further than the limit: beyond it the number
-# says nothing more.
+# Those that the projector has seen, and those made or retried that it has not come to. No further than the limit:
+# beyond it the number says nothing more.
 _OPEN = """
 select (
     select count(*) from (
         select from readmodel.jobs where tenant = $1 and status in ('queued', 'running') limit $2) as seen
 ) + (
     select count(*) from (
-        select from eventstore.log
+        select distinct e.stream_id from eventstore.log
         cross join generate_series(0, partitions - 1) as p
         left join eventstore.standings s on s.subscription = 'readmodel' and s.partition = p
-        -- By the key, and a thousand events at most: a projector that is stopped must not make this a scan of the log.
+        -- By the key, and the newest thousand events: a projector that is stopped must not make this a scan of the log.
         cross join lateral (
-            select e.tenant, e.code from eventstore.events e
-            where e.partition = p and e.position > coalesce(s.position, 0) order by e.position limit 1000
+            select e.tenant, e.code, e.stream_id from eventstore.events e
+            where e.partition = p and e.position > coalesce(s.position, 0) order by e.position desc limit 1000
         ) as e
-        where e.tenant = $1 and e.code = 'job.created' limit $2) as unseen
+        where e.tenant = $1 and e.code in ('job.created', 'job.retry_requested') limit $2) as unseen
 ) as waiting
 """
 

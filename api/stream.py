@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api import frames
 from api.errors import invalid
-from api.event_stream import RETRY_MS, EventStream, Pulse, pieces
+from api.event_stream import EventStream, Pulse, pieces
 from api.inputs import included, job_id, moment
 from api.jobs import first_since, load
 from api.services import Services
@@ -35,7 +35,7 @@ async def stream(request: Request) -> Response:
 
 async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
-    first = frames.retry(RETRY_MS)  # within the first block that tells anything
+    first = frames.retry(frames.RETRY_MS)  # within the first block that tells anything
     view: JobView | None = None
     pulse = Pulse(services.config.sse_heartbeat_s)
     async with services.tailer.follow(job) as waiter:

@@ -35,6 +35,16 @@ _CREATE_TIMEOUT = httpx.Timeout(330.0, connect=5.0)
 # A stream's heartbeat comes every 15 seconds unless the server says otherwise; four missed ones are a dead line.
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _PAUSE_S = 2.0
+_FOR_NOW = {429, 503}
+"""What a service answers that will take the same request later."""
+_LOST = (
+    httpx.ReadError,
+    httpx.WriteError,
+    httpx.CloseError,
+    httpx.RemoteProtocolError,
+    httpx.ReadTimeout,
+    httpx.WriteTimeout,
+)
 _PAGE = 1000
 _JOBS_PAGE = 200
 _PREFIX = re.compile(r"[0-9a-fA-F-]{4,35}")
@@ -116,8 +126,8 @@ class Client:
         """Submit a job; the answer's `job`. A request in bytes is sent as it is.
 
         idempotency_key: names this request, so that sending it again makes no second job; drawn if none is given. When
-        the answer is lost, the request is sent again until the client's patience ends. wait_s: the service is to answer
-        when the job has ended, or after so many seconds.
+        the answer is lost, the request is sent again until it is answered or the client's patience ends. wait_s: the
+        service is to answer when the job has ended, or after so many seconds.
         """
         key = idempotency_key or str(uuid4())
         headers = {b"Content-Type": b"application/json", b"Idempotency-Key": key.encode()}
@@ -131,10 +141,16 @@ class Client:
                 return _job_of(
                     self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT)
                 )
-            except Unreachable as error:
+            except ClientError as error:
                 lost = lost or isinstance(error, AnswerLost)
-                if not lost or time.monotonic() > deadline:
+                for_now = isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.status in _FOR_NOW)
+                if not lost or not for_now:
                     raise
+                if time.monotonic() > deadline:
+                    again = (
+                        f"it may have made the job; to send it again without making another: --idempotency-key {key}"
+                    )
+                    raise AnswerLost(f"{error} The answer to an earlier request was lost, and {again}") from error
             time.sleep(_PAUSE_S)
 
     def job(self, job_id: str, *, as_of: str | None = None, as_of_version: int | None = None) -> JsonObject:
@@ -325,7 +341,7 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
-        if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.CloseError | httpx.RemoteProtocolError):
+        if isinstance(error, _LOST):
             return AnswerLost(f"The connection to {self.base_url} broke off ({reason}).")
         way_out = "start one by `dreamforge up`, or set DF_API_BASE"
         return Unreachable(f"No service answers at {self.base_url} ({reason}): {way_out}.")

@@ -88,8 +88,10 @@ class Connection(HttpToolsProtocol):
     # The head
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins. Its time counts from here; that of the first from the opening, so that none is given twice."""
         super().on_message_begin()
+        if self.cycle is not None:
+            self._unwatch()
         self._in_head = True
         self._head_bytes = self._unparsed = 0
 
@@ -153,7 +155,10 @@ class Connection(HttpToolsProtocol):
         if self._busy:
             self._unwatch()
         elif self._late is None:
-            self._late = self.loop.call_later(self._head_s, self._give_up)
+            # Between requests it is idle, also while the rest of a body comes whose request is answered already.
+            cycle: RequestResponseCycle | None = self.cycle
+            idle = cycle is not None and not self._in_head
+            self._late = self.loop.call_later(self.timeout_keep_alive if idle else self._head_s, self._give_up)
 
     def _unwatch(self) -> None:
         if self._late is not None:
@@ -161,7 +166,8 @@ class Connection(HttpToolsProtocol):
             self._late = None
 
     def _give_up(self) -> None:
-        if not self._busy:
+        self._late = None
+        if not self._busy and (self._in_head or not self._readable()):
             self.transport.close()
 
 

@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TypeVar
-from uuid import UUID
 
 from rich.markup import escape
 from rich.table import Table
 
 from dreamforge import logs
 from dreamforge.backends import ask_database
+from dreamforge.client import Ambiguous
 from dreamforge.console import CONFLICT, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
@@ -19,7 +18,8 @@ from eventstore.events import JobErased
 from eventstore.log import Log
 from orchestrator.quarantine_log import Quarantine, QuarantinedJob
 
-T = TypeVar("T")
+_SHORTEST = 4
+"""Characters of the beginning of an id; shorter ones would hit by chance."""
 
 
 class Erased(Exception):
@@ -52,7 +52,10 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
-    found = _found(settings, UUID(args.job_id))
+    async def ask(database: Database, actor: str) -> QuarantinedJob | None:
+        return await _found(Quarantine(Log(database), actor), args.job_id)
+
+    found = ask_database(settings, "quarantine", ask)
     if found is None:
         return complain(NOT_FOUND, f"job {args.job_id} is not set aside")
     print_answer(args.output, found, _table([found]))
@@ -63,10 +66,12 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
     async def end(database: Database, actor: str) -> QuarantinedJob | None:
         log = Log(database)
         quarantine = Quarantine(log, actor)
-        found = await quarantine.one(UUID(args.job_id))
-        if resume and any(event.code == JobErased.code for event in await log.stream(UUID(args.job_id))):
+        found = await _found(quarantine, args.job_id)
+        if found is None:
+            return None
+        if resume and any(event.code == JobErased.code for event in await log.stream(found.job_id)):
             raise Erased
-        if found is not None and (resume or found.state == "quarantined"):
+        if resume or found.state == "quarantined":
             await quarantine.release(found, resume=resume)
         return found
 
@@ -77,15 +82,19 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
     if found is None:
         return complain(CONFLICT, f"job {args.job_id} is not set aside")
     done = "goes on, if this release can read its history" if resume else "stays failed"
-    print_answer(args.output, found, f"Job {args.job_id} {done}.")
+    print_answer(args.output, found, f"Job {found.job_id} {done}.")
     return OK
 
 
-def _found(settings: Settings, job_id: UUID) -> QuarantinedJob | None:
-    async def ask(database: Database, actor: str) -> QuarantinedJob | None:
-        return await Quarantine(Log(database), actor).one(job_id)
-
-    return ask_database(settings, "quarantine", ask)
+async def _found(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
+    """The job that is set aside and has this id, or alone has one that begins so."""
+    beginning = text.lower().replace("-", "")
+    if len(beginning) < _SHORTEST:
+        return None
+    found = [one for one in await quarantine.all() if one.job_id.hex.startswith(beginning)]
+    if len(found) > 1:
+        raise Ambiguous(f"{len(found)} jobs that are set aside have an id that begins with {text}")
+    return found[0] if found else None
 
 
 def _table(found: Sequence[QuarantinedJob]) -> Table:

@@ -320,7 +320,7 @@ VARIABLES = {
     "presign_expires_s": Var(
         "DF_PRESIGN_EXPIRES_S", whole(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
     ),
-    "host": Var("DF_HOST", TEXT, "The address that the API listens on; localhost: 127.0.0.1 and ::1."),
+    "host": Var("DF_HOST", TEXT, "The address that the API listens on, that one alone; localhost: 127.0.0.1 and ::1."),
     "port": Var("DF_PORT", whole(0, 65535), "The port that the API listens on; 0 takes a free one."),
     "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
     "api_key": Var(

@@ -6,7 +6,10 @@ from pathlib import Path
 
 PACKAGES = ("api", "eventstore", "orchestrator", "projections", "runners")
 _ROOT = Path(__file__).resolve().parent.parent
-_WAY_OUT = "Install Dream Forge into an environment of its own."
+_WAY_OUT = (
+    "Install Dream Forge into an environment of its own, and start it where neither PYTHONPATH nor the current folder "
+    "has such a package."
+)
 
 
 def shadowed(root: Path = _ROOT) -> str | None:

@@ -93,7 +93,10 @@ class Doorbell:
                 await work(backoff)
             except Exception as error:  # noqa: BLE001  # rings must go on, whatever it was
                 if backoff.failures == 0:
-                    _log.warning("doorbell is silent, polling goes on", error=str(error))
+                    foreseen = isinstance(
+                        error, DatabaseUnavailable | OSError | asyncpg.PostgresError | asyncpg.InterfaceError
+                    )
+                    _log.warning("doorbell is silent, polling goes on", error=str(error), exc_info=not foreseen)
                 await backoff.wait()
 
     async def _notify(self, backoff: Backoff) -> None:

@@ -28,7 +28,6 @@ _MARKS = f"""
 select {COLUMNS} from eventstore.events
 where code in ('job.quarantined', 'job.released') order by stream_id, version
 """  # noqa: S608  # constants
-_MARKS_OF = _MARKS.replace("where", "where stream_id = $1 and")
 # What was reported before the job was released says nothing of it since.
 _REPORTED = """
 select stream_id, reader, r.version, reason, e.tenant, exists (
@@ -113,11 +112,6 @@ class Quarantine:
         marks = recorded(await self._log.database.read(_MARKS))
         found = [_told(list(own)) for _, own in groupby(marks, key=lambda event: event.stream_id)]
         return sorted((one for one in found if one is not None), key=lambda one: one.since, reverse=True)
-
-    async def one(self, job_id: UUID) -> QuarantinedJob | None:
-        """A job, if it is set aside."""
-        marks = await self._log.database.read(_MARKS_OF, job_id)
-        return _told(recorded(marks)) if marks else None
 
     async def release(self, found: QuarantinedJob, *, resume: bool) -> None:
         """Let a job go on, or leave it failed for good."""

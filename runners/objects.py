@@ -232,7 +232,11 @@ class ObjectStore:
 
     def _clock(self) -> datetime | None:
         with self._explained():
-            headers = self._s3.head_bucket(Bucket=self._config.bucket)["ResponseMetadata"]["HTTPHeaders"]
+            try:
+                answer = self._s3.head_bucket(Bucket=self._config.bucket)
+            except ClientError as error:  # a refusal tells the time as well, and S3 refuses for a clock that is far off
+                answer = error.response
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
         return parsedate_to_datetime(headers["date"]) if "date" in headers else None
 
     def _ensure_bucket(self) -> None:
@@ -272,7 +276,8 @@ class ObjectStore:
             return ObjectMissing(f"{self._place} holds no object {key}; it expired, or was removed")
         if status in {401, 403}:
             return ObjectStoreUnavailable(
-                f"{self._place} denies access ({code}); check DF_S3_ACCESS_KEY, DF_S3_SECRET_KEY and its policy"
+                f"{self._place} denies access ({code}); check DF_S3_ACCESS_KEY, DF_S3_SECRET_KEY, its policy, and "
+                "that both clocks are right"
             )
         return ObjectStoreUnavailable(f"{self._place} answered {status}: {error}")
 

@@ -185,6 +185,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_commit.py -k earlier_schema_version",
     ),
     Mutant(
+        "07-batch-that-nobody-fails",
+        "runners/engines/batches.py",
+        "            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it\n",
+        "            except ZeroDivisionError as error:\n",
+        "tests/store/test_batches.py -k nobody_can_be_told --timeout=60",
+    ),
+    Mutant(
         "07-heartbeat-rests-first",
         "runners/consumer.py",
         "        # At once: it may have failed just before, and leases end.\n",
@@ -215,10 +222,8 @@ FIXES: tuple[Mutant, ...] = (
         (
             (
                 "runners/engines/batches.py",
-                "                _fail(request, Unexpected(error))\n\n    def _lost(",
-                "                _fail(request, Unexpected(error))\n\n    def _lost(".replace(
-                    "\n\n", "\n        finally:\n            _deliver(batch, arrived)\n\n"
-                ),
+                "            self._lost(batch, str(error))\n\n",
+                "            self._lost(batch, str(error))\n        finally:\n            _deliver(batch, arrived)\n\n",
             ),
         ),
     ),
@@ -346,8 +351,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "12-count-scans-the-log",
         "api/limits.py",
-        " order by e.position limit 1000\n",
-        " order by e.position\n",
+        " order by e.position desc limit 1000\n",
+        " order by e.position desc\n",
         "tests/http/test_limits.py -k scan",
     ),
     Mutant(
@@ -360,9 +365,16 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "12-jobs-that-no-projector-has-seen",
         "api/limits.py",
-        ") + (\n    select count(*) from (\n        select from eventstore.log",
-        ") + 0 * (\n    select count(*) from (\n        select from eventstore.log",
+        ") + (\n    select count(*) from (\n        select distinct",
+        ") + 0 * (\n    select count(*) from (\n        select distinct",
         "tests/http/test_limits.py -k 'from_the_first_request and TENANT'",
+    ),
+    Mutant(
+        "12-newest-jobs-not-counted",
+        "api/limits.py",
+        "order by e.position desc limit",
+        "order by e.position limit",
+        "tests/http/test_limits.py -k counts_by_job",
     ),
     Mutant(
         "12-no-orchestrator-no-limit",
@@ -370,6 +382,13 @@ FIXES: tuple[Mutant, ...] = (
         "left join eventstore.standings s on s.subscription = 'orchestrator'",
         "join eventstore.standings s on s.subscription = 'orchestrator'",
         "tests/http/test_limits.py -k 'from_the_first_request and DF_MAX'",
+    ),
+    Mutant(
+        "12-retries-not-counted",
+        "api/limits.py",
+        "e.code in ('job.created', 'job.retry_requested')",
+        "e.code = 'job.created'",
+        "tests/http/test_limits.py -k counts_by_job",
     ),
     Mutant(
         "14-the-clients-id-in-meta",
@@ -407,6 +426,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/http/test_hosts.py -k 'no_role and projector'",
     ),
     Mutant(
+        "15-filer-answers-any-page",
+        "dreamforge/embedded/seaweed.py",
+        "        env = signing | {\n",
+        "        env = {\n",
+        "tests/embedded/test_seaweed.py -k no_port",
+    ),
+    Mutant(
         "16-bare-line-feed",
         "dreamforge/http_protocol.py",
         "self.set_dangerous_leniencies(lenient_data_after_close=True)",
@@ -426,6 +452,13 @@ FIXES: tuple[Mutant, ...] = (
         "return bool(poll.poll(0))",
         "return False",
         "tests/http/test_protocol.py -k under_a_request",
+    ),
+    Mutant(
+        "16-idle-connection-has-a-heads-time",
+        "dreamforge/http_protocol.py",
+        "self.timeout_keep_alive if idle else self._head_s",
+        "self._head_s",
+        "tests/http/test_protocol.py -k rest_of_a_body",
     ),
     Mutant(
         "16-nagle",
@@ -533,6 +566,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_doctor.py -k clock_is_late",
     ),
     Mutant(
+        "22-clock-of-a-store-that-refuses",
+        "runners/objects.py",
+        "                answer = error.response\n",
+        "                raise\n",
+        "tests/flow/test_doctor.py -k clock_is_late",
+    ),
+    Mutant(
         "22-one-address-of-localhost",
         "dreamforge/http_server.py",
         '    if host != "localhost":\n        return [listen(host, port)]\n',
@@ -552,6 +592,20 @@ FIXES: tuple[Mutant, ...] = (
         "lost = lost or isinstance(error, AnswerLost)",
         "lost = False",
         "tests/unit/test_cli.py -k same_key",
+    ),
+    Mutant(
+        "23-answer-lost-then-refused",
+        "dreamforge/client.py",
+        "for_now = isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.status in _FOR_NOW)",
+        "for_now = isinstance(error, Unreachable)",
+        "tests/unit/test_cli.py -k same_key",
+    ),
+    Mutant(
+        "23-answer-lost-without-a-key",
+        "dreamforge/client.py",
+        "without making another: --idempotency-key {key}",
+        "without making another",
+        "tests/unit/test_cli.py -k stays_lost",
     ),
     Mutant(
         "23-interrupted-without-a-word",
@@ -594,6 +648,13 @@ FIXES: tuple[Mutant, ...] = (
         "        if not _PREFIX.fullmatch(text):\n            return text\n",
         "        return text\n",
         "tests/unit/test_cli.py -k beginning_of_its_id",
+    ),
+    Mutant(
+        "23-whole-ids-alone-in-quarantine",
+        "dreamforge/quarantine_commands.py",
+        "one.job_id.hex.startswith(beginning)",
+        "one.job_id.hex == beginning",
+        "tests/flow/test_quarantine.py -k every_command",
     ),
     Mutant(
         "24-shadowed-without-a-word",

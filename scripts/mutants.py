@@ -309,8 +309,8 @@ MUTANTS = (
 )
 
 
-def survives(mutant: Mutant) -> bool:
-    """Do the tests pass although the invariant is broken?"""
+def killer(mutant: Mutant) -> str | None:
+    """The test that fails, and why, as the invariant is broken; None if all pass."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as copied:
         tree = Path(copied)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -328,7 +328,8 @@ def survives(mutant: Mutant) -> bool:
         done = subprocess.run(command, shell=True, cwd=tree, capture_output=True, text=True, check=False)  # noqa: S602  # our own constants
         if done.returncode not in {0, 1}:
             sys.exit(f"{mutant.name}: pytest could not run\n{done.stdout}{done.stderr}")
-        return done.returncode == 0
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        return "\n".join(failed) if done.returncode else None
 
 
 def main(mutants: tuple[Mutant, ...], names: list[str]) -> int:
@@ -337,9 +338,9 @@ def main(mutants: tuple[Mutant, ...], names: list[str]) -> int:
     for mutant in mutants:
         if names and not mutant.name.startswith(tuple(names)):
             continue
-        survived = survives(mutant)
-        print(f"{'SURVIVED' if survived else 'killed  '}  {mutant.name}", flush=True)  # noqa: T201  # its report
-        if survived:
+        by = killer(mutant)
+        print(f"SURVIVED  {mutant.name}" if by is None else f"killed    {mutant.name}  {by}", flush=True)  # noqa: T201  # its report
+        if by is None:
             alive.append(mutant.name)
     return 1 if alive else 0
 

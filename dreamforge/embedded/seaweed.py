@@ -7,6 +7,7 @@ import http
 import http.client
 import importlib.metadata
 import os
+import secrets
 import signal
 import stat
 import sys
@@ -39,6 +40,8 @@ _WAY_OUT = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use 
 _LISTENERS = [
     f"{part}.{port}" for part in ("s3", "master", "volume", "filer", "admin") for port in ("port", "port.grpc")
 ]
+
+_SIGNED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 # By default weed binds 0.0.0.0, reports to its makers, and serves WebDAV, Iceberg, Lance and an admin UI.
 _FLAGS = (
@@ -188,7 +191,10 @@ class _Store:
     def _spawn(self, ports: list[int]) -> Server:
         listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, ports, strict=True)]
         # The keys travel in the environment: a command line is public. HOME keeps settings of the user's out.
-        env = {
+        # Filer and volumes then answer only those who sign with keys of this start, as its S3 does: else any page in a
+        # browser on this machine could read and write what they hold.
+        signing = {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in _SIGNED}
+        env = signing | {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "HOME": str(self.data),

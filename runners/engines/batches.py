@@ -165,6 +165,10 @@ class Batches:
                 for request in batch:
                     request.picture.cancel()
                 raise
+            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
+                _log.exception("a batch broke")
+                for request in batch:
+                    _fail(request, Unexpected(error))
             finally:
                 self._under_way = []
 
@@ -197,10 +201,6 @@ class Batches:
                 _deliver(batch, arrived)
         except EngineGone as error:
             self._lost(batch, str(error))
-        except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
-            _log.exception("a batch broke")
-            for request in batch:
-                _fail(request, Unexpected(error))
 
     def _lost(self, batch: Sequence[_Request], reason: str) -> None:
         """Try each job's missing items again; those of one job that were by themselves have failed."""

@@ -1,6 +1,7 @@
 """The embedded object store: its objects, its death and its borders."""
 
 import contextlib
+import http.client
 import importlib.metadata
 import os
 import signal
@@ -156,6 +157,20 @@ def test_only_our_keys_open_it_and_no_command_line_shows_them(seaweed: EmbeddedS
     command = " ".join(psutil.Process(seaweed.pid).cmdline())
     assert seaweed.secret_key not in command
     assert seaweed.access_key not in command
+
+
+def test_no_port_gives_an_object_away(seaweed: EmbeddedSeaweed, lasting_home: Path) -> None:
+    """Given any page in a browser on this machine, whose requests bear no signature, then it reads nothing."""
+    with client(seaweed) as s3:
+        assert s3.get_object(Bucket="pictures", Key="kept")["Body"].read() == _PIXELS
+    answers = []
+    for host, port in listening(lasting_home):
+        connection = http.client.HTTPConnection(host, port, timeout=10)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):  # gRPC
+            connection.request("GET", "/buckets/pictures/kept")
+            answers.append((connection.getresponse().status, port))
+    assert {status for status, _ in answers} >= {401}
+    assert 200 not in {status for status, _ in answers}
 
 
 def test_without_its_package_the_way_out_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

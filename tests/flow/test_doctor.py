@@ -66,13 +66,13 @@ async def test_a_lost_command_and_a_silent_projector_are_bad(db_url: str, s3_con
 
 
 class Late(BaseHTTPRequestHandler):
-    """A store that answers everything, an hour late."""
+    """A store an hour late, which refuses everything for that, as S3 does from 15 minutes on."""
 
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
+        self.send_response(403)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -6,12 +6,14 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from runners.objects import ObjectStore, S3Config
-from tests.kit import NOBODY, Api, Service, connect, dreamforge
+from tests import poison
+from tests.kit import NOBODY, Api, Service, codes, connect, dreamforge, eventually
 
 _LISTS_NOTHING = """
 import runners.objects
@@ -52,6 +54,23 @@ class Stack:
         assert seaweed is not None
         return ObjectStore(S3Config(seaweed.endpoint, seaweed.access_key, seaweed.secret_key))
 
+    @property
+    def db_url(self) -> str:
+        """The database of the home."""
+        url = EmbeddedPostgres.running_url(self.home)
+        assert url is not None
+        return url
+
+    async def set_aside(self) -> None:
+        """Let the job have an event that no release can read, until it is set aside."""
+        version = self.api.job(self.job)["version"]
+        await poison.append(self.db_url, UUID(self.job), version, *poison.NO_SUCH_OUTCOME)
+
+        async def is_set_aside() -> bool:
+            return codes(self.api.history(self.job))[-1] == "job.quarantined"
+
+        await eventually(is_set_aside, what="the quarantine")
+
     def stop(self) -> None:
         """End it all."""
         self.api.close()
@@ -81,7 +100,7 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
     others = stack.api.create(prompt="a prompt that stays")
     stack.api.finished(others)
     stack.ask("projections", "rebuild", "--workers", "1")
-    connection = await connect(EmbeddedPostgres.running_url(stack.home) or "")
+    connection = await connect(stack.db_url)
     await connection.execute("checkpoint")
     await connection.close()
     assert all(stack.holds(text) for text in stack.texts)
@@ -126,10 +145,13 @@ async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
     await store.close()
 
 
-async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "set aside"])
+async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path, *, readable: bool) -> None:
     """Given a store that lists nothing of what it serves, then the recorded files are erased all the same."""
     store = stack.objects()
     pictures = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    if not readable:
+        await stack.set_aside()
     (tmp_path / "sitecustomize.py").write_text(_LISTS_NOTHING)
     done = dreamforge("audit", "erase", stack.job, **stack.environ, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr

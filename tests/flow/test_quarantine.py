@@ -205,9 +205,10 @@ async def test_every_command_takes_a_job_that_is_set_aside(
     answered(environ, "audit", "verify", "--all")
     [found] = json.loads(answered(environ, "jobs", "quarantine", "list", "--output", "json"))
     assert (found["job_id"], found["reader"], found["state"]) == (str(job), "orchestrator", "quarantined")
-    assert str(job) in answered(environ, "jobs", "quarantine", "show", str(job))
+    assert str(job) in answered(environ, "jobs", "quarantine", "show", str(job)[:8])
+    assert answered(environ, "jobs", "quarantine", "show", "no-such-job", code=4) == ""
     assert Metrics(orchestrator.health_url).value("df_quarantined_jobs") == 1
-    answered(environ, "jobs", "quarantine", "fail", str(job))
+    assert str(job) in answered(environ, "jobs", "quarantine", "fail", str(job)[:8])
     assert json.loads(answered(environ, "jobs", "quarantine", "list", "--output", "json")) == []
     assert api.job(str(job))["status"] == "failed"
     assert str(job) in answered(environ | {"DF_DB_URL": db_url}, "audit", "erase", str(job), "--output", "json")

@@ -9,11 +9,13 @@ import httpx
 import pytest
 
 from api.limits import _OPEN, Bucket, Count
-from eventstore.log import DEFAULT_TENANT, Batch
+from eventstore.events import RetryRequested
+from eventstore.ids import new_id
+from eventstore.log import DEFAULT_TENANT, Append, Batch
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, refused, running, until
-from tests.kit import Api, Store, some_append, stream_in
+from tests.kit import Api, Store, event, job_created, some_append, stream_in
 
 FULL = 3
 
@@ -203,6 +205,20 @@ async def test_a_projector_that_stands_makes_no_scan_of_a_count(store: Store) ->
         plan = await connection.fetchval(f"explain (analyze, format json) {_OPEN}", DEFAULT_TENANT, 20)
     rows = [node["Actual Rows"] for node in nodes(json.loads(plan)[0]["Plan"]) if node.get("Relation Name") == "events"]
     assert 0 < max(rows) <= 1000
+
+
+async def test_what_no_projector_has_seen_counts_by_job(store: Store) -> None:
+    """Given a projector that stands a thousand events back, then new jobs count, and retried ones: each once."""
+    await store.log.subscribe("readmodel")
+    long, made, retried = stream_in(0), stream_in(0), stream_in(1)
+    await store.log.commit(Batch(appends=[some_append(long, count=1500)]))
+    retry = event(RetryRequested(step_id=new_id(), step_name="generate"))
+    again = event(RetryRequested(step_id=new_id(), step_name="generate"))
+    await store.log.commit(Batch(appends=[Append(stream=made, expected=0, events=(event(job_created()), again))]))
+    await store.log.commit(Batch(appends=[some_append(retried)]))
+    await store.log.commit(Batch(appends=[Append(stream=retried, expected=1, events=(retry,))]))
+    async with store.database.connection() as connection:
+        assert await connection.fetchval(_OPEN, DEFAULT_TENANT, 20) == 2
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

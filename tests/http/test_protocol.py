@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from dreamforge import event_loop, roles
-from dreamforge.http_protocol import HEAD_BYTES
+from dreamforge.http_protocol import HEAD_BYTES, HEAD_S
 from dreamforge.http_server import Server, listen
-from tests.kit import Api
+from tests.kit import Api, eventually
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\nUpgrade: h2c\r\n"
 """What Java's HttpClient adds to its first request to an http:// origin."""
@@ -28,9 +28,10 @@ BODIES = {
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that tells what it was asked."""
+    """An application that tells what it was asked; of /early before the body is there."""
     request = Request(scope, receive)
-    said = {"method": request.method, "path": request.url.path, "body": (await request.body()).decode()}
+    body = "" if request.url.path == "/early" else (await request.body()).decode()
+    said = {"method": request.method, "path": request.url.path, "body": body}
     await JSONResponse(said | {"headers": dict(request.headers)})(scope, receive, send)
 
 
@@ -205,7 +206,7 @@ async def test_a_body_is_no_head() -> None:
 # Connections ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ends", ["timeout_keep_alive_handler", "shutdown"])
+@pytest.mark.parametrize("ends", ["timeout_keep_alive_handler", "_give_up", "shutdown"])
 async def test_an_idle_connection_is_not_closed_under_a_request(ends: str) -> None:
     """Given a request that has come in the moment of the closing, then it is answered, rather than reset."""
     async with connected() as client:
@@ -218,6 +219,30 @@ async def test_an_idle_connection_is_not_closed_under_a_request(ends: str) -> No
         assert (await client.answer())[1]["path"] == "/next"
         if ends == "shutdown":
             assert await asyncio.wait_for(client.reader.read(), 30) == b""
+
+
+async def test_the_rest_of_a_body_that_was_answered_already_is_no_head() -> None:
+    """Given a body that ends after its answer, then the connection is idle, and kept as long as any other."""
+    async with connected() as client:
+        client.writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234")
+        assert (await client.answer())[1]["path"] == "/early"
+        client.writer.write(b"56789")
+        connection: Any
+        [connection] = client.server.server_state.connections
+
+        async def kept_s() -> float:
+            late: asyncio.TimerHandle | None = connection._late
+            return 0.0 if late is None else late.when() - connection.loop.time()
+
+        assert await eventually(kept_s, what="the timer of an idle connection") > HEAD_S
+        client.writer.write(NEXT[:9])
+
+        async def has_a_heads_time() -> bool:
+            return 0 < await kept_s() <= HEAD_S
+
+        await eventually(has_a_heads_time, what="the timer of a head")
+        client.writer.write(NEXT[9:])
+        assert (await client.answer())[1]["path"] == "/next"
 
 
 async def test_an_idle_connection_is_closed_in_the_end() -> None:

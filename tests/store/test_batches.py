@@ -304,6 +304,19 @@ async def test_a_process_that_something_unforeseen_befell_is_replaced() -> None:
         assert process.pid != before
 
 
+async def test_a_lost_batch_of_which_nobody_can_be_told_fails() -> None:
+    """Given an attempt that breaks as it hears of the loss, then it fails, and does not wait for ever."""
+
+    class Broken(Told):
+        def lost(self, items: list[int], reason: str) -> None:
+            raise RuntimeError(f"{items}: {reason}")
+
+    async with engine() as (batches, _):
+        with pytest.raises(StepError, match="an unexpected RuntimeError"):
+            await asyncio.wait_for(batches.have(render(sampling(), wish(1, "kill")), 0, Broken()), 60)
+        expect_picture(await batches.have(render(sampling(), wish(2)), 0, Told()), 2)
+
+
 async def test_a_process_that_died_idle_costs_nobody_anything() -> None:
     async with engine() as (batches, process):
         told = Told()

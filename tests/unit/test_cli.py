@@ -196,14 +196,32 @@ def test_the_prompt_may_be_an_argument(serve: Serve, capsys: pytest.CaptureFixtu
 def test_a_request_whose_answer_was_lost_is_sent_again_under_the_same_key(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given a service that ends after it has read the request and comes back, then the job is made once."""
+    """Given a service that ends after it has read the request and comes back, slowly, then the job is made once."""
     monkeypatch.setattr("dreamforge.client._PAUSE_S", 0)
-    answers = iter([httpx.ReadError("gone"), httpx.ConnectError("away"), {"job": {"id": "j1", "status": "queued"}}] * 2)
+    made, busy = {"job": {"id": "j1", "status": "queued"}}, error(503, "not now")
+    answers = iter([httpx.ReadError("gone"), httpx.ConnectError("away"), busy, made, httpx.ReadTimeout("slow"), made])
     requests = serve({"POST /v1/jobs": lambda: next(answers)})
     for _ in range(2):
         assert cli.main(["jobs", "create", "p", "--quiet"]) == 0
     keys = [request.headers["Idempotency-Key"] for request in requests]
-    assert [len(set(keys[:3])), len(set(keys[3:])), len(set(keys))] == [1, 1, 2]
+    assert [len(set(keys[:4])), len(set(keys[4:])), len(set(keys))] == [1, 1, 2]
+
+
+def test_a_request_whose_answer_stays_lost_is_told_by_its_key(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given a service that takes the request and does not come back, then the user can still send it again."""
+    monkeypatch.setattr("dreamforge.client._PAUSE_S", 0)
+    requests = serve({"POST /v1/jobs": httpx.ReadError("gone")})
+    monkeypatch.setattr(jobs_cli, "Client", partial(vars(jobs_cli)["Client"], patience_s=-1))
+    assert cli.main(["jobs", "create", "p"]) == 3
+    assert f"--idempotency-key {requests[0].headers['Idempotency-Key']}" in capsys.readouterr().err
+
+
+def test_a_refusal_for_now_is_told_where_no_answer_was_lost(serve: Serve) -> None:
+    requests = serve({"POST /v1/jobs": error(503, "not now")})
+    assert cli.main(["jobs", "create", "p"]) == 3
+    assert len(requests) == 1
 
 
 def test_create_downloads_what_came_out(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

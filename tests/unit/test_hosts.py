@@ -17,6 +17,8 @@ from api.hosts import Hosts
         "LOCALHOST:8001",
         "app.localhost:8001",
         "localhost.",
+        "localhost.localdomain",
+        "ip6-localhost:8001",
         "",
     ],
 )

@@ -1,8 +1,9 @@
 """Whether a model's files are what its kind needs, as far as that shows without running any of it."""
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,21 @@ _LEFT_OUT = {"safety_checker", "feature_extractor", "image_encoder"}
 
 _WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Processor", "Scheduler", "Extractor")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+_LOADED = {
+    "diffusers": (
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.bin",
+    ),
+    "transformers": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
+}
+"""The weights that each library looks for where no variant is asked for; it opens the first that is there."""
 
 
 class Unfit(Exception):
@@ -45,18 +61,20 @@ def expect_fit(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: bool
         _expect_no_pointer(name, file)
         if file.suffix.lower() == ".safetensors":
             tensors[name] = _tensors(name, file)
-        elif file.suffix.lower() in _PICKLES:
-            _expect_whole_archive(name, file)
+    is_checkpoint = any(tensor.startswith(_CHECKPOINT) for names in tensors.values() for tensor in names)
     if kind == "gan-upscaler":
         known = (".safetensors", *_PICKLES) if root.is_file() else (".safetensors", ".pth")
         networks = [name for name in files if name.lower().endswith(known)]
         if len(networks) != 1:
             raise Unfit(f"a GAN is one .safetensors or .pth file; found are {len(networks)}")
+        if is_checkpoint:
+            raise Unfit("it is a checkpoint of Stable Diffusion, and no GAN: add it with --kind generator")
+        _expect_pickle_of_torch(networks[0], files[networks[0]])
     elif not root.is_file():
         _Pipeline(files, trust=trust).expect_fit(kind)
     elif kind == "diffusion-upscaler":
         raise Unfit("a diffusion upscaler is a folder in diffusers' layout")
-    elif not any(tensor.startswith(_CHECKPOINT) for names in tensors.values() for tensor in names):
+    elif not is_checkpoint:
         raise Unfit(
             f"it is no whole checkpoint, since none of its tensors' names begins with {_CHECKPOINT}: a LoRA, perhaps, "
             "or a part of a pipeline"
@@ -68,11 +86,15 @@ def _expect_no_pointer(name: str, file: Path) -> None:
         raise Unfit(f"{name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`")
 
 
-def _expect_whole_archive(name: str, file: Path) -> None:
+def _expect_pickle_of_torch(name: str, file: Path) -> None:
     """What torch writes is a ZIP archive, or an older pickle, of which nothing shows unless it is run."""
+    if file.suffix.lower() not in _PICKLES:
+        return
     with file.open("rb") as opened:
-        begin = opened.read(4)
-    if begin == b"PK\x03\x04" and not zipfile.is_zipfile(file):
+        begin = opened.read(2)
+    if not begin.startswith((b"PK", b"\x80")):
+        raise Unfit(f"{name} is no file of torch's: it begins neither as a ZIP archive nor as a pickle")
+    if begin == b"PK" and not zipfile.is_zipfile(file):
         raise Unfit(f"{name} is cut off: the end of its archive is missing")
 
 
@@ -126,7 +148,6 @@ class _Pipeline:
             is_left_out = kind == "generator" and component in _LEFT_OUT
             if not component.startswith("_") and not is_left_out:
                 self._expect_component(component, value)
-        self._expect_shards()
 
     def _expect_component(self, component: str, value: Any) -> None:
         match value:
@@ -143,21 +164,35 @@ class _Pipeline:
         if library == "diffusers" and f"{component}/{needed}" not in self._files:
             raise Unfit(f"{component} holds no {needed}")
         if f"{component}/{needed}" in self._files:
-            self._json(f"{component}/{needed}")
-            if not kind.endswith(_WEIGHTLESS) and not any(path.lower().endswith(self._weights) for path in own):
-                raise Unfit(f"{component} holds no weights in safetensors")
+            config = self._json(f"{component}/{needed}")
+            # A program of the model's own may open any file, and a configuration may name one.
+            may_open_others = f"{component}/{library}.py" in self._files or "transformers_weights" in config
+            if not kind.endswith(_WEIGHTLESS) and not may_open_others:
+                self._expect_weights(component, _LOADED.get(library, tuple(chain(*_LOADED.values()))))
 
-    def _expect_shards(self) -> None:
-        """Every file that an index of weights in several files names must be there."""
-        for path in self._files:
-            if path.endswith(".safetensors.index.json"):
-                parts = self._json(path).get("weight_map")
-                if not isinstance(parts, dict):
-                    raise Unfit(f"{path} has no weight_map")
-                for part in sorted(set(map(str, parts.values()))):
-                    place = (PurePosixPath(path).parent / part).as_posix()
-                    if place not in self._files:
-                        raise Unfit(f"{place} is missing, which {path} names")
+    def _expect_weights(self, component: str, names: Sequence[str]) -> None:
+        """The first of these names that is there must be whole; an index after it may be left over from a fetch."""
+        opened = next((path for name in names if (path := f"{component}/{name}") in self._files), None)
+        if opened is None:
+            wanted = [name for name in names if name.endswith(self._weights)]
+            problem = f"{component} holds no {' or '.join(wanted)}"
+            variants = [f"{component}/{name.replace('.', '.*.')}" for name in wanted]
+            if variant := next((path for path in self._files if any(map(PurePosixPath(path).match, variants))), None):
+                problem += f"; {variant} is a variant, and is not opened: fetch the other file, or rename this one"
+            raise Unfit(problem)
+        for path in self._parts(opened):
+            if path not in self._files:
+                raise Unfit(f"{path} is missing, which {opened} names")
+            _expect_pickle_of_torch(path, self._files[path])
+
+    def _parts(self, weights: str) -> list[str]:
+        """The files that an index of weights in several files names; otherwise the one file."""
+        if not weights.endswith(".index.json"):
+            return [weights]
+        parts = self._json(weights).get("weight_map")
+        if not isinstance(parts, dict):
+            raise Unfit(f"{weights} has no weight_map")
+        return sorted({(PurePosixPath(weights).parent / str(part)).as_posix() for part in parts.values()})
 
     def _json(self, path: str) -> dict[str, Any]:
         try:

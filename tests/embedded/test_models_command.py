@@ -29,6 +29,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     lay(Path("castles"), PIPELINE)
     Path("weights.safetensors").write_bytes(safetensors())
+    Path("sharp.safetensors").write_bytes(safetensors(name="body.0.weight"))
 
 
 @pytest.fixture
@@ -71,10 +72,10 @@ def test_a_model_is_added_listed_shown_and_switched(answer: Json) -> None:
 @pytest.mark.usefixtures("given_database")
 def test_a_model_may_be_named_described_and_left_disabled(answer: Json) -> None:
     Path("schema.json").write_text('{"type": "object"}')
-    given = "--kind gan-upscaler --name sharp --parameters-schema schema.json --disabled"
-    model = answer("add", "weights.safetensors", *given.split())
-    assert (model["name"], model["parameters_schema"], model["enabled"]) == ("sharp", {"type": "object"}, False)
-    assert model["files_json"][0]["path"] == "weights.safetensors"
+    given = "--kind gan-upscaler --name sharper --parameters-schema schema.json --disabled"
+    model = answer("add", "sharp.safetensors", *given.split())
+    assert (model["name"], model["parameters_schema"], model["enabled"]) == ("sharper", {"type": "object"}, False)
+    assert model["files_json"][0]["path"] == "sharp.safetensors"
 
 
 @pytest.mark.usefixtures("given_database")
@@ -219,39 +220,80 @@ def test_a_home_in_use_without_a_database_is_named(
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3438167540\n"
 SHARDS = b'{"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "second.safetensors"}}'
+PICKLED = b'{"metadata": {}, "weight_map": {"a": "first.bin", "b": "second.bin"}}'
+PICKLE = b"\x80\x02."
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+def without(weights: str, instead: str, content: bytes) -> dict[str, bytes | None]:
+    """A change of a folder: a file in another's place."""
+    return {weights: None, instead: content}
 
 
 @pytest.mark.parametrize(
-    ("kind", "files", "message"),
+    ("given", "files", "message"),
     [
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": LFS}, "run `git lfs pull`"),
+        ("generator", {UNET: LFS}, "run `git lfs pull`"),
         ("generator", {"model_index.json": LFS}, "model_index.json is a pointer of Git LFS"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors()[:-1]}, "it is cut off or damaged"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors() + b"x"}, "it is cut off or damaged"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": safetensors()[:40]}, "it has no whole header"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": b""}, "it has no whole header"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": b"\x02" + bytes(7) + b"[]"}, "can't be read"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": b"\x02" + bytes(7) + b"{}"}, "holds no tensor"),
+        ("generator", {UNET: safetensors()[:-1]}, "it is cut off or damaged"),
+        ("generator", {UNET: safetensors() + b"x"}, "it is cut off or damaged"),
+        ("generator", {UNET: safetensors()[:40]}, "it has no whole header"),
+        ("generator", {UNET: b""}, "it has no whole header"),
+        ("generator", {UNET: b"\x02" + bytes(7) + b"[]"}, "can't be read"),
+        ("generator", {UNET: b"\x02" + bytes(7) + b"{}"}, "holds no tensor"),
         ("generator", {"model_index.json": None}, "holds no model_index.json"),
         ("generator", {"model_index.json": PIPELINE["model_index.json"][:-9]}, "model_index.json is no JSON"),
         ("generator", {"model_index.json": b"{}"}, "names no _class_name"),
-        ("generator", {"unet/diffusion_pytorch_model.safetensors": None}, "unet holds no weights in safetensors"),
+        ("generator", {UNET: None}, "unet holds no diffusion_pytorch_model.safetensors"),
         ("generator", {"unet/config.json": None}, "unet holds no config.json"),
         ("generator", {"unet/config.json": b"{"}, "unet/config.json is no JSON"),
         ("generator", {"tokenizer/merges.txt": None}, "names tokenizer, and there is no folder of it"),
+        ("generator", {f"{UNET}.index.json": SHARDS}, "unet/second.safetensors is missing"),
         (
             "generator",
-            {"unet/diffusion_pytorch_model.safetensors.index.json": SHARDS},
-            "unet/second.safetensors is missing",
+            without(UNET, "unet/diffusion_pytorch_model.fp16.safetensors", safetensors()),
+            "unet/diffusion_pytorch_model.fp16.safetensors is a variant, and is not opened",
+        ),
+        (
+            "generator",
+            without(UNET, "unet/my_lora.safetensors", safetensors()),
+            "unet holds no diffusion_pytorch_model.safetensors.\n",
+        ),
+        (
+            "generator",
+            without(UNET, "unet/model.safetensors.index.json", b'{"weight_map": {"a": "a.safetensors"}}')
+            | {"unet/a.safetensors": safetensors()},
+            "unet holds no diffusion_pytorch_model.safetensors.\n",
+        ),
+        (
+            "generator",
+            without(TEXT, "text_encoder/diffusion_pytorch_model.safetensors", safetensors()),
+            "text_encoder holds no model.safetensors.\n",
+        ),
+        (
+            "generator --trust",
+            without(UNET, "unet/diffusion_pytorch_model.bin.index.json", PICKLED) | {"unet/first.bin": PICKLE},
+            "unet holds no diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin.\n",
+        ),
+        (
+            "generator --trust",
+            without(TEXT, "text_encoder/pytorch_model.bin.index.json", PICKLED) | {"text_encoder/first.bin": PICKLE},
+            "text_encoder/second.bin is missing",
+        ),
+        (
+            "generator --trust",
+            without(UNET, "unet/diffusion_pytorch_model.bin", b"<html>"),
+            "unet/diffusion_pytorch_model.bin is no file of torch's",
         ),
         ("generator", UPSCALER, "add it with --kind diffusion-upscaler"),
         ("diffusion-upscaler", {}, "enlarges no image by 4"),
-        ("gan-upscaler", {"second.safetensors": safetensors()}, "found are 2"),
+        ("gan-upscaler", {}, "found are 2"),
     ],
 )
 @pytest.mark.usefixtures("given_database")
 def test_what_its_kind_could_not_be_opened_from_is_refused_by_name(
-    capsys: pytest.CaptureFixture[str], kind: str, files: dict[str, bytes | None], message: str
+    capsys: pytest.CaptureFixture[str], given: str, files: dict[str, bytes | None], message: str
 ) -> None:
     """Given a folder with one thing wrong, then nothing is registered."""
     for name, content in files.items():
@@ -261,7 +303,7 @@ def test_what_its_kind_could_not_be_opened_from_is_refused_by_name(
             lay(Path("castles"), {name: content})
     if files.get("tokenizer/merges.txt", b"") is None:
         Path("castles/tokenizer").rmdir()
-    assert cli.main(["models", "add", "castles", "--kind", kind]) == 2
+    assert cli.main(["models", *f"add castles --kind {given}".split()]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -274,23 +316,45 @@ def test_what_its_kind_can_be_opened_from_is_added(answer: Json) -> None:
     lay(Path("larger"), UPSCALER)
     assert answer("add", "larger", "--kind", "diffusion-upscaler")["enabled"]
     assert answer("add", "weights.safetensors", "--kind", "generator")["enabled"]
-    assert answer("add", "weights.safetensors", "--kind", "gan-upscaler")["enabled"]
-    Path("pickled.pt").write_bytes(b"\x80\x02.")
+    assert answer("add", "sharp.safetensors", "--kind", "gan-upscaler")["enabled"]
+    Path("pickled.pt").write_bytes(PICKLE)
     assert answer("add", "pickled.pt", "--kind", "gan-upscaler", "--trust")["enabled"]
     shards = {f"unet/diffusion_pytorch_model-{part}.safetensors": safetensors(name=part) for part in ("a", "b")}
-    index = {"weight_map": {part: f"diffusion_pytorch_model-{part}.safetensors" for part in ("a", "b")}}
-    sharded = PIPELINE | shards | {"unet/model.safetensors.index.json": msgspec.json.encode(index)}
-    del sharded["unet/diffusion_pytorch_model.safetensors"]
-    lay(Path("sharded"), sharded)
+    index = {"metadata": {}, "weight_map": {part: f"diffusion_pytorch_model-{part}.safetensors" for part in ("a", "b")}}
+    sharded = PIPELINE | shards | {f"{UNET}.index.json": msgspec.json.encode(index)}
+    del sharded[UNET]
+    lay(Path("sharded"), sharded | {"text_encoder/pytorch_model.bin.index.json": PICKLED})
     assert answer("add", "sharded", "--kind", "generator")["enabled"]
+    pickled = {"unet/diffusion_pytorch_model.bin": PICKLE, "unet/openvino_model.bin": b"\0\0"}
+    del sharded[f"{UNET}.index.json"]
+    lay(Path("pickled"), sharded | pickled)
+    assert answer("add", "pickled", "--kind", "generator", "--trust")["enabled"]
+    named = {"text_encoder/config.json": b'{"transformers_weights": "other.safetensors"}'}
+    lay(Path("named"), PIPELINE | named | {"text_encoder/other.safetensors": safetensors()})
+    Path("named", TEXT).unlink()
+    assert answer("add", "named", "--kind", "generator")["enabled"]
 
 
 @pytest.mark.usefixtures("given_database")
-def test_a_part_of_a_checkpoint_is_no_generator(capsys: pytest.CaptureFixture[str]) -> None:
-    """Given a LoRA, then its tensors tell; and a pickle that is cut off is told by its archive's end."""
-    Path("lora.safetensors").write_bytes(safetensors(name="lora_unet_down.weight"))
-    assert cli.main(["models", "add", "lora.safetensors", "--kind", "generator"]) == 2
-    assert f"none of its tensors' names begins with {CENTRAL[:22]}" in capsys.readouterr().err
-    Path("cut.pth").write_bytes(b"PK\x03\x04" + bytes(99))
-    assert cli.main(["models", "add", "cut.pth", "--kind", "gan-upscaler", "--trust"]) == 2
-    assert "cut.pth is cut off" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        (
+            "lora.safetensors",
+            safetensors(name="lora_unet_down.weight"),
+            "generator",
+            f"none of its tensors' names begins with {CENTRAL[:22]}",
+        ),
+        ("whole.safetensors", safetensors(), "gan-upscaler", "add it with --kind generator"),
+        ("cut.pth", b"PK\x03\x04" + bytes(99), "gan-upscaler", "cut.pth is cut off"),
+        ("empty.pth", b"", "gan-upscaler", "empty.pth is no file of torch's"),
+        ("page.pth", b"<!DOCTYPE html>", "gan-upscaler", "page.pth is no file of torch's"),
+    ],
+)
+def test_a_file_that_is_no_model_of_its_kind_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], name: str, content: bytes, kind: str, message: str
+) -> None:
+    """Given a file, then the names of its tensors tell, or a pickle's first bytes and its archive's end."""
+    Path(name).write_bytes(content)
+    assert cli.main(["models", "add", name, "--kind", kind, "--trust"]) == 2
+    assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from dreamforge.model_checks import expect_fit
+from dreamforge.model_checks import Unfit, expect_fit
 from eventstore.events import Memory
 from runners.engines import diffusion, shelf
 from runners.engines.child import Watching as ChildWatching
@@ -334,6 +334,27 @@ def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:
     watch = Watching()
     workshop.have(Render(sampling=replace(sampling(folder), model=trusted), wishes=[wish()]), watch)
     assert watch.images
+
+
+@pytest.mark.parametrize(
+    ("weights", "instead"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/model.safetensors"),
+        ("text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors"),
+        ("text_encoder/model.safetensors", "text_encoder/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_weights_under_another_name_are_neither_added_nor_opened(tmp_path: Path, weights: str, instead: str) -> None:
+    """Given weights that no library looks for, then `models add` says before what the engine says later."""
+    folder = tiny.stable_diffusion(tmp_path / "model")
+    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    expect_fit(folder, "generator", paths, trust=False)
+    (folder / weights).rename(folder / instead)
+    with pytest.raises(Unfit, match=weights.replace("/", " holds no ")):
+        expect_fit(folder, "generator", paths - {weights} | {instead}, trust=False)
+    with pytest.raises(ProviderError, match=Path(weights).name):
+        rendered(Workshop(EngineConfig(device="cpu")), sampling(folder), wish())
 
 
 def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:

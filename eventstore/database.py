@@ -17,6 +17,8 @@ T = TypeVar("T")
 _LONGEST_S = 60.0
 # A client that is killed, or cut off, leaves its statement to the server, with the locks it holds.
 _BOUNDS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
+# `replicated` must hear of a wait that was cut short, whatever the login's settings.
+_WARNINGS = {"client_min_messages": "warning"}
 _AWAY = (
     OSError,
     TimeoutError,
@@ -77,8 +79,8 @@ class Database:
         self._role = role
         self._cache = 0 if pooled else 100
         self._session = {"timezone": "UTC", "application_name": role}
-        if bounded and not pooled:  # a pooler refuses what it can't pass on
-            self._session |= _BOUNDS
+        if not pooled:  # a pooler refuses what it can't pass on
+            self._session |= _WARNINGS | (_BOUNDS if bounded else {})
         self._patience: float | None = _LONGEST_S if bounded else None
         self._pool: asyncpg.Pool | None = None
         self._closed = False
@@ -99,6 +101,7 @@ class Database:
                         command_timeout=self._patience,
                         statement_cache_size=self._cache,
                         server_settings=self._session,
+                        init=_expect_warnings if self.pooled else None,
                     )
         return self._pool
 
@@ -191,6 +194,14 @@ class Impatient(Database):
             return await within(self._seconds, self._database.read(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
+
+
+async def _expect_warnings(connection: asyncpg.Connection) -> None:
+    if await connection.fetchval("show client_min_messages") == "error":
+        raise DatabaseRefused(
+            "PostgreSQL keeps warnings from this login (client_min_messages = error), so that a commit that no standby "
+            "has can't be told: `alter role … set client_min_messages = 'warning'`"
+        )
 
 
 @asynccontextmanager

@@ -101,6 +101,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_standby.py -k accepted",
     ),
     Mutant(
+        "04-warnings-kept-from-a-pooled-login",
+        "eventstore/database.py",
+        "                        init=_expect_warnings if self.pooled else None,\n",
+        "",
+        "tests/flow/test_standby.py -k settings",
+    ),
+    Mutant(
+        "04-warnings-kept-from-the-login",
+        "eventstore/database.py",
+        "self._session |= _WARNINGS | (_BOUNDS if bounded else {})",
+        "self._session |= _BOUNDS if bounded else {}",
+        "tests/flow/test_standby.py -k settings",
+    ),
+    Mutant(
         "05-older-release-sets-aside",
         "orchestrator/quarantine_log.py",
         '        if newest["release"] != schema.RELEASE:',

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.errors import DatabaseUnavailable
+from eventstore.errors import DatabaseRefused, DatabaseUnavailable
 from eventstore.events import CancelRequested, Meta
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Move
@@ -19,7 +20,7 @@ from orchestrator.decisions import RequestCancel
 from orchestrator.loop import Orchestrator
 from orchestrator.transact import Jobs
 from runners.objects import S3Config
-from tests.conftest import database_named
+from tests.conftest import database_named, execute
 from tests.kit import (
     SERVICE_LOGIN,
     Service,
@@ -65,6 +66,11 @@ async def primary(pair: Pair) -> str:
     return url
 
 
+def database_name(url: str) -> str:
+    """The name of the database that a URL leads to."""
+    return urlsplit(url).path.removeprefix("/")
+
+
 async def cancelled(pair: Pair, work: asyncio.Task[Any]) -> int:
     """Cancel whatever waits for the standby until some work ends; answers how many waits were cancelled."""
     count = 0
@@ -99,6 +105,19 @@ async def test_a_repeated_commit_waits_for_the_standby(primary: str, pair: Pair)
     await cut_short(pair, log.commit(batch))
     answers = await expect_waits(pair, log.commit(batch))
     assert answers.streams[batch.appends[0].stream].verdict == "mine"
+    await database.close()
+
+
+async def test_a_cancelled_wait_is_heard_of_whatever_the_logins_settings(primary: str, pair: Pair) -> None:
+    """Given a login from which the server keeps warnings, then they come all the same, or no pooler is gone through."""
+    await execute(primary, f"alter database {database_name(primary)} set client_min_messages = error")
+    pooled = Database(primary, pooled=True)
+    with pytest.raises(DatabaseRefused, match="client_min_messages"):
+        await pooled.call("select 1")
+    await pooled.close()
+    database = Database(primary)
+    pair.lose()
+    await cut_short(pair, Log(database).commit(Batch(appends=[some_append()])))
     await database.close()
 
 
@@ -180,9 +199,7 @@ async def test_what_was_accepted_survives_the_primary(primary: str, pair: Pair, 
             assert (await lost).status_code == 503
     finally:
         service.kill()
-    promoted = await connect(
-        database_named(await pair.fail_over(), primary.rsplit("/", 1)[1].split("?", maxsplit=1)[0])
-    )
+    promoted = await connect(database_named(await pair.fail_over(), database_name(primary)))
     there = {row["stream_id"] for row in await promoted.fetch("select stream_id from eventstore.events")}
     await promoted.close()
     assert set(map(UUID, accepted)) == there

@@ -426,7 +426,7 @@ end $$;
 -- A move to the very head of a partition that this call appends to covers the appended events too: a subscriber
 -- has no need to hear of its own.
 --
--- A call that writes nothing waits for the standby like one that does: what it answers about may have been written by
+-- A call that writes no event waits for the standby like one that does: what it answers about may have been written by
 -- an earlier call, whose wait was cut short.
 create or replace function eventstore.commit(
     appends json default '[]',
@@ -622,7 +622,7 @@ begin
         return next;
     end loop;
 
-    if 'accepted' <> all (verdicts) and moved is null and json_array_length(sends) = 0 then
+    if positions = old_head and moved is null then
         perform eventstore.confirm_replicated();
     end if;
 

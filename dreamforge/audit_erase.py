@@ -180,6 +180,8 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
     if all(event.code != JobErased.code for event in history):
         for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
             await note(log, job, "job", body, actor(), tenant=tenant)
+    else:
+        await log.confirm_replicated()
     newest = await log.newest(job)
     keys = await _keys(store, tenant, job, written.values())
     return keys, len(history) if newest is None else newest.version

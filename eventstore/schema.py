@@ -36,6 +36,7 @@ async def install(database: Database, *, partitions: int = 8) -> bool:
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
         installed = await _installed(connection)
         if installed == RELEASE:
+            await connection.execute("select eventstore.confirm_replicated()")
             return False
         if installed is None:
             await _install_pgmq(connection)

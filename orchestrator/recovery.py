@@ -120,6 +120,7 @@ class Recovery:
         """
         lost = await self.missing()
         if not lost:
+            await self._log.confirm_replicated()
             return []
         await self._note(OutboxRebuilt(commands=_counted(one.step for one in lost)))
         for page in _pages(lost):

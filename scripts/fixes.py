@@ -82,9 +82,37 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-repeated-commit-waits-for-nothing",
         "schema.sql",
-        "    if 'accepted' <> all (verdicts) and moved is null and json_array_length(sends) = 0 then",
+        "    if positions = old_head and moved is null then",
         "    if false then",
         "tests/flow/test_standby.py -k repeated_commit",
+    ),
+    Mutant(
+        "04-repeated-commit-with-a-command-waits-for-nothing",
+        "schema.sql",
+        "    if positions = old_head and moved is null then",
+        "    if positions = old_head and moved is null and json_array_length(sends) = 0 then",
+        "tests/flow/test_standby.py -k repeated_commit",
+    ),
+    Mutant(
+        "04-repeated-erasure-waits-for-nothing",
+        "dreamforge/audit_erase.py",
+        "        await log.confirm_replicated()\n",
+        "        pass\n",
+        "tests/flow/test_standby.py -k repeated_erasure",
+    ),
+    Mutant(
+        "04-repeated-install-waits-for-nothing",
+        "eventstore/schema.py",
+        '            await connection.execute("select eventstore.confirm_replicated()")\n',
+        "",
+        "tests/flow/test_standby.py -k repeated_install",
+    ),
+    Mutant(
+        "04-repeated-rebuild-waits-for-nothing",
+        "orchestrator/recovery.py",
+        "            await self._log.confirm_replicated()\n",
+        "",
+        "tests/flow/test_standby.py -k repeated_rebuild",
     ),
     Mutant(
         "04-repeated-request-waits-for-nothing",

@@ -14,18 +14,23 @@ from eventstore.database import Database
 from eventstore.errors import DatabaseRefused, DatabaseUnavailable
 from eventstore.events import CancelRequested, Meta
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Log, Move
+from eventstore.log import Append, Batch, Log, Move, Send
+from eventstore.outbox import Command
 from eventstore.subscription import Subscription
 from orchestrator.decisions import RequestCancel
 from orchestrator.loop import Orchestrator
+from orchestrator.quarantine_log import Quarantine
+from orchestrator.recovery import Recovery
 from orchestrator.transact import Jobs
 from runners.objects import S3Config
+from tests import poison
 from tests.conftest import database_named, execute
 from tests.kit import (
     SERVICE_LOGIN,
     Service,
     Store,
     connect,
+    dreamforge,
     event,
     eventually,
     job_created,
@@ -98,9 +103,15 @@ async def expect_waits(pair: Pair, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def test_a_repeated_commit_waits_for_the_standby(primary: str, pair: Pair) -> None:
-    """Given a wait that was cut short, then the repeat finds its events, and waits until they are safe."""
+    """Given a wait that was cut short, then the repeat finds its events, and waits until they are safe.
+
+    Also where a command was sent with them, which is not sent again.
+    """
     database = Database(primary)
-    log, batch = Log(database), Batch(appends=[some_append()])
+    appended = some_append()
+    command = Command(job_id=appended.stream, step_id=new_id(), step="generate", version=1)
+    sent = Send(stream=appended.stream, queue="generate", message=command)
+    log, batch = Log(database), Batch(appends=[appended], sends=[sent])
     pair.lose()
     await cut_short(pair, log.commit(batch))
     answers = await expect_waits(pair, log.commit(batch))
@@ -133,6 +144,43 @@ async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair
     asked = jobs.request("default", created.stream, RequestCancel(), Meta())
     assert (await expect_waits(pair, asked)).cancel_pending
     await store.close()
+
+
+async def test_a_repeated_rebuild_of_the_outbox_waits_for_the_standby(primary: str, pair: Pair) -> None:
+    """Given a rebuild whose last wait was cut short, then the repeat finds nothing lost, and waits all the same."""
+    store = Store(primary)
+    await store.log.subscribe("orchestrator")
+    body = job_created()
+    created = Append(stream=new_id(), expected=0, events=(event(body),))
+    move = Move(subscription="orchestrator", partition=created.stream.bytes[-1] & 7, start=0, end=0)
+    await store.log.commit(Batch(appends=[created], moves=[move]))
+    pair.lose()
+    command = Command(job_id=created.stream, step_id=body.steps[0].step_id, step="generate", version=1)
+    sends = [Send(stream=created.stream, queue="generate", message=command)]
+    await cut_short(pair, store.log.commit(Batch(sends=sends)))
+    assert await expect_waits(pair, Recovery(store.database, "test").rebuild(0)) == []
+    await store.close()
+
+
+async def test_a_repeated_erasure_waits_for_the_standby(primary: str, pair: Pair, s3_config: S3Config) -> None:
+    """Given a job that is set aside and erased, and in no read model, then erasing it again waits all the same."""
+    store, job = Store(primary), new_id()
+    await poison.append(primary, job, 0, *poison.UNKNOWN_VALUE)
+    await Quarantine(store.log, "test").add(job, "default", reader="test", at_version=1, reason="poison")
+    await store.close()
+    environ = roles_environ(primary, s3_config, DF_DB_URL=primary, DF_LEASE_S="4")
+    assert dreamforge("audit", "erase", str(job), **environ).returncode == 0
+    pair.lose()
+    again = asyncio.to_thread(dreamforge, "audit", "erase", str(job), **environ)
+    assert (await expect_waits(pair, again)).returncode == 0
+
+
+async def test_a_repeated_install_waits_for_the_standby(primary: str, pair: Pair) -> None:
+    """Given a database that has the schema, then an install that does nothing waits all the same."""
+    database = Database(primary)
+    pair.lose()
+    assert not await expect_waits(pair, schema.install(database))
+    await database.close()
 
 
 async def test_many_who_ask_whether_it_is_safe_keep_one_connection(primary: str, pair: Pair) -> None:

@@ -130,7 +130,7 @@ _PREFER = _header(
     "`wait=N` (RFC 7240): answer when the job has ended, or N seconds later, 60 at most. Malformed ones are ignored.",
 )
 _TRACEPARENT = _header(
-    "traceparent", "W3C Trace Context; goes with the commands to runners, and is kept until it is erased."
+    "traceparent", "W3C Trace Context; goes with the job to its runners, and is kept until it is erased."
 )
 REQUEST_IDS = (
     _header("X-Client-Request-Id", "An id for this request, 1 to 128 printable ASCII characters; wins over the next."),

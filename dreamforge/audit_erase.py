@@ -32,11 +32,15 @@ from runners.errors import InvalidSource, ObjectChanged, ObjectMissing
 from runners.lineage import stripped
 from runners.objects import ObjectStore, StoredObject
 
+# Commands of earlier releases carry the client's traceparent.
+_COMMANDS = ("pgmq.a_generate", "pgmq.a_upscale", "pgmq.q_generate", "pgmq.q_upscale")
+_FORGET_TRACE = "update {} set message = message - 'traceparent' where message @> $1::jsonb and message ? 'traceparent'"
 _TABLES = """
 select format('%I.%I', schemaname, tablename) as name,
     pg_has_role(current_user, tableowner, 'usage') as own
 from pg_tables
 where (schemaname, tablename) = ('eventstore', 'events')
+    or schemaname || '.' || tablename = any ($1)
     or tablename = 'jobs' and schemaname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
 order by 1
 """
@@ -128,7 +132,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
             await asyncio.to_thread(seaweed.compact)
         if await Rebuild(database).under_way():
             return Scrub(tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended")
-        rows = await database.read(_TABLES)
+        rows = await database.read(_TABLES, _COMMANDS)
         if foreign := [row["name"] for row in rows if not row["own"]]:
             return Scrub(tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login")
         problem = await _until_unseen(database)
@@ -156,6 +160,8 @@ async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, 
         version = state.version
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
+    for table in _COMMANDS:
+        await database.call(_FORGET_TRACE.format(table), msgspec.json.encode({"job_id": job}).decode())
     files, damaged = 0, []
     for key in keys:
         try:

@@ -34,7 +34,6 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     step_id: UUID
     step: StepName
     version: int
-    traceparent: str | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

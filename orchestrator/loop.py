@@ -102,13 +102,7 @@ class Orchestrator:
 
     def _send(self, state: JobState, step_id: UUID) -> Send:
         step = state.step(step_id)
-        command = Command(
-            job_id=state.job_id,
-            step_id=step_id,
-            step=step.name,
-            version=state.version,
-            traceparent=state.traceparent,
-        )
+        command = Command(job_id=state.job_id, step_id=step_id, step=step.name, version=state.version)
         return Send(stream=state.job_id, queue=step.name, message=command)
 
 

@@ -61,7 +61,6 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
     step: StepName
     version: int
     running: bool
-    traceparent: str | None
 
 
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,14 +170,11 @@ def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
                 step=step.name,
                 version=state.version,
                 running=step.status == "running",
-                traceparent=state.traceparent,
             )
 
 
 def _send(one: Missing, lease_s: float) -> Send:
-    command = Command(
-        job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version, traceparent=one.traceparent
-    )
+    command = Command(job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version)
     return Send(stream=one.job_id, queue=one.step, message=command, delay=lease_s if one.running else 0.0)
 
 

@@ -447,6 +447,20 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_erasure.py -k not_list",
     ),
     Mutant(
+        "14-the-queues-files-keep-the-trace",
+        "dreamforge/audit_erase.py",
+        "    or schemaname || '.' || tablename = any ($1)\n",
+        "    or $1::text[] is null\n",
+        "tests/flow/test_erasure.py -k nothing_is_left",
+    ),
+    Mutant(
+        "14-the-trace-in-archived-commands",
+        "dreamforge/audit_erase.py",
+        "    for table in _COMMANDS:\n",
+        "    for table in ():\n",
+        "tests/flow/test_erasure.py -k nothing_is_left",
+    ),
+    Mutant(
         "14-the-trace-in-later-events",
         "orchestrator/transact.py",
         "meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)",

@@ -37,6 +37,16 @@ async def test_a_claim_hides_its_message_until_its_visibility_ends(store: Store)
     assert again.read_ct == claim.read_ct + 1
 
 
+async def test_a_command_of_an_earlier_release_is_read(store: Store, db_url: str) -> None:
+    """Given a command with the client's traceparent, which none carries any more, then it is claimed as any other."""
+    [command] = await send(store)
+    connection = await connect(db_url)
+    await connection.execute("""update pgmq.q_generate set message = message || '{"traceparent": "00-1"}'""")
+    await connection.close()
+    [claim] = await Outbox(store.database, ["generate"]).claim(5, 60)
+    assert claim.command == command
+
+
 async def test_concurrent_claims_share_the_messages_without_overlap(store: Store, db_url: str) -> None:
     """Given 40 commands and eight claimers at once, then each command is claimed by exactly one."""
     commands = await send(store, 40)

@@ -73,6 +73,8 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
             raise Erased
         if resume or found.state == "quarantined":
             await quarantine.release(found, resume=resume)
+        else:
+            await log.confirm_replicated()
         return found
 
     try:

@@ -108,6 +108,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/flow/test_standby.py -k repeated_install",
     ),
     Mutant(
+        "04-repeated-quarantine-waits-for-nothing",
+        "dreamforge/quarantine_commands.py",
+        "            await log.confirm_replicated()\n",
+        "            pass\n",
+        "tests/flow/test_standby.py -k left_failed",
+    ),
+    Mutant(
         "04-repeated-rebuild-waits-for-nothing",
         "orchestrator/recovery.py",
         "            await self._log.confirm_replicated()\n",

@@ -31,6 +31,15 @@ _AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
     asyncpg.ObjectNotInPrerequisiteStateError,  # a database that admits no connections for now
 )
+UNSTORABLE = (
+    ValueError,  # of the client: an argument, or a value of a COPY, that can't be encoded
+    OverflowError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""What PostgreSQL will not store, however often it is asked; nothing is wrong but the values."""
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password included
     asyncpg.InvalidCatalogNameError,

@@ -184,10 +184,20 @@ class Subscription:
                 for partition, batch in batches.items():
                     await self._handle({partition: batch})
                 return
+            if len(events) > 1:
+                await self._halve(moves[0].partition, events)
+                return
             _log.exception("subscription stands still", partition=moves[0].partition, **self._bind)
             self._stop(self.lanes[moves[0].partition], error)
             return
         self._advance(moves, moved)
+
+    async def _halve(self, partition: int, events: Sequence[Recorded]) -> None:
+        """Go up to the event that breaks the handler, so that the handler is asked about that one alone."""
+        middle = len(events) // 2
+        await self._handle({partition: events[:middle]})
+        if self.lanes[partition].read == events[middle].position - 1:
+            await self._handle({partition: events[middle:]})
 
     async def _rejected(self, rejected: Rejected, batch: Sequence[Recorded]) -> None:
         """Go up to a rejected event and wait there; once it was tried often enough, have it set aside."""

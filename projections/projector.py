@@ -1,13 +1,14 @@
 """Keeps the read models: fold each job's new events onto its row, one bulk upsert per table, one commit per batch."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 from uuid import UUID
 
 import msgspec
 
 from eventstore import codec
-from eventstore.database import Database
+from eventstore.database import UNSTORABLE, Database
 from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import JobReleased, Recorded
 from eventstore.log import Log, Move, Moved
@@ -55,7 +56,21 @@ class Projector:
             view = await self._evolved(kept.get(stream), new)
             if view is not None:
                 changed.append(view)
-        return await self._write(changed, moves, build)
+        try:
+            return await self._write(changed, moves, build)
+        except UNSTORABLE as error:
+            if len(events) > 1:
+                raise  # the subscription asks again, about fewer
+            least = await self._least(kept.get(events[0].stream_id), events[0], error)
+            return await self._write(least, moves, build)
+
+    async def _least(self, seen: JobView | None, event: Recorded, error: Exception) -> list[JobView]:
+        """What can be written of a job that is set aside. Raises `Rejected` for one that is not."""
+        history = await self._log.stream(event.stream_id)
+        if not is_set_aside(history):
+            raise Rejected(event, error) from error
+        view = of_history(history)
+        return [] if view is None else [views.least(view, seen)]
 
     async def _evolved(self, seen: JobView | None, new: Sequence[Recorded]) -> JobView | None:
         """A view after more events; folded anew from the whole history where one by one won't do.
@@ -92,7 +107,11 @@ class Projector:
             return None, {}
         rows = await self._database.read(self._load_rows, jobs)
         build = rows[0]["build"] if rows else None
-        return build, {row["job_id"]: to_view(_ROWS.decode(row["rows"])) for row in rows}
+        kept = {}
+        for row in rows:
+            with suppress(msgspec.MsgspecError):  # as if it were not there: a gap, and so rejected
+                kept[row["job_id"]] = to_view(_ROWS.decode(row["rows"]))
+        return build, kept
 
     async def _write(
         self, changed: Sequence[JobView], moves: Sequence[Move], build: UUID | None = None

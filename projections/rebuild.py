@@ -11,16 +11,18 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from eventstore import codec
-from eventstore.database import Database, Row
+from eventstore.database import UNSTORABLE, Database, Row
 from eventstore.doorbell import Doorbell
 from eventstore.events import Stored
 from eventstore.log import Log
 from eventstore.subscription import Subscription, SubscriptionGone
+from orchestrator.quarantine import is_set_aside
 from projections import views
 from projections.projector import SHADOW, Projector
 from projections.rows import COLUMNS, records
@@ -214,7 +216,7 @@ class Rebuild:
             cursor = await connection.cursor(_EVENTS, chunk["after"], chunk["upto"], heads)
             while rows := await cursor.fetch(_PAGE):
                 folded.add(rows)
-            await self._copy(connection, folded.end())
+            await self._copy_all(connection, folded.end())
             await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folded.events)
         return True
 
@@ -222,6 +224,19 @@ class Rebuild:
     async def _transaction(self) -> AsyncIterator[Any]:
         async with self._database.connection() as connection, connection.transaction():
             yield connection
+
+    async def _copy_all(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
+        try:
+            async with connection.transaction():
+                await self._copy(connection, jobs)
+        except UNSTORABLE as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    await self._copy_all(connection, [job])
+                return
+            if not is_set_aside(await Log(self._database).stream(jobs[0].job_id)):
+                raise _failed(jobs[0].job_id, error) from error
+            await self._copy(connection, [views.least(jobs[0], None)])
 
     async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
         for table, rows in records(jobs).items():
@@ -265,10 +280,14 @@ def _view(history: Sequence[Stored]) -> JobView | None:
     try:
         return views.of_history(history)
     except Exception as error:
-        raise RebuildFailed(
-            f"job {history[0].stream_id} can't be folded: {error}; once it is set aside (`dreamforge jobs quarantine "
-            "list`), abort this rebuild and begin another"
-        ) from error
+        raise _failed(history[0].stream_id, error) from error
+
+
+def _failed(job_id: UUID, error: Exception) -> RebuildFailed:
+    return RebuildFailed(
+        f"job {job_id} can't be folded and stored: {error}; once it is set aside (`dreamforge jobs quarantine list`), "
+        "abort this rebuild and begin another"
+    )
 
 
 def _underway(row: Row) -> Underway:

@@ -142,6 +142,19 @@ def _passed(seen: JobView | None, event: Stored) -> JobView | None:
     return None if seen is None else replace(seen, version=event.version, updated_at=event.ts)
 
 
+def least(view: JobView, kept: JobView | None) -> JobView:
+    """What is kept of a job that is set aside where its rows can't be stored: what was kept before, and its end."""
+    known = kept or replace(view, count=0, params={}, metadata={}, steps=(), artifacts=())
+    return replace(
+        known,
+        status=view.status,
+        version=view.version,
+        updated_at=view.updated_at,
+        error_code=view.error_code,
+        error_message=view.error_message,
+    )
+
+
 def view(facts: Iterable[Fact]) -> JobView | None:
     """The view after a whole history; None for an empty one."""
     seen: JobView | None = None

@@ -25,6 +25,10 @@ class StepError(Exception):
     error_code: ClassVar[ErrorCode]
     retryable: ClassVar[bool] = False
 
+    def __str__(self) -> str:
+        """The message, whatever an engine or a library wrote in it: PostgreSQL's text holds no U+0000."""
+        return super().__str__().encode(errors="replace").decode().replace("\0", "")
+
 
 class InvalidInput(StepError):
     """What the job asks for can't be done."""

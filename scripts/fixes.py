@@ -213,6 +213,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_rejections.py -k sent_once",
     ),
     Mutant(
+        "05-unstorable-stops-a-partition",
+        "projections/projector.py",
+        "        except UNSTORABLE as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        "tests/store/test_rejections.py -k stored",
+    ),
+    Mutant(
         "05-viewed-further-than-asked",
         "projections/queries.py",
         ", limit=events[-1].version)",

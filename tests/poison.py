@@ -24,6 +24,12 @@ NO_SUCH_OUTCOME = ("job.finish", {"status": "abandoned"})
 """The same at a job's end."""
 
 
+def unstorable(step_id: str) -> tuple[str, dict[str, Any]]:
+    """An error that decodes, with a message that no text column takes."""
+    error = {"step_id": step_id, "step": "generate", "attempt": 1, "error_code": "oom", "error_message": "CUDA\0"}
+    return "error", error | {"item_index": None}
+
+
 def without_runner(step_id: str) -> tuple[str, dict[str, Any]]:
     """A step.start that lacks a field."""
     return "step.start", {"step_id": step_id, "step": "generate", "attempt": 1}

@@ -147,11 +147,12 @@ async def poisoned(db_url: str, api: Api, case: str) -> UUID:
         await poison.append(db_url, job, 1, *poison.without_runner(step_id))
     else:
         ended = api.finished(str(job))
-        await poison.append(db_url, job, ended["version"], *poison.NO_SUCH_OUTCOME)
+        event = poison.NO_SUCH_OUTCOME if case == "finished" else poison.unstorable(ended["steps"][0]["id"])
+        await poison.append(db_url, job, ended["version"], *event)
     return job
 
 
-@pytest.mark.parametrize("case", ["created", "started", "finished"])
+@pytest.mark.parametrize("case", ["created", "started", "finished", "unstorable"])
 async def test_a_job_that_cannot_be_read_is_set_aside(
     db_url: str, environ: dict[str, str], start: Start, client: Client, case: str
 ) -> None:
@@ -159,14 +160,15 @@ async def test_a_job_that_cannot_be_read_is_set_aside(
     api = client(start("api"))
     start("projector")
     orchestrator = start("orchestrator")
-    if case == "finished":
+    ends_first = case in {"finished", "unstorable"}
+    if ends_first:
         start("runner")
     job = await poisoned(db_url, api, case)
-    if case != "finished":
+    if not ends_first:
         start("runner")
     assert api.finished(neighbour(api, job))["status"] == "succeeded"
     seen = await set_aside(api, job)
-    assert (seen["error_code"], seen["version"]) == ("internal", 2 + (case == "started") + 6 * (case == "finished"))
+    assert (seen["error_code"], seen["version"]) == ("internal", 2 + (case == "started") + 6 * ends_first)
 
     assert api.http.post(f"/v1/jobs/{job}/cancel").status_code == 409
     assert api.http.post(f"/v1/jobs/{job}/retry").status_code == 409

@@ -8,10 +8,14 @@ from eventstore import schema
 from eventstore.events import JobCreated, JobQuarantined, JobReleased, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
+from eventstore.subscription import Subscription
 from orchestrator.loop import Orchestrator
 from orchestrator.quarantine_log import Quarantine
+from projections.agreement import Agreement
+from projections.projector import Projector
 from projections.queries import Queries
-from tests.kit import Store, event, eventually, job_created
+from projections.rebuild import Rebuild
+from tests.kit import History, Store, event, eventually, job_created, stream_in
 
 REPORTED = "select stream_id from eventstore.rejections"
 SET_ASIDE = JobQuarantined(reader="orchestrator", at_version=1, reason="RuntimeError")
@@ -61,6 +65,67 @@ async def test_what_two_events_ask_for_is_sent_once(store: Store) -> None:
     await orchestrator.handle(events, [Move(subscription=Orchestrator.name, partition=partition, start=0, end=last)])
     rows = await store.database.read("select message->>'step_id' as step_id from pgmq.q_generate")
     assert [row["step_id"] for row in rows] == [str(created.steps[0].step_id)]
+
+
+async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> None:
+    """Given a count that no column takes, then that job is reported, and kept once it is set aside; so by a rebuild."""
+    bodies = [job_created(scale=None), job_created(scale=None, count=10**12), job_created(scale=None)]
+    before, broken, behind = [Append(stream=stream_in(1), expected=0, events=(event(body),)) for body in bodies]
+    await store.log.commit(Batch(appends=[before, broken, behind]))
+    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+
+    async def reported() -> bool:
+        await subscription.step()
+        return await store.database.read(REPORTED) != []
+
+    await eventually(reported)
+    assert subscription.lanes[1].failure == (
+        f"job {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
+    )
+    assert subscription.lanes[1].stored == 1
+    await Quarantine(store.log, "test").add(broken.stream, "default", reader="readmodel", at_version=1, reason="range")
+    ends = [(before.stream, 1, "queued"), (broken.stream, 2, "failed"), (behind.stream, 1, "queued")]
+
+    async def kept() -> bool:
+        await subscription.step()
+        rows = await store.database.read("select job_id, version, status from readmodel.jobs order by job_id")
+        return [tuple(row) for row in rows] == sorted(ends)
+
+    await eventually(kept)
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await rebuild.fill()
+    assert [name async for name in rebuild.index()]
+    await rebuild.follow()
+    assert await kept()
+    assert await Agreement(store.database).check([job for job, _, _ in ends]) == []
+
+
+async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None:
+    """Given a row that is none of ours, then its job is reported, and as good as new once it is set aside."""
+    history = History(scale=None)
+    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=(event(history.created),))]))
+    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    while await subscription.step():
+        pass
+    await store.database.call("update readmodel.jobs set status = 'lost'")
+    [started] = [fact.body for fact in history.started("generate").facts[1:] if fact.body is not None]
+    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=1, events=(event(started),))]))
+
+    async def reported() -> bool:
+        await subscription.step()
+        return await store.database.read(REPORTED) != []
+
+    await eventually(reported)
+    [found] = await Agreement(store.database).check([history.job_id])
+    assert "the row can't be read: Invalid enum value 'lost'" in found.problem
+    await Quarantine(store.log, "test").add(history.job_id, "default", reader="x", at_version=2, reason="x")
+
+    async def kept() -> bool:
+        await subscription.step()
+        return await Agreement(store.database).check([history.job_id]) == []
+
+    await eventually(kept)
 
 
 @pytest.mark.parametrize("released_first", [False, True])

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from runners.errors import ProviderError
+from runners.errors import ProviderError, classified
 from runners.faults import FaultPlan
 
 JOB = UUID("018f0000-0000-7000-8000-000000000001")
@@ -18,6 +18,11 @@ def fails(plan: FaultPlan, step: str, item_index: int, job_id: UUID = JOB) -> bo
     except ProviderError:
         return True
     return False
+
+
+def test_an_error_says_only_what_can_be_stored() -> None:
+    """Given an engine's message with U+0000 and half a surrogate pair, then an event can hold it."""
+    assert str(classified(ProviderError("CUDA\0 error in \ud800"))) == "CUDA error in ?"
 
 
 def test_an_empty_plan_never_fails() -> None:

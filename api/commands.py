@@ -175,7 +175,8 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
         # A job that runs again waits like a new one.
         async with services.admission.place(tenant) if isinstance(asked, RequestRetry) else nullcontext():
             state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
-    except Unreadable:
+    except Unreadable as error:
+        await _soon(services, services.jobs.report(error, "api"))
         raise ApiError(
             "infra_unavailable",
             "The job's history can't be read; it is being set aside.",

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from dreamforge.backends import actor, ask_backends
-from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
+from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
 from eventstore import codec
@@ -25,7 +25,7 @@ from eventstore.events import PRIVATE, ArtifactBody, ArtifactRewritten, JobErase
 from eventstore.log import Log
 from orchestrator.decisions import Refused, RequestErasure
 from orchestrator.plan import object_prefix
-from orchestrator.transact import Jobs, NoSuchJob, SetAside, note
+from orchestrator.transact import Jobs, NoSuchJob, SetAside, Unreadable, note
 from projections.rebuild import Rebuild
 from runners.encoding import content_type
 from runners.errors import InvalidSource, ObjectChanged, ObjectMissing
@@ -110,6 +110,9 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
                     return NOT_FOUND, str(error)
                 except Refused as refusal:
                     return CONFLICT, f"job {job}: {refusal}"
+                except Unreadable as error:
+                    await jobs.report(error, "audit")
+                    return UNAVAILABLE, f"{error}; it is being set aside, and can be erased then: try again"
         finally:
             await committer.stop()
             await doorbell.stop()

@@ -142,16 +142,20 @@ class Recovery:
         ):
             jobs = [row["stream_id"] for row in await connection.fetch(_OPEN)]
             wanted: list[Missing] = []
+            unreadable: list[Unreadable] = []
             for page in _pages(jobs):
                 rows = await connection.fetch(_REACTED, page, Orchestrator.name)
-                wanted.extend(_owed(rows))
-            return wanted, await connection.fetch(_HELD)
+                wanted.extend(_owed(rows, unreadable))
+            held = await connection.fetch(_HELD)
+        for error in unreadable:
+            await self._log.report_rejection(error.job_id, "outbox", error.version, error.reason)
+        return wanted, held
 
     async def _note(self, body: Body) -> None:
         await note(self._log, STREAM, "outbox", body, self._actor)
 
 
-def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
+def _owed(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Missing]:
     for job_id, group in groupby(recorded(rows), key=lambda event: event.stream_id):
         history = list(group)
         if is_set_aside(history):
@@ -159,8 +163,9 @@ def _owed(rows: Sequence[Row]) -> Iterable[Missing]:
         try:
             state = readable(history)
         except Unreadable as error:
-            # Nobody can tell what it is owed; the orchestrator is about to set it aside.
+            # Nobody can tell what it is owed.
             _log.warning("left out", job_id=str(job_id), error=str(error))
+            unreadable.append(error)
             continue
         step = owed(state)
         if step is not None:

@@ -213,6 +213,13 @@ FIXES: tuple[Mutant, ...] = (
         "tests/store/test_rejections.py -k sent_once",
     ),
     Mutant(
+        "05-unreadable-to-the-api-alone",
+        "api/commands.py",
+        '        await _soon(services, services.jobs.report(error, "api"))\n',
+        "",
+        "tests/flow/test_quarantine.py -k whoever",
+    ),
+    Mutant(
         "05-unstorable-stops-a-partition",
         "projections/projector.py",
         "        except UNSTORABLE as error:\n",

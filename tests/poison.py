@@ -30,6 +30,11 @@ def unstorable(step_id: str) -> tuple[str, dict[str, Any]]:
     return "error", error | {"item_index": None}
 
 
+def foreign_start() -> tuple[str, dict[str, Any]]:
+    """A step.start that decodes, of a step that the job does not have."""
+    return "step.start", {"step_id": str(new_id()), "step": "generate", "attempt": 1, "runner": "r"}
+
+
 def without_runner(step_id: str) -> tuple[str, dict[str, Any]]:
     """A step.start that lacks a field."""
     return "step.start", {"step_id": step_id, "step": "generate", "attempt": 1}

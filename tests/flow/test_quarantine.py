@@ -186,6 +186,34 @@ async def test_a_job_that_cannot_be_read_is_set_aside(
     assert "agrees" in answered(environ, "projections", "verify")
 
 
+async def test_whoever_cannot_read_a_job_has_it_set_aside(
+    db_url: str, environ: dict[str, str], start: Start, client: Client
+) -> None:
+    """Given an event that breaks decisions alone, after which nothing comes, then whoever meets it reports it."""
+    api = client(start("api"))
+    start("orchestrator")
+    runner = start("runner")
+    found = [api.finished(api.create(count=1, scale=None)) for _ in range(3)]
+    runner.stop()
+    askers: dict[str, tuple[int, Callable[[str], int]]] = {
+        "api": (503, lambda job: api.http.post(f"/v1/jobs/{job}/cancel").status_code),
+        "audit": (3, lambda job: dreamforge("audit", "erase", job, **environ | {"DF_DB_URL": db_url}).returncode),
+        "outbox": (0, lambda _: dreamforge("outbox", "status", **environ).returncode),
+    }
+    for (reader, (answer, ask)), ended in zip(askers.items(), found, strict=True):
+        job = ended["id"]
+        await poison.append(db_url, UUID(job), ended["version"], *poison.foreign_start())
+        assert ask(job) == answer
+
+        async def is_aside(job: str = job, ask: Callable[[str], int] = ask) -> bool:
+            return bool(api.job(job)["status"] == "failed") or ask(job) < 0
+
+        await eventually(is_aside, what=f"the report of {reader}")
+        [newest, *_] = json.loads(answered(environ, "jobs", "quarantine", "list", "--output", "json"))
+        assert (newest["job_id"], newest["reader"], newest["reason"]) == (job, reader, "KeyError")
+        assert api.http.post(f"/v1/jobs/{job}/cancel").status_code == 409
+
+
 @pytest.mark.usefixtures("durable")
 async def test_every_command_takes_a_job_that_is_set_aside(
     db_url: str, environ: dict[str, str], start: Start, client: Client

@@ -58,8 +58,7 @@ def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
         case _:
             kind = "step" if steps_apart and isinstance(body, StepStart | StepFinish) else "log"
             line |= lines.data(event)
-    # The log keeps the text as it came, and a line break in it would end the frame.
-    line["payload"] = msgspec.Raw(msgspec.json.format(event.data, indent=-1).encode())
+    line["payload"] = lines.payload(event)  # on one line: a line break would end the frame
     return _frame(kind, line, event.version)
 
 

@@ -8,6 +8,9 @@ from api.responses import stamp
 from eventstore import codec
 from eventstore.events import Body, Recorded
 
+_NOT_TO_US = (msgspec.DecodeError, RecursionError)
+"""What is raised on JSON that PostgreSQL takes: half a surrogate pair, thousands of brackets."""
+
 
 def head(event: Recorded, body: Body | None) -> dict[str, Any]:
     """What every line begins with. An event that this release does not know speaks by its code."""
@@ -23,9 +26,17 @@ def data(event: Recorded) -> dict[str, Any]:
     """The event's own members; they use none of the names of the head for anything else."""
     try:
         found = msgspec.json.decode(event.data)
-    except msgspec.DecodeError:  # JSON to PostgreSQL, but not to us: a lone surrogate
+    except _NOT_TO_US:
         return {}
     return found if isinstance(found, dict) else {"data": found}
+
+
+def payload(event: Recorded) -> msgspec.Raw:
+    """The event's data as it stands, on one line: the log keeps line breaks as they came."""
+    try:
+        return msgspec.Raw(msgspec.json.format(event.data, indent=-1).encode())
+    except _NOT_TO_US:
+        return msgspec.Raw(b"{}")
 
 
 def line(event: Recorded) -> bytes:

@@ -61,7 +61,7 @@ def body(event: Stored) -> Body | None:
         for version in range(event.schema_version, kind.schema_version):
             data = UPCASTS[event.code, version](data)
         return msgspec.convert(data, kind)
-    except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+    except (msgspec.MsgspecError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise _undecodable(event, error) from error
 
 
@@ -86,7 +86,7 @@ def private(event: Stored) -> Private:
 def _decoded(decoder: msgspec.json.Decoder[T], event: Stored, text: str) -> T:
     try:
         return decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise _undecodable(event, error) from error
 
 

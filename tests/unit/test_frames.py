@@ -176,6 +176,14 @@ def test_a_line_break_in_the_data_does_not_end_the_frame() -> None:
     assert b'"payload":{"text":"a\\nb","n":1.50}}\n' in frame
 
 
+@pytest.mark.parametrize("data", ['{"a":"\\ud800"}', '{"a":' + "[" * 9999 + "]" * 9999 + "}"], ids=["half", "deep"])
+@pytest.mark.parametrize("code", ["job.polished", "job.finish"])
+def test_data_that_is_json_to_postgresql_alone_does_not_end_the_stream(code: str, data: str) -> None:
+    """Given half a surrogate pair, or more brackets than we open, then the event is told without its data."""
+    kind, told, version = read(of_event(raw(code, data), steps_apart=True))
+    assert (kind, told["code"], told["payload"], version) == ("log", code, {}, "4")
+
+
 @given(st.text())
 def test_any_text_keeps_to_its_frame(text: str) -> None:
     """Line separators of other alphabets are no line ends of the stream."""

@@ -29,10 +29,11 @@ from eventstore.events import Anchor, JobErased
 from eventstore.evidence import Evidence
 from eventstore.log import Log
 from orchestrator.quarantine import mark
+from orchestrator.transact import Unreadable
 from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress
-from projections.views import JobView, ViewGap, as_of, evolve, of_history
+from projections.views import JobView, as_of, evolve, of_history
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
 
@@ -84,8 +85,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return commands[args.action](args, settings)
     except NoSuchJob as error:
         return complain(NOT_FOUND, str(error))
-    except (ViewGap, Undecodable) as error:
-        return complain(FAILED, f"the history can't be read: {error}; run `dreamforge audit verify {args.job}`")
+    except (Undecodable, Unreadable) as error:
+        return complain(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
     except (EmbeddedError, EventStoreError, ObjectStoreUnavailable) as error:
         return complain(UNAVAILABLE, str(error))
 
@@ -111,7 +112,10 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     job: JobView | None = None
     strict = mark(events) is None
     for count, event in enumerate(events, 1):
-        job = evolve(job, codec.fact(event)) if strict else of_history(events[:count], lenient=True)
+        try:
+            job = evolve(job, codec.fact(event)) if strict else of_history(events[:count], lenient=True)
+        except Exception as error:  # a fold may break in any way on what it was not written for
+            raise Unreadable(args.job, event.version, error) from error
         if job is not None:
             done = progress(job).progress
             steps.append(Replayed(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))

@@ -19,7 +19,8 @@ from eventstore.archive import Archive
 from eventstore.database import Database
 from eventstore.events import ArtifactWritten, Fact, Measure, Memory, ModelSelected, Rendering
 from eventstore.log import Log
-from orchestrator.state import JobState, StepState, fold
+from orchestrator.state import JobState, StepState
+from orchestrator.transact import readable
 from projections.model_queries import Models
 from runners.encoding import decode, encode
 from runners.engines.batches import Batches
@@ -72,10 +73,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Reproduce a job; returns the exit code."""
 
     async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[Reproduced]]:
-        facts = [codec.fact(event) for event in await Archive(database).stream(args.job) if event.category == "job"]
-        job = fold(facts)
-        if job is None:
+        history = [event for event in await Archive(database).stream(args.job) if event.category == "job"]
+        if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
+        job = readable(history)
+        facts = [codec.fact(event) for event in history]
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
         async with _engine(settings) as batches:

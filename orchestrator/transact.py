@@ -9,7 +9,7 @@ from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import Body, Category, Event, Fact, Meta, Private, Recorded, StepFinish, StepRetry
+from eventstore.events import Body, Category, Event, Fact, Meta, Private, StepFinish, StepRetry, Stored
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
@@ -161,7 +161,7 @@ class Jobs:
             state = await self.load(state.job_id)
 
 
-def readable(history: Sequence[Recorded]) -> JobState:
+def readable(history: Sequence[Stored]) -> JobState:
     """The state after a history that begins; raises `Unreadable`, whatever it is that breaks."""
     state: JobState | None = None
     for one in history:

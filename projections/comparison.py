@@ -38,7 +38,7 @@ def _places(view: JobView | None) -> dict[str, Any]:
     tree = msgspec.to_builtins(view) | {
         "steps": {step.name: msgspec.to_builtins(step) for step in view.steps},
         "artifacts": {
-            f"{names[artifact.step_id]}.{artifact.item_index}": msgspec.to_builtins(artifact)
+            f"{names.get(artifact.step_id, artifact.step_id)}.{artifact.item_index}": msgspec.to_builtins(artifact)
             for artifact in view.artifacts
         },
     }

@@ -42,11 +42,11 @@ def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -
 
     The view must have been loaded with its artifacts.
     """
-    if not job.steps:  # of a job whose first event can't be read
+    if not (job.steps and job.count):  # of a job whose first event can't be read, or is none of ours
         return Progress(0.0, [], [])
     done = {step.name: min(1.0, step.completed / job.count) for step in job.steps}
     if len(job.steps) == 1:
-        total = done["generate"]
+        [total] = done.values()
         stages = [Stage(name, weight) for name, weight in _SINGLE]
     else:
         total = 1.0 if min(done.values()) >= 1.0 else sum(weights[name] * part for name, part in done.items())

@@ -80,8 +80,12 @@ class Queries:
     async def job(self, tenant: str, job_id: UUID, *, artifacts: bool = False) -> JobView | None:
         """A job as it is now, with its artifacts if asked for (by step, then item); None if the tenant has none."""
         row = (await self._database.read(_JOB, job_id, artifacts, tenant))[0]
-        view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
         tail = [] if row["tail"] is None else _TAIL.decode(row["tail"])
+        try:
+            view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
+        except msgspec.MsgspecError:
+            _log.warning("a row can't be read", job_id=str(job_id), exc_info=True)
+            view = of_history(await self._all.stream(job_id), lenient=True)
         view = await self.advanced(view, tail)
         if view is None or not artifacts:
             return view
@@ -113,6 +117,8 @@ class Queries:
 
 
 def _in_order(view: JobView) -> JobView:
+    """The view with its artifacts by step and item; without those of no step of the job's, which no row is read of."""
     order = {step.step_id: n for n, step in enumerate(view.steps)}
-    ordered = sorted(view.artifacts, key=lambda one: (order[one.step_id], one.item_index))
+    known = (one for one in view.artifacts if one.step_id in order)
+    ordered = sorted(known, key=lambda one: (order[one.step_id], one.item_index))
     return msgspec.structs.replace(view, artifacts=tuple(ordered))

@@ -214,6 +214,16 @@ async def test_whoever_cannot_read_a_job_has_it_set_aside(
         assert api.http.post(f"/v1/jobs/{job}/cancel").status_code == 409
 
 
+@pytest.mark.parametrize("action", ["replay", "reproduce"])
+async def test_a_command_names_the_job_that_it_cannot_fold(db_url: str, environ: dict[str, str], action: str) -> None:
+    """Given a history without its beginning, which nobody has set aside yet, then the command says so and fails."""
+    job = new_id()
+    await poison.append(db_url, job, 0, *poison.foreign_start())
+    done = dreamforge("audit", action, str(job), **environ)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert f"the history of job {job} can't be read" in done.stderr
+
+
 @pytest.mark.usefixtures("durable")
 async def test_every_command_takes_a_job_that_is_set_aside(
     db_url: str, environ: dict[str, str], start: Start, client: Client

@@ -5,17 +5,19 @@ import asyncio
 import pytest
 
 from eventstore import schema
-from eventstore.events import JobCreated, JobQuarantined, JobReleased, StepStart
+from eventstore.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
 from orchestrator.loop import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.agreement import Agreement
+from projections.key_queries import Keys
+from projections.model_queries import Models
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild
-from tests.kit import History, Store, event, eventually, job_created, stream_in
+from tests.kit import History, Store, event, eventually, job_created, model_registered, stream_in
 
 REPORTED = "select stream_id from eventstore.rejections"
 SET_ASIDE = JobQuarantined(reader="orchestrator", at_version=1, reason="RuntimeError")
@@ -126,6 +128,40 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
         return await Agreement(store.database).check([history.job_id]) == []
 
     await eventually(kept)
+
+
+async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -> None:
+    """Given an image of another job's step, and later a row that is none of ours, then a read gives what there is."""
+    history = History().started("generate").wrote("generate", 0)
+    bodies = [fact.body for fact in history.facts if fact.body is not None]
+    events = tuple(event(body) for body in [*bodies, History().item("generate", 0)])
+    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=events)]))
+    queries = Queries(store.database)
+
+    async def images() -> list[int] | None:
+        view = await queries.job("default", history.job_id, artifacts=True)
+        return None if view is None else [one.item_index for one in view.artifacts]
+
+    assert await images() == [0]
+    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    while await subscription.step():
+        pass
+    assert [one.job_id for one in await Agreement(store.database).check([history.job_id])] == [history.job_id]
+    await store.database.call("update readmodel.jobs set status = 'lost'")
+    assert await images() == [0]
+
+
+async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a bug in the fold, then there are no such keys and models, and no request breaks."""
+    created = KeyCreated(name="x", scopes=["jobs"], digest="0" * 64)
+    key = Append(stream=new_id(), category="key", expected=0, events=(event(created),))
+    model = Append(stream=new_id(), category="model", expected=0, events=(event(model_registered()),))
+    await store.log.commit(Batch(appends=[key, model]))
+    keys, models = Keys(store.log), Models(store.log)
+    assert (len(await keys.all()), len(await models.all())) == (1, 1)
+    monkeypatch.setattr("projections.key_queries.view", lambda _: 1 / 0)
+    monkeypatch.setattr("projections.model_queries.view", lambda _: 1 / 0)
+    assert (await keys.all(), await models.all(), await models.model(model.stream)) == ([], [], None)
 
 
 @pytest.mark.parametrize("released_first", [False, True])

@@ -32,6 +32,12 @@ def test_the_order_of_artifacts_is_no_difference() -> None:
     assert differences(there, replace(there, artifacts=there.artifacts[::-1])) == []
 
 
+def test_an_image_of_a_step_of_another_job_is_named_by_that_step() -> None:
+    ours, foreign = History().started("generate"), History().item("generate", 0)
+    found = differences(view(ours.facts), view(ours.add(foreign).facts))
+    assert f"artifacts.{foreign.step_id}.0.sha256" in {one.path for one in found}
+
+
 def test_a_job_that_was_not_there_differs_everywhere() -> None:
     found = differences(None, view(History().facts))
     assert {one.before for one in found} == {None}

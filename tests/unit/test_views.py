@@ -163,6 +163,11 @@ def test_progress_is_the_weighted_average_of_both_steps() -> None:
     ]
 
 
+def test_a_job_of_no_images_has_no_progress() -> None:
+    """Nobody can ask for one; a view is made of it all the same."""
+    assert progress(seen(History(count=0))).progress == 0.0
+
+
 def test_progress_items_are_those_of_the_last_step() -> None:
     history = History(count=2).started("generate").wrote("generate", 0, 1).finished("generate")
     assert progress(seen(history)).items == []

@@ -135,6 +135,8 @@ def _expect_within(submission: requests.Submission, model: ModelView | None) -> 
 
 def _replayed(earlier: Recorded, idempotency: Idempotency) -> _Accepted:
     created = codec.body_if_readable(earlier)
+    if created is None:
+        raise _unreadable(earlier.stream_id)
     if not isinstance(created, JobCreated) or created.idempotency != idempotency:
         raise ApiError(
             "conflict",
@@ -177,12 +179,7 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
             state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
     except Unreadable as error:
         await _soon(services, services.jobs.report(error, "api"))
-        raise ApiError(
-            "infra_unavailable",
-            "The job's history can't be read; it is being set aside.",
-            {"job_id": str(job)},
-            {"Retry-After": "2"},
-        ) from None
+        raise _unreadable(job) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
     except Refused as refusal:
@@ -193,6 +190,15 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     answer = responses.job_answer(job, view.status, view.created_at)
     headers = {"Location": f"/v1/jobs/{job}", "ETag": responses.etag(view.version)}
     return json_response(answer, 202 if state.finished is None else 200, headers)
+
+
+def _unreadable(job: UUID) -> ApiError:
+    return ApiError(
+        "infra_unavailable",
+        "The job's history can't be read; it is being set aside.",
+        {"job_id": str(job)},
+        {"Retry-After": "2"},
+    )
 
 
 async def _soon(services: Services, work: Coroutine[Any, Any, T]) -> T:

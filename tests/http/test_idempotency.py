@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from eventstore.ids import new_id
+from eventstore.ids import derived_id, new_id
 from runners.objects import S3Config
+from tests import poison
 from tests.http.conftest import BODY, Scribe, invalid, refused, running
 from tests.kit import Api
 
@@ -53,6 +54,14 @@ def test_another_body_is_a_conflict(lone: Api) -> None:
         details = refused(once(lone, BODY | change, given), 409, "conflict")
         assert details == {"field": "Idempotency-Key", "job_id": job_id}
     assert len(lone.history(job_id)) == 1
+
+
+async def test_a_job_that_cannot_be_read_is_no_conflict(lone: Api, lone_url: str) -> None:
+    """Whether it is the same request can't be told: the client is to try again."""
+    given = key()
+    job = derived_id(b"default", given.encode())
+    await poison.append(lone_url, job, 0, *poison.UNKNOWN_VALUE)
+    assert refused(once(lone, BODY, given), 503, "infra_unavailable") == {"job_id": str(job)}
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,12 @@ class StepRunner:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it was, it must count, or it would come back forever
             _log.exception("a step could not start", job_id=str(state.job_id), step=step.name)
-            await self._fail_start(state, step, claim, classified(error))
+            try:
+                await self._fail_start(state, step, claim, classified(error))
+            except (StaleAttempt, EventStoreError):
+                raise
+            except Exception as broke:  # it can't count, so nobody else would ever hear of it
+                raise Unreadable(state.job_id, state.version, broke) from broke
             return None
         return None if started is None else (started, selected)
 

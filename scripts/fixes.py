@@ -236,8 +236,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "06-failed-starts-count",
         "runners/steps.py",
-        "            await self._fail_start(state, step, claim, classified(error))\n            return None\n",
-        "            raise\n",
+        "                await self._fail_start(state, step, claim, classified(error))\n",
+        "                raise\n",
         "tests/store/test_troubled_steps.py -k never_starts",
     ),
     Mutant(

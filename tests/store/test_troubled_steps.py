@@ -105,6 +105,13 @@ class Baffled(Jobs):
         raise Unreadable(job_id, 1, KeyError(tenant))
 
 
+class Undecided(Jobs):
+    """Can fold every history, and decides nothing."""
+
+    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[Body]]:
+        raise RuntimeError(state, command, claim)
+
+
 class Overtaken(Jobs):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
@@ -236,19 +243,20 @@ async def test_a_step_that_starts_at_last_is_run(store: Store, s3_config: S3Conf
         assert (finish.status, finish.attempt) == ("succeeded", 2)
 
 
+@pytest.mark.parametrize(("jobs", "reason"), [(Baffled, "KeyError"), (Undecided, "RuntimeError")])
 async def test_a_command_of_a_job_that_cannot_be_folded_is_given_back_and_not_lost(
-    store: Store, s3_config: S3Config
+    store: Store, s3_config: S3Config, jobs: type[Jobs], reason: str
 ) -> None:
-    """Given a history that breaks the fold, even with the error of an unknown step, then nothing is decided."""
+    """Given a history that breaks the fold, even with the error of an unknown step, or the rules, it is reported."""
     async with bench(store, ObjectStore(s3_config)) as work:
-        await work.attempt(work.runner(Hanging(-1), Baffled, first_delay_s=600, longest_delay_s=600))
+        await work.attempt(work.runner(Unselectable(failures=1), jobs, first_delay_s=600, longest_delay_s=600))
         assert await work.codes() == ["job.created"]
         held = await store.database.read(
             "select read_ct, vt > clock_timestamp() + interval '4 min' as late from pgmq.q_generate"
         )
         assert [(row["read_ct"], row["late"]) for row in held] == [(2, True)]
         reported = await store.database.read("select stream_id, reader, reason from eventstore.rejections")
-        assert [tuple(row) for row in reported] == [(work.job_id, "runner", "KeyError")]
+        assert [tuple(row) for row in reported] == [(work.job_id, "runner", reason)]
 
 
 async def test_an_outage_of_the_object_store_costs_no_attempt(store: Store, s3_config: S3Config) -> None:

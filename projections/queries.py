@@ -41,7 +41,7 @@ select
 
 # Each of the two is read from an index of its own, which schema.sql says more about.
 _LIST = """
-select j.job_id, j.status, j.created_at, j.updated_at, j.count, j.params->>'prompt' as prompt, coalesce((
+select j.job_id, j.status, j.created_at, j.updated_at, j.count, j.params, coalesce((
     select s.completed from readmodel.steps s where s.job_id = j.job_id order by s.ordinal desc limit 1), 0
 ) as completed
 from readmodel.jobs j
@@ -68,6 +68,13 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None
     count: int
     completed: int
+
+
+class _Params(msgspec.Struct):
+    prompt: str | None = None
+
+
+_PARAMS = msgspec.json.Decoder(_Params)
 
 
 class Queries:
@@ -113,7 +120,11 @@ class Queries:
         statement = _LIST_ANY if status in {None, "succeeded"} else _LIST_OPEN
         created_at, job_id = before or (None, None)
         rows = await self._database.read(statement, tenant, status, created_at, job_id, _LAST_ID, limit)
-        return [Listed(**row) for row in rows]
+        # PostgreSQL can't take params apart where U+0000 stands in them, as a rebuild may have copied it.
+        return [
+            Listed(prompt=_PARAMS.decode(row["params"]).prompt, **{k: v for k, v in row.items() if k != "params"})
+            for row in rows
+        ]
 
 
 def _in_order(view: JobView) -> JobView:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from eventstore import schema
-from eventstore.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, StepStart
+from eventstore.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
@@ -28,6 +28,15 @@ def history(created: JobCreated) -> Append:
     started = StepStart(step_id=created.steps[0].step_id, step_name="generate", attempt=1, runner="r")
     bodies = (created, SET_ASIDE, JobReleased(resume=True), started)
     return Append(stream=new_id(), expected=0, events=tuple(event(body) for body in bodies))
+
+
+async def rebuilt(store: Store) -> None:
+    """Build the read model anew, and let it serve."""
+    rebuild = Rebuild(store.database)
+    await rebuild.begin()
+    await rebuild.fill()
+    assert [name async for name in rebuild.index()]
+    await rebuild.follow()
 
 
 async def test_an_older_process_reports_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +103,7 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
         return [tuple(row) for row in rows] == sorted(ends)
 
     await eventually(kept)
-    rebuild = Rebuild(store.database)
-    await rebuild.begin()
-    await rebuild.fill()
-    assert [name async for name in rebuild.index()]
-    await rebuild.follow()
+    await rebuilt(store)
     assert await kept()
     assert await Agreement(store.database).check([job for job, _, _ in ends]) == []
 
@@ -149,6 +154,15 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
     assert [one.job_id for one in await Agreement(store.database).check([history.job_id])] == [history.job_id]
     await store.database.call("update readmodel.jobs set status = 'lost'")
     assert await images() == [0]
+
+
+async def test_a_prompt_that_no_text_column_takes_is_listed(store: Store) -> None:
+    """Given U+0000 in a prompt, which a json column takes from a rebuild, then the tenant's list is whole."""
+    created = event(job_created(), private=Private(prompt="a\0castle"))
+    await store.log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=(created,))]))
+    await rebuilt(store)
+    listed = await Queries(store.database).jobs("default", status=None, before=None, limit=5)
+    assert [one.prompt for one in listed] == ["a\0castle"]
 
 
 async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

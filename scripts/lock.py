@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
 TORCH = LOCKS / "torch.txt"
 EXTRAS = {"default": [], "dev": ["dev"], "diffusers": ["diffusers"], "gan": ["gan"]}
-LEFT_OUT = re.compile(r"(torch|torchvision|triton|cuda-|nvidia-)")
+LEFT_OUT = re.compile(r"(torch|torchvision|triton)==|(cuda|nvidia)-")
 
 
 def blocks(text: str) -> list[str]:

@@ -98,7 +98,7 @@ FIXES: tuple[Mutant, ...] = (
         "dreamforge/audit_erase.py",
         "        await log.confirm_replicated()\n",
         "        pass\n",
-        "tests/flow/test_standby.py -k repeated_erasure",
+        "tests/flow/test_standby.py -k job_set_aside",
     ),
     Mutant(
         "04-repeated-install-waits-for-nothing",
@@ -112,7 +112,7 @@ FIXES: tuple[Mutant, ...] = (
         "dreamforge/quarantine_commands.py",
         "            await log.confirm_replicated()\n",
         "            pass\n",
-        "tests/flow/test_standby.py -k left_failed",
+        "tests/flow/test_standby.py -k job_set_aside",
     ),
     Mutant(
         "04-repeated-rebuild-waits-for-nothing",

@@ -162,30 +162,20 @@ async def test_a_repeated_rebuild_of_the_outbox_waits_for_the_standby(primary: s
     await store.close()
 
 
-async def test_a_repeated_erasure_waits_for_the_standby(primary: str, pair: Pair, s3_config: S3Config) -> None:
-    """Given a job that is set aside and erased, and in no read model, then erasing it again waits all the same."""
+async def test_a_repeated_command_on_a_job_set_aside_waits_for_the_standby(
+    primary: str, pair: Pair, s3_config: S3Config
+) -> None:
+    """Given a job that was left failed, then erased, and is in no read model, then each again waits all the same."""
     store, job = Store(primary), new_id()
     await poison.append(primary, job, 0, *poison.UNKNOWN_VALUE)
     await Quarantine(store.log, "test").add(job, "default", reader="test", at_version=1, reason="poison")
     await store.close()
     environ = roles_environ(primary, s3_config, DF_DB_URL=primary, DF_LEASE_S="4")
-    assert dreamforge("audit", "erase", str(job), **environ).returncode == 0
-    pair.lose()
-    again = asyncio.to_thread(dreamforge, "audit", "erase", str(job), **environ)
-    assert (await expect_waits(pair, again)).returncode == 0
-
-
-async def test_a_job_left_failed_once_more_waits_for_the_standby(primary: str, pair: Pair, s3_config: S3Config) -> None:
-    """Given a job that an operator left failed, then leaving it failed again waits all the same."""
-    store, job = Store(primary), new_id()
-    await poison.append(primary, job, 0, *poison.UNKNOWN_VALUE)
-    await Quarantine(store.log, "test").add(job, "default", reader="test", at_version=1, reason="poison")
-    await store.close()
-    environ = roles_environ(primary, s3_config, DF_DB_URL=primary)
-    assert dreamforge("jobs", "quarantine", "fail", str(job), **environ).returncode == 0
-    pair.lose()
-    again = asyncio.to_thread(dreamforge, "jobs", "quarantine", "fail", str(job), **environ)
-    assert (await expect_waits(pair, again)).returncode == 0
+    for command in (["jobs", "quarantine", "fail"], ["audit", "erase"]):
+        assert dreamforge(*command, str(job), **environ).returncode == 0
+        pair.lose()
+        again = asyncio.to_thread(dreamforge, *command, str(job), **environ)
+        assert (await expect_waits(pair, again)).returncode == 0
 
 
 async def test_a_repeated_install_waits_for_the_standby(primary: str, pair: Pair) -> None:

@@ -328,7 +328,7 @@ def killer(mutant: Mutant) -> str | None:
         done = subprocess.run(command, shell=True, cwd=tree, capture_output=True, text=True, check=False)  # noqa: S602  # our own constants
         if done.returncode not in {0, 1}:
             sys.exit(f"{mutant.name}: pytest could not run\n{done.stdout}{done.stderr}")
-        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
         return "\n".join(failed) if done.returncode else None
 
 

@@ -258,8 +258,7 @@ class Service:
         own = {**outside(), "DF_LOG_FORMAT": "json", **environ}
         reads, writes = os.pipe()
         with Path(os.devnull).open("r+b") as nothing:
-            files = {"stdin": nothing.fileno(), "stdout": nothing.fileno(), "stderr": writes}
-            self.process = processes.spawn(command, own, **files)
+            self.process = processes.spawn(command, own, [nothing.fileno(), nothing.fileno(), writes])
         os.close(writes)
         self._log = os.fdopen(reads, "rb")
         self.lines: list[str] = []

@@ -3,6 +3,7 @@
 a test ─ arguments, environment, file descriptors ─▶ fork server ─ fork ─▶ `dreamforge.__main__.main()`
 a test ◀─ exit code, by a pipe ─ fork server
 
+`Command` is a program `dreamforge` on the PATH of a test's shell, by which its commands are started in the same way.
 A process whose environment differs in what Python itself reads at its start is started with `subprocess`.
 """
 
@@ -23,7 +24,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
@@ -33,13 +34,19 @@ _READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ")
 
 
 def spawn(
-    arguments: Sequence[str], environ: Mapping[str, str], *, stdin: int, stdout: int, stderr: int
+    arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[int], folder: str | None = None
 ) -> "Forked | subprocess.Popen[bytes]":
-    """Start `dreamforge` with these arguments and file descriptors, in a session of its own."""
+    """Start `dreamforge` in a session of its own, with file descriptors for its standard input, output and error.
+
+    It works in the caller's folder unless another is given.
+    """
     if _read_at_start(environ) != _read_at_start(os.environ):
         command = [sys.executable, "-m", "dreamforge", *arguments]
-        return subprocess.Popen(command, env=environ, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
-    return Forked(arguments, environ, [stdin, stdout, stderr])
+        stdin, stdout, stderr = files
+        return subprocess.Popen(
+            command, cwd=folder, env=environ, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+    return Forked(arguments, environ, files, folder or str(Path.cwd()))
 
 
 def run(
@@ -49,8 +56,7 @@ def run(
     with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
         stdin.write(given.encode())
         stdin.seek(0)
-        files = {"stdin": stdin.fileno(), "stdout": stdout.fileno(), "stderr": stderr.fileno()}
-        process = spawn(arguments, environ, **files)
+        process = spawn(arguments, environ, [stdin.fileno(), stdout.fileno(), stderr.fileno()])
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -68,11 +74,11 @@ def _read_at_start(environ: Mapping[str, str]) -> dict[str, str]:
 class Forked:
     """A process, with as much of the interface of `subprocess.Popen` as tests need."""
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[int]) -> None:
+    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[int], folder: str) -> None:
         self.returncode: int | None = None
         self._waiting = threading.Lock()
         self._status, status = os.pipe()
-        request = {"arguments": list(arguments), "environ": dict(environ), "folder": str(Path.cwd())}
+        request = {"arguments": list(arguments), "environ": dict(environ), "folder": folder}
         _fork_server().ask(request, [*files, status])
         os.close(status)
         self.pid = self._told()
@@ -107,6 +113,58 @@ class Forked:
     def kill(self) -> None:
         """SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+class Command:
+    """A folder for a PATH with a program `dreamforge`, which has this process start the command that was typed."""
+
+    _PROGRAM = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as asked:
+    asked.connect({path!r})
+    socket.send_fds(asked, [b"."], [0, 1, 2])
+    request = {{"arguments": sys.argv[1:], "environ": dict(os.environ), "folder": os.getcwd()}}
+    asked.sendall(json.dumps(request).encode())
+    asked.shutdown(socket.SHUT_WR)
+    sys.exit(int(asked.recv(8)))
+"""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._sockets = TemporaryDirectory()  # whose path is short enough for a socket's
+        path = str(Path(self._sockets.name) / "asked")
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(path)
+        self._listening.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+        program = folder / "dreamforge"
+        program.write_text(self._PROGRAM.format(python=sys.executable, path=path))
+        program.chmod(0o755)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                asked = self._listening.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._run, args=(asked,), daemon=True).start()
+
+    @staticmethod
+    def _run(asked: socket.socket) -> None:
+        with asked, asked.makefile("rb") as stream:
+            files = socket.recv_fds(asked, 1, 3)[1]
+            try:
+                process = spawn(files=files, **json.loads(stream.read()))
+            finally:
+                for number in files:
+                    os.close(number)
+            asked.sendall(str(process.wait()).encode())
+
+    def close(self) -> None:
+        """Start no more."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._sockets.cleanup()
 
 
 class _ForkServer:

@@ -1,11 +1,11 @@
 """The transcripts of the documents for auditors and operators, typed one after the other in an empty folder."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.kit import Service, outside, project_root
 from tests.transcripts import holds, transcripts
 
@@ -50,13 +50,17 @@ def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path) -> 
     document = (project_root() / "docs" / page).read_text("utf-8")
     found = list(transcripts(document))
     assert len(found) >= 10
-    service = Service("up", {"DF_HOME": str(tmp_path / ".dreamforge"), "DF_FAKE_RUNNER": "1", "DF_PORT": "0"})
-    programs = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    shell = Shell(tmp_path, DF_API_BASE=service.url, PATH=programs)
+    programs, folder = tmp_path / "programs", tmp_path / "folder"
+    programs.mkdir()
+    folder.mkdir()
+    program = processes.Command(programs)
+    service = Service("up", {"DF_HOME": str(folder / ".dreamforge"), "DF_FAKE_RUNNER": "1", "DF_PORT": "0"})
+    shell = Shell(folder, DF_API_BASE=service.url, PATH=f"{programs}:/usr/bin:/bin")
     try:
         for command, expected in found:
             printed = shell.type(command)
             assert holds(expected, printed), f"$ {command}\n{printed}"
     finally:
         shell.close()
+        program.close()
         service.stop()

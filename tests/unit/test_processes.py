@@ -30,8 +30,7 @@ def test_a_forked_command_prints_and_exits_as_a_started_one(command: list[str]) 
 def test_a_forked_process_takes_signals(number: signal.Signals) -> None:
     """Given a command that waits for its input, then it ends as the signal has it."""
     reads, writes = os.pipe()
-    files = {"stdin": reads, "stdout": writes, "stderr": writes}
-    process = processes.spawn(["jobs", "create", "--file", "-"], unconfigured_environ(), **files)
+    process = processes.spawn(["jobs", "create", "--file", "-"], unconfigured_environ(), [reads, writes, writes])
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(30) == -number
@@ -42,7 +41,28 @@ def test_a_forked_process_takes_signals(number: signal.Signals) -> None:
 def test_an_environment_that_python_reads_at_its_start_is_not_forked() -> None:
     environ = unconfigured_environ() | {"PYTHONWARNINGS": "error"}
     with Path(os.devnull).open("r+b") as nothing:
-        files = dict.fromkeys(("stdin", "stdout", "stderr"), nothing.fileno())
-        process = processes.spawn(["--version"], environ, **files)
+        process = processes.spawn(["--version"], environ, [nothing.fileno()] * 3)
         assert isinstance(process, subprocess.Popen)
         assert process.wait(30) == 0
+
+
+def test_a_shells_command_is_forked_with_the_shells_folder_and_files(tmp_path: Path) -> None:
+    """Given a program `dreamforge` on a shell's PATH, then it reads, prints and exits as the real one."""
+    programs, folder = tmp_path / "programs", tmp_path / "folder"
+    programs.mkdir()
+    folder.mkdir()
+    (folder / ".env").write_text("DF_API_BASE=nonsense\n")
+    program = processes.Command(programs)
+    line = 'echo \'{"type": "generate"}\' | dreamforge jobs create --file - 2>told; echo $?'
+    real = _typed(line, folder, Path(sys.executable).parent)
+    told = (folder / "told").read_text()
+    forked = _typed(line, folder, programs)
+    program.close()
+    assert forked == real
+    assert "nonsense" in told
+    assert (folder / "told").read_text() == told
+
+
+def _typed(line: str, folder: Path, programs: Path) -> str:
+    environ = unconfigured_environ() | {"PATH": f"{programs}:/usr/bin:/bin"}
+    return subprocess.check_output(["sh", "-c", line], cwd=folder, env=environ, text=True)

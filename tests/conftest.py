@@ -10,6 +10,7 @@ import functools
 import os
 import secrets
 import signal
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ import asyncpg
 import hypothesis
 import msgspec
 import pytest
+import structlog
 
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from eventstore import schema
@@ -31,6 +33,18 @@ from tests.skips import Skips
 # A crowded machine is slow, and no test asserts a time; hypothesis does so unless told.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# Every `httpx.Client` asks for one, and reading all authorities' certificates takes 40 ms; the tests speak plain HTTP.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
+
+# Plain tracebacks, as the service's own: rich takes a tenth of a second to render one with its variables.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # A name for each of pytest-xdist's workers, which may share a given server.
 TEMPLATE = f"dreamforge_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"

@@ -14,16 +14,14 @@ DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 
 @pytest.fixture(scope="session", params=["18", "15"])
-def backends(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, session_backends: Backends
-) -> Iterator[Backends]:
+def backends(request: pytest.FixtureRequest, servers_home: Path, session_backends: Backends) -> Iterator[Backends]:
     """The session's object store, with one of two databases."""
     if request.param == "18":
         yield session_backends
         return
     if not (DEBIAN_15 / "postgres").exists():
         pytest.skip("Debian's package postgresql-15 is not installed")
-    fifteen = EmbeddedPostgres.start(tmp_path_factory.mktemp("fifteen"), DEBIAN_15)
+    fifteen = EmbeddedPostgres.start(servers_home / "fifteen", DEBIAN_15)
     set_fsync(fifteen.url, on=False)
     with pooled(fifteen.url, SERVICE_LOGIN):
         yield Backends(fifteen.url, session_backends.s3)

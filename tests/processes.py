@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -118,12 +119,12 @@ class Forked:
 class Command:
     """A folder for a PATH with a program `dreamforge`, which has this process start the command that was typed."""
 
-    _PROGRAM = """#!{python} -IS
+    _PROGRAM = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as asked:
-    asked.connect({path!r})
+    asked.connect(sys.argv[1])
     socket.send_fds(asked, [b"."], [0, 1, 2])
-    request = {{"arguments": sys.argv[1:], "environ": dict(os.environ), "folder": os.getcwd()}}
+    request = {"arguments": sys.argv[2:], "environ": dict(os.environ), "folder": os.getcwd()}
     asked.sendall(json.dumps(request).encode())
     asked.shutdown(socket.SHUT_WR)
     sys.exit(int(asked.recv(8)))
@@ -138,7 +139,8 @@ with socket.socket(socket.AF_UNIX) as asked:
         self._listening.listen()
         threading.Thread(target=self._serve, daemon=True).start()
         program = folder / "dreamforge"
-        program.write_text(self._PROGRAM.format(python=sys.executable, path=path))
+        # By a shell: the path of Python may have a space, which a #! line can't.
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", "-c", self._PROGRAM, path])} "$@"\n')
         program.chmod(0o755)
 
     def _serve(self) -> None:

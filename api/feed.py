@@ -98,7 +98,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
     """The frames of the whole log after a cursor, without end."""
     yield frames.retry(frames.RETRY_MS) + frames.place(cursor.encode())
     pulse = Pulse(services.config.sse_heartbeat_s)
-    async with services.tailer.follow(None) as waiter:
+    async with services.tailer.follow(None) as wake_signal:
         while not services.stopping.is_set():
             try:
                 batches = await services.tailer.everything(cursor.positions, limit=_PAGE)
@@ -109,7 +109,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
             if pulse.beat():
                 yield frames.place(cursor.encode())
             if not batches:
-                await waiter.wait(pulse.left)
+                await wake_signal.wait(pulse.left)
 
 
 def _told(batches: Mapping[int, Sequence[Recorded]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:

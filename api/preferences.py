@@ -37,7 +37,7 @@ async def until_terminal(services: Services, tenant: str, job_id: UUID, seconds:
     view: JobView | None = None
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    async with services.tailer.follow(job_id) as waiter:
+    async with services.tailer.follow(job_id) as wake_signal:
         while True:
             try:
                 if view is None:
@@ -50,4 +50,4 @@ async def until_terminal(services: Services, tenant: str, job_id: UUID, seconds:
             left = deadline - loop.time()
             if view.terminal or left <= 0 or services.stopping.is_set():
                 return view
-            await waiter.wait(left)
+            await wake_signal.wait(left)

@@ -38,7 +38,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
     first = frames.retry(frames.RETRY_MS)  # within the first block that tells anything
     view: JobView | None = None
     pulse = Pulse(services.config.sse_heartbeat_s)
-    async with services.tailer.follow(job) as waiter:
+    async with services.tailer.follow(job) as wake_signal:
         while not services.stopping.is_set():
             version = 0 if view is None else view.version
             try:
@@ -62,7 +62,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 first = b""
             if view.terminal:
                 return
-            await waiter.wait(pulse.left)
+            await wake_signal.wait(pulse.left)
 
 
 async def _resume(request: Request, view: JobView) -> int:

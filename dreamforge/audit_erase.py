@@ -19,10 +19,10 @@ from dreamforge.settings import Settings
 from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
-from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseRefused
 from eventstore.events import PRIVATE, ArtifactBody, ArtifactRewritten, JobErased, Meta
 from eventstore.log import Log
+from eventstore.notifier import Notifier
 from orchestrator.decisions import Refused, RequestErasure
 from orchestrator.plan import object_prefix
 from orchestrator.transact import Jobs, NoSuchJob, SetAside, Unreadable, note
@@ -99,8 +99,8 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
 
     async def run(database: Database, store: ObjectStore) -> tuple[int, str]:
         log = Log(database)
-        doorbell = Doorbell(database)
-        committer = Committer(log, doorbell)
+        notifier = Notifier(database)
+        committer = Committer(log, notifier)
         jobs = Jobs(log, committer, actor())
         try:
             for job in args.jobs:
@@ -115,7 +115,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
                     return UNAVAILABLE, f"{error}; it is being set aside, and can be erased then: try again"
         finally:
             await committer.stop()
-            await doorbell.stop()
+            await notifier.stop()
         return OK, ""
 
     code, reason = ask_backends(settings, "audit", run)

@@ -1,7 +1,7 @@
 """The roles of a process, and how each starts and stops. `up` runs them all in one process.
 
-    start   backends ─▶ schema ─▶ doorbell ─▶ roles
-    stop    streams end, items finish ─▶ what is left is handed back ─▶ committer ─▶ doorbell ─▶ backends
+    start   backends ─▶ schema ─▶ notifier ─▶ roles
+    stop    streams end, items finish ─▶ what is left is handed back ─▶ committer ─▶ notifier ─▶ backends
 
 The first Ctrl-C or SIGTERM begins the stop; more of them change nothing.
 """
@@ -36,10 +36,10 @@ from eventstore import schema
 from eventstore.archive import Archive
 from eventstore.committer import Committer
 from eventstore.database import Database, Impatient, until_available
-from eventstore.doorbell import Doorbell
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED, Backlog
+from eventstore.notifier import Notifier
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
@@ -89,8 +89,8 @@ class Core:
         self.stopping = stopping
         self.actor = f"{socket.gethostname()}-{os.getpid()}"
         self.log = Log(database)
-        self.doorbell = Doorbell(database)
-        self.committer = Committer(self.log, self.doorbell)
+        self.notifier = Notifier(database)
+        self.committer = Committer(self.log, self.notifier)
         self.url = ""
         self.checks: dict[str, Check] = {
             "database": lambda: schema.check(database),
@@ -227,9 +227,9 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
         if stopping.is_set():
             return
         core = Core(settings, database, stopping)
-        stack.push_async_callback(core.doorbell.stop)
+        stack.push_async_callback(core.notifier.stop)
         stack.push_async_callback(core.committer.stop)
-        core.doorbell.start()
+        core.notifier.start()
         core.checks["start"] = _starting  # a role's health is served before the role itself
         for role in roles:
             await role(core, stack)
@@ -269,7 +269,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     config = _api_config(settings)
     reads = Impatient(core.database, config.patience_s)
     log = Log(reads)
-    tailer = Tailer(log, core.doorbell, poll_s=settings.sse_poll_ms / 1000)
+    tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
         log=log,
         archive=Archive(reads),
@@ -408,7 +408,7 @@ async def _rebuild_outdated(settings: Settings) -> None:
 
 
 def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
-    subscription = Subscription(core.log, core.doorbell, handler, poll_s=core.settings.poll_s)
+    subscription = Subscription(core.log, core.notifier, handler, poll_s=core.settings.poll_s)
     task = core.spawn(subscription.run(), handler.name)
 
     async def check() -> None:
@@ -458,7 +458,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     )
     # What was begun is finished before anything new is begun.
     outbox = Outbox(core.database, ["upscale", "generate"])
-    consumer = Consumer(outbox, core.doorbell, steps.run, slots=settings.slots, lease_s=settings.lease_s)
+    consumer = Consumer(outbox, core.notifier, steps.run, slots=settings.slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
     core.checks["heartbeat"] = consumer.heartbeat.check
     WORKER_READY.set_function(lambda: float(consumer.ready))

@@ -10,7 +10,7 @@ A tour, in reading order:
 - `subscription`  at every fact exactly once: read, react, move the checkpoint
 - `tailer`        feeds the live subscribers of a process from one bounded ring
 - `outbox`        claim, extend and settle commands
-- `doorbell`      wakes whoever waits for the log or the outbox
+- `notifier`      wakes whoever waits for the log or the outbox
 - `database`      connections that come back by themselves
 - `schema`        installs and migrates the database
 """

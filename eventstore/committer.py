@@ -14,9 +14,9 @@ import msgspec
 
 from eventstore.chain import partition_of
 from eventstore.database import until_available
-from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
 from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
+from eventstore.notifier import Notifier
 from eventstore.supervision import Supervised
 
 _MOST_PER_CALL = 200
@@ -42,9 +42,9 @@ class Committer:
     task: what writes, and starts again if it fails; whoever waited then gets `DatabaseUnavailable`.
     """
 
-    def __init__(self, log: Log, doorbell: Doorbell) -> None:
+    def __init__(self, log: Log, notifier: Notifier) -> None:
         self._log = log
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._pending: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
         self._apart = 0
@@ -77,7 +77,7 @@ class Committer:
         """
         answers = await self._log.commit(batch)
         if batch.appends or batch.sends:
-            self._doorbell.ring()
+            self._notifier.notify()
         return answers
 
     async def stop(self) -> None:
@@ -96,7 +96,7 @@ class Committer:
                 continue
             try:
                 partitions = await until_available("committer", self._log.partitions)
-            except Exception as error:  # noqa: BLE001  # each waiter gets it; the committer lives on
+            except Exception as error:  # noqa: BLE001  # each caller gets it; the committer lives on
                 _fail(self._pending, error)
                 self._pending.clear()
                 continue
@@ -116,7 +116,7 @@ class Committer:
         only: int | None = None
         while self._pending and len(taken) < _MOST_PER_CALL:
             pending = self._pending.popleft()
-            if pending.answer.done():  # its waiter gave up before it was sent
+            if pending.answer.done():  # its caller gave up before it was sent
                 continue
             stream = pending.transition.append.stream
             partition = partition_of(stream, partitions)
@@ -155,7 +155,7 @@ class Committer:
         for pending in taken:
             if not pending.answer.done():
                 pending.answer.set_result(answers.streams[pending.transition.append.stream])
-        self._doorbell.ring()
+        self._notifier.notify()
 
 
 def _fail(waiting: Iterable[_Pending], error: Exception) -> None:

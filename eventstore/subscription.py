@@ -14,10 +14,10 @@ import structlog
 
 from eventstore import codec
 from eventstore.database import Backoff
-from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, Rejected, UnknownEvent
 from eventstore.events import Recorded
 from eventstore.log import Log, Move, Moved, expect_gapless
+from eventstore.notifier import Notifier
 
 _BATCH = 500
 _LOOK_S = 2.0
@@ -74,10 +74,10 @@ class Subscription:
     """
 
     def __init__(
-        self, log: Log, doorbell: Doorbell, handler: Handler, *, poll_s: float = 1.0, create: bool = True
+        self, log: Log, notifier: Notifier, handler: Handler, *, poll_s: float = 1.0, create: bool = True
     ) -> None:
         self._log = log
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._handler = handler
         self._poll_s = poll_s
         self._create = create
@@ -88,7 +88,7 @@ class Subscription:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        waiter = self._doorbell.waiter()
+        wake_signal = self._notifier.wake_signal()
         backoff = Backoff()
         try:
             while True:
@@ -105,9 +105,9 @@ class Subscription:
                 self.available = True
                 backoff.reset()
                 if not busy:
-                    await waiter.wait(self._poll_s)
+                    await wake_signal.wait(self._poll_s)
         finally:
-            self._doorbell.forget(waiter)
+            self._notifier.remove(wake_signal)
 
     async def step(self) -> bool:
         """Read and handle once. Answers whether there may be more to do at once."""

@@ -14,10 +14,10 @@ from uuid import UUID
 import structlog
 
 from eventstore.database import Backoff
-from eventstore.doorbell import Doorbell, Waiter
 from eventstore.errors import DatabaseUnavailable, LogDamaged
 from eventstore.events import Recorded
 from eventstore.log import Log, expect_gapless
+from eventstore.notifier import Notifier, WakeSignal
 from eventstore.supervision import Supervised
 
 _BATCH = 1000
@@ -29,34 +29,34 @@ _log = structlog.get_logger(__name__)
 class Tailer:
     """The one tailer of a process. It reads only while somebody follows a stream. task: what reads.
 
-    capacity: events that the ring holds. poll_s: how late an event may come when a ring of the doorbell is lost.
+    capacity: events that the ring holds. poll_s: how late an event may come when a notification is lost.
     """
 
-    def __init__(self, log: Log, doorbell: Doorbell, *, capacity: int = 10_000, poll_s: float = 0.5) -> None:
+    def __init__(self, log: Log, notifier: Notifier, *, capacity: int = 10_000, poll_s: float = 0.5) -> None:
         self._log = log
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._capacity = capacity
         self._poll_s = poll_s
         self._ring: deque[Recorded] = deque()
         self._streams: dict[UUID, deque[Recorded]] = {}
         self._partitions: dict[int, deque[Recorded]] = {}
-        self._followers: dict[UUID | None, set[Waiter]] = {}
+        self._followers: dict[UUID | None, set[WakeSignal]] = {}
         self._cursor: dict[int, int] = {}
         self.task = Supervised("tailer", self._run)
         self._streams_behind = asyncio.Semaphore(_CATCHING_UP)
         self._behind = asyncio.Semaphore(_CATCHING_UP)
 
     @asynccontextmanager
-    async def follow(self, stream: UUID | None) -> AsyncIterator[Waiter]:
-        """A sleeper that is woken whenever the stream has grown, or may have; with None, the whole log."""
-        waiter = Waiter()
-        self._followers.setdefault(stream, set()).add(waiter)
+    async def follow(self, stream: UUID | None) -> AsyncIterator[WakeSignal]:
+        """A signal that wakes whenever the stream has grown, or may have; with None, whenever the log has."""
+        wake_signal = WakeSignal()
+        self._followers.setdefault(stream, set()).add(wake_signal)
         self.task.start()
         try:
-            yield waiter
+            yield wake_signal
         finally:
             followers = self._followers[stream]
-            followers.discard(waiter)
+            followers.discard(wake_signal)
             if not followers:
                 del self._followers[stream]
 
@@ -97,7 +97,7 @@ class Tailer:
         self._wake_all()
 
     async def _run(self) -> None:
-        waiter = self._doorbell.waiter()
+        wake_signal = self._notifier.wake_signal()
         backoff = Backoff()
         try:
             while self._followers:
@@ -116,9 +116,9 @@ class Tailer:
                     continue
                 backoff.reset()
                 if not grown:
-                    await waiter.wait(self._poll_s)
+                    await wake_signal.wait(self._poll_s)
         finally:
-            self._doorbell.forget(waiter)
+            self._notifier.remove(wake_signal)
             self._forget()
 
     async def _read(self) -> bool:
@@ -132,8 +132,8 @@ class Tailer:
                 self._keep(event)
                 grown.add(event.stream_id)
         for stream in grown & self._followers.keys():
-            for waiter in self._followers[stream]:
-                waiter.wake()
+            for wake_signal in self._followers[stream]:
+                wake_signal.wake()
         return bool(grown)
 
     def _keep(self, event: Recorded) -> None:
@@ -156,6 +156,6 @@ class Tailer:
         self._cursor = {}
 
     def _wake_all(self) -> None:
-        for waiters in self._followers.values():
-            for waiter in waiters:
-                waiter.wake()
+        for wake_signals in self._followers.values():
+            for wake_signal in wake_signals:
+                wake_signal.wake()

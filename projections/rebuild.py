@@ -18,9 +18,9 @@ import msgspec
 
 from eventstore import codec
 from eventstore.database import UNSTORABLE, Database, Row
-from eventstore.doorbell import Doorbell
 from eventstore.events import Stored
 from eventstore.log import Log
+from eventstore.notifier import Notifier
 from eventstore.subscription import Subscription, SubscriptionGone
 from orchestrator.quarantine import is_set_aside
 from projections import views
@@ -159,7 +159,7 @@ class Rebuild:
         await self._unbounded("select projector.follow()")
         # It polls: nothing waits for what it writes.
         log = Log(self._database)
-        subscription = Subscription(log, Doorbell(self._database), Projector(self._database, SHADOW), create=False)
+        subscription = Subscription(log, Notifier(self._database), Projector(self._database, SHADOW), create=False)
         tries = 0
         while True:
             with suppress(SubscriptionGone):

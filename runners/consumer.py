@@ -12,8 +12,8 @@ from functools import partial
 import structlog
 
 from eventstore.database import Backoff
-from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable
+from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
 from eventstore.supervision import Supervised
 from runners.metrics import LEASES_LOST
@@ -21,7 +21,7 @@ from runners.metrics import LEASES_LOST
 Run = Callable[[Claim], Awaitable[None]]
 
 _POLL_S = 1.0
-"""Claims are polled at least so often, whatever the doorbell: a dead runner's lease ends without a ring."""
+"""Seconds between polls for claims at most: a dead runner's lease ends without a notification."""
 
 _MARGIN_S = 3.0
 """What is left of a lease for the next owner to claim and start."""
@@ -44,14 +44,14 @@ class Consumer:
     slots: commands run at once. lease_s: seconds from a runner's death to the step's start elsewhere, at most.
     """
 
-    def __init__(self, outbox: Outbox, doorbell: Doorbell, run: Run, *, slots: int, lease_s: float) -> None:
+    def __init__(self, outbox: Outbox, notifier: Notifier, run: Run, *, slots: int, lease_s: float) -> None:
         self._outbox = outbox
-        self._doorbell = doorbell
+        self._notifier = notifier
         self._run = run
         self._slots = slots
         self._visibility = visibility(lease_s)
         self._active: dict[Claim, asyncio.Task[None]] = {}
-        self._waiter = doorbell.waiter()
+        self._wake_signal = notifier.wake_signal()
         self._stopping = False
         self.heartbeat = Supervised("heartbeat", self._heartbeat)
         self.available = False
@@ -82,7 +82,7 @@ class Consumer:
                     continue
                 self.available = True
                 backoff.reset()
-                await self._waiter.wait(_POLL_S)
+                await self._wake_signal.wait(_POLL_S)
             if self._active:
                 await asyncio.wait(self._active.values())
         finally:
@@ -90,7 +90,7 @@ class Consumer:
             for task in self._active.values():
                 task.cancel()
             await asyncio.gather(*self._active.values(), return_exceptions=True)
-            self._doorbell.forget(self._waiter)
+            self._notifier.remove(self._wake_signal)
 
     @property
     def ready(self) -> bool:
@@ -100,7 +100,7 @@ class Consumer:
     def stop(self) -> None:
         """Claim no more. A second call does nothing."""
         self._stopping = True
-        self._waiter.wake()
+        self._wake_signal.wake()
 
     async def _fill(self) -> None:
         free = self._slots - len(self._active)
@@ -113,7 +113,7 @@ class Consumer:
 
     def _done(self, claim: Claim, _task: asyncio.Task[None]) -> None:
         del self._active[claim]
-        self._waiter.wake()
+        self._wake_signal.wake()
 
     async def _guarded(self, claim: Claim) -> None:
         try:

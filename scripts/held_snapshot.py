@@ -28,10 +28,10 @@ from dreamforge.embedded import EmbeddedPostgres
 from eventstore import schema
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
-from eventstore.doorbell import Doorbell
 from eventstore.events import Meta
 from eventstore.ids import new_id
 from eventstore.log import Append, Log
+from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
 from eventstore.subscription import Handler, Subscription
 from orchestrator.loop import Orchestrator
@@ -105,8 +105,8 @@ class Arm:
         self.url = url
         self._database = Database(url, size=12)
         self._log = Log(self._database)
-        self._doorbell = Doorbell(self._database)
-        self._committer = Committer(self._log, self._doorbell)
+        self._notifier = Notifier(self._database)
+        self._committer = Committer(self._log, self._notifier)
         jobs = Jobs(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
         self._steps = StepRunner(jobs, NoStore(), Studio(NoPixels(), Threads()), retry=policy, name="bench")
@@ -117,9 +117,9 @@ class Arm:
     async def running(self) -> AsyncIterator[None]:
         """All roles, for as long as the block."""
         outbox = Outbox(self._database, ["upscale", "generate"])
-        consumer = Consumer(outbox, self._doorbell, self._run, slots=64, lease_s=15)
+        consumer = Consumer(outbox, self._notifier, self._run, slots=64, lease_s=15)
         handlers: list[Handler] = [Orchestrator(self._log, self._committer, "bench"), Projector(self._database)]
-        work = [consumer.run(), *(Subscription(self._log, self._doorbell, handler).run() for handler in handlers)]
+        work = [consumer.run(), *(Subscription(self._log, self._notifier, handler).run() for handler in handlers)]
         tasks = [asyncio.create_task(one) for one in work]
         try:
             yield

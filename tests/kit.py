@@ -22,7 +22,6 @@ from dreamforge.backends import login
 from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
-from eventstore.doorbell import Doorbell
 from eventstore.events import (
     ArtifactBody,
     ArtifactRewritten,
@@ -44,6 +43,7 @@ from eventstore.events import (
 )
 from eventstore.ids import new_id
 from eventstore.log import Append, Log
+from eventstore.notifier import Notifier
 from orchestrator.state import JobState, apply
 from runners.objects import S3Config
 from tests import pooler, processes
@@ -203,13 +203,13 @@ class Store:
         listen = listen and pooler.listens()
         self.database = Database(pooler.through(url), listen_url=url if listen else None, pooled=pooler.wanted())
         self.log = Log(self.database)
-        self.doorbell = Doorbell(self.database)
-        self.committer = Committer(self.log, self.doorbell)
+        self.notifier = Notifier(self.database)
+        self.committer = Committer(self.log, self.notifier)
 
     async def close(self) -> None:
         """Give every connection back."""
         await self.committer.stop()
-        await self.doorbell.stop()
+        await self.notifier.stop()
         await self.database.close()
 
     async def codes(self, stream: UUID) -> list[str]:

@@ -185,7 +185,7 @@ async def live(case: Case, fuse: Fuse) -> None:
         end = asyncio.create_task(eventually(partial(settled, database, case.job_id), within=120, what="the job's end"))
         death = asyncio.create_task(fuse.blown.wait())
         async with AsyncExitStack() as process:
-            works = [asyncio.create_task(work) for work in (run(core, case, process), ring(core))]
+            works = [asyncio.create_task(work) for work in (run(core, case, process), notify(core))]
             await asyncio.wait({death, end}, return_when=asyncio.FIRST_COMPLETED)
             fuse.blown.set()
             for work in works:
@@ -229,11 +229,11 @@ async def submit(committer: Committer, job_id: UUID) -> None:
     await committer.commit(Transition(append=Append(stream=job_id, expected=0, events=(created,))))
 
 
-async def ring(core: FusedCore) -> None:
-    """Ring as other processes do all the time: leases run out without a ring, and polls are far apart."""
+async def notify(core: FusedCore) -> None:
+    """Notify as other processes do all the time: a lease ends without a notification, and polls are far apart."""
     while True:
         await asyncio.sleep(0.3)
-        core.doorbell.ring()
+        core.notifier.notify()
 
 
 async def settled(database: Database, job_id: UUID) -> bool:

@@ -63,9 +63,9 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
     async with AsyncExitStack() as stack:
         core = roles.Core(settings, database, stopping)
         stack.push_async_callback(database.close)
-        stack.push_async_callback(core.doorbell.stop)
+        stack.push_async_callback(core.notifier.stop)
         stack.push_async_callback(core.committer.stop)
-        core.doorbell.start()
+        core.notifier.start()
         for role in (roles._api, roles._orchestrator, roles._runner):
             await role(core, stack)
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=core.url, trust_env=False))

@@ -208,7 +208,7 @@ async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: P
     pair.lose()
     move = Move(subscription="orchestrator", partition=partition, start=0, end=0)
     await cut_short(pair, store.committer.react(Batch(appends=[appended], moves=[move])))
-    subscription = Subscription(store.log, store.doorbell, Orchestrator(store.log, store.committer, "test"))
+    subscription = Subscription(store.log, store.notifier, Orchestrator(store.log, store.committer, "test"))
     await expect_waits(pair, subscription.step())
     assert subscription.lanes[partition].stored == 1
     await store.close()

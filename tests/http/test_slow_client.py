@@ -36,7 +36,7 @@ async def impatient(url: str) -> AsyncIterator[str]:
         archive=Archive(store.database),
         committer=store.committer,
         jobs=Jobs(store.log, store.committer, "test"),
-        tailer=Tailer(store.log, store.doorbell),
+        tailer=Tailer(store.log, store.notifier),
         queries=Queries(store.database),
         models=Models(store.log),
         keys=None,

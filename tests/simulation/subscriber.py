@@ -5,10 +5,10 @@ from typing import cast
 from uuid import UUID
 
 from eventstore import codec
-from eventstore.doorbell import Doorbell
 from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import Fact, Recorded
 from eventstore.log import Log, Move, Moved
+from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, Lane, Subscription
 from projections.views import JobView, evolve
 from tests.simulation.connection import SimulatedLog
@@ -45,7 +45,7 @@ class Subscriber(Process):
         self._subscription = self._new()
 
     def _new(self) -> Subscription:
-        return Subscription(cast("Log", self._log), cast("Doorbell", None), self._handler)
+        return Subscription(cast("Log", self._log), cast("Notifier", None), self._handler)
 
     def _step(self) -> bool:
         if self._actor is None:

@@ -20,7 +20,7 @@ async def projected(store: Store, *histories: History) -> None:
         private = Private(prompt="a castle") if known == 0 else None
         events = tuple(event(body, private=private if n == 0 else None) for n, body in enumerate(bodies))
         await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=known, events=events)]))
-    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database))
     while await subscription.step():
         pass
 

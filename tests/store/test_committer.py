@@ -84,7 +84,7 @@ async def test_while_a_lock_is_contended_a_call_keeps_to_one_partition(store: St
     holder = await connect(db_url)
     await holder.execute("begin")
     await holder.execute("select pg_advisory_xact_lock(1685218930, 3)")
-    committer = Committer(store.log, store.doorbell)
+    committer = Committer(store.log, store.notifier)
     stuck = asyncio.create_task(committer.commit(Transition(append=some_append(stream_in(3)))))
     await asyncio.sleep(0.1)
     assert not stuck.done()
@@ -111,7 +111,7 @@ async def test_after_stop_a_commit_is_refused(store: Store) -> None:
 
 async def test_what_is_given_up_while_the_database_is_away_does_not_pile_up(store: Store) -> None:
     """Given clients who are told 503 and leave, then nothing of what they asked is kept, nor written later."""
-    committer = Committer(Log(Database("postgresql://nobody@127.0.0.1:9/nothing")), store.doorbell)
+    committer = Committer(Log(Database("postgresql://nobody@127.0.0.1:9/nothing")), store.notifier)
     for _ in range(20):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(committer.commit(Transition(append=some_append())), 0.01)

@@ -188,7 +188,7 @@ async def test_a_heartbeat_that_starts_again_beats_at_once(store: Store) -> None
     async def run(_: Claim) -> None:
         raise AssertionError("nothing is claimed here")
 
-    consumer = FailsOnce(Outbox(store.database, ["generate"]), store.doorbell, run, slots=1, lease_s=3600)
+    consumer = FailsOnce(Outbox(store.database, ["generate"]), store.notifier, run, slots=1, lease_s=3600)
     consumer.heartbeat.start()
 
     async def beaten() -> bool:

@@ -32,7 +32,7 @@ async def append(store: Store, count: int, seed: int = 1) -> list[History]:
 
 async def project(store: Store, generation: Generation = LIVE) -> None:
     """Let the projector read all there is."""
-    subscription = Subscription(store.log, store.doorbell, Projector(store.database, generation))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database, generation))
     while await subscription.step():
         pass
 
@@ -145,7 +145,7 @@ async def test_a_swap_waits_for_who_reads(store: Store) -> None:
 async def test_the_projector_goes_on_where_the_new_one_stands(store: Store) -> None:
     """Given a projector that runs through a swap, then it writes what comes after into the new tables."""
     await append(store, 10)
-    projector = Subscription(store.log, store.doorbell, Projector(store.database))
+    projector = Subscription(store.log, store.notifier, Projector(store.database))
     while await projector.step():
         pass
     await (await build(store)).follow()
@@ -295,7 +295,7 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     """Given a release with other views, then the old rows are kept until its own are built, and those by it alone."""
     await append(store, 5)
     await project(store)
-    old = Subscription(store.log, store.doorbell, Projector(store.database))
+    old = Subscription(store.log, store.notifier, Projector(store.database))
     await old.step()
     monkeypatch.setattr(views, "VERSION", 2)
     await append(store, 5, seed=2)
@@ -383,7 +383,7 @@ async def test_a_projector_that_was_ahead_of_the_new_one_goes_back_to_it(store: 
     await build(store)
     await store.database.call("select projector.follow()")
     await append(store, 5, seed=2)
-    live = Subscription(store.log, store.doorbell, Projector(store.database))
+    live = Subscription(store.log, store.notifier, Projector(store.database))
     while await live.step():
         pass
     assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is None
@@ -419,7 +419,7 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
         return found
 
     projector._load = load_then_swap  # type: ignore[method-assign]
-    live = Subscription(store.log, store.doorbell, projector)
+    live = Subscription(store.log, store.notifier, projector)
 
     async def agrees() -> bool:
         await live.step()

@@ -258,7 +258,7 @@ async def test_subscriptions_pass_over_models(store: Store, registry: Registry, 
     model = await added(registry, folder)
     handlers: list[Handler] = [Orchestrator(store.log, store.committer, "test"), Projector(store.database)]
     for handler in handlers:
-        subscription = Subscription(store.log, store.doorbell, handler)
+        subscription = Subscription(store.log, store.notifier, handler)
         assert await subscription.step()
         assert not await subscription.step()
         assert [lane.failure for lane in subscription.lanes.values() if lane.failure] == []

@@ -83,7 +83,7 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
     bodies = [job_created(scale=None), job_created(scale=None, count=10**12), job_created(scale=None)]
     before, broken, behind = [Append(stream=stream_in(1), expected=0, events=(event(body),)) for body in bodies]
     await store.log.commit(Batch(appends=[before, broken, behind]))
-    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database))
 
     async def reported() -> bool:
         await subscription.step()
@@ -112,7 +112,7 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
     """Given a row that is none of ours, then its job is reported, and as good as new once it is set aside."""
     history = History(scale=None)
     await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=(event(history.created),))]))
-    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database))
     while await subscription.step():
         pass
     await store.database.call("update readmodel.jobs set status = 'lost'")
@@ -148,7 +148,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
         return None if view is None else [one.item_index for one in view.artifacts]
 
     assert await images() == [0]
-    subscription = Subscription(store.log, store.doorbell, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database))
     while await subscription.step():
         pass
     assert [one.job_id for one in await Agreement(store.database).check([history.job_id])] == [history.job_id]

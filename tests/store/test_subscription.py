@@ -85,7 +85,7 @@ async def test_competing_processes_handle_every_event_exactly_once(store: Store,
     """Given three processes on one subscription, two of which are killed midway, then each event is handled once."""
     stores = [Store(db_url) for _ in range(3)]
     tasks = [
-        asyncio.create_task(Subscription(one.log, one.doorbell, Forwarder(one), poll_s=0.02).run()) for one in stores
+        asyncio.create_task(Subscription(one.log, one.notifier, Forwarder(one), poll_s=0.02).run()) for one in stores
     ]
     appends = [some_append(count=2) for _ in range(60)]
     for n, one in enumerate(appends):
@@ -117,7 +117,7 @@ async def test_a_broken_handler_stops_its_partition_alone_and_skips_nothing(stor
     handler.poison = poisonous.stream
     for one in (poisonous, beside, elsewhere):
         await store.log.commit(Batch(appends=[one]))
-    subscription = Subscription(store.log, store.doorbell, handler, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, handler, poll_s=0.02)
     running = asyncio.create_task(subscription.run())
 
     async def went_on() -> bool:
@@ -166,7 +166,7 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     await connection.execute("select eventstore.commit($1::json)", msgspec.json.encode([unknown]).decode())
     await connection.close()
     await store.log.commit(Batch(appends=[after]))
-    subscription = Subscription(store.log, store.doorbell, Recorder(store, seen), poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), poll_s=0.02)
     for _ in range(3):
         await subscription.step()
     assert seen == [(before.stream, 1)]
@@ -188,7 +188,7 @@ async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: s
     await connection.execute("alter table eventstore.events disable trigger all")
     await connection.execute("delete from eventstore.events where partition = 6 and position = 1")
     await connection.close()
-    subscription = Subscription(store.log, store.doorbell, Recorder(store, seen), poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), poll_s=0.02)
     await subscription.step()
     assert seen == [(elsewhere.stream, 1)]
     assert "position 1 is missing" in (subscription.lanes[6].failure or "")
@@ -201,10 +201,10 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
     poisonous, after = some_append(stream_in(1)), some_append(stream_in(1))
     older.poison = poisonous.stream
     await store.log.commit(Batch(appends=[poisonous]))
-    subscription = Subscription(store.log, store.doorbell, older, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, older, poll_s=0.02)
     await subscription.step()
     failures = [subscription.lanes[1].failure]
-    await Subscription(store.log, store.doorbell, Recorder(store, seen)).step()
+    await Subscription(store.log, store.notifier, Recorder(store, seen)).step()
     await store.log.commit(Batch(appends=[after]))
 
     async def followed() -> bool:
@@ -221,7 +221,7 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
 async def test_checkpoints_move_past_events_without_reaction(store: Store) -> None:
     """Given events that lead to nothing, then the checkpoint moves lazily, once for many events."""
     handler = Recorder(store, [], quiet=True)
-    subscription = Subscription(store.log, store.doorbell, handler, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, handler, poll_s=0.02)
     for _ in range(5):
         await store.log.commit(Batch(appends=[some_append(stream_in(0))]))
         await subscription.step()
@@ -262,7 +262,7 @@ async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store:
         return found
 
     store.log.streams = cancelling  # type: ignore[method-assign]
-    subscription = Subscription(store.log, store.doorbell, Orchestrator(store.log, store.committer, "o"), poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, Orchestrator(store.log, store.committer, "o"), poll_s=0.02)
     for _ in range(3):
         await subscription.step()
     assert slipped

@@ -27,11 +27,11 @@ class Pair:
 
     def __init__(self, stores: tuple[Store, Store]) -> None:
         self.stores = stores
-        self.tailers = tuple(Tailer(store.log, store.doorbell, capacity=CAPACITY, poll_s=0.05) for store in stores)
+        self.tailers = tuple(Tailer(store.log, store.notifier, capacity=CAPACITY, poll_s=0.05) for store in stores)
         # In half of the partitions, so that both write to each of them.
         self.streams = tuple([stream_in(index % 4) for index in range(STREAMS)] for _ in stores)
         for store in stores:
-            store.doorbell.start()
+            store.notifier.start()
 
     @property
     def written(self) -> dict[UUID, list[int]]:
@@ -78,18 +78,18 @@ class Reader:
     async def follow_stream(self, tailer: Tailer, stream: UUID) -> None:
         """Read a stream to its end."""
         seen = self.versions.setdefault(stream, [])
-        async with tailer.follow(stream) as waiter:
+        async with tailer.follow(stream) as wake_signal:
             while len(seen) < EVENTS:
                 events = await tailer.after(stream, len(seen), limit=self._limit)
                 for event in events:
                     self._take(event)
                 await asyncio.sleep(self._pause)
                 if not events:
-                    await waiter.wait(5)
+                    await wake_signal.wait(5)
 
     async def follow_all(self, tailer: Tailer, *, until: int) -> None:
         """Read the whole log until so many events were read."""
-        async with tailer.follow(None) as waiter:
+        async with tailer.follow(None) as wake_signal:
             while sum(self.positions.values()) < until:
                 batches = await tailer.everything(self.positions, limit=self._limit)
                 for partition, events in batches.items():
@@ -99,7 +99,7 @@ class Reader:
                         self._take(event)
                 await asyncio.sleep(self._pause)
                 if not batches:
-                    await waiter.wait(5)
+                    await wake_signal.wait(5)
 
     def _take(self, event: Recorded) -> None:
         self.versions.setdefault(event.stream_id, []).append(event.version)
@@ -109,16 +109,16 @@ async def test_a_tailer_feeds_its_followers_from_history_and_ring(store: Store) 
     """Given a follower, when events come before and after it follows, then it reads each version once, in order."""
     stream = new_id()
     await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
-    store.doorbell.start()
-    tailer = Tailer(store.log, store.doorbell, capacity=4, poll_s=0.1)
+    store.notifier.start()
+    tailer = Tailer(store.log, store.notifier, capacity=4, poll_s=0.1)
     seen: list[int] = []
 
     async def follow() -> None:
-        async with tailer.follow(stream) as waiter:
+        async with tailer.follow(stream) as wake_signal:
             while len(seen) < 12:
                 seen.extend([one.version for one in await tailer.after(stream, seen[-1] if seen else 0)])
                 if len(seen) < 12:
-                    await waiter.wait(5)
+                    await wake_signal.wait(5)
 
     following = asyncio.create_task(follow())
     for version in range(2, 12):
@@ -184,11 +184,11 @@ async def test_what_is_appended_while_the_tailer_starts_wakes_its_followers(
         return await head()
 
     monkeypatch.setattr(store.log, "head", late)
-    tailer = Tailer(store.log, store.doorbell)
-    async with tailer.follow(stream) as waiter:
+    tailer = Tailer(store.log, store.notifier)
+    async with tailer.follow(stream) as wake_signal:
         assert await tailer.after(stream, 0) == []
         looked.set()
-        assert await waiter.wait(20)
+        assert await wake_signal.wait(20)
         assert [event.version for event in await tailer.after(stream, 0)] == [1]
     await tailer.stop()
 
@@ -198,8 +198,8 @@ async def test_what_one_process_has_told_the_other_does_not_tell_again(pair: Pai
     tailer, store = pair.tailers[0], pair.stores[0]
     stream = stream_in(3)
     await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
-    async with tailer.follow(None) as waiter:
-        await waiter.wait(5)
+    async with tailer.follow(None) as wake_signal:
+        await wake_signal.wait(5)
         tailer._cursor[3] = 0  # as of a tailer that lags behind the other process's
         assert await tailer.everything({3: 2}) == {}
         await store.log.commit(Batch(appends=[some_append(stream, expected=2)]))
@@ -222,7 +222,7 @@ async def test_an_event_that_was_removed_is_missed(store: Store, db_url: str) ->
     stream = stream_in(6)
     await store.log.commit(Batch(appends=[some_append(stream, count=4)]))
     await damage(db_url, 6, 2)
-    tailer = Tailer(store.log, store.doorbell)
+    tailer = Tailer(store.log, store.notifier)
     with pytest.raises(LogDamaged, match="position 2 is missing"):
         await tailer.everything({6: 0})
     assert [event.position for event in (await tailer.everything({6: 2}))[6]] == [3, 4]
@@ -231,7 +231,7 @@ async def test_an_event_that_was_removed_is_missed(store: Store, db_url: str) ->
 async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(store: Store, db_url: str) -> None:
     """Given a gap that comes while followers read, then those before it are told, and those behind it read on."""
     stream = stream_in(6)
-    tailer = Tailer(store.log, store.doorbell, poll_s=0.02)
+    tailer = Tailer(store.log, store.notifier, poll_s=0.02)
     connection = await connect(db_url)
     async with tailer.follow(None):
         await store.log.commit(Batch(appends=[some_append(stream, count=2)]))

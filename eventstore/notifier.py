@@ -1,8 +1,8 @@
-"""Wakes whoever waits for the log or the outbox, in this process and in others.
+"""Notifies tasks of this process and of others that the log or the outbox has changed.
 
-A transaction that issues NOTIFY takes a database-wide lock at commit, so no append ever does. After its commit a
-process rings: a NOTIFY that carries no data, on a connection of its own, at most one in flight. A lost ring costs its
-listeners one poll interval; polling is the truth.
+A transaction that issues NOTIFY takes a database-wide lock at commit, so no append issues one. After its commit a
+process sends a NOTIFY without data on a separate connection, at most one at a time. A lost notification delays its
+listeners by one poll interval: correctness depends on polling alone.
 """
 
 import asyncio
@@ -15,98 +15,98 @@ from eventstore.database import Backoff, Database
 from eventstore.errors import DatabaseUnavailable
 
 CHANNEL = "dreamforge"
-# Losing a ring in a crash is harmless, so it need not wait for the disk. For this transaction alone: behind a pooler
-# the next one on the same server connection may be an append.
-_RING = f"select set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', '')"  # a constant
+# A notification may be lost in a crash, so it need not wait for the disk. Set for this transaction alone: behind a
+# pooler the next one on the same server connection may be an append.
+_NOTIFY = f"select set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', '')"  # a constant
 _log = structlog.get_logger(__name__)
 
 
-class Waiter:
-    """One sleeper: remembers a ring that came while it was busy."""
+class WakeSignal:
+    """Wakes one task; a notification that comes while the task is busy ends its next wait."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._notified = asyncio.Event()
 
     def wake(self) -> None:
         """End the current or the next `wait`."""
-        self._rung.set()
+        self._notified.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Sleep until woken, `seconds` at most. Answers whether it was woken."""
+        """Wait until woken, for at most `seconds`. Returns whether it was woken."""
         try:
             async with asyncio.timeout(seconds):
-                await self._rung.wait()
+                await self._notified.wait()
         except TimeoutError:
             return False
-        self._rung.clear()
+        self._notified.clear()
         return True
 
 
-class Doorbell:
-    """The doorbell of a process. `start` and `stop` may be called twice; the second call does nothing."""
+class Notifier:
+    """The notifier of a process. `start` and `stop` may be called twice; the second call does nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiters: set[Waiter] = set()
+        self._wake_signals: set[WakeSignal] = set()
         self._dirty = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._own_pid = 0
 
-    def waiter(self) -> Waiter:
-        """A new sleeper; `forget` it when it's no longer needed."""
-        waiter = Waiter()
-        self._waiters.add(waiter)
-        return waiter
+    def wake_signal(self) -> WakeSignal:
+        """Add a wake signal; `remove` it when it is no longer needed."""
+        wake_signal = WakeSignal()
+        self._wake_signals.add(wake_signal)
+        return wake_signal
 
-    def forget(self, waiter: Waiter) -> None:
-        """Wake this sleeper no more."""
-        self._waiters.discard(waiter)
+    def remove(self, wake_signal: WakeSignal) -> None:
+        """Stop waking this signal's task."""
+        self._wake_signals.discard(wake_signal)
 
-    def ring(self) -> None:
-        """Wake every sleeper of this process at once, and soon those of the others. Call it after a commit."""
+    def notify(self) -> None:
+        """Wake every waiting task of this process now, and those of other processes soon. Call it after a commit."""
         self._wake_all()
         self._dirty.set()
 
     def start(self) -> None:
-        """Begin to carry rings to other processes, and to hear theirs where the database can be listened to."""
+        """Start to notify other processes, and to listen to them unless LISTEN is turned off."""
         if self._tasks:
             return
-        self._tasks.append(asyncio.create_task(self._forever(self._notify), name="doorbell-notify"))
+        self._tasks.append(asyncio.create_task(self._forever(self._send), name="notifier-send"))
         if self._database.listen_url is not None:
-            self._tasks.append(asyncio.create_task(self._forever(self._listen), name="doorbell-listen"))
+            self._tasks.append(asyncio.create_task(self._forever(self._listen), name="notifier-listen"))
 
     async def stop(self) -> None:
-        """Stop both."""
+        """Stop sending and listening."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wake_all(self) -> None:
-        for waiter in self._waiters:
-            waiter.wake()
+        for wake_signal in self._wake_signals:
+            wake_signal.wake()
 
     async def _forever(self, work: Callable[[Backoff], Awaitable[None]]) -> None:
         backoff = Backoff()
         while True:
             try:
                 await work(backoff)
-            except Exception as error:  # noqa: BLE001  # rings must go on, whatever it was
+            except Exception as error:  # noqa: BLE001  # notifications must continue after any error
                 if backoff.failures == 0:
                     foreseen = isinstance(
                         error, DatabaseUnavailable | OSError | asyncpg.PostgresError | asyncpg.InterfaceError
                     )
-                    _log.warning("doorbell is silent, polling goes on", error=str(error), exc_info=not foreseen)
+                    _log.warning("notifier failed, polling continues", error=str(error), exc_info=not foreseen)
                 await backoff.wait()
 
-    async def _notify(self, backoff: Backoff) -> None:
+    async def _send(self, backoff: Backoff) -> None:
         connection = await self._database.dedicated()
         try:
             self._own_pid = connection.get_server_pid()
             while True:
                 await self._dirty.wait()
                 self._dirty.clear()
-                await connection.execute(_RING, timeout=10)
+                await connection.execute(_NOTIFY, timeout=10)
                 backoff.reset()
         finally:
             await _close(connection)

@@ -177,7 +177,7 @@ $$;
 create table eventstore.subscriptions (
     subscription text        primary key,
     created_at   timestamptz not null default clock_timestamp(),
-    paused_at    timestamptz  -- a paused projection stands still until it is resumed
+    paused_at    timestamptz  -- a paused projection handles nothing until it is resumed
 );
 
 -- How far a subscription has come in each partition: one row for each, which a move replaces by another with a higher
@@ -219,7 +219,7 @@ $$;
 -- index full of dead rows: hence one row after the other, by its whole key, or `= any`, and no joins.
 --
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint stands
--- where its mover believes, locked until commit: a mover that finds itself missing has been overtaken.
+-- where its mover believes, locked until commit: a mover that finds itself missing has lost the race.
 create or replace function eventstore.hold_checkpoints(moves json) returns setof smallint
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
@@ -1215,7 +1215,7 @@ begin
     end loop;
 end $$;
 
--- Lets a projection stand still, or go on. Answers whether there is one of this name.
+-- Pauses a projection, or resumes it. Returns whether there is one of this name.
 create or replace function projector.pause(projection text, pausing boolean) returns boolean
 language sql as $$
     with changed as (

@@ -116,7 +116,7 @@ async def _accept(
     append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.place(caller(request).tenant):
         answer = await _soon(services, services.committer.commit(Transition(append=append)))
-    return _Accepted(job, first.ts, replayed=not answer.stands)
+    return _Accepted(job, first.ts, replayed=not answer.committed)
 
 
 def _expect_within(submission: requests.Submission, model: ModelView | None) -> None:

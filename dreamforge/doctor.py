@@ -257,7 +257,7 @@ async def _lag(patient: Patient, name: str) -> Finding:
         check=name,
         state="bad",
         found=f"{waiting}; {len(behind)} place(s) in all",
-        advice="Does its process run? Its /readyz and its log say why it stands still.",
+        advice="Does its process run? Its /readyz and its log say why it is stalled.",
     )
 
 

@@ -26,7 +26,7 @@ from projections.standing import Standing, standings
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """A projection in one partition. lag: events that wait, and for how long; rate: events a second while watched.
 
-    paused: it stands still because it was told to.
+    paused: an operator paused it.
     """
 
     projection: str

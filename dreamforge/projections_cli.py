@@ -39,7 +39,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     rollback = actions.add_parser(
         "rollback", parents=[output], help="bring back the projection that served before the last rebuild"
     )
-    pause = actions.add_parser("pause", parents=[output], help="let a projection stand still; reads stay fresh")
+    pause = actions.add_parser("pause", parents=[output], help="pause a projection; reads of a job stay fresh")
     resume = actions.add_parser("resume", parents=[output], help="let a paused projection go on")
     for parser in (rebuild, rollback, pause, resume):
         parser.add_argument("name", nargs="?", choices=["readmodel"], default="readmodel", help="which (readmodel)")

@@ -97,10 +97,8 @@ def rollback(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def pause(args: argparse.Namespace, settings: Settings) -> int:
-    """Let a projection stand still."""
-    return _pause(
-        args, settings, paused=True, told=f"{args.name} stands still; reads of a job stay fresh, lists do not."
-    )
+    """Pause a projection."""
+    return _pause(args, settings, paused=True, told=f"{args.name} is paused; reads of a job stay fresh, lists do not.")
 
 
 def resume(args: argparse.Namespace, settings: Settings) -> int:

@@ -214,7 +214,7 @@ class Registry:
     async def _append(self, model_id: UUID, expected: int, bodies: Sequence[Body]) -> bool:
         events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
         append = Append(stream=model_id, category="model", expected=expected, events=events)
-        return (await self._log.commit(Batch(appends=[append]))).streams[model_id].stands
+        return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed
 
     async def _load(self, model_id: UUID) -> ModelView:
         model = await self._models.model(model_id)

@@ -35,7 +35,7 @@ from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.archive import Archive
 from eventstore.committer import Committer
-from eventstore.database import Database, Impatient, until_available
+from eventstore.database import Database, DatabaseWithDeadline, until_available
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED, Backlog
@@ -267,7 +267,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     store = core.store()
     stack.push_async_callback(store.close)
     config = _api_config(settings)
-    reads = Impatient(core.database, config.patience_s)
+    reads = DatabaseWithDeadline(core.database, config.patience_s)
     log = Log(reads)
     tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
@@ -412,13 +412,13 @@ def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
     task = core.spawn(subscription.run(), handler.name)
 
     async def check() -> None:
-        for lane in subscription.lanes.values():
-            if lane.failure is not None:
-                raise CannotStart(f"partition {lane.partition} stands still: {lane.failure}")
+        for cursor in subscription.cursors.values():
+            if cursor.failure is not None:
+                raise CannotStart(f"partition {cursor.partition} is stalled: {cursor.failure}")
 
     core.checks[handler.name] = check
     SUBSCRIPTION_FAILED.labels(handler.name).set_function(
-        lambda: float(any(lane.failure is not None for lane in subscription.lanes.values()))
+        lambda: float(any(cursor.failure is not None for cursor in subscription.cursors.values()))
     )
     _stop_with(stack, task)
 

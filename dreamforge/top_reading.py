@@ -12,7 +12,7 @@ from dreamforge.top_picture import (
     share,
     window,
 )
-from eventstore.database import Database, Impatient
+from eventstore.database import Database, DatabaseWithDeadline
 from projections.standing import standings
 
 _PATIENCE_S = 5.0
@@ -95,7 +95,7 @@ class Watch:
     """Looks at the database again and again. Every look may raise `EventStoreError`; the next may succeed."""
 
     def __init__(self, database: Database) -> None:
-        self._database = Impatient(database, _PATIENCE_S)
+        self._database = DatabaseWithDeadline(database, _PATIENCE_S)
         self._before: Reading | None = None
 
     async def look(self) -> Picture:

@@ -182,7 +182,7 @@ class Database:
             pool.terminate()
 
 
-class Impatient(Database):
+class DatabaseWithDeadline(Database):
     """Another's connections, for those who would rather be told that the database hangs than wait for it.
 
     seconds: how long a read may take; after that it raises `DatabaseUnavailable`. Calls are as the other's.

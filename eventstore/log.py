@@ -16,7 +16,7 @@ from eventstore.metrics import APPEND_SECONDS
 from eventstore.schema import RELEASE
 
 Queue = Literal["generate", "upscale"]
-Verdict = Literal["accepted", "mine", "conflict", "refused"]
+Verdict = Literal["accepted", "already_committed", "conflict", "rejected"]
 DEFAULT_TENANT = "default"
 OPERATOR_TENANT = "_operator"
 """Whose events tell what was done to the service itself. No key can be made for it."""
@@ -57,7 +57,7 @@ class Defer(Ack, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscription's checkpoint moves, if it still stands at `start`."""
+    """Moves a subscription's checkpoint, if that is still at `start`."""
 
     subscription: str
     partition: int
@@ -76,19 +76,23 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """How the log took one append: `version` is the stream's newest after the call."""
+    """The outcome of one append. version: the stream's newest version after the call.
+
+    accepted: the events were appended. already_committed: an earlier call appended these very events. conflict: the
+    stream is not at the expected version. rejected: another part of the same partition's batch failed.
+    """
 
     verdict: Verdict
     version: int
 
     @property
-    def stands(self) -> bool:
-        """Do the events stand in the log, by this call or an earlier one whose answer was lost?"""
-        return self.verdict in {"accepted", "mine"}
+    def committed(self) -> bool:
+        """Whether the log holds the events, by this call or by an earlier one whose answer was lost."""
+        return self.verdict in {"accepted", "already_committed"}
 
 
 class Moved(msgspec.Struct, frozen=True):
-    """How a checkpoint's move was taken: `position` is where it now stands."""
+    """The outcome of a checkpoint's move. position: the checkpoint after the call."""
 
     verdict: Verdict
     position: int
@@ -126,6 +130,13 @@ _COMMIT = (
     "select kind, stream_id, partition, outcome, version, position "
     "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
 )
+_VERDICTS: Mapping[str, Verdict] = {
+    "accepted": "accepted",
+    "mine": "already_committed",
+    "conflict": "conflict",
+    "refused": "rejected",
+}
+"""By the outcomes of `eventstore.commit`, whose names processes of the release before read, too."""
 _STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
 _NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit $2"  # noqa: S608  # constants
 _STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
@@ -170,7 +181,7 @@ class Log:
         """Write a batch in one autocommit statement.
 
         After `DatabaseUnavailable` it is unknown whether it was written; repeating the very same batch is safe as
-        long as each of its sends stands beside an append or a move.
+        long as each of its sends belongs to a stream or partition that the batch also appends to or moves.
         """
         parts = (
             [_append_text(append) for append in batch.appends],
@@ -274,7 +285,7 @@ class Log:
         await self.database.call("select eventstore.subscribe($1)", subscription)
 
     async def checkpoints(self, subscription: str) -> dict[int, int]:
-        """Where a subscription stands in each partition."""
+        """A subscription's checkpoint in each partition."""
         return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS, subscription)}
 
 
@@ -320,9 +331,9 @@ def _answers(rows: Sequence[Row]) -> Answers:
     contended = False
     for row in rows:
         if row["kind"] == "append":
-            streams[row["stream_id"]] = Answer(row["outcome"], row["version"])
+            streams[row["stream_id"]] = Answer(_VERDICTS[row["outcome"]], row["version"])
         elif row["kind"] == "move":
-            moves[row["partition"]] = Moved(row["outcome"], row["position"])
+            moves[row["partition"]] = Moved(_VERDICTS[row["outcome"]], row["position"])
         elif row["kind"] == "contended":
             contended = True
     return Answers(streams, moves, contended)

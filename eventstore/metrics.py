@@ -28,7 +28,7 @@ LAG_SECONDS = Gauge(
 )
 SUBSCRIPTION_FAILED = Gauge(
     "df_subscription_failed",
-    "1 while a partition of a subscription that this process runs stands still, else 0.",
+    "1 while a partition of a subscription that this process runs is stalled, else 0.",
     ["subscription"],
 )
 DATABASE_WRITABLE = Gauge(

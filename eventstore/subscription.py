@@ -20,12 +20,12 @@ from eventstore.log import Log, Move, Moved, expect_gapless
 from eventstore.notifier import Notifier
 
 _BATCH = 500
-_LOOK_S = 2.0
+_RECHECK_S = 2.0
 _LAZY_MOVE_S = 1.0
-_LONGEST_REST_S = 30.0
+_LONGEST_RETRY_S = 30.0
 _TRIES = 3
 """How often an event is rejected before it is set aside."""
-_REJECTED_REST_S = 1.0
+_REJECTED_RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -53,15 +53,15 @@ class Handler(Protocol):
         """Get an event out of the way that `handle` has rejected several times; False if it must wait for others."""
 
 
-class Lane(msgspec.Struct):
+class PartitionCursor(msgspec.Struct):
     """One partition as a subscription sees it: the checkpoint is at `stored`, events were handled up to `read`."""
 
     partition: int
     stored: int
     read: int
     moved_at: float = 0.0
-    rest_until: float = 0.0
-    overtaken: bool = False
+    retry_at: float = 0.0
+    checkpoint_conflict: bool = False
     failures: int = 0
     failure: str | None = None
 
@@ -70,7 +70,7 @@ class Subscription:
     """Runs a handler over the log.
 
     create: add the subscription if there is none; else `SubscriptionGone` is raised once there is none any more.
-    available: is the database there? lanes: where each partition stands, and why it stands still if it does.
+    available: is the database there? cursors: each partition's position, and why it is stalled if it is.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Subscription:
         self._handler = handler
         self._poll_s = poll_s
         self._create = create
-        self._looked_at = 0.0
+        self._rechecked_at = 0.0
         self._bind = {"subscription": handler.name}
-        self.lanes: dict[int, Lane] = {}
+        self.cursors: dict[int, PartitionCursor] = {}
         self.available = False
 
     async def run(self) -> None:
@@ -99,7 +99,7 @@ class Subscription:
                         _log.warning("subscription waits for the database", error=str(error), **self._bind)
                     self.available = False
                     # Whether the last call was written is unknown: the checkpoints know.
-                    self.lanes.clear()
+                    self.cursors.clear()
                     await backoff.wait()
                     continue
                 self.available = True
@@ -111,11 +111,11 @@ class Subscription:
 
     async def step(self) -> bool:
         """Read and handle once. Answers whether there may be more to do at once."""
-        if not self.lanes:
+        if not self.cursors:
             await self._load()
-        await self._look_again()
+        await self._recheck()
         now = time.monotonic()
-        ready = {lane.partition: lane.read for lane in self.lanes.values() if lane.rest_until <= now}
+        ready = {cursor.partition: cursor.read for cursor in self.cursors.values() if cursor.retry_at <= now}
         batches = await self._log.after(ready, limit=_BATCH) if ready else {}
         if batches:
             await self._handle(batches)
@@ -128,32 +128,38 @@ class Subscription:
         # A checkpoint that an earlier call moved may be on this server alone: nothing is built on it before.
         await self._log.confirm_replicated()
         stored = await self._checkpoints()
-        self.lanes = {partition: Lane(partition, position, position) for partition, position in stored.items()}
+        self.cursors = {
+            partition: PartitionCursor(partition, position, position) for partition, position in stored.items()
+        }
 
-    async def _look_again(self) -> None:
-        """A partition that another process took is tried again once its checkpoint stands still.
+    async def _recheck(self) -> None:
+        """A partition that another process took is tried again once its checkpoint stops moving.
 
         One that was set back, as the swap of a rebuilt read model may do, is taken up there.
         """
         now = time.monotonic()
-        due = [lane for lane in self.lanes.values() if (lane.overtaken or lane.failure) and lane.rest_until <= now]
-        if not due and now - self._looked_at < _LOOK_S:
+        due = [
+            cursor
+            for cursor in self.cursors.values()
+            if (cursor.checkpoint_conflict or cursor.failure) and cursor.retry_at <= now
+        ]
+        if not due and now - self._rechecked_at < _RECHECK_S:
             return
         stored = await self._checkpoints()
-        self._looked_at = now
-        for lane in self.lanes.values():
-            if stored[lane.partition] < lane.stored:
-                lane.stored = lane.read = stored[lane.partition]
-        for lane in due:
-            position = stored[lane.partition]
-            if position > lane.read:
-                lane.failures, lane.failure = 0, None  # another process got past what this one could not
-            elif lane.failure:
+        self._rechecked_at = now
+        for cursor in self.cursors.values():
+            if stored[cursor.partition] < cursor.stored:
+                cursor.stored = cursor.read = stored[cursor.partition]
+        for cursor in due:
+            position = stored[cursor.partition]
+            if position > cursor.read:
+                cursor.failures, cursor.failure = 0, None  # another process got past what this one could not
+            elif cursor.failure:
                 continue
-            lane.overtaken = position != lane.stored
-            if lane.overtaken:
-                lane.rest_until = now + _pause()
-            lane.stored = lane.read = position
+            cursor.checkpoint_conflict = position != cursor.stored
+            if cursor.checkpoint_conflict:
+                cursor.retry_at = now + _pause()
+            cursor.stored = cursor.read = position
 
     async def _checkpoints(self) -> dict[int, int]:
         stored = await self._log.checkpoints(self._handler.name)
@@ -165,10 +171,10 @@ class Subscription:
         events: list[Recorded] = []
         moves: list[Move] = []
         for partition, batch in batches.items():
-            known = self._known(self.lanes[partition], batch)
+            known = self._known(self.cursors[partition], batch)
             if known:
                 events.extend(known)
-                moves.append(self._move(self.lanes[partition], known[-1].position))
+                moves.append(self._move(self.cursors[partition], known[-1].position))
         if not moves:
             return
         try:
@@ -187,8 +193,8 @@ class Subscription:
             if len(events) > 1:
                 await self._halve(moves[0].partition, events)
                 return
-            _log.exception("subscription stands still", partition=moves[0].partition, **self._bind)
-            self._stop(self.lanes[moves[0].partition], error)
+            _log.exception("subscription stalled", partition=moves[0].partition, **self._bind)
+            self._stop(self.cursors[moves[0].partition], error)
             return
         self._advance(moves, moved)
 
@@ -196,74 +202,74 @@ class Subscription:
         """Go up to the event that breaks the handler, so that the handler is asked about that one alone."""
         middle = len(events) // 2
         await self._handle({partition: events[:middle]})
-        if self.lanes[partition].read == events[middle].position - 1:
+        if self.cursors[partition].read == events[middle].position - 1:
             await self._handle({partition: events[middle:]})
 
     async def _rejected(self, rejected: Rejected, batch: Sequence[Recorded]) -> None:
         """Go up to a rejected event and wait there; once it was tried often enough, have it set aside."""
-        lane = self.lanes[rejected.event.partition]
+        cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]
         if before:
-            await self._handle({lane.partition: before})
-        if lane.read != rejected.event.position - 1 or lane.overtaken:
+            await self._handle({cursor.partition: before})
+        if cursor.read != rejected.event.position - 1 or cursor.checkpoint_conflict:
             return  # something else came first
         _log.error("event rejected", error=str(rejected), exc_info=rejected.__cause__, **self._bind)
-        self._stop(lane, rejected, longest=_REJECTED_REST_S)
-        if lane.failures >= _TRIES and await self._handler.set_aside(rejected):
-            lane.failures, lane.failure, lane.rest_until = 0, None, 0.0
+        self._stop(cursor, rejected, longest=_REJECTED_RETRY_S)
+        if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):
+            cursor.failures, cursor.failure, cursor.retry_at = 0, None, 0.0
 
-    def _known(self, lane: Lane, batch: Sequence[Recorded]) -> list[Recorded]:
+    def _known(self, cursor: PartitionCursor, batch: Sequence[Recorded]) -> list[Recorded]:
         """The events before the first that is missing, or that this release doesn't know: it must not be skipped."""
         try:
-            expect_gapless(lane.partition, lane.read, batch)
+            expect_gapless(cursor.partition, cursor.read, batch)
         except LogDamaged as error:
-            _log.exception("subscription stands still", **self._bind)
-            self._stop(lane, error)
+            _log.exception("subscription stalled", **self._bind)
+            self._stop(cursor, error)
             return []
         for n, event in enumerate(batch):
             if not codec.is_known(event.code, event.schema_version):
                 if n == 0:
                     unknown = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
-                    _log.error("subscription stands still", error=str(unknown), **self._bind)
-                    self._stop(lane, unknown)
+                    _log.error("subscription stalled", error=str(unknown), **self._bind)
+                    self._stop(cursor, unknown)
                 return list(batch[:n])
         return list(batch)
 
     def _advance(self, moves: Sequence[Move], moved: Mapping[int, Moved] | None) -> None:
         for move in moves:
-            lane = self.lanes[move.partition]
+            cursor = self.cursors[move.partition]
             if moved is None:
-                lane.read = move.end
+                cursor.read = move.end
             else:
                 answer = moved.get(move.partition)
                 if answer is None or answer.verdict == "conflict":
-                    lane.overtaken = True
-                    lane.rest_until = time.monotonic() + _pause()
+                    cursor.checkpoint_conflict = True
+                    cursor.retry_at = time.monotonic() + _pause()
                 elif answer.verdict == "accepted":
-                    lane.stored = lane.read = answer.position
-                    lane.moved_at = time.monotonic()
-                # A refused one is read and folded again at once, from where it stands.
+                    cursor.stored = cursor.read = answer.position
+                    cursor.moved_at = time.monotonic()
+                # A rejected one is read and folded again at once, from its checkpoint.
                 else:
-                    lane.read = lane.stored
-            lane.failures, lane.failure = 0, None
+                    cursor.read = cursor.stored
+            cursor.failures, cursor.failure = 0, None
 
     async def _move_lazily(self) -> None:
         now = time.monotonic()
         moves = [
-            self._move(lane, lane.read)
-            for lane in self.lanes.values()
-            if lane.read > lane.stored and not lane.overtaken and now - lane.moved_at >= _LAZY_MOVE_S
+            self._move(cursor, cursor.read)
+            for cursor in self.cursors.values()
+            if cursor.read > cursor.stored and not cursor.checkpoint_conflict and now - cursor.moved_at >= _LAZY_MOVE_S
         ]
         if moves:
             self._advance(moves, await self._handler.move(moves))
 
-    def _move(self, lane: Lane, end: int) -> Move:
-        return Move(subscription=self._handler.name, partition=lane.partition, start=lane.stored, end=end)
+    def _move(self, cursor: PartitionCursor, end: int) -> Move:
+        return Move(subscription=self._handler.name, partition=cursor.partition, start=cursor.stored, end=end)
 
-    def _stop(self, lane: Lane, error: Exception, *, longest: float = _LONGEST_REST_S) -> None:
-        lane.failure = str(error) or type(error).__name__
-        lane.rest_until = time.monotonic() + min(longest, longest / 60 * 2**lane.failures)
-        lane.failures = min(lane.failures + 1, 10)
+    def _stop(self, cursor: PartitionCursor, error: Exception, *, longest: float = _LONGEST_RETRY_S) -> None:
+        cursor.failure = str(error) or type(error).__name__
+        cursor.retry_at = time.monotonic() + min(longest, longest / 60 * 2**cursor.failures)
+        cursor.failures = min(cursor.failures + 1, 10)
 
 
 def _pause() -> float:

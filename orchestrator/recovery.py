@@ -41,8 +41,8 @@ select stream_id from (
 # As far as the orchestrator has come: what it has not seen yet, it will send by itself.
 _REACTED = f"""
 select {COLUMNS} from eventstore.events
-join (select partition as lane, position as reached from eventstore.standings where subscription = $2) s
-    on lane = partition and position <= reached
+join (select partition as reached_partition, position as reached from eventstore.standings where subscription = $2) s
+    on reached_partition = partition and position <= reached
 where stream_id = any ($1::uuid[]) order by stream_id, version
 """  # noqa: S608  # constants
 _HELD = """

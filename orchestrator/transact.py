@@ -32,7 +32,7 @@ async def note(
         newest = await log.newest(stream)
         expected = 0 if newest is None else newest.version
         append = Append(stream=stream, category=category, tenant=tenant, expected=expected, events=(noted,))
-        if (await log.commit(Batch(appends=[append]))).streams[stream].stands:
+        if (await log.commit(Batch(appends=[append]))).streams[stream].committed:
             return
 
 
@@ -135,7 +135,7 @@ class Jobs:
                 return state
             appended = append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
-            if answer.stands:
+            if answer.committed:
                 return extended(state, appended)
 
     async def settle(self, settlement: Ack | Defer) -> None:
@@ -156,7 +156,7 @@ class Jobs:
                 return state, []
             appended = append(state, bodies, self._actor)
             answer = await self._committer.commit(Transition(append=appended, settle=settlement(claim, bodies)))
-            if answer.stands:
+            if answer.committed:
                 return extended(state, appended), bodies
             state = await self.load(state.job_id)
 

@@ -1,6 +1,6 @@
 """Reads of one job that are never stale: its row of the read model ⊕ the tail of its stream, as of one snapshot.
 
-The projector may lag, stand still or be rebuilding: whatever it has not yet seen is folded here.
+The projector may lag, be paused or be rebuilding: whatever it has not yet seen is folded here.
 """
 
 from collections.abc import Sequence

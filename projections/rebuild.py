@@ -174,7 +174,7 @@ class Rebuild:
                 return 0.0  # another process that followed was the first to swap
             if now.rebuild is None or now.rebuild.phase != "following":
                 raise RebuildFailed("it was aborted")
-            if failures := [lane.failure for lane in subscription.lanes.values() if lane.failure is not None]:
+            if failures := [cursor.failure for cursor in subscription.cursors.values() if cursor.failure is not None]:
                 raise RebuildFailed(failures[0])
             # Others wait behind a try that waits for a lock.
             await asyncio.sleep(min(_LONGEST_PAUSE_S, _AGAIN_S * 1.3**tries))
@@ -192,7 +192,7 @@ class Rebuild:
         return bool(await self._ask("select projector.abort_rebuild()"))
 
     async def pause(self, projection: str, *, paused: bool) -> bool:
-        """Let a projection stand still, or go on. Answers whether there is one of this name."""
+        """Pause a projection, or resume it. Returns whether there is one of this name."""
         return bool(await self._ask("select projector.pause($1, $2)", projection, paused))
 
     async def _unbounded(self, sql: str, *args: object) -> Row:

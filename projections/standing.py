@@ -29,7 +29,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     position: its checkpoint; head: the newest event's. lag_s: for how long the first event after the checkpoint has
     waited, in seconds; None where none does. moved_at: when the checkpoint last moved.
-    paused_at: since when it stands still on purpose.
+    paused_at: when an operator paused it.
     """
 
     projection: str

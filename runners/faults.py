@@ -5,7 +5,7 @@
     upscale:0:1     item 0 fails once in each job, and works when the job is retried
     upscale::3      in each job the first three items that are tried fail
     generate=oom    the engine runs out of memory at every item, instead of failing; `kill` ends its process,
-                    `hang` lets it stand still
+                    `hang` makes it hang
     upscale:0:1,generate=oom:1:1
                     both
 

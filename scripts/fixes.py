@@ -173,7 +173,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-partition-stops-for-one-job",
         "eventstore/subscription.py",
-        "        if lane.failures >= _TRIES and await self._handler.set_aside(rejected):",
+        "        if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):",
         "        if False:",
         "tests/flow/test_quarantine.py -k 'cannot_be_read_is or breaks_the_code'",
     ),

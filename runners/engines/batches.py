@@ -55,7 +55,7 @@ class Report(Protocol):
 
 
 class EngineLost(StepError):
-    """The engine process died or stood still with an attempt's items in hand."""
+    """The engine process died or hung with an attempt's items in hand."""
 
     error_code = "provider_error"
     retryable = True

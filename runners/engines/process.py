@@ -43,7 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineGone(Exception):
-    """The engine process ended, or was ended since it stood still, with work in hand."""
+    """The engine process died, or hung and was killed, with work in hand."""
 
 
 def framed(message: msgspec.Struct) -> bytes:

@@ -49,7 +49,7 @@ async def kill(site: Site) -> None:
 
 
 async def freeze(site: Site) -> None:
-    """A few runners and orchestrators stand still for longer than the lease, then go on as if nothing had been."""
+    """A few runners and orchestrators are frozen for longer than the lease, then continue."""
     candidates = site.fleet.serving("runner", "orchestrator")
     victims = random.sample(candidates, min(2, len(candidates)))
     for victim in victims:

@@ -21,7 +21,7 @@ async def test_a_step_that_cannot_start_fails_for_good_and_can_be_retried(
     """Given a model on which every selection breaks, then its job fails after three attempts, and others go on."""
     model = new_id()
     broken = Append(stream=model, category="model", expected=0, events=(event(BROKEN), event(ModelEnabled())))
-    assert (await store.log.commit(Batch(appends=[broken]))).streams[model].stands
+    assert (await store.log.commit(Batch(appends=[broken]))).streams[model].committed
     with ExitStack() as stack:
         environ = roles_environ(db_url, s3_config, DF_FAKE_RUNNER="0", DF_RETRY_BASE_S="0")
         fleet = Fleet(environ, stack)
@@ -38,7 +38,7 @@ async def test_a_step_that_cannot_start_fails_for_good_and_can_be_retried(
         assert api.finished(api.create(scale=None))["status"] == "succeeded"
 
         disabled = Append(stream=model, category="model", expected=2, events=(event(ModelDisabled()),))
-        assert (await store.log.commit(Batch(appends=[disabled]))).streams[model].stands
+        assert (await store.log.commit(Batch(appends=[disabled]))).streams[model].committed
         assert api.http.post(f"/v1/jobs/{job['id']}/retry").status_code == 202
         # No gan-upscaler is left: that is a reason of its own, found out after the start.
         again = api.finished(job["id"])

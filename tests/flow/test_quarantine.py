@@ -181,7 +181,7 @@ async def test_a_job_that_cannot_be_read_is_set_aside(
         return str(job) in [one["id"] for one in api.get("/v1/jobs", status="failed")["jobs"]]
 
     await eventually(is_listed, what="the failed job in the list")
-    assert "stands still" not in readiness(orchestrator)
+    assert "is stalled" not in readiness(orchestrator)
     assert "1 job(s) set aside" in readiness(orchestrator)
     assert "agrees" in answered(environ, "projections", "verify")
 

@@ -79,10 +79,10 @@ async def test_an_old_orchestrator_stops_before_what_it_does_not_know(
         await annotate(db_url, first, 1)
         waiting = in_partition_of(api, first)
 
-        async def stands_still() -> bool:
+        async def stopped() -> bool:
             return "job.annotated" in trouble(old)
 
-        await eventually(stands_still, what="the old orchestrator's stop")
+        await eventually(stopped, what="the old orchestrator's stop")
         assert api.job(waiting)["status"] == "queued"
 
         start("runner")

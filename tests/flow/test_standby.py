@@ -115,7 +115,7 @@ async def test_a_repeated_commit_waits_for_the_standby(primary: str, pair: Pair)
     pair.lose()
     await cut_short(pair, log.commit(batch))
     answers = await expect_waits(pair, log.commit(batch))
-    assert answers.streams[batch.appends[0].stream].verdict == "mine"
+    assert answers.streams[batch.appends[0].stream].verdict == "already_committed"
     await database.close()
 
 
@@ -210,7 +210,7 @@ async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: P
     await cut_short(pair, store.committer.react(Batch(appends=[appended], moves=[move])))
     subscription = Subscription(store.log, store.notifier, Orchestrator(store.log, store.committer, "test"))
     await expect_waits(pair, subscription.step())
-    assert subscription.lanes[partition].stored == 1
+    assert subscription.cursors[partition].stored == 1
     await store.close()
 
 

@@ -1,4 +1,4 @@
-"""Services for the contract's tests: APIs that nobody works for, whose jobs stand still or go as a test writes them."""
+"""Services for the contract's tests: APIs without runners, whose jobs wait or proceed as a test writes their events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -111,7 +111,7 @@ class Scribe:
         )
         append = Append(stream=history.job_id, expected=after, events=events)
         answers = await self.store.log.commit(Batch(appends=[append]))
-        assert answers.streams[history.job_id].stands
+        assert answers.streams[history.job_id].committed
         return str(history.job_id)
 
 

@@ -57,7 +57,7 @@ class Realm(msgspec.Struct, frozen=True):
 
     async def _append(self, append: Append) -> None:
         store = Store(self.url, listen=False)
-        assert (await store.log.commit(Batch(appends=[append]))).streams[append.stream].stands
+        assert (await store.log.commit(Batch(appends=[append]))).streams[append.stream].committed
         await store.close()
 
     def secret(self) -> bytes:

@@ -72,7 +72,7 @@ class Server:
             stack.callback(service.stop)
 
     @contextmanager
-    def job_stands_still(self) -> Iterator[None]:
+    def job_waits(self) -> Iterator[None]:
         """No runner works meanwhile, so that no machine is too fast for what happens."""
         self._runner.process.send_signal(signal.SIGSTOP)
         try:
@@ -115,7 +115,7 @@ async def test_an_event_source_follows_a_job_through_restarts_and_stops_at_its_e
     for end in (Service.kill, Service.stop):
         seen = len(await events(page))
         await page.wait_for_function("count => told.filter(one => one.kind != 'progress').length > count + 3", arg=seen)
-        with server.job_stands_still():
+        with server.job_waits():
             assert api.job(job_id)["status"] == "running"
             await asyncio.to_thread(server.restart, end)
             await page.wait_for_function(f"source.readyState == {OPEN}")

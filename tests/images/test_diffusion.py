@@ -309,13 +309,13 @@ def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
     assert watch.images[0].size == (64, 64)
     assert len(watch.steps) == 1 + 30 + 1
 
-    class Impatient(Watching):
+    class DatabaseWithDeadline(Watching):
         def stepped(self, items: list[int], done: int, of: int) -> None:
             super().stepped(items, done, of)
             if len(self.steps) == 5:
                 raise Abandoned
 
-    impatient = Impatient()
+    impatient = DatabaseWithDeadline()
     with pytest.raises(Abandoned):
         workshop.have(work, impatient)
     again = Watching()

@@ -99,7 +99,7 @@ def site(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> It
 
 @pytest.fixture(scope="module")
 def troubled(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> Iterator[Site]:
-    """Another, whose engine runs out of memory, is killed and stands still in either step of every larger job."""
+    """Another, whose engine runs out of memory, is killed and hangs in either step of every larger job."""
     yield from _site(backends, s3_config, places, DF_FAKE_FAIL=INJURIES, DF_ENGINE_STALL_S="12", DF_MAX_ATTEMPTS="9")
 
 
@@ -216,7 +216,7 @@ def test_a_cancel_takes_effect_within_a_step(site: Site) -> None:
 
 
 def test_what_befalls_the_engine_costs_an_attempt_and_no_pixel(site: Site, troubled: Site) -> None:
-    """Out of memory, killed and standing still, in either step: the log shows it, the job succeeds all the same.
+    """Out of memory, killed and hanging, in either step: the log shows it, the job succeeds all the same.
 
     Its generated pixels are those of an undisturbed run, and so are all of the next job's.
     """

@@ -87,7 +87,7 @@ class Client(Process):
         answer = await self._committer.commit(
             Transition(append=Append(stream=self.job_id, expected=0, events=(created,)))
         )
-        self.world.figures["jobs" if answer.stands and not self.done else "repeated creates"] += 1
+        self.world.figures["jobs" if answer.committed and not self.done else "repeated creates"] += 1
         self.done = True
 
     async def _ask(self, asked: Request) -> None:

@@ -103,7 +103,7 @@ class Episode:
             if world.figures["steps"] > latest or self._idle > STUCK:
                 standing = [failure for one in self._subscribers for failure in one.failures]
                 self._auditor.settled()
-                raise Violation(f"it never comes to rest; subscriptions that stand still: {standing}")
+                raise Violation(f"it never comes to rest; stalled subscriptions: {standing}")
             self._tick()
         self._auditor.settled()
 

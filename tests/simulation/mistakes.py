@@ -59,7 +59,7 @@ class SpoilsNothing(Storage):
     def commit(self, batch: Batch, now: float) -> Answers:
         """The appends for themselves, then the rest."""
         appended = super().commit(Batch(appends=batch.appends), now)
-        refused = {stream for stream, answer in appended.streams.items() if not answer.stands}
+        refused = {stream for stream, answer in appended.streams.items() if not answer.committed}
         settled = [one for one in (*batch.acks, *batch.defers) if one.stream not in refused]
         rest = super().commit(
             Batch(

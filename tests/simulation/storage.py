@@ -70,32 +70,32 @@ class Storage:
     # The log --------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, now: float) -> Answers:
-        """As `eventstore.commit`: streams are judged alone, but with moves the partition is the unit."""
+        """As `eventstore.commit`: each stream is checked alone, but with moves the partition is the unit."""
         heads = [len(partition) for partition in self.partitions]
         held = {move.partition for move in batch.moves if self.holds(move)}
-        spoilt = {move.partition for move in batch.moves} - held
-        verdicts = {one.stream: self.judge(one) for one in batch.appends}
+        rejected = {move.partition for move in batch.moves} - held
+        verdicts = {one.stream: self.check_expected_version(one) for one in batch.appends}
         skipped = {stream for stream, verdict in verdicts.items() if verdict != "accepted"}
         if batch.moves:
-            spoilt |= {partition_of(stream, PARTITIONS) for stream in skipped}
+            rejected |= {partition_of(stream, PARTITIONS) for stream in skipped}
         for one in batch.appends:
-            if verdicts[one.stream] == "accepted" and partition_of(one.stream, PARTITIONS) in spoilt:
-                verdicts[one.stream] = "refused"
+            if verdicts[one.stream] == "accepted" and partition_of(one.stream, PARTITIONS) in rejected:
+                verdicts[one.stream] = "rejected"
                 skipped.add(one.stream)
             elif verdicts[one.stream] == "accepted":
                 self._append(one)
-        self._dispatch(batch, skipped, spoilt, now)
-        moved = {move.partition: self._move(move, heads, held, spoilt) for move in batch.moves}
+        self._dispatch(batch, skipped, rejected, now)
+        moved = {move.partition: self._move(move, heads, held, rejected) for move in batch.moves}
         streams = {stream: Answer(verdict, len(self.streams.get(stream, ()))) for stream, verdict in verdicts.items()}
         return Answers(streams, moved, contended=False)
 
-    def judge(self, append: Append) -> Verdict:
-        """As `eventstore.judge`."""
+    def check_expected_version(self, append: Append) -> Verdict:
+        """As `eventstore.judge`, the SQL function."""
         stands = self.streams.get(append.stream, [])
         if len(stands) == append.expected:
             return "accepted"
         there = [one.event_id for one in stands[append.expected : append.expected + len(append.events)]]
-        return "mine" if there == [one.event_id for one in append.events] else "conflict"
+        return "already_committed" if there == [one.event_id for one in append.events] else "conflict"
 
     def holds(self, move: Move) -> bool:
         """Does a checkpoint stand where its mover believes?"""
@@ -155,10 +155,10 @@ class Storage:
         stream.append(recorded)
         partition.append(recorded)
 
-    def _move(self, move: Move, heads: Sequence[int], held: set[int], spoilt: set[int]) -> Moved:
+    def _move(self, move: Move, heads: Sequence[int], held: set[int], rejected: set[int]) -> Moved:
         at = self.checkpoints[move.subscription]
-        if move.partition in spoilt:
-            return Moved("refused" if move.partition in held else "conflict", at[move.partition])
+        if move.partition in rejected:
+            return Moved("rejected" if move.partition in held else "conflict", at[move.partition])
         # A move to the very head covers what this call appended.
         end = len(self.partitions[move.partition]) if move.end == heads[move.partition] else move.end
         at[move.partition] = end
@@ -207,9 +207,9 @@ class Storage:
         else:
             del self.messages[token.queue][token.msg_id]
 
-    def _dispatch(self, batch: Batch, skipped: set[UUID], spoilt: set[int], now: float) -> None:
+    def _dispatch(self, batch: Batch, skipped: set[UUID], rejected: set[int], now: float) -> None:
         def stands(one: Send | Ack) -> bool:
-            return one.stream not in skipped and partition_of(one.stream, PARTITIONS) not in spoilt
+            return one.stream not in skipped and partition_of(one.stream, PARTITIONS) not in rejected
 
         for send in filter(stands, batch.sends):
             assert isinstance(send.message, Command)

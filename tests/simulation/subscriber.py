@@ -9,7 +9,7 @@ from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import Fact, Recorded
 from eventstore.log import Log, Move, Moved
 from eventstore.notifier import Notifier
-from eventstore.subscription import Handler, Lane, Subscription
+from eventstore.subscription import Handler, PartitionCursor, Subscription
 from projections.views import JobView, evolve
 from tests.simulation.connection import SimulatedLog
 from tests.simulation.effects import Actor, Effect
@@ -34,8 +34,8 @@ class Subscriber(Process):
 
     @property
     def failures(self) -> list[str]:
-        """Why partitions stand still."""
-        return [lane.failure for lane in self._subscription.lanes.values() if lane.failure is not None]
+        """Why partitions are stalled."""
+        return [cursor.failure for cursor in self._subscription.cursors.values() if cursor.failure is not None]
 
     def crash(self) -> None:
         """Die, and start anew from the checkpoints."""
@@ -56,7 +56,7 @@ class Subscriber(Process):
             self.advance(self._actor, self._handler.name)
         except DatabaseUnavailable:
             # As `Subscription.run`: whether the last call was written is unknown.
-            self._subscription.lanes.clear()
+            self._subscription.cursors.clear()
             self._actor = None
         else:
             if self._actor.done:
@@ -64,15 +64,15 @@ class Subscriber(Process):
         return True
 
     def _due(self) -> bool:
-        lanes = self._subscription.lanes.values()
-        return not lanes or any(self._is_due(lane) for lane in lanes)
+        cursors = self._subscription.cursors.values()
+        return not cursors or any(self._is_due(cursor) for cursor in cursors)
 
-    def _is_due(self, lane: Lane) -> bool:
-        if lane.rest_until > self.world.now:
+    def _is_due(self, cursor: PartitionCursor) -> bool:
+        if cursor.retry_at > self.world.now:
             return False
-        behind = len(self.world.storage.partitions[lane.partition]) > lane.read
-        lazy = lane.read > lane.stored and self.world.now - lane.moved_at >= 1.0
-        return behind or lazy or lane.overtaken
+        behind = len(self.world.storage.partitions[cursor.partition]) > cursor.read
+        lazy = cursor.read > cursor.stored and self.world.now - cursor.moved_at >= 1.0
+        return behind or lazy or cursor.checkpoint_conflict
 
 
 class ReadModel:

@@ -77,8 +77,8 @@ async def test_a_conflicting_stream_does_not_spoil_the_others_of_its_batch(store
     )
     assert answers.streams[stale.stream].verdict == "conflict"
     assert answers.streams[stale.stream].version == 0
-    assert answers.streams[fresh.stream].stands
-    assert answers.streams[other.stream].stands
+    assert answers.streams[fresh.stream].committed
+    assert answers.streams[other.stream].committed
     assert await queued(store) == 2
 
 
@@ -89,7 +89,7 @@ async def test_a_call_whose_answer_was_lost_is_recognised(store: Store) -> None:
     await store.log.commit(batch)
     await store.log.commit(Batch(appends=[some_append(one.stream, expected=2)]))
     answers = await store.log.commit(batch)
-    assert answers.streams[one.stream].verdict == "mine"
+    assert answers.streams[one.stream].verdict == "already_committed"
     assert len(await store.log.stream(one.stream)) == 3
     assert await queued(store) == 1
 
@@ -108,9 +108,9 @@ async def test_with_moves_one_refusal_drops_its_whole_partition_and_no_other(sto
         )
     )
     assert answers.streams[stale.stream].verdict == "conflict"
-    assert answers.streams[beside.stream].verdict == "refused"
+    assert answers.streams[beside.stream].verdict == "rejected"
     assert answers.streams[elsewhere.stream].verdict == "accepted"
-    assert answers.moves[1].verdict == "refused"
+    assert answers.moves[1].verdict == "rejected"
     assert answers.moves[2].verdict == "accepted"
     assert await store.log.stream(beside.stream) == []
     assert await queued(store) == 1
@@ -130,7 +130,7 @@ async def test_a_checkpoint_that_another_moved_refuses_the_writes_with_it(store:
     )
     assert answers.moves[3].verdict == "conflict"
     assert answers.moves[3].position == 5
-    assert answers.streams[one.stream].verdict == "refused"
+    assert answers.streams[one.stream].verdict == "rejected"
     assert await queued(store) == 0
 
 

@@ -51,7 +51,7 @@ async def test_a_lost_answer_is_asked_for_again(store: Store) -> None:
     store.log.commit = dying  # type: ignore[method-assign]
     one = some_append(count=2)
     answer = await store.committer.commit(Transition(append=one))
-    assert answer.verdict == "mine"
+    assert answer.verdict == "already_committed"
     assert len(await store.log.stream(one.stream)) == 2
 
 
@@ -75,7 +75,7 @@ async def test_killed_backends_cost_nothing(store: Store, db_url: str) -> None:
         answers += await asyncio.gather(*(store.committer.commit(Transition(append=one)) for one in appends[n : n + 2]))
     killing = False
     await killer
-    assert all(answer.stands and answer.version == 1 for answer in answers)
+    assert all(answer.committed and answer.version == 1 for answer in answers)
     await connection.close()
 
 

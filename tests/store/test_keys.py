@@ -18,7 +18,7 @@ from tests.kit import Store, event
 async def append(store: Store, key_id: UUID, body: Body, *, expected: int = 0, tenant: str = "acme") -> None:
     """One event of a key."""
     one = Append(stream=key_id, category="key", tenant=tenant, expected=expected, events=(event(body),))
-    assert (await store.log.commit(Batch(appends=[one]))).streams[key_id].stands
+    assert (await store.log.commit(Batch(appends=[one]))).streams[key_id].committed
 
 
 async def made(store: Store, *scopes: Scope, tenant: str = "acme") -> tuple[UUID, str]:

@@ -101,7 +101,7 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
     more = some_append(one.stream, expected=1)
     moves = [Move(subscription="orchestrator", partition=partition, start=1, end=1)]
     answers = await log.commit(Batch(appends=[more], acks=[claim.ack()], moves=moves))
-    assert answers.streams[one.stream].stands
+    assert answers.streams[one.stream].committed
     assert (await log.checkpoints("orchestrator"))[partition] == 2
     assert await connection.fetchval("select count(*) from pgmq.q_generate") == 0
     await connection.close()

@@ -329,7 +329,7 @@ async def test_a_rebuild_for_other_views_is_given_up(store: Store, monkeypatch: 
     assert (state.rebuild.views_version, state.rebuild.filled) == (2, 0)
 
 
-async def test_a_paused_projection_stands_still(store: Store) -> None:
+async def test_a_paused_projection_handles_nothing(store: Store) -> None:
     """Given a pause, then nothing is written and reads stay fresh; when it is resumed, all is made up for."""
     await append(store, 3)
     await project(store)

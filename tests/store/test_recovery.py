@@ -57,7 +57,7 @@ async def write(store: Store, history: History, *, reacted: bool = True) -> None
         partition = partition_of(history.job_id, 8)
         start = (await store.log.checkpoints("orchestrator"))[partition]
         moves = [Move(subscription="orchestrator", partition=partition, start=start, end=start)]
-    assert (await store.log.commit(Batch(appends=[append], moves=moves))).streams[history.job_id].stands
+    assert (await store.log.commit(Batch(appends=[append], moves=moves))).streams[history.job_id].committed
 
 
 async def held(store: Store) -> list[tuple[str, UUID, bool]]:

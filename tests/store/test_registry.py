@@ -261,8 +261,8 @@ async def test_subscriptions_pass_over_models(store: Store, registry: Registry, 
         subscription = Subscription(store.log, store.notifier, handler)
         assert await subscription.step()
         assert not await subscription.step()
-        assert [lane.failure for lane in subscription.lanes.values() if lane.failure] == []
-        assert sum(lane.read for lane in subscription.lanes.values()) == model.stream_version
+        assert [cursor.failure for cursor in subscription.cursors.values() if cursor.failure] == []
+        assert sum(cursor.read for cursor in subscription.cursors.values()) == model.stream_version
 
 
 async def test_models_are_read_past_all_jobs(db_url: str) -> None:

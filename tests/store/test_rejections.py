@@ -90,10 +90,10 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
         return await store.database.read(REPORTED) != []
 
     await eventually(reported)
-    assert subscription.lanes[1].failure == (
+    assert subscription.cursors[1].failure == (
         f"job {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
     )
-    assert subscription.lanes[1].stored == 1
+    assert subscription.cursors[1].stored == 1
     await Quarantine(store.log, "test").add(broken.stream, "default", reader="readmodel", at_version=1, reason="range")
     ends = [(before.stream, 1, "queued"), (broken.stream, 2, "failed"), (behind.stream, 1, "queued")]
 

@@ -18,7 +18,7 @@ async def test_parallel_and_repeated_installs_do_it_once(empty_url: str) -> None
     assert sorted(done) == [False, False, False, True]
     assert await schema.install(databases[0]) is False
     one = some_append()
-    assert (await Log(databases[0]).commit(Batch(appends=[one]))).streams[one.stream].stands
+    assert (await Log(databases[0]).commit(Batch(appends=[one]))).streams[one.stream].committed
     for database in databases:
         await database.close()
 

@@ -124,14 +124,14 @@ async def test_a_broken_handler_stops_its_partition_alone_and_skips_nothing(stor
         return seen == [(elsewhere.stream, 1)]
 
     await eventually(went_on)
-    failures = [subscription.lanes[1].failure]
+    failures = [subscription.cursors[1].failure]
     handler.poison = None
 
     async def resumed() -> bool:
         return [stream for stream, _ in seen] == [elsewhere.stream, poisonous.stream, beside.stream]
 
     await eventually(resumed)
-    failures.append(subscription.lanes[1].failure)
+    failures.append(subscription.cursors[1].failure)
     assert failures == ["poison", None]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -170,7 +170,7 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     for _ in range(3):
         await subscription.step()
     assert seen == [(before.stream, 1)]
-    failure = subscription.lanes[3].failure
+    failure = subscription.cursors[3].failure
     assert failure is not None
     assert code in failure
     # Readers, unlike subscriptions, are given it as it is.
@@ -178,7 +178,7 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
 
 
 async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: str) -> None:
-    """Given an event removed behind the log's back, then its partition stands still before it, and says so."""
+    """Given an event removed behind the log's back, then its partition stalls before it, and reports so."""
     seen: list[tuple[UUID, int]] = []
     appends = [some_append(stream_in(6)) for _ in range(3)]
     elsewhere = some_append(stream_in(1))
@@ -191,7 +191,7 @@ async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: s
     subscription = Subscription(store.log, store.notifier, Recorder(store, seen), poll_s=0.02)
     await subscription.step()
     assert seen == [(elsewhere.stream, 1)]
-    assert "position 1 is missing" in (subscription.lanes[6].failure or "")
+    assert "position 1 is missing" in (subscription.cursors[6].failure or "")
 
 
 async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: Store) -> None:
@@ -203,17 +203,17 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
     await store.log.commit(Batch(appends=[poisonous]))
     subscription = Subscription(store.log, store.notifier, older, poll_s=0.02)
     await subscription.step()
-    failures = [subscription.lanes[1].failure]
+    failures = [subscription.cursors[1].failure]
     await Subscription(store.log, store.notifier, Recorder(store, seen)).step()
     await store.log.commit(Batch(appends=[after]))
 
     async def followed() -> bool:
-        subscription.lanes[1].rest_until = 0.0
+        subscription.cursors[1].retry_at = 0.0
         await subscription.step()
         return (after.stream, 1) in seen
 
     await eventually(followed)
-    failures.append(subscription.lanes[1].failure)
+    failures.append(subscription.cursors[1].failure)
     assert failures == ["poison", None]
     assert seen == [(poisonous.stream, 1), (after.stream, 1)]
 

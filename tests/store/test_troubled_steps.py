@@ -289,7 +289,7 @@ async def test_a_cancel_is_heard_during_an_outage(store: Store, s3_config: S3Con
         await eventually(lambda: _reached(work, "step.start"), what="the start")
         version = len(await work.codes())
         cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
-        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].stands
+        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].committed
         await run
         finish: Any = (await work.bodies())[-1]
         assert (finish.code, finish.status) == ("step.finish", "cancelled")
@@ -303,7 +303,7 @@ async def test_a_cancel_is_heard_while_nothing_happens(store: Store, s3_config: 
         await eventually(lambda: _reached(work, "model.selected"), what="the start")
         version = len(await work.codes())
         cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
-        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].stands
+        assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].committed
         await run
         finish: Any = (await work.bodies())[-1]
         assert (finish.code, finish.status) == ("step.finish", "cancelled")

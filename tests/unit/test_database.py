@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from eventstore.database import Database, Impatient, within
+from eventstore.database import Database, DatabaseWithDeadline, within
 from eventstore.errors import DatabaseUnavailable
 
 
@@ -45,6 +45,6 @@ async def test_a_server_that_accepts_and_says_nothing_is_unavailable() -> None:
     port = server.sockets[0].getsockname()[1]
     database = Database(f"postgresql://nobody@127.0.0.1:{port}/nothing")
     with pytest.raises(DatabaseUnavailable, match=r"did not answer within 0\.1 s"):
-        await Impatient(database, 0.1).read("select 1")
+        await DatabaseWithDeadline(database, 0.1).read("select 1")
     server.close()
     await database.close()

@@ -23,7 +23,7 @@ from api.services import Services
 from eventstore import codec
 from eventstore.committer import Transition
 from eventstore.database import within
-from eventstore.events import Idempotency, JobCreated, Meta, Private, Recorded
+from eventstore.events import Idempotency, JobCreated, Meta, Private, RecordedEvent
 from eventstore.ids import derived_id, new_id
 from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
@@ -133,7 +133,7 @@ def _expect_within(submission: requests.Submission, model: ModelView | None) -> 
         raise invalid(field, f"model {model.name} does not take it: {found.reason}")
 
 
-def _replayed(earlier: Recorded, idempotency: Idempotency) -> _Accepted:
+def _replayed(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
     created = codec.body_if_readable(earlier)
     if created is None:
         raise _unreadable(earlier.stream_id)

@@ -20,7 +20,7 @@ from api.responses import json_response
 from api.services import Services
 from eventstore import codec
 from eventstore.errors import EventStoreError
-from eventstore.events import Category, Recorded
+from eventstore.events import Category, RecordedEvent
 from eventstore.log import OPERATOR_TENANT, expect_gapless
 
 _MOST_EVENTS = 1000
@@ -41,7 +41,7 @@ class _Filter(msgspec.Struct, frozen=True):
     def leaves_out(self) -> bool:
         return self.codes is not None or self.category is not None or not self.operator
 
-    def passes(self, event: Recorded) -> bool:
+    def passes(self, event: RecordedEvent) -> bool:
         # Models are everybody's; what else is another tenant's is passed by in silence.
         visible = (
             event.tenant == self.tenant
@@ -112,7 +112,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
                 await wake_signal.wait(pulse.left)
 
 
-def _told(batches: Mapping[int, Sequence[Recorded]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:
+def _told(batches: Mapping[int, Sequence[RecordedEvent]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:
     """The frames of those events that were asked for; the cursor passes them all."""
     for event in _in_order(batches):
         _pass(cursor, event)
@@ -120,13 +120,13 @@ def _told(batches: Mapping[int, Sequence[Recorded]], cursor: LogCursor, wanted: 
             yield frames.of_log_event(event, cursor.encode())
 
 
-def _in_order(batches: Mapping[int, Sequence[Recorded]]) -> Iterator[Recorded]:
+def _in_order(batches: Mapping[int, Sequence[RecordedEvent]]) -> Iterator[RecordedEvent]:
     """Events of several partitions by the database's clock, which never runs backwards within one."""
     events = [event for batch in batches.values() for event in batch]
     return iter(sorted(events, key=lambda event: (event.recorded_at, event.partition, event.position)))
 
 
-def _pass(cursor: LogCursor, event: Recorded) -> None:
+def _pass(cursor: LogCursor, event: RecordedEvent) -> None:
     cursor.marks[event.partition] = Mark.at(event.position, event.chain)
 
 

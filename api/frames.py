@@ -12,7 +12,7 @@ import msgspec
 from api import lines
 from api.responses import log_event
 from eventstore import codec
-from eventstore.events import ArtifactWritten, Recorded, StepError, StepFinish, StepStart
+from eventstore.events import ArtifactWritten, RecordedEvent, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"
@@ -32,7 +32,7 @@ def come_back() -> bytes:
     return retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
 
 
-def of_event(event: Recorded, *, steps_apart: bool) -> bytes:
+def of_event(event: RecordedEvent, *, steps_apart: bool) -> bytes:
     """One event of a job. steps_apart: step.start and step.finish as `event: step` rather than `event: log`."""
     body = codec.body_if_readable(event)
     line = lines.head(event, body)
@@ -67,7 +67,7 @@ def of_progress(progress: Progress) -> bytes:
     return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress)
 
 
-def of_log_event(event: Recorded, cursor: str) -> bytes:
+def of_log_event(event: RecordedEvent, cursor: str) -> bytes:
     """One event of the whole log, as a message without a name."""
     return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
 

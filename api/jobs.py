@@ -14,7 +14,7 @@ from api.errors import invalid, not_found
 from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
 from api.responses import json_response
 from api.services import Services
-from eventstore.events import JobErased, Recorded, Status, StepName
+from eventstore.events import JobErased, RecordedEvent, Status, StepName
 from projections.progress import progress as progress_of
 from projections.views import JobView, as_of, of_history
 
@@ -95,7 +95,7 @@ async def _as_it_was(request: Request) -> tuple[JobView | None, int]:
     return seen, max([seen.version, *erased])
 
 
-async def _history(request: Request) -> list[Recorded]:
+async def _history(request: Request) -> list[RecordedEvent]:
     services: Services = request.app.state.services
     job = job_id(request)
     history = await services.log.stream(job)
@@ -153,7 +153,7 @@ async def events(request: Request) -> Response:
     if include - {"proof"}:
         raise invalid("include", "must be proof")
     source = services.archive if include else services.log
-    found: Sequence[Recorded] = await source.stream(job, after=after, limit=limit + 1)
+    found: Sequence[RecordedEvent] = await source.stream(job, after=after, limit=limit + 1)
     if not _is_ours(request, found):
         found = []
         await load(request)
@@ -207,7 +207,7 @@ async def load(request: Request, *, artifacts: bool = False) -> JobView:
     return found
 
 
-def _is_ours(request: Request, history: Sequence[Recorded]) -> bool:
+def _is_ours(request: Request, history: Sequence[RecordedEvent]) -> bool:
     """Is it the history of a job of the caller's tenant?"""
     return bool(history) and (history[0].category, history[0].tenant) == ("job", caller(request).tenant)
 

@@ -6,13 +6,13 @@ import msgspec
 
 from api.responses import stamp
 from eventstore import codec
-from eventstore.events import Body, Recorded
+from eventstore.events import DomainEvent, RecordedEvent
 
 _NOT_TO_US = (msgspec.DecodeError, RecursionError)
 """What is raised on JSON that PostgreSQL takes: half a surrogate pair, thousands of brackets."""
 
 
-def head(event: Recorded, body: Body | None) -> dict[str, Any]:
+def head(event: RecordedEvent, body: DomainEvent | None) -> dict[str, Any]:
     """What every line begins with. An event that this release does not know speaks by its code."""
     return {
         "ts": stamp(event.ts),
@@ -22,7 +22,7 @@ def head(event: Recorded, body: Body | None) -> dict[str, Any]:
     }
 
 
-def data(event: Recorded) -> dict[str, Any]:
+def data(event: RecordedEvent) -> dict[str, Any]:
     """The event's own members; they use none of the names of the head for anything else."""
     try:
         found = msgspec.json.decode(event.data)
@@ -31,7 +31,7 @@ def data(event: Recorded) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"data": found}
 
 
-def payload(event: Recorded) -> msgspec.Raw:
+def payload(event: RecordedEvent) -> msgspec.Raw:
     """The event's data as it stands, on one line: the log keeps line breaks as they came."""
     try:
         return msgspec.Raw(msgspec.json.format(event.data, indent=-1).encode())
@@ -39,7 +39,7 @@ def payload(event: Recorded) -> msgspec.Raw:
         return msgspec.Raw(b"{}")
 
 
-def line(event: Recorded) -> bytes:
+def line(event: RecordedEvent) -> bytes:
     """A line of GET /v1/jobs/{id}/logs."""
     body = codec.body_if_readable(event)
     return msgspec.json.encode(head(event, body) | {"job_id": event.stream_id} | data(event)) + b"\n"

@@ -58,7 +58,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     links: Mapping[str, Mapping[str, str]] = {}
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True):
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a request."""
 
     schema: Schema
@@ -80,7 +80,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     description: str = ""
     parameters: Sequence[Parameter] = ()
-    body: Body | None = None
+    body: RequestBody | None = None
     replies: Sequence[Reply]
     errors: Mapping[str, str] = {}
     scopes: Sequence[Scope] = ()
@@ -185,7 +185,7 @@ LIMITED = "More requests a second, or more open jobs, than this tenant may have;
 _READ = {"not_found": _LOST, "infra_unavailable": _AWAY}
 _READ_QUERY = _READ | {"invalid_input": _WRONG_QUERY}
 
-_EMPTY = Body(schema={"type": ["object", "null"], "maxProperties": 0}, required=False)
+_EMPTY = RequestBody(schema={"type": ["object", "null"], "maxProperties": 0}, required=False)
 _NO_BODY = {
     "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
     "unsupported_media_type": "The body is declared as something else than JSON, or as encoded.",
@@ -289,7 +289,7 @@ OPERATIONS: list[Operation] = [
             _PREFER,
             _TRACEPARENT,
         ],
-        body=Body(
+        body=RequestBody(
             schema={"anyOf": [ref("JobRequest"), ref("PipelineRequest")]},
             examples={"legacy": LEGACY_JOB, "chained": CHAINED_JOB, "pipeline": PIPELINE_JOB},
         ),

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from api import schemas
 from eventstore import codec
-from eventstore.events import Recorded, Status
-from eventstore.evidence import Evidence
+from eventstore.events import RecordedEvent, Status
+from eventstore.evidence import AuditEvent
 from projections.queries import Listed
 from projections.views import ArtifactView, JobView, StepView
 
@@ -122,7 +122,7 @@ def artifacts(
     )
 
 
-def history(events: Sequence[Recorded], *, has_more: bool) -> schemas.History:
+def history(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.History:
     """The answer of GET /v1/jobs/{id}/events; events that were read as evidence bear their proof."""
     return schemas.History(
         events=[schemas.HistoryEvent(**_recorded(event), proof=_proof(event)) for event in events],
@@ -131,8 +131,8 @@ def history(events: Sequence[Recorded], *, has_more: bool) -> schemas.History:
     )
 
 
-def _proof(event: Recorded) -> schemas.Proof | msgspec.UnsetType:
-    if not isinstance(event, Evidence):
+def _proof(event: RecordedEvent) -> schemas.Proof | msgspec.UnsetType:
+    if not isinstance(event, AuditEvent):
         return msgspec.UNSET
     return schemas.Proof(
         stream_id=event.stream_id,
@@ -150,12 +150,12 @@ def _proof(event: Recorded) -> schemas.Proof | msgspec.UnsetType:
     )
 
 
-def log_event(event: Recorded) -> schemas.LogEvent:
+def log_event(event: RecordedEvent) -> schemas.LogEvent:
     """One event of the whole log."""
     return schemas.LogEvent(**_recorded(event), stream=event.stream_id, category=event.category)
 
 
-def _recorded(event: Recorded) -> dict[str, Any]:
+def _recorded(event: RecordedEvent) -> dict[str, Any]:
     body = codec.body_if_readable(event)
     return {
         "version": event.version,

@@ -11,7 +11,7 @@ from api.hosts import Hosts
 from api.limits import Admission
 from api.metrics import SSE_CLIENTS
 from api.tokens import StreamTokens
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.committer import Committer
 from eventstore.log import Log
 from eventstore.tailer import Tailer
@@ -84,7 +84,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     log: Log
-    archive: Archive
+    archive: AuditReader
     committer: Committer
     jobs: Jobs
     tailer: Tailer

@@ -21,12 +21,12 @@ from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, comp
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore import anchors, codec
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.bundle import Header, Writer
 from eventstore.database import Database
 from eventstore.errors import EventStoreError, Undecodable
 from eventstore.events import Anchor, JobErased
-from eventstore.evidence import Evidence
+from eventstore.evidence import AuditEvent
 from eventstore.log import Log
 from orchestrator.quarantine import mark
 from orchestrator.transact import Unreadable
@@ -104,7 +104,7 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _replay(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> tuple[list[Evidence], list[Disagreement]]:
+    async def ask(database: Database, _actor: str) -> tuple[list[AuditEvent], list[Disagreement]]:
         return await _stream(database, args.job), await Agreement(database).check([args.job])
 
     events, found = ask_database(settings, "audit", ask)
@@ -113,7 +113,7 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     strict = mark(events) is None
     for count, event in enumerate(events, 1):
         try:
-            job = evolve(job, codec.fact(event)) if strict else of_history(events[:count], lenient=True)
+            job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
         except Exception as error:  # a fold may break in any way on what it was not written for
             raise Unreadable(args.job, event.version, error) from error
         if job is not None:
@@ -140,7 +140,7 @@ def _diff(args: argparse.Namespace, settings: Settings) -> int:
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
     async def write(database: Database, _actor: str) -> int:
-        archive = Archive(database)
+        archive = AuditReader(database)
         header = Header(
             log=await archive.identity(),
             exported_at=datetime.now(UTC),
@@ -186,12 +186,12 @@ def _key(args: argparse.Namespace, _settings: Settings) -> int:
     return OK
 
 
-async def _one(database: Database, job: UUID) -> AsyncIterator[Evidence]:
+async def _one(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
     for event in await _stream(database, job):
         yield event
 
 
-async def _since(archive: Archive, moment: datetime) -> AsyncIterator[Evidence]:
+async def _since(archive: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
     for partition in await archive.partitions():
         after = await archive.start(partition, moment)
         async for page in archive.pages(partition, after=after):
@@ -199,28 +199,28 @@ async def _since(archive: Archive, moment: datetime) -> AsyncIterator[Evidence]:
                 yield event
 
 
-def _history(settings: Settings, job: UUID) -> list[Evidence]:
-    async def ask(database: Database, _actor: str) -> list[Evidence]:
+def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
+    async def ask(database: Database, _actor: str) -> list[AuditEvent]:
         return await _stream(database, job)
 
     return ask_database(settings, "audit", ask)
 
 
-async def _stream(database: Database, job: UUID) -> list[Evidence]:
-    events = await Archive(database).stream(job)
+async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
+    events = await AuditReader(database).stream(job)
     if not events or events[0].category != "job":
         raise NoSuchJob(f"the log has no job {job}")
     return events
 
 
-def _until(events: Sequence[Evidence], at: int | datetime | None) -> Sequence[Evidence]:
+def _until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
     """The events up to a version, or as they were at a time; all, if neither is given."""
     if isinstance(at, datetime):
         return as_of(events, at)
     return [event for event in events if at is None or event.version <= at]
 
 
-def _private(events: Sequence[Evidence]) -> str:
+def _private(events: Sequence[AuditEvent]) -> str:
     """What is kept of the personal text, for people."""
     created = events[0] if events else None
     if created is None or created.private_digest is None:

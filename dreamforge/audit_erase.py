@@ -20,7 +20,7 @@ from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.errors import DatabaseRefused
-from eventstore.events import PRIVATE, ArtifactBody, ArtifactRewritten, JobErased, Meta
+from eventstore.events import PRIVATE, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator.decisions import Refused, RequestErasure
@@ -185,7 +185,7 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
     tenant = history[0].tenant
     await _until_written(database, job, lease_s)
     bodies = [codec.body_if_readable(event) for event in history]
-    written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactBody)}
+    written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
         for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
             await note(log, job, "job", body, actor(), tenant=tenant)
@@ -196,7 +196,7 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
     return keys, len(history) if newest is None else newest.version
 
 
-async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactBody]) -> list[str]:
+async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactEvent]) -> list[str]:
     """The keys of a job's objects, those that no event names too: of attempts that were cut off between the two.
 
     Those that events name even if the store does not list them: after SIGKILLs, SeaweedFS was seen to serve an object
@@ -212,7 +212,7 @@ async def _until_written(database: Database, job: UUID, lease_s: float) -> None:
     await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
-async def _rewritten(store: ObjectStore, written: Sequence[ArtifactBody]) -> list[ArtifactRewritten]:
+async def _rewritten(store: ObjectStore, written: Sequence[ArtifactEvent]) -> list[ArtifactRewritten]:
     """What a job's files will be without personal text, those that hold some."""
     found = []
     for artifact in written:
@@ -223,7 +223,7 @@ async def _rewritten(store: ObjectStore, written: Sequence[ArtifactBody]) -> lis
             continue  # an event would make a foreign or damaged file the job's
         if anonymous == body:
             continue
-        kept = {name: getattr(artifact, name) for name in ArtifactBody.__struct_fields__}
+        kept = {name: getattr(artifact, name) for name in ArtifactEvent.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()
         found.append(ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256}))
     return found

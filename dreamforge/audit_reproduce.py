@@ -15,9 +15,9 @@ from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_
 from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import Settings
 from eventstore import codec
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.database import Database
-from eventstore.events import ArtifactWritten, Fact, Measure, Memory, ModelSelected, Rendering
+from eventstore.events import ArtifactWritten, DecodedEvent, Measure, Memory, ModelSelected, Rendering
 from eventstore.log import Log
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import readable
@@ -73,15 +73,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Reproduce a job; returns the exit code."""
 
     async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[Reproduced]]:
-        history = [event for event in await Archive(database).stream(args.job) if event.category == "job"]
+        history = [event for event in await AuditReader(database).stream(args.job) if event.category == "job"]
         if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
         job = readable(history)
-        facts = [codec.fact(event) for event in history]
+        events = [codec.decode_event(event) for event in history]
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
         async with _engine(settings) as batches:
-            again = _Again(job, facts, store, batches, Models(Log(database)), settings)
+            again = _Again(job, events, store, batches, Models(Log(database)), settings)
             return OK, "", [await again.item(step, item) for step in job.steps for item in _items(step)]
 
     code, why, found = ask_backends(settings, "audit", ask)
@@ -110,7 +110,7 @@ class _Again:
     def __init__(
         self,
         job: JobState,
-        facts: Sequence[Fact],
+        events: Sequence[DecodedEvent],
         store: ObjectStore,
         batches: Batches,
         models: Models,
@@ -124,7 +124,9 @@ class _Again:
         self._painter = painter(settings)
         self._files = ModelFiles()
         self._selected = {
-            (fact.body.step_id, fact.body.attempt): fact.body for fact in facts if isinstance(fact.body, ModelSelected)
+            (event.body.step_id, event.body.attempt): event.body
+            for event in events
+            if isinstance(event.body, ModelSelected)
         }
 
     async def item(self, step: StepState, written: ArtifactWritten) -> Reproduced:

@@ -15,10 +15,10 @@ from dreamforge.backends import ask_backends, ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
 from dreamforge.settings import Settings
 from eventstore import anchors, bundle, codec
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.database import Database
-from eventstore.events import Anchor, AnchorSigned, ArtifactBody, ArtifactRewritten, ArtifactWritten
-from eventstore.evidence import Evidence, Flaw, LogIdentity, Verifier
+from eventstore.events import Anchor, AnchorSigned, ArtifactEvent, ArtifactRewritten, ArtifactWritten
+from eventstore.evidence import AuditEvent, IntegrityViolation, LogIdentity, Verifier
 from runners.errors import ObjectMissing
 from runners.objects import ObjectStore, StoredObject
 
@@ -47,7 +47,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
     events: int
     anchors: int
-    flaws: list[Flaw]
+    flaws: list[IntegrityViolation]
     artifacts: int | None
     bad_artifacts: list[BadArtifact]
 
@@ -90,7 +90,7 @@ def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
 
 def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], trusted: set[str]) -> int:
     async def verify(database: Database, store: ObjectStore | None) -> Verified:
-        archive = Archive(database)
+        archive = AuditReader(database)
         audit = _Audit(await archive.identity(), trusted, store, whole=args.all)
         async for page in _whole(archive) if args.all else _one(archive, args.target):
             await audit.take(page)
@@ -112,13 +112,13 @@ def _counts(found: Verified) -> str:
     return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
 
 
-async def _whole(archive: Archive) -> AsyncIterator[Sequence[Evidence]]:
+async def _whole(archive: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
     for partition in await archive.partitions():
         async for page in archive.pages(partition):
             yield page
 
 
-async def _one(archive: Archive, job: UUID) -> AsyncIterator[Sequence[Evidence]]:
+async def _one(archive: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
     yield await archive.stream(job)
 
 
@@ -137,10 +137,10 @@ class _Audit:
         self._anchors: list[Anchor] = []
         self._events = 0
         self._artifacts = 0
-        self._flaws: list[Flaw] = []
+        self._flaws: list[IntegrityViolation] = []
         self._bad: dict[str, BadArtifact] = {}
 
-    async def take(self, page: Sequence[Evidence]) -> None:
+    async def take(self, page: Sequence[AuditEvent]) -> None:
         """Verify the next events, and their images."""
         for event in page:
             self._events += 1
@@ -152,7 +152,7 @@ class _Audit:
             for event in page:
                 await self._forgive(self._store, event)
 
-    async def report(self, archive: Archive, given: Sequence[Anchor]) -> Verified:
+    async def report(self, archive: AuditReader, given: Sequence[Anchor]) -> Verified:
         """What there is to say, now that no event is left: by the chains, by anchors given, by those in the log."""
         held = [*given, *self._anchors]
         for anchor in held:
@@ -166,17 +166,17 @@ class _Audit:
             bad_artifacts=list(self._bad.values()),
         )
 
-    def _note(self, event: Evidence) -> None:
+    def _note(self, event: AuditEvent) -> None:
         """Keep an anchor that stands in the log, if its signer is trusted."""
         signed = codec.body_if_readable(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
             anchors.check(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
 
-    async def _read(self, store: ObjectStore, events: Sequence[Evidence]) -> None:
+    async def _read(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def read(event: Evidence) -> BadArtifact | None:
+        async def read(event: AuditEvent) -> BadArtifact | None:
             async with turns:
                 return await _bad(store, event)
 
@@ -184,7 +184,7 @@ class _Audit:
         bad = [one for one in await asyncio.gather(*map(read, events)) if one is not None]
         self._bad |= {one.s3_key: one for one in bad}
 
-    async def _forgive(self, store: ObjectStore, event: Evidence) -> None:
+    async def _forgive(self, store: ObjectStore, event: AuditEvent) -> None:
         """What differs from what was written is right where it is what erasure left; and wrong where it is not."""
         if event.code != ArtifactRewritten.code:
             return
@@ -196,12 +196,12 @@ class _Audit:
             self._bad[bad.s3_key] = bad
 
 
-def _artifact(event: Evidence) -> ArtifactBody | None:
+def _artifact(event: AuditEvent) -> ArtifactEvent | None:
     body = codec.body_if_readable(event)
-    return body if isinstance(body, ArtifactBody) else None
+    return body if isinstance(body, ArtifactEvent) else None
 
 
-async def _bad(store: ObjectStore, event: Evidence) -> BadArtifact | None:
+async def _bad(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
     """What is wrong with the image of an event; None where nothing is."""
     written = _artifact(event)
     if written is None:

@@ -18,7 +18,7 @@ from dreamforge.settings import Settings
 from eventstore import codec, schema
 from eventstore.database import Database
 from eventstore.errors import EventStoreError, Undecodable
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.recovery import Recovery
@@ -229,9 +229,9 @@ async def _quarantine(patient: Patient, name: str) -> Finding:
     )
 
 
-def _is_broken(event: Recorded) -> bool:
+def _is_broken(event: RecordedEvent) -> bool:
     try:
-        codec.fact(event)
+        codec.decode_event(event)
     except Undecodable:
         return True
     return False

@@ -17,7 +17,7 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
-from eventstore.events import KeyBody, KeyCreated, KeyRevoked, Meta, Scope
+from eventstore.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
 from orchestrator.transact import event
@@ -113,7 +113,7 @@ def _revoke(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-async def _append(database: Database, actor: str, tenant: str, key_id: UUID, version: int, body: KeyBody) -> None:
+async def _append(database: Database, actor: str, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
     noted = event(body, Meta(actor=actor))
     append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(noted,))
     # A conflict means that somebody else has just revoked the same key.

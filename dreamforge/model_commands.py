@@ -158,7 +158,7 @@ def _models_table(models: Sequence[ModelView]) -> Table:
 def _model_table(model: ModelView) -> Table:
     table = _table(f"Model {model.model_id}", "", "")
     table.show_header = False
-    facts = {
+    rows = {
         "name": model.name,
         "kind": model.kind,
         "version": model.version,
@@ -171,7 +171,7 @@ def _model_table(model: ModelView) -> Table:
         "files": "\n".join(f"{file.sha256[:12]}  {file.size:>15,}  {file.path}" for file in model.files),
         "problems": "\n".join(model.problems),
     }
-    for name, value in facts.items():
+    for name, value in rows.items():
         if value:
             table.add_row(name, escape(value))
     return table

@@ -14,7 +14,7 @@ import msgspec
 
 from api.requests import Generate, Upscale
 from eventstore.events import (
-    Body,
+    DomainEvent,
     Meta,
     ModelDisabled,
     ModelEnabled,
@@ -200,7 +200,9 @@ class Registry:
         verified = ModelVerified(intact=not problems, problems=problems)
         return (await self._change(model.model_id, lambda _: verified))[0]
 
-    async def _change(self, model_id: UUID, decide: Callable[[ModelView], Body | None]) -> tuple[ModelView, bool]:
+    async def _change(
+        self, model_id: UUID, decide: Callable[[ModelView], DomainEvent | None]
+    ) -> tuple[ModelView, bool]:
         """Decide on the newest state and append, until no other came between; whether there was anything to do."""
         while True:
             model = await self._load(model_id)
@@ -211,7 +213,7 @@ class Registry:
             if await self._append(model_id, model.stream_version, [body]):
                 return await self._load(model_id), True
 
-    async def _append(self, model_id: UUID, expected: int, bodies: Sequence[Body]) -> bool:
+    async def _append(self, model_id: UUID, expected: int, bodies: Sequence[DomainEvent]) -> bool:
         events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
         append = Append(stream=model_id, category="model", expected=expected, events=events)
         return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed

@@ -33,7 +33,7 @@ from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearb
 from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.committer import Committer
 from eventstore.database import Database, DatabaseWithDeadline, until_available
 from eventstore.errors import EventStoreError
@@ -272,7 +272,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
         log=log,
-        archive=Archive(reads),
+        archive=AuditReader(reads),
         committer=core.committer,
         jobs=Jobs(core.log, core.committer, core.actor),
         tailer=tailer,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec.structs import asdict
 
 from eventstore.events import Anchor, AnchoredEnd, Statement
-from eventstore.evidence import Flaw
+from eventstore.evidence import IntegrityViolation
 
 _PREFIX = b"dreamforge anchor\n"
 
@@ -59,7 +59,7 @@ def check(anchor: Anchor, trusted: Iterable[str]) -> None:
         raise BadAnchor(f"the signature of the anchor of {anchor.signed_at} is not that of its content") from None
 
 
-def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], bytes]) -> list[Flaw]:
+def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], bytes]) -> list[IntegrityViolation]:
     """Where a log no longer holds what an anchor saw. chains: its own by partition and position, where it has them.
 
     Raises `BadAnchor` for one of another log.
@@ -73,7 +73,7 @@ def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], b
             continue
         gone = chain is None
         flaws.append(
-            Flaw(
+            IntegrityViolation(
                 partition=end.partition,
                 position=end.position,
                 stream_id=None,

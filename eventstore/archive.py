@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventstore.database import Database, Row
 from eventstore.errors import SchemaMissing
-from eventstore.evidence import Evidence, LogIdentity
+from eventstore.evidence import AuditEvent, LogIdentity
 from eventstore.log import COLUMNS
 
 _PAGE = 1000
@@ -67,7 +67,7 @@ select low as position from halves where low >= high
 """
 
 
-class Archive:
+class AuditReader:
     """The rows of a log. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:
@@ -80,7 +80,7 @@ class Archive:
             raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
         return LogIdentity(log_id=rows[0]["log_id"], partitions=rows[0]["partitions"])
 
-    async def stream(self, stream: UUID, *, after: int = _LOWEST, limit: int | None = None) -> list[Evidence]:
+    async def stream(self, stream: UUID, *, after: int = _LOWEST, limit: int | None = None) -> list[AuditEvent]:
         """The history of one stream after a version, oldest first; empty if there is none."""
         return _evidence(await self._database.read(_STREAM, stream, after, limit))
 
@@ -98,7 +98,7 @@ class Archive:
         rows = await self._database.read(_BEFORE, partition, since)
         return int(rows[0]["position"])
 
-    async def pages(self, partition: int, *, after: int = _LOWEST) -> AsyncIterator[list[Evidence]]:
+    async def pages(self, partition: int, *, after: int = _LOWEST) -> AsyncIterator[list[AuditEvent]]:
         """The events of a partition after a position, a page at a time, up to those that come while it is read."""
         while True:
             page = _evidence(await self._database.read(_PAGES, partition, after, _PAGE))
@@ -109,5 +109,5 @@ class Archive:
             after = page[-1].position
 
 
-def _evidence(rows: Sequence[Row]) -> list[Evidence]:
-    return [Evidence(**row) for row in rows]
+def _evidence(rows: Sequence[Row]) -> list[AuditEvent]:
+    return [AuditEvent(**row) for row in rows]

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from eventstore.anchors import differences
 from eventstore.events import Anchor
-from eventstore.evidence import Evidence, Flaw, LogIdentity, Verifier
+from eventstore.evidence import AuditEvent, IntegrityViolation, LogIdentity, Verifier
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class BundleFlaw(msgspec.Struct, frozen=True, kw_only=True):
 
     line: int
     problem: str
-    flaw: Flaw | None = None
+    flaw: IntegrityViolation | None = None
 
     def __str__(self) -> str:
         """The line and the problem."""
@@ -91,7 +91,7 @@ class Writer:
         """The header's line."""
         return _line(1, "header", msgspec.json.encode(self._header))
 
-    def event(self, event: Evidence) -> bytes:
+    def event(self, event: AuditEvent) -> bytes:
         """The line of the next event, without its personal text unless the header says otherwise."""
         self.events += 1
         shown = event if self._header.private else replace(event, private=None, private_salt=None)
@@ -114,12 +114,12 @@ def verify(lines: Iterable[bytes], anchors: Sequence[Anchor] = ()) -> BundleRepo
     return reader.report()
 
 
-def events(lines: Iterable[bytes]) -> Iterator[Evidence]:
+def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
     """The events of a bundle that was verified."""
     for number, line in enumerate(lines, 1):
         kind, content = _opened(number, line)
         if kind == "event":
-            yield msgspec.json.decode(content, type=Evidence)
+            yield msgspec.json.decode(content, type=AuditEvent)
 
 
 class _Reader:
@@ -192,7 +192,7 @@ class _Reader:
                     self._header = msgspec.json.decode(content, type=Header)
                     self._verifier = Verifier(self._header.log, whole=self._header.job is None)
                 case "event":
-                    self._follow(msgspec.json.decode(content, type=Evidence))
+                    self._follow(msgspec.json.decode(content, type=AuditEvent))
                 case _:
                     self._end = msgspec.json.decode(content, type=End)
                     if self._end.events != len(self._line_of):
@@ -202,7 +202,7 @@ class _Reader:
         except (OverflowError, TypeError):
             raise _Bad(f"its {kind} holds a number, or a time without an offset, that no log holds") from None
 
-    def _follow(self, event: Evidence) -> None:
+    def _follow(self, event: AuditEvent) -> None:
         self._line_of[event.partition, event.position] = self._lines
         if self._header is not None and self._header.job not in {None, event.stream_id}:
             raise _Bad(f"is of {event.stream_id}, and the bundle of {self._header.job} alone")
@@ -220,7 +220,7 @@ class _Reader:
         if self._verifier is not None:
             self._settle(self._verifier.take(event))
 
-    def _settle(self, flaws: Iterable[Flaw]) -> None:
+    def _settle(self, flaws: Iterable[IntegrityViolation]) -> None:
         for flaw in flaws:
             line = self._line_of[flaw.partition, flaw.position]
             self._flaws.append(BundleFlaw(line=line, problem=f"{flaw.field}: {flaw.problem}", flaw=flaw))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STREAM_GENESIS = b""
@@ -28,7 +28,7 @@ def micros(moment: datetime) -> bytes:
     return ((moment - _EPOCH) // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)
 
 
-def event_hash(previous: bytes, event: Recorded) -> bytes:
+def event_hash(previous: bytes, event: RecordedEvent) -> bytes:
     """The link of an event in its stream's chain; `previous` is the hash of the version before, empty for the first."""
     fields: tuple[tuple[str, bytes | None], ...] = (
         ("stream_id", event.stream_id.bytes),
@@ -46,7 +46,7 @@ def event_hash(previous: bytes, event: Recorded) -> bytes:
     return sha256(previous + b"".join(framed(name, value) for name, value in fields)).digest()
 
 
-def event_chain(previous: bytes, event: Recorded) -> bytes:
+def event_chain(previous: bytes, event: RecordedEvent) -> bytes:
     """The link of an event in its partition's chain; `previous` is the chain of the position before."""
     return sha256(
         previous + event.position.to_bytes(8, "big", signed=True) + micros(event.recorded_at) + event.hash

@@ -6,17 +6,28 @@ from typing import Any, TypeVar, cast, get_args
 import msgspec
 
 from eventstore.errors import Undecodable
-from eventstore.events import AnchorSigned, Body, Fact, JobBody, KeyBody, Meta, ModelBody, OutboxBody, Private, Stored
+from eventstore.events import (
+    AnchorSigned,
+    DecodedEvent,
+    DomainEvent,
+    EventRow,
+    JobEvent,
+    KeyEvent,
+    Meta,
+    ModelEvent,
+    OutboxEvent,
+    Private,
+)
 
 T = TypeVar("T")
 
-_ALL = get_args(JobBody | ModelBody | KeyBody | OutboxBody | AnchorSigned)
-BODIES: dict[str, type[Body]] = {body.code: body for body in _ALL}
+_ALL = get_args(JobEvent | ModelEvent | KeyEvent | OutboxEvent | AnchorSigned)
+BODIES: dict[str, type[DomainEvent]] = {body.code: body for body in _ALL}
 """Every event that this release knows, by its code."""
 CODES = frozenset(BODIES)
 
-_DECODERS: dict[str, msgspec.json.Decoder[Body]] = {
-    code: cast("msgspec.json.Decoder[Body]", msgspec.json.Decoder(body)) for code, body in BODIES.items()
+_DECODERS: dict[str, msgspec.json.Decoder[DomainEvent]] = {
+    code: cast("msgspec.json.Decoder[DomainEvent]", msgspec.json.Decoder(body)) for code, body in BODIES.items()
 }
 _META = msgspec.json.Decoder(Meta)
 _PRIVATE = msgspec.json.Decoder(Private)
@@ -46,10 +57,10 @@ def is_known(code: str, schema_version: int) -> bool:
     return body is not None and schema_version <= body.schema_version
 
 
-def body(event: Stored) -> Body | None:
+def body(event: EventRow) -> DomainEvent | None:
     """Decode an event's data, lifting older schema versions; None for a code or version this release doesn't know.
 
-    Raises `Undecodable`, as `meta`, `private` and `fact` do.
+    Raises `Undecodable`, as `meta`, `private` and `decode_event` do.
     """
     if not is_known(event.code, event.schema_version):
         return None
@@ -65,7 +76,7 @@ def body(event: Stored) -> Body | None:
         raise _undecodable(event, error) from error
 
 
-def body_if_readable(event: Stored) -> Body | None:
+def body_if_readable(event: EventRow) -> DomainEvent | None:
     """For whoever only shows events: None for one that can't be decoded, too."""
     try:
         return body(event)
@@ -73,30 +84,30 @@ def body_if_readable(event: Stored) -> Body | None:
         return None
 
 
-def meta(event: Stored) -> Meta:
+def meta(event: EventRow) -> Meta:
     """Decode an event's meta; members of later releases are ignored."""
     return _decoded(_META, event, event.meta)
 
 
-def private(event: Stored) -> Private:
+def private(event: EventRow) -> Private:
     """Decode an event's private part; empty where there is none, or none any more."""
     return Private() if event.private is None else _decoded(_PRIVATE, event, event.private)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], event: Stored, text: str) -> T:
+def _decoded(decoder: msgspec.json.Decoder[T], event: EventRow, text: str) -> T:
     try:
         return decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise _undecodable(event, error) from error
 
 
-def _undecodable(event: Stored, error: Exception) -> Undecodable:
+def _undecodable(event: EventRow, error: Exception) -> Undecodable:
     return Undecodable(event.code, event.schema_version, event.version, str(error) or type(error).__name__)
 
 
-def fact(event: Stored) -> Fact:
+def decode_event(event: EventRow) -> DecodedEvent:
     """An event as folds see it."""
-    return Fact(
+    return DecodedEvent(
         stream_id=event.stream_id,
         tenant=event.tenant,
         version=event.version,

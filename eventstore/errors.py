@@ -9,7 +9,7 @@ EventStoreError
 └── LogDamaged             the log contradicts itself: a gap, a missing event
 """
 
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 
 
 class EventStoreError(Exception):
@@ -52,7 +52,7 @@ class Rejected(EventStoreError):
     reason: why, without personal text; the whole story is the cause.
     """
 
-    def __init__(self, event: Recorded, cause: Exception) -> None:
+    def __init__(self, event: RecordedEvent, cause: Exception) -> None:
         # The text of an error that nobody foresaw may hold anything, a prompt too.
         self.reason = str(cause) if isinstance(cause, EventStoreError) else type(cause).__name__
         super().__init__(f"job {event.stream_id}, version {event.version} ({event.code}): {self.reason}")

@@ -117,7 +117,7 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     measures: list[Measure] = []
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True):
+class DomainEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The data of an event. Subclasses name their code, and the schema version that they write."""
 
     code: ClassVar[str]
@@ -143,7 +143,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
-class StepBody(Body, frozen=True, kw_only=True):
+class StepEvent(DomainEvent, frozen=True, kw_only=True):
     """The data of an event of one step."""
 
     step_id: UUID
@@ -162,7 +162,7 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     request_hmac: str
 
 
-class JobCreated(Body, frozen=True, kw_only=True):
+class JobCreated(DomainEvent, frozen=True, kw_only=True):
     """A job was accepted: it, its steps and the duty to run the first are durable."""
 
     code: ClassVar[str] = "job.created"
@@ -178,7 +178,7 @@ class JobCreated(Body, frozen=True, kw_only=True):
         return f"Job created: {chain}, {self.generate.count} image(s) of {self.generate.width}x{self.generate.height}."
 
 
-class StepStart(StepBody, frozen=True, kw_only=True):
+class StepStart(StepEvent, frozen=True, kw_only=True):
     """A runner took a step; the attempt number fences off every earlier runner of the step."""
 
     code: ClassVar[str] = "step.start"
@@ -190,7 +190,7 @@ class StepStart(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} started, attempt {self.attempt}."
 
 
-class ModelSelected(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+class ModelSelected(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
     """Which engine renders a step, and from where it came. model_sha256: of the list of its files' hashes."""
 
     code: ClassVar[str] = "model.selected"
@@ -205,7 +205,7 @@ class ModelSelected(StepBody, frozen=True, kw_only=True, omit_defaults=True):
         return f"Step {self.step_name} uses {self.engine} ({self.source})."
 
 
-class SamplingTick(StepBody, frozen=True, kw_only=True):
+class SamplingTick(StepEvent, frozen=True, kw_only=True):
     """A sign of life: so many of its steps (or tiles) the engine has done for some items."""
 
     code: ClassVar[str] = "sampling.tick"
@@ -219,7 +219,7 @@ class SamplingTick(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} is at {self.done} of {self.of} for {_items(self.items)}."
 
 
-class SamplingBatch(StepBody, frozen=True, kw_only=True):
+class SamplingBatch(StepEvent, frozen=True, kw_only=True):
     """The engine has rendered some items, in a batch of `size` images. memory: None where the device has no count."""
 
     code: ClassVar[str] = "sampling.batch"
@@ -234,7 +234,7 @@ class SamplingBatch(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} rendered {_items(self.items)} in a batch of {self.size}{peak}."
 
 
-class SamplingOom(StepBody, frozen=True, kw_only=True):
+class SamplingOom(StepEvent, frozen=True, kw_only=True):
     """The engine ran out of memory. next: what it tries instead; None: there is nothing left to try."""
 
     code: ClassVar[str] = "sampling.oom"
@@ -255,7 +255,7 @@ class SamplingOom(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} ran out of memory with a batch of {self.size}; {then}."
 
 
-class EngineLost(StepBody, frozen=True, kw_only=True):
+class EngineLost(StepEvent, frozen=True, kw_only=True):
     """The process that rendered died, or was killed since it said nothing for too long."""
 
     code: ClassVar[str] = "engine.lost"
@@ -273,7 +273,7 @@ class EngineLost(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} lost its engine while it rendered {_items(self.items)}: {self.reason}."
 
 
-class ArtifactBody(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+class ArtifactEvent(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
     """An image as it lies in the object store. bytes: its size; sha256: of its bytes, lower-case hex."""
 
     attempt: int
@@ -288,7 +288,7 @@ class ArtifactBody(StepBody, frozen=True, kw_only=True, omit_defaults=True):
     sha256: str
 
 
-class ArtifactWritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=True):
+class ArtifactWritten(ArtifactEvent, frozen=True, kw_only=True, omit_defaults=True):
     """An image of one item was put into the object store.
 
     rendering: how it came about; None where no model had a part in it, or an earlier attempt left it.
@@ -302,7 +302,7 @@ class ArtifactWritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=Tru
         return f"Step {self.step_name} wrote item {self.item_index} ({self.width}x{self.height})."
 
 
-class ArtifactRewritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=True):
+class ArtifactRewritten(ArtifactEvent, frozen=True, kw_only=True, omit_defaults=True):
     """An image's file has other bytes now, under its old key.
 
     Either a later attempt made it again, since it was gone from the store or replaced; rendering tells how. Or its
@@ -317,7 +317,7 @@ class ArtifactRewritten(ArtifactBody, frozen=True, kw_only=True, omit_defaults=T
         return f"Item {self.item_index} of step {self.step_name} was stored anew."
 
 
-class StepRetry(StepBody, frozen=True, kw_only=True):
+class StepRetry(StepEvent, frozen=True, kw_only=True):
     """An attempt ended without finishing the step, which waits to be taken again, `delay_s` seconds at least.
 
     reason: `not_started` for an attempt that failed before it could append its `step.start` (since schema version 2).
@@ -350,7 +350,7 @@ class StepRetry(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} will be tried again in {self.delay_s:g} s: {self.error_message}"
 
 
-class StepFinish(StepBody, frozen=True, kw_only=True):
+class StepFinish(StepEvent, frozen=True, kw_only=True):
     """A step reached its end."""
 
     code: ClassVar[str] = "step.finish"
@@ -362,7 +362,7 @@ class StepFinish(StepBody, frozen=True, kw_only=True):
         return f"Step {self.step_name} {self.status}."
 
 
-class StepError(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+class StepError(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
     """Why a step failed for good; `step.finish` follows in the same commit.
 
     lost: items of the step before, whose images are gone from the store or changed.
@@ -389,7 +389,7 @@ def _items(indexes: list[int]) -> str:
     return f"item {indexes[0]}" if len(indexes) == 1 else f"items {', '.join(map(str, indexes))}"
 
 
-class CancelRequested(Body, frozen=True, kw_only=True):
+class CancelRequested(DomainEvent, frozen=True, kw_only=True):
     """Somebody asked for the job to be cancelled."""
 
     code: ClassVar[str] = "job.cancel_requested"
@@ -399,7 +399,7 @@ class CancelRequested(Body, frozen=True, kw_only=True):
         return "Cancellation requested."
 
 
-class RetryRequested(StepBody, frozen=True, kw_only=True, omit_defaults=True):
+class RetryRequested(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
     """Somebody asked for a failed job to go on, at its failed step or at an earlier one.
 
     items: images of the step to make again although they were written, since schema version 2.
@@ -420,7 +420,7 @@ class RetryRequested(StepBody, frozen=True, kw_only=True, omit_defaults=True):
         return f"Retry of step {self.step_name} requested.{again}"
 
 
-class JobFinish(Body, frozen=True, kw_only=True):
+class JobFinish(DomainEvent, frozen=True, kw_only=True):
     """The job reached its end (until a retry is asked for, if it failed)."""
 
     code: ClassVar[str] = "job.finish"
@@ -436,7 +436,7 @@ class JobFinish(Body, frozen=True, kw_only=True):
         return f"Job {self.status}."
 
 
-class JobErased(Body, frozen=True, kw_only=True):
+class JobErased(DomainEvent, frozen=True, kw_only=True):
     """The personal text of a job that has ended was taken away. erased: what there was of it."""
 
     code: ClassVar[str] = "job.erased"
@@ -447,7 +447,7 @@ class JobErased(Body, frozen=True, kw_only=True):
         return f"Erased: {', '.join(self.erased) or 'nothing'}."
 
 
-class JobQuarantined(Body, frozen=True, kw_only=True):
+class JobQuarantined(DomainEvent, frozen=True, kw_only=True):
     """The job was set aside, since a process can't read or handle its history: nothing is decided on it any more.
 
     Appended whatever the history holds, without a fold. reader: whose code failed; at_version: the event that it failed
@@ -469,7 +469,7 @@ class JobQuarantined(Body, frozen=True, kw_only=True):
         return f"Job set aside: {self.reader} failed at version {self.at_version}: {self.reason}"
 
 
-class JobReleased(Body, frozen=True, kw_only=True):
+class JobReleased(DomainEvent, frozen=True, kw_only=True):
     """An operator dealt with a job that was set aside. resume: it goes on; else it stays failed."""
 
     code: ClassVar[str] = "job.released"
@@ -480,7 +480,7 @@ class JobReleased(Body, frozen=True, kw_only=True):
         return "Job released: it goes on." if self.resume else "Job released: it stays failed."
 
 
-JobBody = (
+JobEvent = (
     JobCreated
     | StepStart
     | ModelSelected
@@ -511,7 +511,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
-class ModelRegistered(Body, frozen=True, kw_only=True, omit_defaults=True):
+class ModelRegistered(DomainEvent, frozen=True, kw_only=True, omit_defaults=True):
     """A model was made known, its files read. It may be used once it is enabled, too.
 
     version: the model's own. parameters_schema: JSON Schema of what may be asked of it. trusted: whoever added it lets
@@ -534,7 +534,7 @@ class ModelRegistered(Body, frozen=True, kw_only=True, omit_defaults=True):
         return f"Model {self.name} {self.version} registered: {self.kind}, {len(self.files)} file(s)."
 
 
-class ModelEnabled(Body, frozen=True, kw_only=True):
+class ModelEnabled(DomainEvent, frozen=True, kw_only=True):
     """Jobs may use the model."""
 
     code: ClassVar[str] = "model.enabled"
@@ -544,7 +544,7 @@ class ModelEnabled(Body, frozen=True, kw_only=True):
         return "Model enabled."
 
 
-class ModelDisabled(Body, frozen=True, kw_only=True):
+class ModelDisabled(DomainEvent, frozen=True, kw_only=True):
     """No new job may use the model."""
 
     code: ClassVar[str] = "model.disabled"
@@ -554,7 +554,7 @@ class ModelDisabled(Body, frozen=True, kw_only=True):
         return "Model disabled."
 
 
-class ModelVerified(Body, frozen=True, kw_only=True):
+class ModelVerified(DomainEvent, frozen=True, kw_only=True):
     """The model's files were read again. problems: a sentence for each difference; none if it is intact."""
 
     code: ClassVar[str] = "model.verified"
@@ -571,11 +571,11 @@ class ModelVerified(Body, frozen=True, kw_only=True):
         return "Model verified: intact." if self.intact else f"Model damaged: {'; '.join(self.problems)}."
 
 
-ModelBody = ModelRegistered | ModelEnabled | ModelDisabled | ModelVerified
+ModelEvent = ModelRegistered | ModelEnabled | ModelDisabled | ModelVerified
 """Every event of a model's stream."""
 
 
-class KeyCreated(Body, frozen=True, kw_only=True):
+class KeyCreated(DomainEvent, frozen=True, kw_only=True):
     """An API key was made for the stream's tenant; the key itself is kept nowhere.
 
     digest: SHA-256 of the key, lower-case hex.
@@ -591,7 +591,7 @@ class KeyCreated(Body, frozen=True, kw_only=True):
         return f"API key {self.name} created for {', '.join(self.scopes)}."
 
 
-class KeyRevoked(Body, frozen=True, kw_only=True):
+class KeyRevoked(DomainEvent, frozen=True, kw_only=True):
     """The key opens nothing any more."""
 
     code: ClassVar[str] = "key.revoked"
@@ -601,11 +601,11 @@ class KeyRevoked(Body, frozen=True, kw_only=True):
         return "API key revoked."
 
 
-KeyBody = KeyCreated | KeyRevoked
+KeyEvent = KeyCreated | KeyRevoked
 """Every event of a key's stream."""
 
 
-class OutboxPurged(Body, frozen=True, kw_only=True):
+class OutboxPurged(DomainEvent, frozen=True, kw_only=True):
     """The waiting commands were thrown away. commands: how many, by queue."""
 
     code: ClassVar[str] = "outbox.purged"
@@ -621,7 +621,7 @@ class OutboxPurged(Body, frozen=True, kw_only=True):
         return f"Outbox purged of {sum(self.commands.values())} command(s)."
 
 
-class OutboxRebuilt(Body, frozen=True, kw_only=True):
+class OutboxRebuilt(DomainEvent, frozen=True, kw_only=True):
     """Commands that the log says are owed, and no queue held, were sent again. commands: how many, by queue."""
 
     code: ClassVar[str] = "outbox.rebuilt"
@@ -632,7 +632,7 @@ class OutboxRebuilt(Body, frozen=True, kw_only=True):
         return f"Outbox rebuilt: {sum(self.commands.values())} command(s) sent again."
 
 
-OutboxBody = OutboxPurged | OutboxRebuilt
+OutboxEvent = OutboxPurged | OutboxRebuilt
 """Every event of the outbox's own stream."""
 
 
@@ -660,7 +660,7 @@ class Anchor(Statement, frozen=True, kw_only=True):
     signature: str
 
 
-class AnchorSigned(Body, frozen=True, kw_only=True):
+class AnchorSigned(DomainEvent, frozen=True, kw_only=True):
     """The heads of all partitions were signed."""
 
     code: ClassVar[str] = "anchor.signed"
@@ -672,17 +672,17 @@ class AnchorSigned(Body, frozen=True, kw_only=True):
         return f"Anchor of {events} event(s) signed by {self.anchor.public_key[:16]}…."
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event about to be appended. `ts` is the appender's clock, UTC."""
 
     event_id: UUID
     ts: datetime
-    body: Body
+    body: DomainEvent
     meta: Meta = Meta()
     private: Private | None = None
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a stored event that its meaning depends on, its texts verbatim; `codec` decodes them."""
 
     stream_id: UUID
@@ -696,7 +696,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     private: str | None
 
 
-class Recorded(Stored, frozen=True, kw_only=True):
+class RecordedEvent(EventRow, frozen=True, kw_only=True):
     """A whole event of the log."""
 
     partition: int
@@ -709,13 +709,13 @@ class Recorded(Stored, frozen=True, kw_only=True):
     chain: bytes
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True):
+class DecodedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event decoded, as folds see it. body: None for one that this release does not know."""
 
     stream_id: UUID
     tenant: str
     version: int
     ts: datetime
-    body: Body | None
+    body: DomainEvent | None
     meta: Meta
     private: Private

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 
 from eventstore import codec
 from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
-from eventstore.events import Category, Recorded
+from eventstore.events import Category, RecordedEvent
 
 
-class Evidence(Recorded, frozen=True, kw_only=True):
+class AuditEvent(RecordedEvent, frozen=True, kw_only=True):
     """An event with all that its proof needs.
 
     private_salt: what the private text was hashed with; None where it was erased or left out. previous_hash: of the
@@ -33,7 +33,7 @@ class Evidence(Recorded, frozen=True, kw_only=True):
     previous_chain: bytes | None
 
 
-class Flaw(msgspec.Struct, frozen=True, kw_only=True):
+class IntegrityViolation(msgspec.Struct, frozen=True, kw_only=True):
     """Where a log is not what it was: the place, the field if it can be told, and a sentence for people."""
 
     partition: int
@@ -66,26 +66,26 @@ class Verifier:
     def __init__(self, log: LogIdentity, *, whole: bool) -> None:
         self._log = log
         self._whole = whole
-        self._last: dict[int, Evidence] = {}
+        self._last: dict[int, AuditEvent] = {}
         self._version = 0
         # What a damaged event must have held, so that those behind it are not reported for its damage.
         self._hashes: dict[tuple[UUID, int], bytes] = {}
         self._chains: dict[tuple[int, int], bytes] = {}
-        self._doubts: dict[int, tuple[Flaw, bytes]] = {}
+        self._doubts: dict[int, tuple[IntegrityViolation, bytes]] = {}
 
-    def take(self, event: Evidence) -> list[Flaw]:
+    def take(self, event: AuditEvent) -> list[IntegrityViolation]:
         """What is wrong with the next event, and what its coming tells of the one before."""
         found = [*self._settled(event), *self._misplaced(event), *self._unlinked(event), *_forged_text(event)]
         self._last[event.partition] = event
         self._version = event.version
         return found
 
-    def end(self) -> list[Flaw]:
+    def end(self) -> list[IntegrityViolation]:
         """What was left open until more events came."""
         doubts, self._doubts = self._doubts, {}
         return [flaw for flaw, _ in doubts.values()]
 
-    def _settled(self, event: Evidence) -> Iterator[Flaw]:
+    def _settled(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         """A chain that did not fit is settled by the event behind it, which was chained to what really stood there."""
         if event.partition not in self._doubts:
             return
@@ -99,7 +99,7 @@ class Verifier:
         else:
             yield flaw
 
-    def _misplaced(self, event: Evidence) -> Iterator[Flaw]:
+    def _misplaced(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         home = partition_of(event.stream_id, self._log.partitions)
         if event.partition != home:
             yield _flaw(event, "partition", f"the stream belongs to partition {home}")
@@ -121,7 +121,7 @@ class Verifier:
         elif event.version > 1 and event.previous_hash is None:
             yield _flaw(event, "version", _missing("version", event.version - 1, event.version - 1))
 
-    def _unlinked(self, event: Evidence) -> Iterator[Flaw]:
+    def _unlinked(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         """Hold an event against both chains; against none whose last link is missing."""
         before = self._hash_before(event)
         if before is None:
@@ -138,18 +138,18 @@ class Verifier:
             doubt = _flaw(event, "recorded_at or chain", "the chain does not follow from the position before")
             self._doubts[event.partition] = (doubt, event_chain(chain, event))
 
-    def _hash_before(self, event: Evidence) -> bytes | None:
+    def _hash_before(self, event: AuditEvent) -> bytes | None:
         if event.version <= 1:
             return STREAM_GENESIS
         return self._hashes.get((event.stream_id, event.version - 1), event.previous_hash)
 
-    def _chain_before(self, event: Evidence) -> bytes | None:
+    def _chain_before(self, event: AuditEvent) -> bytes | None:
         if event.position == 1:
             return chain_genesis(self._log.log_id, event.partition)
         return self._chains.get((event.partition, event.position - 1), event.previous_chain)
 
 
-def _forged_text(event: Evidence) -> Iterator[Flaw]:
+def _forged_text(event: AuditEvent) -> Iterator[IntegrityViolation]:
     """The private text lies outside the hash, but what it was hashed to lies inside."""
     if (event.private is None) != (event.private_salt is None):
         gone, held = ("private", "private_salt") if event.private is None else ("private_salt", "private")
@@ -158,8 +158,8 @@ def _forged_text(event: Evidence) -> Iterator[Flaw]:
         yield _flaw(event, "private", "is not the text that was hashed")
 
 
-def _flaw(event: Evidence, field: str, problem: str) -> Flaw:
-    return Flaw(
+def _flaw(event: AuditEvent, field: str, problem: str) -> IntegrityViolation:
+    return IntegrityViolation(
         partition=event.partition,
         position=event.position,
         stream_id=event.stream_id,
@@ -174,11 +174,11 @@ def _missing(name: str, first: int, last: int) -> str:
     return f"{gone} missing before it"
 
 
-def _digest(event: Evidence) -> bytes:
+def _digest(event: AuditEvent) -> bytes:
     return sha256((event.private_salt or b"") + (event.private or "").encode()).digest()
 
 
-def _changed_field(event: Evidence, previous: bytes) -> str:
+def _changed_field(event: AuditEvent, previous: bytes) -> str:
     """The field that was changed, where putting back one of the few values that it can have had mends the hash."""
     few: dict[str, Sequence[object]] = {
         "code": sorted(codec.CODES),

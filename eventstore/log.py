@@ -11,7 +11,7 @@ import msgspec
 from eventstore import codec
 from eventstore.database import Database, Row
 from eventstore.errors import LogDamaged, SchemaMissing
-from eventstore.events import Event, Recorded
+from eventstore.events import NewEvent, RecordedEvent
 from eventstore.metrics import APPEND_SECONDS
 from eventstore.schema import RELEASE
 
@@ -27,7 +27,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
     stream: UUID
     expected: int
-    events: tuple[Event, ...]
+    events: tuple[NewEvent, ...]
     category: str = "job"
     tenant: str = DEFAULT_TENANT
 
@@ -220,41 +220,41 @@ class Log:
             self._partitions = int(rows[0]["partitions"])
         return self._partitions
 
-    async def stream(self, stream: UUID, *, after: int = 0, limit: int | None = None) -> list[Recorded]:
+    async def stream(self, stream: UUID, *, after: int = 0, limit: int | None = None) -> list[RecordedEvent]:
         """Read the events of one stream after a version, oldest first."""
         return recorded(await self.database.read(_STREAM, stream, after, limit))
 
-    async def newest(self, stream: UUID) -> Recorded | None:
+    async def newest(self, stream: UUID) -> RecordedEvent | None:
         """The newest event of one stream; None if it does not exist."""
         found = await self.latest(stream, limit=1)
         return found[0] if found else None
 
-    async def latest(self, stream: UUID, *, limit: int) -> list[Recorded]:
+    async def latest(self, stream: UUID, *, limit: int) -> list[RecordedEvent]:
         """Read the last events of one stream, newest first."""
         return recorded(await self.database.read(_NEWEST, stream, limit))
 
-    async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
+    async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         """Read the whole histories of several streams in one statement, so as of one moment."""
-        histories: dict[UUID, list[Recorded]] = {stream: [] for stream in streams}
+        histories: dict[UUID, list[RecordedEvent]] = {stream: [] for stream in streams}
         if streams:
             for event in recorded(await self.database.read(_STREAMS, list(histories))):
                 histories[event.stream_id].append(event)
         return histories
 
-    async def category(self, category: Literal["model", "key", "outbox", "anchor"]) -> dict[UUID, list[Recorded]]:
+    async def category(self, category: Literal["model", "key", "outbox", "anchor"]) -> dict[UUID, list[RecordedEvent]]:
         """Read the whole histories of all streams of a category that has few: not that of jobs."""
-        histories: dict[UUID, list[Recorded]] = {}
+        histories: dict[UUID, list[RecordedEvent]] = {}
         for event in recorded(await self.database.read(_CATEGORY, category)):
             histories.setdefault(event.stream_id, []).append(event)
         return histories
 
-    async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[Recorded]]:
+    async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
         """Read at most `limit` events of each partition after its position in the cursor, in order.
 
         Whoever must not miss any holds them against `expect_gapless`.
         """
         rows = await self.database.read(_PARTITIONS, list(cursor), list(cursor.values()), limit)
-        batches: dict[int, list[Recorded]] = {}
+        batches: dict[int, list[RecordedEvent]] = {}
         for event in recorded(rows):
             batches.setdefault(event.partition, []).append(event)
         return batches
@@ -289,7 +289,7 @@ class Log:
         return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS, subscription)}
 
 
-def expect_gapless(partition: int, after: int, events: Sequence[Recorded]) -> None:
+def expect_gapless(partition: int, after: int, events: Sequence[RecordedEvent]) -> None:
     """Raise `LogDamaged` unless the events follow `after` without a gap."""
     for position, event in enumerate(events, after + 1):
         if event.position != position:
@@ -299,9 +299,9 @@ def expect_gapless(partition: int, after: int, events: Sequence[Recorded]) -> No
             )
 
 
-def recorded(rows: Sequence[Row]) -> list[Recorded]:
+def recorded(rows: Sequence[Row]) -> list[RecordedEvent]:
     """Rows of `eventstore.events` as values."""
-    return [Recorded(**row) for row in rows]
+    return [RecordedEvent(**row) for row in rows]
 
 
 def _append_text(append: Append) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import structlog
 from eventstore import codec
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, Rejected, UnknownEvent
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved, expect_gapless
 from eventstore.notifier import Notifier
 
@@ -40,7 +40,7 @@ class Handler(Protocol):
     def name(self) -> str:
         """The subscription's name; its checkpoints bear it."""
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """React to events of some partitions, and commit the writes together with the moves.
 
         Answers how each move was taken. None: there was nothing to write, and nothing was committed.
@@ -167,8 +167,8 @@ class Subscription:
             raise SubscriptionGone(f"the subscription {self._handler.name} was taken away")
         return stored
 
-    async def _handle(self, batches: Mapping[int, Sequence[Recorded]]) -> None:
-        events: list[Recorded] = []
+    async def _handle(self, batches: Mapping[int, Sequence[RecordedEvent]]) -> None:
+        events: list[RecordedEvent] = []
         moves: list[Move] = []
         for partition, batch in batches.items():
             known = self._known(self.cursors[partition], batch)
@@ -198,14 +198,14 @@ class Subscription:
             return
         self._advance(moves, moved)
 
-    async def _halve(self, partition: int, events: Sequence[Recorded]) -> None:
+    async def _halve(self, partition: int, events: Sequence[RecordedEvent]) -> None:
         """Go up to the event that breaks the handler, so that the handler is asked about that one alone."""
         middle = len(events) // 2
         await self._handle({partition: events[:middle]})
         if self.cursors[partition].read == events[middle].position - 1:
             await self._handle({partition: events[middle:]})
 
-    async def _rejected(self, rejected: Rejected, batch: Sequence[Recorded]) -> None:
+    async def _rejected(self, rejected: Rejected, batch: Sequence[RecordedEvent]) -> None:
         """Go up to a rejected event and wait there; once it was tried often enough, have it set aside."""
         cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]
@@ -218,7 +218,7 @@ class Subscription:
         if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):
             cursor.failures, cursor.failure, cursor.retry_at = 0, None, 0.0
 
-    def _known(self, cursor: PartitionCursor, batch: Sequence[Recorded]) -> list[Recorded]:
+    def _known(self, cursor: PartitionCursor, batch: Sequence[RecordedEvent]) -> list[RecordedEvent]:
         """The events before the first that is missing, or that this release doesn't know: it must not be skipped."""
         try:
             expect_gapless(cursor.partition, cursor.read, batch)

@@ -15,7 +15,7 @@ import structlog
 
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, LogDamaged
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log, expect_gapless
 from eventstore.notifier import Notifier, WakeSignal
 from eventstore.supervision import Supervised
@@ -37,9 +37,9 @@ class Tailer:
         self._notifier = notifier
         self._capacity = capacity
         self._poll_s = poll_s
-        self._ring: deque[Recorded] = deque()
-        self._streams: dict[UUID, deque[Recorded]] = {}
-        self._partitions: dict[int, deque[Recorded]] = {}
+        self._ring: deque[RecordedEvent] = deque()
+        self._streams: dict[UUID, deque[RecordedEvent]] = {}
+        self._partitions: dict[int, deque[RecordedEvent]] = {}
         self._followers: dict[UUID | None, set[WakeSignal]] = {}
         self._cursor: dict[int, int] = {}
         self.task = Supervised("tailer", self._run)
@@ -60,7 +60,7 @@ class Tailer:
             if not followers:
                 del self._followers[stream]
 
-    async def after(self, stream: UUID, version: int, *, limit: int = 500) -> list[Recorded]:
+    async def after(self, stream: UUID, version: int, *, limit: int = 500) -> list[RecordedEvent]:
         """Events of a stream after a version, oldest first; from the ring where it reaches back so far."""
         held = self._streams.get(stream)
         if held and held[0].version <= version + 1:
@@ -68,12 +68,12 @@ class Tailer:
         async with self._streams_behind:
             return await self._log.stream(stream, after=version, limit=limit)
 
-    async def everything(self, positions: Mapping[int, int], *, limit: int = 500) -> dict[int, list[Recorded]]:
+    async def everything(self, positions: Mapping[int, int], *, limit: int = 500) -> dict[int, list[RecordedEvent]]:
         """At most `limit` events of each partition after its position, in order; from the ring where it reaches back.
 
         Raises `LogDamaged` for a gap.
         """
-        found: dict[int, list[Recorded]] = {}
+        found: dict[int, list[RecordedEvent]] = {}
         behind: dict[int, int] = {}
         for partition, position in positions.items():
             held = self._partitions.get(partition)
@@ -136,7 +136,7 @@ class Tailer:
                 wake_signal.wake()
         return bool(grown)
 
-    def _keep(self, event: Recorded) -> None:
+    def _keep(self, event: RecordedEvent) -> None:
         self._ring.append(event)
         self._streams.setdefault(event.stream_id, deque()).append(event)
         self._partitions.setdefault(event.partition, deque()).append(event)

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from eventstore.events import (
     PRIVATE,
-    ArtifactBody,
+    ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
-    Body,
     CancelRequested,
+    DomainEvent,
     EngineLost,
     ErrorCode,
     JobErased,
@@ -142,7 +142,7 @@ Request = RequestCancel | RequestRetry | RequestErasure
 Command = StartStep | FailStart | RecordItems | NoteSampling | FailAttempt | HandBack | FinishJob | Request
 
 
-def decide(state: JobState, command: Command) -> list[Body]:  # noqa: C901, PLR0911  # one case a command
+def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C901, PLR0911  # one case a command
     """The events that the command leads to, none if there's nothing to do."""
     match command:
         case StartStep():
@@ -178,7 +178,7 @@ def may_start(state: JobState, step_id: UUID) -> bool:
     return all(earlier.status == "succeeded" for earlier in before)
 
 
-def _start(state: JobState, command: StartStep) -> list[Body]:
+def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
     if not may_start(state, command.step_id):
         return []
     step = _unbegun(state, command.step_id, command.after)
@@ -208,7 +208,7 @@ def _start(state: JobState, command: StartStep) -> list[Body]:
     ]
 
 
-def _fail_start(state: JobState, command: FailStart) -> list[Body]:
+def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
     """As a failed attempt of its own: it is numbered and counted as one that started, and fences as one."""
     if not may_start(state, command.step_id):
         return []
@@ -221,10 +221,10 @@ def _fail_start(state: JobState, command: FailStart) -> list[Body]:
     return _give_up(failed, command.error_code, command.error_message, None)
 
 
-def _record(state: JobState, command: RecordItems) -> list[Body]:
+def _record(state: JobState, command: RecordItems) -> list[DomainEvent]:
     step = _current(state, command.step_id, command.attempt)
     fresh = [item for item in command.items if not step.has(item.item_index)]
-    events: list[Body] = [*command.notes, *(_stored(step, item) for item in fresh)]
+    events: list[DomainEvent] = [*command.notes, *(_stored(step, item) for item in fresh)]
     if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))
@@ -238,11 +238,11 @@ def _stored(step: StepState, item: ArtifactWritten) -> ArtifactWritten | Artifac
     before = step.artifacts.get(item.item_index)
     if before is None:
         return item
-    kept = {name: getattr(item, name) for name in ArtifactBody.__struct_fields__}
+    kept = {name: getattr(item, name) for name in ArtifactEvent.__struct_fields__}
     return ArtifactRewritten(**kept | {"artifact_id": before.artifact_id}, rendering=item.rendering)
 
 
-def _fail(state: JobState, command: FailAttempt) -> list[Body]:
+def _fail(state: JobState, command: FailAttempt) -> list[DomainEvent]:
     step = _current(state, command.step_id, command.attempt)
     if state.cancel_pending:
         return [_cancelled(step)]
@@ -251,7 +251,7 @@ def _fail(state: JobState, command: FailAttempt) -> list[Body]:
     return _give_up(step, command.error_code, command.error_message, command.item_index, command.lost)
 
 
-def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
+def _finish_job(state: JobState, command: FinishJob) -> list[DomainEvent]:
     # A step that started before a cancel was reacted to finishes first: its finish is reacted to in turn.
     if state.finished is not None or state.running is not None:
         return []
@@ -263,7 +263,7 @@ def _finish_job(state: JobState, command: FinishJob) -> list[Body]:
     return [*map(_cancelled, waiting), JobFinish(status=command.status)]
 
 
-def _request_cancel(state: JobState) -> list[Body]:
+def _request_cancel(state: JobState) -> list[DomainEvent]:
     if state.finished == "cancelled":
         return []
     if state.finished is not None:
@@ -271,7 +271,7 @@ def _request_cancel(state: JobState) -> list[Body]:
     return [] if state.cancel_pending else [CancelRequested()]
 
 
-def _request_retry(state: JobState) -> list[Body]:
+def _request_retry(state: JobState) -> list[DomainEvent]:
     if state.finished != "failed":
         found = "it has not ended" if state.finished is None else f"its status is {state.finished}"
         raise Refused(f"Only a failed job can be retried; {found}.")
@@ -284,7 +284,7 @@ def _request_retry(state: JobState) -> list[Body]:
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 
 
-def _request_erasure(state: JobState, command: RequestErasure) -> list[Body]:
+def _request_erasure(state: JobState, command: RequestErasure) -> list[DomainEvent]:
     if state.finished is None:
         raise Refused("The job has not ended; cancel it before its text is erased.")
     if state.erased:
@@ -332,7 +332,7 @@ def _retry(
 
 def _give_up(
     step: StepState, error_code: ErrorCode, error_message: str, item_index: int | None, lost: Sequence[int] = ()
-) -> list[Body]:
+) -> list[DomainEvent]:
     return [
         StepError(
             step_id=step.step_id,

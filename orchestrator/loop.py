@@ -9,7 +9,7 @@ from uuid import UUID
 from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.errors import Rejected, Undecodable
-from eventstore.events import Event, Recorded
+from eventstore.events import NewEvent, RecordedEvent
 from eventstore.log import Append, Batch, Log, Move, Moved, Send
 from eventstore.outbox import Command
 from orchestrator.decisions import decide
@@ -31,7 +31,7 @@ class Orchestrator:
         self._actor = actor
         self._quarantine = Quarantine(log, actor)
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """React to the events; None if none of them has a reaction."""
         jobs = [event for event in events if event.category == "job"]
         # Read even where nothing is to be done: what can't be read is passed only when its job is set aside.
@@ -68,21 +68,21 @@ class Orchestrator:
             event.stream_id, event.tenant, reader=self.name, at_version=event.version, reason=rejected.reason
         )
 
-    def _react(self, history: Sequence[Recorded], versions: set[int]) -> tuple[list[Append], list[Send]]:
+    def _react(self, history: Sequence[RecordedEvent], versions: set[int]) -> tuple[list[Append], list[Send]]:
         """Reactions are drawn from the history up to each event, and decided on its end, where they are appended."""
         reactions: list[Reaction] = []
         state: JobState | None = None
         for event in history:
-            fact = codec.fact(event)
-            state = apply(state, fact)
-            if event.version in versions and fact.body is not None:
-                reaction = react(state, fact.body)
+            decoded = codec.decode_event(event)
+            state = apply(state, decoded)
+            if event.version in versions and decoded.body is not None:
+                reaction = react(state, decoded.body)
                 if reaction is not None:
                     reactions.append(reaction)
         if state is None:
             return [], []
         sends: list[Send] = []
-        events: list[Event] = []
+        events: list[NewEvent] = []
         head = state
         for reaction in reactions:
             if isinstance(reaction, RunStep):
@@ -106,12 +106,12 @@ class Orchestrator:
         return Send(stream=state.job_id, queue=step.name, message=command)
 
 
-def _undecodable(events: Sequence[Recorded]) -> dict[UUID, Rejected]:
+def _undecodable(events: Sequence[RecordedEvent]) -> dict[UUID, Rejected]:
     """Of each job the first event that can't be decoded."""
     found: dict[UUID, Rejected] = {}
     for event in events:
         try:
-            codec.fact(event)
+            codec.decode_event(event)
         except Undecodable as error:
             found.setdefault(event.stream_id, Rejected(event, error))
     return found

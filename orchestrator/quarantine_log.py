@@ -17,7 +17,7 @@ import structlog
 from eventstore import codec, schema
 from eventstore.database import Backoff, Row
 from eventstore.errors import EventStoreError
-from eventstore.events import JobQuarantined, JobReleased, Recorded
+from eventstore.events import JobQuarantined, JobReleased, RecordedEvent
 from eventstore.log import COLUMNS, Log, recorded
 from eventstore.metrics import QUARANTINED
 from orchestrator.quarantine import is_set_aside
@@ -118,7 +118,7 @@ class Quarantine:
         await note(self._log, found.job_id, "job", JobReleased(resume=resume), self._actor, tenant=found.tenant)
 
 
-def _told(marks: Sequence[Recorded]) -> QuarantinedJob | None:
+def _told(marks: Sequence[RecordedEvent]) -> QuarantinedJob | None:
     """What the marks of one job say; None if it goes on."""
     if not is_set_aside(marks):
         return None

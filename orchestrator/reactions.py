@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.events import Body, CancelRequested, JobCreated, JobReleased, RetryRequested, StepFinish
+from eventstore.events import CancelRequested, DomainEvent, JobCreated, JobReleased, RetryRequested, StepFinish
 from orchestrator.decisions import FinishJob
 from orchestrator.owed import owed
 from orchestrator.state import JobState
@@ -35,7 +35,7 @@ REACTED = {body.code for body in (JobCreated, StepFinish, CancelRequested, Retry
 """The codes that can have a reaction."""
 
 
-def react(state: JobState, body: Body) -> Reaction | None:
+def react(state: JobState, body: DomainEvent) -> Reaction | None:
     """What follows from an event; `state` is the job's after it."""
     match body:
         case JobCreated():

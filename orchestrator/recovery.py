@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from eventstore.database import Database, Row
-from eventstore.events import Body, OutboxPurged, OutboxRebuilt, StepName
+from eventstore.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
 from eventstore.outbox import Command
@@ -151,7 +151,7 @@ class Recovery:
             await self._log.report_rejection(error.job_id, "outbox", error.version, error.reason)
         return wanted, held
 
-    async def _note(self, body: Body) -> None:
+    async def _note(self, body: DomainEvent) -> None:
         await note(self._log, STREAM, "outbox", body, self._actor)
 
 

@@ -11,7 +11,7 @@ from eventstore.events import (
     ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
-    Fact,
+    DecodedEvent,
     GenerateParams,
     JobCreated,
     JobErased,
@@ -100,27 +100,27 @@ class BrokenHistory(Exception):
     """A history that no run of the service can have written."""
 
 
-def fold(facts: Iterable[Fact]) -> JobState | None:
+def fold(events: Iterable[DecodedEvent]) -> JobState | None:
     """The state after a whole history; None for an empty one."""
     state: JobState | None = None
-    for fact in facts:
-        state = apply(state, fact)
+    for event in events:
+        state = apply(state, event)
     return state
 
 
-def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR0911, PLR0912  # one case an event
+def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C901, PLR0911, PLR0912  # one case an event
     """The state after one more event."""
     expected = 1 if state is None else state.version + 1
-    if fact.version != expected:
-        raise BrokenHistory(f"job {fact.stream_id}: version {expected} is missing, found {fact.version}")
-    if isinstance(fact.body, JobCreated):
-        return _created(fact, fact.body)
+    if event.version != expected:
+        raise BrokenHistory(f"job {event.stream_id}: version {expected} is missing, found {event.version}")
+    if isinstance(event.body, JobCreated):
+        return _created(event, event.body)
     if state is None:
-        raise BrokenHistory(f"job {fact.stream_id}: the history does not begin with job.created")
-    state = replace(state, version=fact.version)
-    match fact.body:
+        raise BrokenHistory(f"job {event.stream_id}: the history does not begin with job.created")
+    state = replace(state, version=event.version)
+    match event.body:
         case StepStart() as body:
-            return _started(state, body, fact.ts)
+            return _started(state, body, event.ts)
         case ArtifactWritten() as body:
             return _wrote(state, body)
         case ArtifactRewritten() as body:
@@ -134,10 +134,10 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
         case StepError() as body:
             return replace(state, error=body)
         case CancelRequested():
-            return replace(state, cancel_pending=True, cause=fact.meta, traceparent=_traceparent(fact))
+            return replace(state, cancel_pending=True, cause=event.meta, traceparent=_traceparent(event))
         case RetryRequested() as body:
             opened = replace(state, finished=None, error=None, cancel_pending=False)
-            return _retried(replace(opened, cause=fact.meta, traceparent=_traceparent(fact)), body)
+            return _retried(replace(opened, cause=event.meta, traceparent=_traceparent(event)), body)
         case JobFinish() as body:
             return replace(state, finished=body.status)
         case JobErased():
@@ -146,22 +146,22 @@ def apply(state: JobState | None, fact: Fact) -> JobState:  # noqa: C901, PLR091
             return state
 
 
-def _created(fact: Fact, body: JobCreated) -> JobState:
+def _created(event: DecodedEvent, body: JobCreated) -> JobState:
     return JobState(
-        job_id=fact.stream_id,
-        tenant=fact.tenant,
-        version=fact.version,
+        job_id=event.stream_id,
+        tenant=event.tenant,
+        version=event.version,
         generate=body.generate,
         upscale=body.upscale,
-        private=fact.private,
+        private=event.private,
         steps=tuple(StepState(step_id=step.step_id, name=step.name) for step in body.steps),
-        cause=fact.meta,
-        traceparent=_traceparent(fact),
+        cause=event.meta,
+        traceparent=_traceparent(event),
     )
 
 
-def _traceparent(fact: Fact) -> str | None:
-    return fact.private.traceparent or fact.meta.traceparent
+def _traceparent(event: DecodedEvent) -> str | None:
+    return event.private.traceparent or event.meta.traceparent
 
 
 def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:

@@ -9,7 +9,17 @@ from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import Body, Category, Event, Fact, Meta, Private, StepFinish, StepRetry, Stored
+from eventstore.events import (
+    Category,
+    DecodedEvent,
+    DomainEvent,
+    EventRow,
+    Meta,
+    NewEvent,
+    Private,
+    StepFinish,
+    StepRetry,
+)
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from eventstore.outbox import Claim
@@ -18,13 +28,13 @@ from orchestrator.quarantine import is_set_aside
 from orchestrator.state import JobState, apply
 
 
-def event(body: Body, meta: Meta, *, private: Private | None = None) -> Event:
+def event(body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
     """An event that happens now."""
-    return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
+    return NewEvent(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
 
 
 async def note(
-    log: Log, stream: UUID, category: Category, body: Body, actor: str, *, tenant: str = OPERATOR_TENANT
+    log: Log, stream: UUID, category: Category, body: DomainEvent, actor: str, *, tenant: str = OPERATOR_TENANT
 ) -> None:
     """Append an event to a stream whatever its version and history, since nothing is decided on it."""
     noted = event(body, Meta(actor=actor))
@@ -38,7 +48,7 @@ async def note(
 
 def append(
     state: JobState,
-    bodies: Sequence[Body],
+    bodies: Sequence[DomainEvent],
     actor: str,
     cause: Meta | None = None,
     private: Private | None = None,
@@ -60,7 +70,7 @@ def append(
 def extended(state: JobState, appended: Append) -> JobState:
     """The state after an append that the log accepted: no need to read it back."""
     for version, done in enumerate(appended.events, state.version + 1):
-        fact = Fact(
+        decoded = DecodedEvent(
             stream_id=state.job_id,
             tenant=state.tenant,
             version=version,
@@ -69,7 +79,7 @@ def extended(state: JobState, appended: Append) -> JobState:
             meta=done.meta,
             private=done.private or Private(),
         )
-        state = apply(state, fact)
+        state = apply(state, decoded)
     return state
 
 
@@ -143,7 +153,7 @@ class Jobs:
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
         await until_available("settle", lambda: self._log.commit(batch))
 
-    async def carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[Body]]:
+    async def carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         """Decide and append until the log accepts, folding again after each conflict.
 
         Answers the state after it, and the events decided; where there are none nothing is written. The claimed
@@ -161,18 +171,18 @@ class Jobs:
             state = await self.load(state.job_id)
 
 
-def readable(history: Sequence[Stored]) -> JobState:
+def readable(history: Sequence[EventRow]) -> JobState:
     """The state after a history that begins; raises `Unreadable`, whatever it is that breaks."""
     state: JobState | None = None
     for one in history:
         try:
-            state = apply(state, codec.fact(one))
+            state = apply(state, codec.decode_event(one))
         except Exception as error:  # a fold may break in any way on what it was not written for
             raise Unreadable(one.stream_id, one.version, error) from error
     return cast("JobState", state)
 
 
-def settlement(claim: Claim, bodies: Sequence[Body]) -> Ack | Defer | None:
+def settlement(claim: Claim, bodies: Sequence[DomainEvent]) -> Ack | Defer | None:
     """A finished step's command is acknowledged, a retried one deferred; while the step runs it is kept."""
     for body in bodies:
         if isinstance(body, StepFinish):

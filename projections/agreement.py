@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 
 from eventstore.database import Database
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator.quarantine import is_set_aside
 from projections.comparison import Difference, differences
@@ -106,7 +106,7 @@ class Agreement:
 
 
 def _compare(
-    job: UUID, row: JobView | msgspec.MsgspecError | None, history: Sequence[Recorded], reached: Mapping[int, int]
+    job: UUID, row: JobView | msgspec.MsgspecError | None, history: Sequence[RecordedEvent], reached: Mapping[int, int]
 ) -> Disagreement | None:
     if isinstance(row, msgspec.MsgspecError):
         return Disagreement(job_id=job, problem=f"the row can't be read: {row}")

@@ -10,7 +10,7 @@ import structlog
 
 from eventstore import codec
 from eventstore.errors import EventStoreError
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from projections.keys import KeyView, digest, named_id, view
 
@@ -74,10 +74,10 @@ class Keys:
         return {key_id: key for key_id, key in seen.items() if key is not None}
 
 
-def _readable(history: Sequence[Recorded]) -> KeyView | None:
+def _readable(history: Sequence[RecordedEvent]) -> KeyView | None:
     """A key; None for one whose history can't be read: it opens nothing."""
     try:
-        return view(map(codec.fact, history))
+        return view(map(codec.decode_event, history))
     except Exception as error:  # noqa: BLE001  # a fold may break in any way on what it was not written for
         _log.warning("a key can't be read", key_id=str(history[0].stream_id), error=str(error))
         return None

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.events import Fact, KeyCreated, KeyRevoked, Scope
+from eventstore.events import DecodedEvent, KeyCreated, KeyRevoked, Scope
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """What a tenant may be called: its name is a part of its objects' keys."""
@@ -51,29 +51,29 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def view(facts: Iterable[Fact]) -> KeyView | None:
+def view(events: Iterable[DecodedEvent]) -> KeyView | None:
     """The key after a whole history; None for one that is not a key's."""
     seen: KeyView | None = None
-    for fact in facts:
-        seen = evolve(seen, fact)
+    for event in events:
+        seen = evolve(seen, event)
     return seen
 
 
-def evolve(seen: KeyView | None, fact: Fact) -> KeyView | None:
+def evolve(seen: KeyView | None, event: DecodedEvent) -> KeyView | None:
     """The key after one more event; None until it is created."""
     if seen is None:
-        return _created(fact, fact.body) if isinstance(fact.body, KeyCreated) else None
-    revoked_at = fact.ts if isinstance(fact.body, KeyRevoked) else seen.revoked_at
-    return replace(seen, stream_version=fact.version, revoked_at=revoked_at)
+        return _created(event, event.body) if isinstance(event.body, KeyCreated) else None
+    revoked_at = event.ts if isinstance(event.body, KeyRevoked) else seen.revoked_at
+    return replace(seen, stream_version=event.version, revoked_at=revoked_at)
 
 
-def _created(fact: Fact, body: KeyCreated) -> KeyView:
+def _created(event: DecodedEvent, body: KeyCreated) -> KeyView:
     return KeyView(
-        key_id=fact.stream_id,
-        stream_version=fact.version,
-        tenant=fact.tenant,
+        key_id=event.stream_id,
+        stream_version=event.version,
+        tenant=event.tenant,
         name=body.name,
         scopes=frozenset(body.scopes),
         digest=body.digest,
-        created_at=fact.ts,
+        created_at=event.ts,
     )

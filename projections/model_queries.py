@@ -6,7 +6,7 @@ from uuid import UUID
 import structlog
 
 from eventstore import codec
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from projections.models import ModelView, in_order, view
 
@@ -36,10 +36,10 @@ class Models:
         return found if found is not None and found.available and "generate" in found.capabilities else None
 
 
-def _readable(history: Sequence[Recorded]) -> ModelView | None:
+def _readable(history: Sequence[RecordedEvent]) -> ModelView | None:
     """A model; None for one whose history can't be read, which is as good as none."""
     try:
-        return view(map(codec.fact, history))
+        return view(map(codec.decode_event, history))
     except Exception as error:  # noqa: BLE001  # a fold may break in any way on what it was not written for
         _log.warning("a model can't be read", model_id=str(history[0].stream_id), error=str(error))
         return None

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from eventstore.events import (
-    Fact,
+    DecodedEvent,
     ModelDisabled,
     ModelEnabled,
     ModelFile,
@@ -69,20 +69,20 @@ def files_digest(files: Iterable[ModelFile]) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def view(facts: Iterable[Fact]) -> ModelView | None:
+def view(events: Iterable[DecodedEvent]) -> ModelView | None:
     """The model after a whole history; None for one that is not a model's."""
     seen: ModelView | None = None
-    for fact in facts:
-        seen = evolve(seen, fact)
+    for event in events:
+        seen = evolve(seen, event)
     return seen
 
 
-def evolve(seen: ModelView | None, fact: Fact) -> ModelView | None:
+def evolve(seen: ModelView | None, event: DecodedEvent) -> ModelView | None:
     """The model after one more event; None until it is registered."""
     if seen is None:
-        return _registered(fact, fact.body) if isinstance(fact.body, ModelRegistered) else None
-    seen = replace(seen, stream_version=fact.version)
-    match fact.body:
+        return _registered(event, event.body) if isinstance(event.body, ModelRegistered) else None
+    seen = replace(seen, stream_version=event.version)
+    match event.body:
         case ModelEnabled():
             return replace(seen, enabled=True)
         case ModelDisabled():
@@ -98,10 +98,10 @@ def in_order(models: Iterable[ModelView]) -> list[ModelView]:
     return sorted(models, key=lambda one: ("generate" not in one.capabilities, one.registered_at, one.model_id))
 
 
-def _registered(fact: Fact, body: ModelRegistered) -> ModelView:
+def _registered(event: DecodedEvent, body: ModelRegistered) -> ModelView:
     return ModelView(
-        model_id=fact.stream_id,
-        stream_version=fact.version,
+        model_id=event.stream_id,
+        stream_version=event.version,
         name=body.name,
         kind=body.kind,
         version=body.version,
@@ -110,6 +110,6 @@ def _registered(fact: Fact, body: ModelRegistered) -> ModelView:
         files=tuple(body.files),
         capabilities=tuple(body.capabilities),
         parameters_schema=body.parameters_schema,
-        registered_at=fact.ts,
+        registered_at=event.ts,
         trusted=body.trusted,
     )

@@ -10,7 +10,7 @@ import msgspec
 from eventstore import codec
 from eventstore.database import UNSTORABLE, Database
 from eventstore.errors import DatabaseUnavailable, Rejected
-from eventstore.events import JobReleased, Recorded
+from eventstore.events import JobReleased, RecordedEvent
 from eventstore.log import Log, Move, Moved
 from orchestrator.quarantine import is_set_aside
 from projections import views
@@ -42,9 +42,9 @@ class Projector:
         self._log = Log(database)
         self._load_rows = _LOAD.format(schema=generation)
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """Write what the events change; None if they change nothing."""
-        streams: dict[UUID, list[Recorded]] = {}
+        streams: dict[UUID, list[RecordedEvent]] = {}
         for event in events:
             if event.category == "job":
                 streams.setdefault(event.stream_id, []).append(event)
@@ -64,7 +64,7 @@ class Projector:
             least = await self._least(kept.get(events[0].stream_id), events[0], error)
             return await self._write(least, moves, build)
 
-    async def _least(self, seen: JobView | None, event: Recorded, error: Exception) -> list[JobView]:
+    async def _least(self, seen: JobView | None, event: RecordedEvent, error: Exception) -> list[JobView]:
         """What can be written of a job that is set aside. Raises `Rejected` for one that is not."""
         history = await self._log.stream(event.stream_id)
         if not is_set_aside(history):
@@ -72,7 +72,7 @@ class Projector:
         view = of_history(history)
         return [] if view is None else [views.least(view, seen)]
 
-    async def _evolved(self, seen: JobView | None, new: Sequence[Recorded]) -> JobView | None:
+    async def _evolved(self, seen: JobView | None, new: Sequence[RecordedEvent]) -> JobView | None:
         """A view after more events; folded anew from the whole history where one by one won't do.
 
         Raises `Rejected` for what can't be read, unless the job is set aside by now.
@@ -80,7 +80,7 @@ class Projector:
         try:
             if all(event.code != JobReleased.code for event in new):
                 for event in new:
-                    seen = evolve(seen, codec.fact(event))
+                    seen = evolve(seen, codec.decode_event(event))
                 return seen
             return of_history(await self._log.stream(new[0].stream_id))
         except DatabaseUnavailable:

@@ -12,7 +12,7 @@ import structlog
 
 from eventstore import codec
 from eventstore.database import Database
-from eventstore.events import JobReleased, Status, Stored
+from eventstore.events import EventRow, JobReleased, Status
 from eventstore.log import Log
 from projections.rows import Rows, to_view
 from projections.views import JobView, evolve, of_history
@@ -55,7 +55,7 @@ _LAST_ID = UUID(int=2**128 - 1)
 
 _log = structlog.get_logger(__name__)
 _ROWS = msgspec.json.Decoder(Rows)
-_TAIL = msgspec.json.Decoder(list[Stored])
+_TAIL = msgspec.json.Decoder(list[EventRow])
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +98,7 @@ class Queries:
             return view
         return _in_order(view)
 
-    async def advanced(self, view: JobView | None, events: Sequence[Stored]) -> JobView | None:
+    async def advanced(self, view: JobView | None, events: Sequence[EventRow]) -> JobView | None:
         """A job's view after more events of its history, which is folded anew where one by one won't do.
 
         What can't be read is passed over, until the job is set aside: a reader must get what there is.
@@ -106,7 +106,7 @@ class Queries:
         try:
             if all(event.code != JobReleased.code for event in events):
                 for event in events:
-                    view = evolve(view, codec.fact(event))
+                    view = evolve(view, codec.decode_event(event))
                 return view
         except Exception:  # noqa: BLE001  # a fold may break in any way on what it was not written for
             _log.warning("a history can't be folded", job_id=str(events[0].stream_id), exc_info=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from eventstore import codec
 from eventstore.database import UNSTORABLE, Database, Row
-from eventstore.events import Stored
+from eventstore.events import EventRow
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from eventstore.subscription import Subscription, SubscriptionGone
@@ -249,7 +249,7 @@ class _Folded:
     def __init__(self) -> None:
         self.events = 0
         self._jobs: list[JobView] = []
-        self._open: list[Stored] = []
+        self._open: list[EventRow] = []
 
     def add(self, rows: list[Row]) -> None:
         """Fold a page; its first job may have begun on the page before, its last may go on with the next."""
@@ -257,7 +257,7 @@ class _Folded:
         for job_id, of_job in groupby(rows, key=lambda row: row["stream_id"]):
             if self._open and self._open[0].stream_id != job_id:
                 self._close()
-            self._open.extend(Stored(**row) for row in of_job)
+            self._open.extend(EventRow(**row) for row in of_job)
 
     def end(self) -> list[JobView]:
         """All jobs, when the last page was added."""
@@ -270,7 +270,7 @@ class _Folded:
             self._jobs.append(found)
 
 
-def _view(history: Sequence[Stored]) -> JobView | None:
+def _view(history: Sequence[EventRow]) -> JobView | None:
     for event in history:
         if not codec.is_known(event.code, event.schema_version):
             raise RebuildFailed(

@@ -13,11 +13,12 @@ from msgspec.structs import asdict, replace
 
 from eventstore import codec
 from eventstore.events import (
-    ArtifactBody,
+    ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
+    DecodedEvent,
     ErrorCode,
-    Fact,
+    EventRow,
     ImageFormat,
     JobCreated,
     JobErased,
@@ -31,7 +32,6 @@ from eventstore.events import (
     StepName,
     StepRetry,
     StepStart,
-    Stored,
 )
 from orchestrator.quarantine import MARKS, mark, resumes
 
@@ -39,7 +39,7 @@ VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
 builds the read model anew, beside the one that serves."""
 
-S = TypeVar("S", bound=Stored | Fact)
+S = TypeVar("S", bound=EventRow | DecodedEvent)
 
 
 class ArtifactView(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,11 +114,11 @@ class ViewGap(Exception):
     """An event came before the one that precedes it."""
 
 
-def of_history(history: Sequence[Stored], *, lenient: bool = False) -> JobView | None:
+def of_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView | None:
     """The view after a whole history, by its marks: of a job that is set aside, what can't be read is passed over.
 
     A job that was released to go on is folded as if it had never been set aside. lenient: passes over what can't be
-    read in any case, for whoever must show something. Raises what `codec.fact` and `evolve` do.
+    read in any case, for whoever must show something. Raises what `codec.decode_event` and `evolve` do.
     """
     last = mark(history)
     resumed = last is not None and resumes(last)
@@ -129,7 +129,7 @@ def of_history(history: Sequence[Stored], *, lenient: bool = False) -> JobView |
             seen = _passed(seen, event)
             continue
         try:
-            seen = evolve(seen, codec.fact(event))
+            seen = evolve(seen, codec.decode_event(event))
         except Exception:  # a fold may break in any way on what it was not written for
             if not lenient:
                 raise
@@ -137,7 +137,7 @@ def of_history(history: Sequence[Stored], *, lenient: bool = False) -> JobView |
     return seen
 
 
-def _passed(seen: JobView | None, event: Stored) -> JobView | None:
+def _passed(seen: JobView | None, event: EventRow) -> JobView | None:
     """The view after an event that changes nothing in it."""
     return None if seen is None else replace(seen, version=event.version, updated_at=event.ts)
 
@@ -155,11 +155,11 @@ def least(view: JobView, kept: JobView | None) -> JobView:
     )
 
 
-def view(facts: Iterable[Fact]) -> JobView | None:
+def view(events: Iterable[DecodedEvent]) -> JobView | None:
     """The view after a whole history; None for an empty one."""
     seen: JobView | None = None
-    for fact in facts:
-        seen = evolve(seen, fact)
+    for event in events:
+        seen = evolve(seen, event)
     return seen
 
 
@@ -168,58 +168,58 @@ def as_of(history: Sequence[S], at: datetime) -> Sequence[S]:
     return history[: next((n for n, event in enumerate(history) if event.ts > at), len(history))]
 
 
-def evolve(seen: JobView | None, fact: Fact) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
+def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
     """The view after one more event. One that was applied already changes nothing; a gap raises `ViewGap`."""
     version = 0 if seen is None else seen.version
-    if seen is not None and fact.version <= version:
+    if seen is not None and event.version <= version:
         return seen
-    if isinstance(fact.body, JobQuarantined):
-        return _set_aside(seen, fact)  # even where what came before can't be read
-    if fact.version != version + 1:
-        raise ViewGap(f"job {fact.stream_id}: the view is at version {version}, event {fact.version} can't follow")
+    if isinstance(event.body, JobQuarantined):
+        return _set_aside(seen, event)  # even where what came before can't be read
+    if event.version != version + 1:
+        raise ViewGap(f"job {event.stream_id}: the view is at version {version}, event {event.version} can't follow")
     if seen is None:
-        if not isinstance(fact.body, JobCreated):
-            raise ViewGap(f"job {fact.stream_id}: the history does not begin with job.created")
-        return _created(fact, fact.body)
-    seen = replace(seen, version=fact.version, updated_at=fact.ts)
-    match fact.body:
+        if not isinstance(event.body, JobCreated):
+            raise ViewGap(f"job {event.stream_id}: the history does not begin with job.created")
+        return _created(event, event.body)
+    seen = replace(seen, version=event.version, updated_at=event.ts)
+    match event.body:
         case StepStart() as body:
-            return _started(seen, body, fact.ts)
+            return _started(seen, body, event.ts)
         case ModelSelected() as body:
             chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
             if body.model_sha256 is not None:
                 chosen["model_sha256"] = body.model_sha256
             return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
         case ArtifactWritten() as body:
-            return _wrote(seen, body, fact.ts)
+            return _wrote(seen, body, event.ts)
         case ArtifactRewritten() as body:
-            return _rewrote(seen, body, fact.ts)
+            return _rewrote(seen, body, event.ts)
         case StepRetry() as body:
             return _retried(seen, body)
         case StepFinish() as body:
-            return _step_finished(seen, body, fact.ts)
+            return _step_finished(seen, body, event.ts)
         case StepError() as body:
             return replace(seen, error_code=body.error_code, error_message=body.error_message)
         case RetryRequested() as body:
             return _reopened(replace(seen, status="queued", error_code=None, error_message=None), body)
         case JobFinish() as body:
-            return _finished(seen, body, fact.ts)
+            return _finished(seen, body, event.ts)
         case JobErased() if seen.params:  # none are known of a job whose first event can't be read
             return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
         case _:
             return seen
 
 
-def _set_aside(seen: JobView | None, fact: Fact) -> JobView:
+def _set_aside(seen: JobView | None, event: DecodedEvent) -> JobView:
     """The job failed: whatever is known of it stands, which may be nothing."""
     known = seen or JobView(
-        job_id=fact.stream_id,
-        tenant=fact.tenant,
+        job_id=event.stream_id,
+        tenant=event.tenant,
         type="generate",
         status="failed",
-        created_at=fact.ts,
-        updated_at=fact.ts,
-        version=fact.version,
+        created_at=event.ts,
+        updated_at=event.ts,
+        version=event.version,
         count=0,
         params={},
         metadata={},
@@ -228,33 +228,33 @@ def _set_aside(seen: JobView | None, fact: Fact) -> JobView:
     return replace(
         known,
         status="failed",
-        version=fact.version,
-        updated_at=fact.ts,
+        version=event.version,
+        updated_at=event.ts,
         error_code="internal",
         error_message="The job was set aside, since its history can't be read; an operator can release it.",
     )
 
 
-def _created(fact: Fact, body: JobCreated) -> JobView:
+def _created(event: DecodedEvent, body: JobCreated) -> JobView:
     metadata = {"upscale": {"scale": body.upscale.scale, "impl": body.upscale.impl}} if body.upscale else {}
     params = {
         "type": body.type,
-        "prompt": fact.private.prompt,
-        "negative_prompt": fact.private.negative_prompt,
+        "prompt": event.private.prompt,
+        "negative_prompt": event.private.negative_prompt,
         **msgspec.to_builtins(body.generate),
         "chain": None if body.upscale is None else {"upscale": asdict(body.upscale)},
     }
     return JobView(
-        job_id=fact.stream_id,
-        tenant=fact.tenant,
+        job_id=event.stream_id,
+        tenant=event.tenant,
         type=body.type,
         status="queued",
-        created_at=fact.ts,
-        updated_at=fact.ts,
-        version=fact.version,
+        created_at=event.ts,
+        updated_at=event.ts,
+        version=event.version,
         count=body.generate.count,
         params=params,
-        metadata=fact.private.metadata or {},
+        metadata=event.private.metadata or {},
         steps=tuple(
             StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {})) for step in body.steps
         ),
@@ -282,7 +282,7 @@ def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
     return replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
 
 
-def _artifact(body: ArtifactBody, ts: datetime) -> ArtifactView:
+def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
     return ArtifactView(
         artifact_id=body.artifact_id,
         step_id=body.step_id,

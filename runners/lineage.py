@@ -92,7 +92,7 @@ def lineage(job: JobState, step: StepName, item_index: int, rendering: Rendering
 def parameters(found: Lineage) -> str:
     """The text that AUTOMATIC1111's web UI writes, and that it, ComfyUI's readers and galleries read back."""
     made = found.generate
-    facts = {
+    fields = {
         "Steps": made.steps,
         "Sampler": _SAMPLERS.get(made.scheduler or "") or (made.rendering.scheduler if made.rendering else None),
         "CFG scale": f"{made.guidance:g}",
@@ -106,7 +106,7 @@ def parameters(found: Lineage) -> str:
     lines = [made.prompt] if made.prompt else []
     if made.negative_prompt:
         lines.append(f"Negative prompt: {made.negative_prompt}")
-    lines.append(", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))
+    lines.append(", ".join(f"{name}: {value}" for name, value in fields.items() if value is not None))
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from eventstore.events import Body, StepFinish, StepName, StepStart
+from eventstore.events import DomainEvent, StepFinish, StepName, StepStart
 
 
 def _per_step(outcome: str, meaning: str) -> dict[StepName, Counter]:
@@ -25,7 +25,7 @@ BATCH_IMAGES = Histogram("df_batch_images", "How many images were rendered at on
 WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
 
 
-def count(bodies: Sequence[Body]) -> None:
+def count(bodies: Sequence[DomainEvent]) -> None:
     """Count what events that the log has accepted say of steps. A cancelled step neither succeeded nor failed."""
     for body in bodies:
         match body:

@@ -15,7 +15,7 @@ import structlog
 
 from eventstore.database import Backoff, until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import ArtifactWritten, Body, Rendering, StepFinish
+from eventstore.events import ArtifactWritten, DomainEvent, Rendering, StepFinish
 from eventstore.ids import new_id
 from eventstore.outbox import Claim
 from orchestrator.decisions import (
@@ -217,7 +217,7 @@ class StepRunner:
             return None
         return None if _finishes(bodies) else state
 
-    async def _carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[Body]]:
+    async def _carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         """As `Jobs.carry_out` does, and count what came of it."""
         state, bodies = await self._jobs.carry_out(state, command, claim)
         metrics.count(bodies)
@@ -426,5 +426,5 @@ def _of(state: JobState, step: str) -> dict[str, str]:
     return told | ({"trace_id": trace[0]} if trace else {})
 
 
-def _finishes(bodies: Sequence[Body]) -> bool:
+def _finishes(bodies: Sequence[DomainEvent]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)

@@ -27,7 +27,7 @@ import msgspec
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.events import ArtifactWritten, Event, JobFinish, Private
+from eventstore.events import ArtifactWritten, JobFinish, NewEvent, Private
 from eventstore.log import Append, Batch, Log
 from projections.agreement import Agreement
 from projections.rebuild import Rebuild
@@ -88,7 +88,7 @@ class Users:
         due = time.monotonic()
         while True:
             jobs = [lived() for _ in range(width)]
-            for version in range(len(jobs[0].facts)):
+            for version in range(len(jobs[0].events)):
                 appends = [Append(stream=job.job_id, expected=version, events=(events(job)[version],)) for job in jobs]
                 await self._log.commit(Batch(appends=appends))
                 self._known.update({job.job_id: version + 1 for job in jobs})
@@ -121,16 +121,16 @@ def lived() -> History:
     return job.add(JobFinish(status="succeeded"))
 
 
-def events(job: History) -> list[Event]:
+def events(job: History) -> list[NewEvent]:
     """Its events as they are appended, with keys as long as real ones."""
     made = []
-    for fact in job.facts:
-        body = fact.body
+    for decoded in job.events:
+        body = decoded.body
         if isinstance(body, ArtifactWritten):
             key = f"dreamforge/default/20261123T120000Z/{job.job_id}/{body.step_id}/{body.item_index}.png"
             body = msgspec.structs.replace(body, s3_key=key)
         if body is not None:
-            made.append(event(body, private=PROMPT if fact.version == 1 else None))
+            made.append(event(body, private=PROMPT if decoded.version == 1 else None))
     return made
 
 
@@ -141,7 +141,7 @@ async def fill(log: Log, count: int) -> dict[UUID, int]:
         batch = [lived() for _ in range(JOBS_PER_CALL)]
         appends = [Append(stream=job.job_id, expected=0, events=tuple(events(job))) for job in batch]
         await log.commit(Batch(appends=appends))
-        known.update({job.job_id: len(job.facts) for job in batch})
+        known.update({job.job_id: len(job.events) for job in batch})
         if written // 100_000 != sum(known.values()) // 100_000:
             say(f"  {sum(known.values()):,} events")
     return known

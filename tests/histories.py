@@ -46,9 +46,9 @@ def _lose(drawn: History, rng: random.Random) -> None:
 def append(drawn: History, *, known: int = 0) -> Append:
     """What appends a history to the log, from after the events that are known there already."""
     events = [
-        event(fact.body, private=Private(prompt="a castle") if fact.version == 1 else None)
-        for fact in drawn.facts[known:]
-        if fact.body is not None
+        event(decoded.body, private=Private(prompt="a castle") if decoded.version == 1 else None)
+        for decoded in drawn.events[known:]
+        if decoded.body is not None
     ]
     return Append(stream=drawn.job_id, expected=known, events=tuple(events))
 

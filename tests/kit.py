@@ -23,17 +23,17 @@ from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.events import (
-    ArtifactBody,
+    ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
-    Body,
-    Event,
-    Fact,
+    DecodedEvent,
+    DomainEvent,
     GenerateParams,
     JobCreated,
     Meta,
     ModelFile,
     ModelRegistered,
+    NewEvent,
     PlannedStep,
     Private,
     StepFinish,
@@ -103,9 +103,9 @@ def model_registered(**changes: Any) -> ModelRegistered:
     return ModelRegistered(**given | changes)
 
 
-def event(body: Body, *, private: Private | None = None, meta: Meta | None = None) -> Event:
+def event(body: DomainEvent, *, private: Private | None = None, meta: Meta | None = None) -> NewEvent:
     """An event to append."""
-    return Event(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta or Meta(), private=private)
+    return NewEvent(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta or Meta(), private=private)
 
 
 def some_append(stream: UUID | None = None, *, expected: int = 0, count: int = 1, **more: Any) -> Append:
@@ -122,9 +122,11 @@ def stream_in(partition: int, partitions: int = 8) -> UUID:
             return stream
 
 
-def fact(body: Body, version: int, *, job_id: UUID, ts: datetime = NOON, private: Private | None = None) -> Fact:
+def decoded_event(
+    body: DomainEvent, version: int, *, job_id: UUID, ts: datetime = NOON, private: Private | None = None
+) -> DecodedEvent:
     """An event as folds see it."""
-    return Fact(
+    return DecodedEvent(
         stream_id=job_id, tenant="default", version=version, ts=ts, body=body, meta=Meta(), private=private or Private()
     )
 
@@ -135,13 +137,13 @@ class History:
     def __init__(self, *, scale: int | None = 2, **generate: Any) -> None:
         self.job_id = new_id()
         self.created = job_created(scale=scale, **generate)
-        self.facts: list[Fact] = []
+        self.events: list[DecodedEvent] = []
         self.add(self.created, private=Private(prompt="a castle"))
 
-    def add(self, *bodies: Body, private: Private | None = None) -> Self:
+    def add(self, *bodies: DomainEvent, private: Private | None = None) -> Self:
         """Append events."""
         for body in bodies:
-            self.facts.append(fact(body, len(self.facts) + 1, job_id=self.job_id, private=private))
+            self.events.append(decoded_event(body, len(self.events) + 1, job_id=self.job_id, private=private))
         return self
 
     def step_id(self, name: StepName) -> UUID:
@@ -172,7 +174,7 @@ class History:
     def rewritten(self, name: StepName, index: int) -> ArtifactRewritten:
         """An item that was written, as erasure leaves it."""
         written = next(step for step in self.state.steps if step.name == name).artifacts[index]
-        kept = {field: getattr(written, field) for field in ArtifactBody.__struct_fields__}
+        kept = {field: getattr(written, field) for field in ArtifactEvent.__struct_fields__}
         return ArtifactRewritten(**kept | {"bytes": 9, "sha256": "1" * 64})
 
     def wrote(self, name: StepName, *indexes: int, attempt: int = 1) -> Self:
@@ -187,7 +189,7 @@ class History:
     def state(self) -> JobState:
         """The job's state after all of it."""
         state: JobState | None = None
-        for one in self.facts:
+        for one in self.events:
             state = apply(state, one)
         assert state is not None
         return state
@@ -220,7 +222,7 @@ class Store:
         """A job as its history tells it."""
         state: JobState | None = None
         for one in await self.log.stream(job_id):
-            state = apply(state, codec.fact(one))
+            state = apply(state, codec.decode_event(one))
         assert state is not None
         return state
 

@@ -10,17 +10,17 @@ import msgspec
 from msgspec.structs import replace
 
 from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
-from eventstore.evidence import Evidence, LogIdentity
+from eventstore.evidence import AuditEvent, LogIdentity
 from tests.kit import NOON
 
 LOG = LogIdentity(log_id=UUID("018f0000-0000-7000-8000-0000000000ff"), partitions=2)
 CODES = ("job.created", "step.start", "artifact.written", "step.finish", "job.finish")
 
 
-def log(rng: random.Random, events: int, streams: int = 5) -> list[Evidence]:
+def log(rng: random.Random, events: int, streams: int = 5) -> list[AuditEvent]:
     """A sound log of some streams, some of their events with personal text, in the order in which it was written."""
     ids = [UUID(int=rng.getrandbits(128)) for _ in range(streams)]
-    rows: list[Evidence] = []
+    rows: list[AuditEvent] = []
     versions = dict.fromkeys(ids, 0)
     positions = dict.fromkeys(range(LOG.partitions), 0)
     for n in range(events):
@@ -29,7 +29,7 @@ def log(rng: random.Random, events: int, streams: int = 5) -> list[Evidence]:
         versions[stream] += 1
         positions[partition] += 1
         private, salt = ('{"prompt":"a castle"}', rng.randbytes(16)) if rng.random() < 0.3 else (None, None)
-        row = Evidence(
+        row = AuditEvent(
             partition=partition,
             position=positions[partition],
             stream_id=stream,
@@ -55,14 +55,14 @@ def log(rng: random.Random, events: int, streams: int = 5) -> list[Evidence]:
     return rows
 
 
-def chained(row: Evidence, before: Sequence[Evidence]) -> Evidence:
+def chained(row: AuditEvent, before: Sequence[AuditEvent]) -> AuditEvent:
     """A row with the hashes that the database would give it after the others."""
     [row] = read([*before, row])[-1:]
     row = replace(row, hash=event_hash(row.previous_hash or STREAM_GENESIS, row))
     return replace(row, chain=event_chain(row.previous_chain or chain_genesis(LOG.log_id, row.partition), row))
 
 
-def read(rows: Iterable[Evidence]) -> list[Evidence]:
+def read(rows: Iterable[AuditEvent]) -> list[AuditEvent]:
     """Rows as the archive reads them: each with the links of the rows that stand before it now."""
     table = list(rows)
     # Of two that claim one version the earlier counts; the database refuses the second.
@@ -78,22 +78,22 @@ def read(rows: Iterable[Evidence]) -> list[Evidence]:
     ]
 
 
-def ordered(rows: Iterable[Evidence]) -> list[Evidence]:
+def ordered(rows: Iterable[AuditEvent]) -> list[AuditEvent]:
     """Rows by partition and position."""
     return sorted(rows, key=lambda row: (row.partition, row.position))
 
 
-def ends(rows: Iterable[Evidence]) -> dict[int, tuple[int, bytes]]:
+def ends(rows: Iterable[AuditEvent]) -> dict[int, tuple[int, bytes]]:
     """Where each partition ends, as an anchor signs it."""
     return {row.partition: (row.position, row.chain) for row in ordered(rows)}
 
 
-def chains(rows: Iterable[Evidence]) -> dict[tuple[int, int], bytes]:
+def chains(rows: Iterable[AuditEvent]) -> dict[tuple[int, int], bytes]:
     """Every chain by its place, as an anchor is held against them."""
     return {(row.partition, row.position): row.chain for row in rows}
 
 
 FIELDS = tuple(
-    field.name for field in msgspec.structs.fields(Evidence) if field.name not in {"previous_hash", "previous_chain"}
+    field.name for field in msgspec.structs.fields(AuditEvent) if field.name not in {"previous_hash", "previous_chain"}
 )
 """Everything that a row holds."""

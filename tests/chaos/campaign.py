@@ -15,7 +15,7 @@ import msgspec
 from tests.chaos.disturbances import DISTURBANCES, disturb
 from tests.chaos.poison import BROKEN_RULES
 from tests.chaos.site import Scale, Site, running
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Verdict, check_final_state
 
 CAMPAIGNS: Mapping[str, Sequence[str]] = {
     "none": [],
@@ -110,7 +110,7 @@ async def run(
             # What was answered must be on the standby: it is judged, and the primary is gone.
             url = await site.backend.pair.fail_over()
         customers = site.customers
-        verdict = await judge(url, site.backend.s3, customers.acknowledged, customers.keys, site.poisoned)
+        verdict = await check_final_state(url, site.backend.s3, customers.acknowledged, customers.keys, site.poisoned)
     return Outcome(
         name=name,
         jobs=jobs,

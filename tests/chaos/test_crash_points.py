@@ -24,7 +24,7 @@ from dreamforge.settings import Settings, load
 from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
-from eventstore.events import ArtifactWritten, JobFinish, Private, Recorded, StepFinish
+from eventstore.events import ArtifactWritten, JobFinish, Private, RecordedEvent, StepFinish
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
 from projections.queries import Queries
@@ -251,13 +251,13 @@ async def check(case: Case, database: Database) -> None:
     assert broken(head.log_id, (await log.after({partition: 0}, limit=1000))[partition]) == []
     kept = await Queries(database).job(DEFAULT_TENANT, case.job_id, artifacts=True)
     assert kept is not None
-    assert in_order(kept) == in_order(view(map(codec.fact, history)))
+    assert in_order(kept) == in_order(view(map(codec.decode_event, history)))
     for artifact in kept.artifacts:
         body = await case.store.get(artifact.s3_key)
         assert (len(body), hashlib.sha256(body).hexdigest()) == (artifact.bytes, artifact.sha256)
 
 
-def check_history(history: list[Recorded]) -> None:
+def check_history(history: list[RecordedEvent]) -> None:
     """The job succeeded; each item has one artifact, each step one end, the job one."""
     bodies = [codec.body(one) for one in history]
     written = Counter((body.step, body.item_index) for body in bodies if isinstance(body, ArtifactWritten))

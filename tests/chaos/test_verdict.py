@@ -7,36 +7,36 @@ from msgspec.structs import replace
 
 from eventstore import codec
 from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
-from eventstore.events import ArtifactWritten, Body, Fact, JobFinish, Recorded, StepFinish
+from eventstore.events import ArtifactWritten, DecodedEvent, DomainEvent, JobFinish, RecordedEvent, StepFinish
 from eventstore.ids import new_id
-from tests.chaos.verdict import CHECKS, Evidence, Job, folded
+from tests.chaos.verdict import CHECKS, FinalState, Job, folded
 from tests.http.conftest import succeeded
 
 LOG_ID = new_id()
 
 
-def link(facts: Sequence[Fact]) -> list[Recorded]:
+def link(history: Sequence[DecodedEvent]) -> list[RecordedEvent]:
     """The events of a partition that has one stream, with their hashes and chains."""
-    partition = partition_of(facts[0].stream_id, 8)
-    events: list[Recorded] = []
+    partition = partition_of(history[0].stream_id, 8)
+    events: list[RecordedEvent] = []
     stream, chain = STREAM_GENESIS, chain_genesis(LOG_ID, partition)
-    for fact in facts:
-        assert fact.body is not None
-        bare = Recorded(
-            stream_id=fact.stream_id,
-            tenant=fact.tenant,
-            version=fact.version,
-            code=fact.body.code,
-            schema_version=fact.body.schema_version,
-            ts=fact.ts,
-            data=codec.encode(fact.body),
-            meta=codec.encode(fact.meta),
+    for event in history:
+        assert event.body is not None
+        bare = RecordedEvent(
+            stream_id=event.stream_id,
+            tenant=event.tenant,
+            version=event.version,
+            code=event.body.code,
+            schema_version=event.body.schema_version,
+            ts=event.ts,
+            data=codec.encode(event.body),
+            meta=codec.encode(event.meta),
             private=None,
             partition=partition,
-            position=fact.version,
+            position=event.version,
             category="job",
             event_id=new_id(),
-            recorded_at=fact.ts,
+            recorded_at=event.ts,
             private_digest=None,
             hash=b"",
             chain=b"",
@@ -47,19 +47,19 @@ def link(facts: Sequence[Fact]) -> list[Recorded]:
     return events
 
 
-def sound() -> Evidence:
+def sound() -> FinalState:
     """What one job leaves behind that had no trouble."""
     history = succeeded()
-    events = link(history.facts)
-    written = [fact.body for fact in history.facts if isinstance(fact.body, ArtifactWritten)]
-    seen = folded(history.facts)
+    events = link(history.events)
+    written = [decoded.body for decoded in history.events if isinstance(decoded.body, ArtifactWritten)]
+    seen = folded(history.events)
     assert seen is not None
-    return Evidence(
+    return FinalState(
         acknowledged={history.job_id},
         keys=0,
         log_id=LOG_ID,
         events={events[0].partition: events},
-        jobs={history.job_id: Job(history.job_id, history.facts, seen)},
+        jobs={history.job_id: Job(history.job_id, history.events, seen)},
         rows={history.job_id: seen},
         row_counts=(len(seen.steps), len(seen.artifacts)),
         commands=[],
@@ -67,54 +67,54 @@ def sound() -> Evidence:
     )
 
 
-def job_of(found: Evidence) -> Job:
+def job_of(found: FinalState) -> Job:
     """Its one job."""
     [job] = found.jobs.values()
     return job
 
 
-def with_facts(found: Evidence, facts: Sequence[Fact]) -> Evidence:
+def with_events_of_the_job(found: FinalState, events: Sequence[DecodedEvent]) -> FinalState:
     """With another history of the job."""
     job = job_of(found)
-    return replace(found, jobs={job.job_id: replace(job, facts=facts)})
+    return replace(found, jobs={job.job_id: replace(job, events=events)})
 
 
-def without_last(found: Evidence, kind: type[Body]) -> Evidence:
+def without_last(found: FinalState, kind: type[DomainEvent]) -> FinalState:
     """Without the last event of a kind."""
-    facts = job_of(found).facts
-    last = max(n for n, one in enumerate(facts) if isinstance(one.body, kind))
-    return with_facts(found, [*facts[:last], *facts[last + 1 :]])
+    events = job_of(found).events
+    last = max(n for n, one in enumerate(events) if isinstance(one.body, kind))
+    return with_events_of_the_job(found, [*events[:last], *events[last + 1 :]])
 
 
-def with_another(found: Evidence, kind: type[Body]) -> Evidence:
+def with_another(found: FinalState, kind: type[DomainEvent]) -> FinalState:
     """With an event of a kind twice."""
-    facts = job_of(found).facts
-    return with_facts(found, [*facts, next(one for one in facts if isinstance(one.body, kind))])
+    events = job_of(found).events
+    return with_events_of_the_job(found, [*events, next(one for one in events if isinstance(one.body, kind))])
 
 
-def with_events(found: Evidence, change: Callable[[list[Recorded]], list[Recorded]]) -> Evidence:
+def with_events(found: FinalState, change: Callable[[list[RecordedEvent]], list[RecordedEvent]]) -> FinalState:
     """With other events in the log."""
     return replace(found, events={partition: change(list(events)) for partition, events in found.events.items()})
 
 
-def unfinished(found: Evidence) -> Evidence:
+def unfinished(found: FinalState) -> FinalState:
     """With a job that has not ended."""
-    facts = [one for one in job_of(found).facts if not isinstance(one.body, JobFinish)]
+    events = [one for one in job_of(found).events if not isinstance(one.body, JobFinish)]
     job = job_of(found)
-    return replace(found, jobs={job.job_id: Job(job.job_id, facts, folded(facts))})
+    return replace(found, jobs={job.job_id: Job(job.job_id, events, folded(events))})
 
 
-def with_object(found: Evidence, key: str, value: tuple[int, str]) -> Evidence:
+def with_object(found: FinalState, key: str, value: tuple[int, str]) -> FinalState:
     """With another object under a key."""
     return replace(found, objects={**found.objects, key: value})
 
 
-def stale(found: Evidence) -> Evidence:
+def stale(found: FinalState) -> FinalState:
     """With a row that is behind the log."""
     return replace(found, rows={job: replace(row, status="running") for job, row in found.rows.items()})
 
 
-DAMAGES: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
+DAMAGES: dict[str, tuple[str, Callable[[FinalState], FinalState]]] = {
     "a job is lost": ("acknowledged", lambda found: replace(found, acknowledged={new_id()})),
     "a key made no job": ("acknowledged", lambda found: replace(found, keys=1)),
     "a job is open": ("terminal", unfinished),

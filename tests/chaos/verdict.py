@@ -17,10 +17,10 @@ from eventstore import codec
 from eventstore.database import Database
 from eventstore.events import (
     ArtifactWritten,
-    Body,
-    Fact,
+    DecodedEvent,
+    DomainEvent,
     JobCreated,
-    Recorded,
+    RecordedEvent,
     RetryRequested,
     StepFinish,
     StepRetry,
@@ -35,7 +35,7 @@ from runners.objects import ObjectStore, S3Config
 from tests.kit import TERMINAL
 from tests.store.test_hash_chain import broken
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=DomainEvent)
 
 _EVENTS = f"select {COLUMNS} from eventstore.events order by partition, position"
 _ROWS = """
@@ -62,7 +62,7 @@ class Job(msgspec.Struct, frozen=True):
     """A job's history, and what it folds to; no view where it doesn't fold."""
 
     job_id: UUID
-    facts: Sequence[Fact]
+    events: Sequence[DecodedEvent]
     view: JobView | None
 
     @property
@@ -78,10 +78,10 @@ class Job(msgspec.Struct, frozen=True):
 
     def bodies(self, kind: type[B]) -> list[B]:
         """The events of a kind."""
-        return [fact.body for fact in self.facts if isinstance(fact.body, kind)]
+        return [decoded.body for decoded in self.events if isinstance(decoded.body, kind)]
 
 
-class Evidence(msgspec.Struct, frozen=True):
+class FinalState(msgspec.Struct, frozen=True):
     """All that a service has left behind.
 
     acknowledged: the jobs that clients were answered for; keys: how many Idempotency-Keys they sent. events: by
@@ -93,7 +93,7 @@ class Evidence(msgspec.Struct, frozen=True):
     acknowledged: Collection[UUID]
     keys: int
     log_id: UUID
-    events: Mapping[int, Sequence[Recorded]]
+    events: Mapping[int, Sequence[RecordedEvent]]
     jobs: Mapping[UUID, Job]
     rows: Mapping[UUID, JobView]
     row_counts: tuple[int, int]
@@ -107,7 +107,7 @@ class Evidence(msgspec.Struct, frozen=True):
         """The jobs that did."""
         return [job for job in self.jobs.values() if job.status == "succeeded"]
 
-    def count(self, kind: type[Body]) -> int:
+    def count(self, kind: type[DomainEvent]) -> int:
         """How many events of a kind the jobs have."""
         return sum(len(job.bodies(kind)) for job in self.jobs.values())
 
@@ -132,7 +132,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return not any(self.wrong.values())
 
 
-async def judge(
+async def check_final_state(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID] = ()
 ) -> Verdict:
     """Judge what a service has left behind. url: of the database's owner; poisoned: jobs that must be set aside."""
@@ -151,7 +151,7 @@ async def judge(
 
 async def gather(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID]
-) -> Evidence:
+) -> FinalState:
     """Read everything."""
     database = Database(url, bounded=False)
     try:
@@ -162,16 +162,16 @@ async def gather(
         commands = [row["found"] for row in await database.read(_COMMANDS)]
     finally:
         await database.close()
-    partitions: dict[int, list[Recorded]] = {}
-    histories: dict[UUID, list[Recorded]] = {}
+    partitions: dict[int, list[RecordedEvent]] = {}
+    histories: dict[UUID, list[RecordedEvent]] = {}
     for event in events:
         partitions.setdefault(event.partition, []).append(event)
         if event.category == "job":
             histories.setdefault(event.stream_id, []).append(event)
     aside = {job: of_history(history) for job, history in histories.items() if is_set_aside(history)}
-    facts = {job: list(map(codec.fact, history)) for job, history in histories.items() if job not in aside}
-    found = {job: Job(job, known, folded(known)) for job, known in facts.items()}
-    return Evidence(
+    decoded = {job: list(map(codec.decode_event, history)) for job, history in histories.items() if job not in aside}
+    found = {job: Job(job, known, folded(known)) for job, known in decoded.items()}
+    return FinalState(
         acknowledged=acknowledged,
         keys=keys,
         log_id=log_id,
@@ -207,10 +207,10 @@ async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[i
         await store.close()
 
 
-def folded(facts: Sequence[Fact]) -> JobView | None:
+def folded(decoded: Sequence[DecodedEvent]) -> JobView | None:
     """The view, its artifacts in the order of the rows."""
     try:
-        seen = view(facts)
+        seen = view(decoded)
     except ViewGap:
         return None
     return None if seen is None else in_order(seen)
@@ -223,7 +223,7 @@ def in_order(seen: JobView) -> JobView:
     return msgspec.structs.replace(seen, artifacts=tuple(ordered))
 
 
-def promises(found: Evidence) -> list[str]:
+def promises(found: FinalState) -> list[str]:
     """Every job that was acknowledged is there, and one job for every key."""
     keyed = sum(job.created.idempotency is not None for job in found.jobs.values())
     there = found.jobs.keys() | found.set_aside.keys()
@@ -231,21 +231,21 @@ def promises(found: Evidence) -> list[str]:
     return wrong if keyed == found.keys else [*wrong, f"{found.keys} keys were sent, {keyed} jobs bear one"]
 
 
-def ends(found: Evidence) -> list[str]:
+def ends(found: FinalState) -> list[str]:
     """Every job has one."""
     return [f"job {job.job_id} is {job.status}" for job in found.jobs.values() if job.status not in TERMINAL]
 
 
-def finishes(found: Evidence) -> list[str]:
+def finishes(found: FinalState) -> list[str]:
     """Each step ended once in each drive of it, and those of a job that succeeded have succeeded."""
     wrong = []
     for job in found.jobs.values():
         drive = 0
         seen: Counter[tuple[UUID, int]] = Counter()
-        for fact in job.facts:
-            drive += isinstance(fact.body, RetryRequested)
-            if isinstance(fact.body, StepFinish):
-                seen[fact.body.step_id, drive] += 1
+        for decoded in job.events:
+            drive += isinstance(decoded.body, RetryRequested)
+            if isinstance(decoded.body, StepFinish):
+                seen[decoded.body.step_id, drive] += 1
         wrong += [f"job {job.job_id}: step {step[0]} ended {n} times in one drive" for step, n in seen.items() if n > 1]
     for job in found.succeeded:
         done = {one.step_id for one in job.bodies(StepFinish) if one.status == "succeeded"}
@@ -255,7 +255,7 @@ def finishes(found: Evidence) -> list[str]:
     return wrong
 
 
-def artifacts(found: Evidence) -> list[str]:
+def artifacts(found: FinalState) -> list[str]:
     """Each item of each step was written once; of a job that succeeded, every item."""
     wrong = []
     for job in found.jobs.values():
@@ -267,7 +267,7 @@ def artifacts(found: Evidence) -> list[str]:
     return wrong
 
 
-def objects(found: Evidence) -> list[str]:
+def objects(found: FinalState) -> list[str]:
     """Each artifact has an object of its own, as it was recorded; those that succeeded have left no others."""
     written = [one for job in found.jobs.values() for one in job.bodies(ArtifactWritten)]
     named = Counter(one.s3_key for one in written)
@@ -283,12 +283,12 @@ def objects(found: Evidence) -> list[str]:
     ]
 
 
-def orphans(found: Evidence) -> list[str]:
+def orphans(found: FinalState) -> list[str]:
     """No command is left."""
     return list(found.commands)
 
 
-def quarantines(found: Evidence) -> list[str]:
+def quarantines(found: FinalState) -> list[str]:
     """The jobs that were poisoned are set aside, and failed, and no others."""
     return [
         *(f"job {job} is set aside, and was sound" for job in found.set_aside if job not in found.poisoned),
@@ -301,7 +301,7 @@ def quarantines(found: Evidence) -> list[str]:
     ]
 
 
-def chains(found: Evidence) -> list[str]:
+def chains(found: FinalState) -> list[str]:
     """Every hash and every chain can be computed anew, from the genesis on."""
     return [
         f"partition {partition} breaks at position {position}"
@@ -310,7 +310,7 @@ def chains(found: Evidence) -> list[str]:
     ]
 
 
-def gaps(found: Evidence) -> list[str]:
+def gaps(found: FinalState) -> list[str]:
     """Positions and versions are 1, 2, 3 and so on, and the clock of a partition never ran backwards."""
     wrong = []
     for partition, events in found.events.items():
@@ -321,12 +321,12 @@ def gaps(found: Evidence) -> list[str]:
     wrong += [
         f"the versions of job {job.job_id} have a gap"
         for job in found.jobs.values()
-        if [fact.version for fact in job.facts] != list(range(1, len(job.facts) + 1))
+        if [decoded.version for decoded in job.events] != list(range(1, len(job.events) + 1))
     ]
     return wrong
 
 
-def read_models(found: Evidence) -> list[str]:
+def read_models(found: FinalState) -> list[str]:
     """The rows are what a fold of the log from zero makes, no more and no less."""
     folded = {job.job_id: job.view for job in found.jobs.values() if job.view is not None}
     folded |= {job: seen for job, seen in found.set_aside.items() if seen is not None}
@@ -345,7 +345,7 @@ def read_models(found: Evidence) -> list[str]:
     ]
 
 
-CHECKS: Mapping[str, Callable[[Evidence], list[str]]] = {
+CHECKS: Mapping[str, Callable[[FinalState], list[str]]] = {
     "acknowledged": promises,
     "terminal": ends,
     "finish": finishes,

@@ -21,14 +21,14 @@ from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import anchors, codec, schema
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.bundle import Header, Writer, events
 from eventstore.database import Database
 from eventstore.events import (
     AnchorSigned,
-    Body,
     CancelRequested,
     Category,
+    DomainEvent,
     EngineLost,
     ErrorCode,
     JobErased,
@@ -55,7 +55,7 @@ from eventstore.events import (
     StepError,
     StepRetry,
 )
-from eventstore.evidence import Evidence
+from eventstore.evidence import AuditEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
 from projections import keys, models
@@ -65,15 +65,15 @@ from tests.kit import History, event, model_registered
 PLACE = Path(__file__).parent / "histories"
 
 
-def folded(histories: list[Evidence]) -> dict[str, Any]:
+def folded(histories: list[AuditEvent]) -> dict[str, Any]:
     """What every job, model and key of some histories comes to, by its id, as plain values."""
-    streams: dict[UUID, list[Evidence]] = {}
+    streams: dict[UUID, list[AuditEvent]] = {}
     for one in histories:
         streams.setdefault(one.stream_id, []).append(one)
-    folds: dict[str, Callable[[list[Evidence]], Any]] = {
+    folds: dict[str, Callable[[list[AuditEvent]], Any]] = {
         "job": of_history,
-        "model": lambda own: models.view(map(codec.fact, own)),
-        "key": lambda own: keys.view(map(codec.fact, own)),
+        "model": lambda own: models.view(map(codec.decode_event, own)),
+        "key": lambda own: keys.view(map(codec.decode_event, own)),
     }
     views = {
         str(stream): folds[own[0].category](own) for stream, own in sorted(streams.items()) if own[0].category in folds
@@ -81,7 +81,7 @@ def folded(histories: list[Evidence]) -> dict[str, Any]:
     return dict(msgspec.json.decode(msgspec.json.encode(views, order="sorted")))
 
 
-def read(file: Path) -> list[Evidence]:
+def read(file: Path) -> list[AuditEvent]:
     """The events of a file, by partition and position."""
     with file.open("rb") as lines:
         return list(events(lines))
@@ -199,7 +199,7 @@ def _sampled() -> History:
     return job.finished("generate").add(JobFinish(status="succeeded"))
 
 
-def _others() -> list[tuple[Category, tuple[Body, ...]]]:
+def _others() -> list[tuple[Category, tuple[DomainEvent, ...]]]:
     intact, damaged = (
         ModelVerified(intact=not problems, problems=problems) for problems in ([], ["weights.bin has changed"])
     )
@@ -210,7 +210,7 @@ def _others() -> list[tuple[Category, tuple[Body, ...]]]:
     ]
 
 
-async def _written(url: str) -> list[Evidence]:
+async def _written(url: str) -> list[AuditEvent]:
     database = Database(url)
     await schema.install(database)
     log = Log(database)
@@ -219,7 +219,7 @@ async def _written(url: str) -> list[Evidence]:
         private = Private(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
         facts = [
             event(fact.body, meta=meta, private=private if fact.version == 1 else None)
-            for fact in job.facts
+            for fact in job.events
             if fact.body is not None
         ]
         await log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=tuple(facts), tenant="acme")]))
@@ -234,17 +234,17 @@ async def _written(url: str) -> list[Evidence]:
     anchor = Append(stream=new_id(), expected=0, events=(event(AnchorSigned(anchor=signed)),), category="anchor")
     await log.commit(Batch(appends=[anchor]))
 
-    archive = Archive(database)
+    archive = AuditReader(database)
     found = [one for partition in await archive.partitions() async for page in archive.pages(partition) for one in page]
     await database.close()
     return found
 
 
-async def _bundle(url: str) -> tuple[bytes, list[Evidence]]:
+async def _bundle(url: str) -> tuple[bytes, list[AuditEvent]]:
     found = await _written(url)
     database = Database(url)
     now = datetime.now(UTC)
-    log = await Archive(database).identity()
+    log = await AuditReader(database).identity()
     await database.close()
     writer = Writer(Header(log=log, exported_at=now, job=None, since=now, private=True))
     return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found

@@ -11,7 +11,7 @@ from PIL import Image
 from dreamforge import cli
 from dreamforge.settings import VARIABLES
 from eventstore.bundle import Header, Writer
-from eventstore.evidence import Evidence
+from eventstore.evidence import AuditEvent
 from tests import paper
 from tests.kit import NOON
 
@@ -93,7 +93,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bundle(rows: Sequence[Evidence]) -> bytes:
+def bundle(rows: Sequence[AuditEvent]) -> bytes:
     """An exported log."""
     writer = Writer(Header(log=paper.LOG, exported_at=NOON, job=None, since=NOON, private=False))
     return b"".join([writer.begin(), *map(writer.event, rows), writer.end()])

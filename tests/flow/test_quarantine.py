@@ -55,10 +55,10 @@ def breaks_react(state, body):
         raise RuntimeError("the rules break")
     return react(state, body)
 
-def breaks_evolve(seen, fact):
-    if isinstance(fact.body, JobCreated) and fact.body.generate.seed == 4712:
+def breaks_evolve(seen, event):
+    if isinstance(event.body, JobCreated) and event.body.generate.seed == 4712:
         raise RuntimeError("the fold breaks")
-    return evolve(seen, fact)
+    return evolve(seen, event)
 
 orchestrator.loop.react = breaks_react
 projections.projector.evolve = breaks_evolve

@@ -17,7 +17,7 @@ from typing import ClassVar
 import msgspec
 from eventstore import codec, events
 
-class JobAnnotated(events.Body, frozen=True, kw_only=True):
+class JobAnnotated(events.DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "job.annotated"
     def message(self):
         return "Annotated."

@@ -83,7 +83,7 @@ def top(environ: dict[str, str]) -> Any:
 
 async def commit(store: Store, job: History, *, sends: tuple[Send, ...] = (), actor: str | None = None) -> None:
     """Write a job's whole history as an actor would have."""
-    events = tuple(event(one.body, meta=Meta(actor=actor)) for one in job.facts if one.body is not None)
+    events = tuple(event(one.body, meta=Meta(actor=actor)) for one in job.events if one.body is not None)
     await store.log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=events)], sends=sends))
 
 

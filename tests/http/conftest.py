@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from eventstore.events import Event, JobFinish, StepName
+from eventstore.events import JobFinish, NewEvent, StepName
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from runners.objects import S3Config
@@ -102,11 +102,11 @@ class Scribe:
 
     async def write(self, history: History, *, after: int = 0, times: list[datetime] | None = None) -> str:
         """The events after a version, a minute apart unless told otherwise; answers the job's id."""
-        facts = history.facts[after:]
-        stamps = times or [minute(one.version) for one in facts]
+        decoded = history.events[after:]
+        stamps = times or [minute(one.version) for one in decoded]
         events = tuple(
-            Event(event_id=new_id(), ts=ts, body=one.body, private=one.private)
-            for one, ts in zip(facts, stamps, strict=True)
+            NewEvent(event_id=new_id(), ts=ts, body=one.body, private=one.private)
+            for one, ts in zip(decoded, stamps, strict=True)
             if one.body is not None
         )
         append = Append(stream=history.job_id, expected=after, events=events)

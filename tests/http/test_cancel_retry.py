@@ -96,7 +96,7 @@ def test_a_retry_runs_the_failed_step_again_and_keeps_what_was_written(working: 
 async def test_a_second_retry_while_one_is_pending_is_refused(lone: Api, scribe: Scribe) -> None:
     """The job is queued again, its error taken back."""
     history = succeeded(count=1)
-    del history.facts[5:]
+    del history.events[5:]
     history.started("upscale").finished("upscale", "failed").add(FAILED)
     job_id = await scribe.write(history)
     assert lone.job(job_id)["status"] == "failed"

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.chain import STREAM_GENESIS, event_chain, event_hash
-from eventstore.evidence import Evidence
+from eventstore.evidence import AuditEvent
 from tests.http.conftest import Scribe, invalid, succeeded
 from tests.kit import NOBODY, Api, codes
 
@@ -78,9 +78,9 @@ def proven(api: Api, job_id: object, **params: Any) -> list[Any]:
     return list(api.get(f"/v1/jobs/{job_id}/events", include="proof", **params)["events"])
 
 
-def evidence(event: Any) -> Evidence:
+def evidence(event: Any) -> AuditEvent:
     """An answered event as the chains' formulas take it, made of nothing but the answer."""
-    return msgspec.convert({**event, **event["proof"], "private": None, "private_salt": None}, Evidence)
+    return msgspec.convert({**event, **event["proof"], "private": None, "private_salt": None}, AuditEvent)
 
 
 def holds(event: Any) -> bool:
@@ -109,7 +109,7 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
 async def test_a_proof_is_what_a_bundle_holds(lone: Api, scribe: Scribe) -> None:
     """Field for field, but for the private text."""
     job_id = await scribe.write(succeeded())
-    whole = await Archive(scribe.store.database).stream(evidence(proven(lone, job_id)[0]).stream_id)
+    whole = await AuditReader(scribe.store.database).stream(evidence(proven(lone, job_id)[0]).stream_id)
     exported = [msgspec.structs.replace(one, private=None, private_salt=None) for one in whole]
     assert [evidence(event) for event in proven(lone, job_id)] == exported
     for event, one in zip(proven(lone, job_id), msgspec.to_builtins(exported), strict=True):

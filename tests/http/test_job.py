@@ -53,7 +53,7 @@ def eventful() -> tuple[History, list[tuple[str, tuple[str, str], int]]]:
 async def test_every_version_is_told_as_it_was(lone: Api, scribe: Scribe) -> None:
     """By version, and by the time of its event; the answer is that of a job which never went on."""
     history, seen = eventful()
-    assert len(history.facts) == len(seen)
+    assert len(history.events) == len(seen)
     job_id = await scribe.write(history)
     for version, (status, steps, completed) in enumerate(seen, start=1):
         job = lone.get(f"/v1/jobs/{job_id}", as_of_version=version)

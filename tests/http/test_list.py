@@ -33,7 +33,7 @@ async def fill(url: str) -> list[str]:
     for hour, status in enumerate(STATUSES):
         for _ in range(3):
             job = history(status)
-            order.append((hour, await scribe.write(job, times=[minute(60 * hour + n) for n in range(len(job.facts))])))
+            order.append((hour, await scribe.write(job, times=[minute(60 * hour + n) for n in range(len(job.events))])))
     await store.close()
     return [job_id for _, job_id in sorted(order, reverse=True)]
 

@@ -14,7 +14,7 @@ from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
 from api.tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.events import JobFinish, StepRetry
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
@@ -33,7 +33,7 @@ async def impatient(url: str) -> AsyncIterator[str]:
     store = Store(url)
     services = Services(
         log=store.log,
-        archive=Archive(store.database),
+        archive=AuditReader(store.database),
         committer=store.committer,
         jobs=Jobs(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),
@@ -80,9 +80,9 @@ async def test_who_does_not_read_is_cut_off_and_loses_nothing(lone: Api, lone_ur
             raw = await asyncio.to_thread(drained, lazy)
     whole = raw.decode().split("\r\n\r\n", 1)[1].rpartition("\n\n")[0]
     seen = ids(parse_sse(whole))
-    assert 0 < len(seen) < len(history.facts), "it was cut off"
+    assert 0 < len(seen) < len(history.events), "it was cut off"
     rest = ids(lone.stream(job_id, last_event_id=str(seen[-1])))
-    assert seen + rest == list(range(1, len(history.facts) + 1))
+    assert seen + rest == list(range(1, len(history.events) + 1))
 
 
 async def clients(base: str, count: int) -> bool:

@@ -86,14 +86,14 @@ async def test_a_frame_tells_its_event_flat_and_as_payload(lone: Api, scribe: Sc
 async def test_events_come_as_they_happen_and_progress_after_them(lone: Api, scribe: Scribe) -> None:
     """To the last event of the job, then a last progress, then the server closes."""
     history = succeeded(count=1)
-    whole, history.facts = history.facts, history.facts[:1]
+    whole, history.events = history.events, history.events[:1]
     job_id = await scribe.write(history)
     async with live(lone.base, path(job_id)) as frames:
         first, second = await frames.until("progress")
         assert first.startswith("retry: 2000\nevent: log\n")
         assert second.startswith("event: progress\n")
         for version in range(2, len(whole) + 1):
-            history.facts = whole[:version]
+            history.events = whole[:version]
             await scribe.write(history, after=version - 1)
             came = await frames.until(f"\nid: {version}")
             assert not [one for one in came[:-1] if "\nid: " in one]
@@ -111,7 +111,7 @@ async def test_a_retried_jobs_stream_goes_on_after_its_first_end(lone: Api, scri
     history.add(retried).started("upscale", 3).wrote("upscale", 0, attempt=3).finished("upscale", attempt=3)
     history.add(JobFinish(status="succeeded"))
     events = lone.stream(await scribe.write(history))
-    assert ids(events) == list(range(1, len(history.facts) + 1))
+    assert ids(events) == list(range(1, len(history.events) + 1))
     assert (events[-1].event, events[-1].data["progress"]) == ("progress", 1.0)
 
 
@@ -181,7 +181,7 @@ async def test_a_stopping_server_ends_its_streams_cleanly(
 ) -> None:
     """SIGTERM: the answer is complete, and the client loses nothing by resuming at another server."""
     history = succeeded()
-    whole, history.facts = history.facts, history.facts[:4]
+    whole, history.events = history.events, history.events[:4]
     job_id = await scribe.write(history)
     with running("api", lone_url, s3_config) as service:
         async with live(service.url, path(job_id)) as frames:
@@ -190,7 +190,7 @@ async def test_a_stopping_server_ends_its_streams_cleanly(
             came += await frames.rest()
             assert await stopping == 0
     seen = ids(parse_sse("\n\n".join(came)))
-    history.facts = whole
+    history.events = whole
     await scribe.write(history, after=4)
     assert seen + ids(lone.stream(job_id, last_event_id=str(seen[-1]))) == list(range(1, 11))
 

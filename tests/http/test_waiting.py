@@ -106,13 +106,13 @@ async def test_a_waiting_read_sees_the_end_that_another_server_wrote(lone: Api, 
     """And tells it with the newest ETag."""
     whole = succeeded(count=1)
     early = History.__new__(History)
-    early.job_id, early.facts = whole.job_id, whole.facts[:3]
+    early.job_id, early.events = whole.job_id, whole.events[:3]
     job_id = await scribe.write(early)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(httpx.get, f"{lone.base}/v1/jobs/{job_id}", headers={"Prefer": "wait=20"}, timeout=30)
         await scribe.write(whole, after=3)
         answer = waiting.result()
-    assert (answer.json()["status"], answer.headers["ETag"]) == ("succeeded", f'"v{len(whole.facts)}"')
+    assert (answer.json()["status"], answer.headers["ETag"]) == ("succeeded", f'"v{len(whole.events)}"')
 
 
 def test_an_eager_service_answers_the_ended_job(eager: Api) -> None:

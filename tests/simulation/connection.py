@@ -7,7 +7,7 @@ from uuid import UUID
 
 from eventstore.committer import Committer, Transition
 from eventstore.errors import DatabaseUnavailable
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Log
 from orchestrator.transact import Jobs
 from tests.simulation.effects import Effect
@@ -34,17 +34,17 @@ class SimulatedLog:
         """As `Log.confirm_replicated`: the one simulated server has no standby."""
         return Effect("confirm", lambda: None, failure=self._failure)
 
-    def stream(self, stream: UUID) -> Effect[list[Recorded]]:
+    def stream(self, stream: UUID) -> Effect[list[RecordedEvent]]:
         """As `Log.stream`."""
         return Effect("fold", lambda: list(self._storage.streams.get(stream, ())), failure=self._failure)
 
-    def streams(self, streams: Sequence[UUID]) -> Effect[dict[UUID, list[Recorded]]]:
+    def streams(self, streams: Sequence[UUID]) -> Effect[dict[UUID, list[RecordedEvent]]]:
         """As `Log.streams`."""
         return Effect(
             "fold", lambda: {stream: list(self._storage.streams[stream]) for stream in streams}, failure=self._failure
         )
 
-    def after(self, cursor: Mapping[int, int], *, limit: int) -> Effect[dict[int, list[Recorded]]]:
+    def after(self, cursor: Mapping[int, int], *, limit: int) -> Effect[dict[int, list[RecordedEvent]]]:
         """As `Log.after`."""
         return Effect("read", partial(self._storage.after, cursor, min(limit, _BATCH)), failure=self._failure)
 

@@ -4,11 +4,11 @@ from collections import Counter
 from uuid import UUID
 
 from eventstore.events import (
-    ArtifactBody,
+    ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
-    Fact,
+    DecodedEvent,
     JobFinish,
     RetryRequested,
     StepFinish,
@@ -43,29 +43,29 @@ class Auditor:
         self._finishes: Counter[tuple[UUID, int]] = Counter()
         self._progress: dict[UUID, float] = {}
 
-    def appended(self, before: JobState | None, after: JobState, fact: Fact) -> None:
+    def appended(self, before: JobState | None, after: JobState, event: DecodedEvent) -> None:
         """Check an event that was just appended."""
         if before is not None:
-            self._check_order(before, fact)
-        match fact.body:
+            self._check_order(before, event)
+        match event.body:
             case StepStart() as body:
                 self._started(before, body)
             case ArtifactWritten() as body:
-                self._wrote(before, body, fact)
+                self._wrote(before, body, event)
             case ArtifactRewritten() as body:
-                self._rewrote(before, body, fact)
+                self._rewrote(before, body, event)
             case StepRetry(reason="not_started") as body:
                 self._failed_to_start(before, body)
             case StepRetry() as body:
-                self._expect_owner(before, body, fact)
+                self._expect_owner(before, body, event)
             case StepFinish() as body:
-                self._finished(before, after, body, fact)
+                self._finished(before, after, body, event)
             case JobFinish() as body:
                 last = after.steps[-1].status == "succeeded"
                 expect((body.status == "succeeded") == last, f"job {after.job_id} ends {body.status}: {after.steps}")
             case RetryRequested() as body:
                 self._retried(before, body)
-        self._view(after, fact)
+        self._view(after, event)
 
     def sent(self, command: Command) -> None:
         """Check a command that a reaction sent."""
@@ -91,15 +91,15 @@ class Auditor:
         waiting = [one.command for queue in self.storage.messages.values() for one in queue.values()]
         expect(not waiting, f"orphan commands: {waiting}")
 
-    def _check_order(self, before: JobState, fact: Fact) -> None:
-        retried = isinstance(fact.body, RetryRequested)
+    def _check_order(self, before: JobState, event: DecodedEvent) -> None:
+        retried = isinstance(event.body, RetryRequested)
         if retried:
             expect(before.finished == "failed", f"a job that is {before.finished} is retried")
         else:
-            expect(before.finished is None, f"{fact.body} after the end")
-        if isinstance(fact.body, JobFinish):
+            expect(before.finished is None, f"{event.body} after the end")
+        if isinstance(event.body, JobFinish):
             expect(before.running is None, f"the job ends while a step runs: {before}")
-        if isinstance(fact.body, CancelRequested):
+        if isinstance(event.body, CancelRequested):
             expect(not before.cancel_pending, "a second cancel")
 
     def _started(self, before: JobState | None, body: StepStart) -> None:
@@ -118,23 +118,25 @@ class Auditor:
         expect(owed(before) == step, f"step {body.step} fails to start out of turn: {before.steps}")
         self._owners.pop(body.step_id, None)
 
-    def _expect_owner(self, before: JobState | None, body: ArtifactBody | StepRetry | StepFinish, fact: Fact) -> None:
+    def _expect_owner(
+        self, before: JobState | None, body: ArtifactEvent | StepRetry | StepFinish, event: DecodedEvent
+    ) -> None:
         assert before is not None
         step = before.step(body.step_id)
         current = (step.attempt, step.status, self._owners.get(body.step_id))
-        found = (body.attempt, "running", fact.meta.actor)
+        found = (body.attempt, "running", event.meta.actor)
         expect(current == found, f"{body.code} by {found}, while the step is at {current}: a fenced zombie appends")
 
-    def _wrote(self, before: JobState | None, body: ArtifactWritten, fact: Fact) -> None:
+    def _wrote(self, before: JobState | None, body: ArtifactWritten, event: DecodedEvent) -> None:
         assert before is not None
-        self._expect_owner(before, body, fact)
+        self._expect_owner(before, body, event)
         step = before.step(body.step_id)
         expect(body.item_index not in step.artifacts, f"item {body.item_index} of {body.step} is written twice")
         self._check_object(before, step, body)
 
-    def _rewrote(self, before: JobState | None, body: ArtifactRewritten, fact: Fact) -> None:
+    def _rewrote(self, before: JobState | None, body: ArtifactRewritten, event: DecodedEvent) -> None:
         assert before is not None
-        self._expect_owner(before, body, fact)
+        self._expect_owner(before, body, event)
         step = before.step(body.step_id)
         expect(body.item_index in step.lost, f"item {body.item_index} of {body.step} is rewritten though it is there")
         expect(body.artifact_id == step.artifacts[body.item_index].artifact_id, "an item has two artifacts")
@@ -147,24 +149,24 @@ class Auditor:
             if step.step_id == body.step_id or step.status == "failed":
                 self._retries[step.step_id] += 1
 
-    def _check_object(self, before: JobState, step: StepState, body: ArtifactBody) -> None:
+    def _check_object(self, before: JobState, step: StepState, body: ArtifactEvent) -> None:
         key = planned_key(before, step, body.item_index)
         expect(body.s3_key == key, f"key {body.s3_key} instead of {key}")
         found = self.storage.objects.get(key)
         expect(found == body.sha256 or key in self.storage.harmed, f"{key} holds {found}: {body}")
 
-    def _finished(self, before: JobState | None, after: JobState, body: StepFinish, fact: Fact) -> None:
+    def _finished(self, before: JobState | None, after: JobState, body: StepFinish, event: DecodedEvent) -> None:
         if body.status == "succeeded":
-            self._expect_owner(before, body, fact)
+            self._expect_owner(before, body, event)
             written = [item for item in range(after.generate.count) if after.step(body.step_id).has(item)]
             expect(len(written) == after.generate.count, f"step {body.step} succeeded with {written}")
         drive = (body.step_id, self._retries[body.step_id])
         self._finishes[drive] += 1
         expect(self._finishes[drive] == 1, f"step {body.step} finishes twice in one drive")
 
-    def _view(self, after: JobState, fact: Fact) -> None:
-        view = evolve(self._views.get(after.job_id), fact)
-        expect(evolve(view, fact) is view, f"event {fact.version} changes a view twice")
+    def _view(self, after: JobState, event: DecodedEvent) -> None:
+        view = evolve(self._views.get(after.job_id), event)
+        expect(evolve(view, event) is view, f"event {event.version} changes a view twice")
         self._views[after.job_id] = view
         for step, shown in zip(after.steps, view.steps, strict=True):
             same = (shown.attempt, shown.completed) == (step.attempt, len(step.artifacts))

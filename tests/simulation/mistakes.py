@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from eventstore.committer import Transition
-from eventstore.events import Body
+from eventstore.events import DomainEvent
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt
 from orchestrator.state import JobState, StepState
@@ -109,7 +109,7 @@ class ForgetsClaims(Storage):
 class Unfenced(Runner):
     """Goes on under whatever attempt is the current one."""
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         try:
             return await super()._carry_out(run, state, command)
         except StaleAttempt:
@@ -130,7 +130,7 @@ class BeginsAnew(Runner):
 class TriesWithoutEnd(Runner):
     """Tries a step that can't start again and again."""
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, FailStart):
             command = replace(command, max_attempts=1000)
         return await super()._carry_out(run, state, command)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from eventstore.errors import DatabaseUnavailable
-from eventstore.events import ArtifactWritten, Body, StepFinish
+from eventstore.events import ArtifactWritten, DomainEvent, StepFinish
 from eventstore.outbox import Claim
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, output_size
@@ -285,7 +285,7 @@ class Runner(Process):
         if not bodies:
             await run.jobs.settle(run.claim.ack())
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[Body]]:
+    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         return await run.jobs.carry_out(state, command, run.claim)
 
     async def _attempt(self, run: Run, state: JobState) -> None:
@@ -393,7 +393,7 @@ class Runner(Process):
         await self._carry_out(run, state, command)
 
 
-def finishes(bodies: Sequence[Body]) -> bool:
+def finishes(bodies: Sequence[DomainEvent]) -> bool:
     """Does the step end with these events?"""
     return any(isinstance(body, StepFinish) for body in bodies)
 

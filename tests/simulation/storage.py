@@ -9,7 +9,7 @@ import msgspec
 
 from eventstore import codec
 from eventstore.chain import partition_of
-from eventstore.events import Event, Fact, Private, Recorded
+from eventstore.events import DecodedEvent, NewEvent, Private, RecordedEvent
 from eventstore.log import (
     Ack,
     Answer,
@@ -34,7 +34,7 @@ QUEUES: tuple[Queue, ...] = ("upscale", "generate")
 class Observer(Protocol):
     """Whoever watches what is written."""
 
-    def appended(self, before: JobState | None, after: JobState, fact: Fact) -> None:
+    def appended(self, before: JobState | None, after: JobState, decoded: DecodedEvent) -> None:
         """An event stands in the log."""
 
     def sent(self, command: Command) -> None:
@@ -56,8 +56,8 @@ class Storage:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self.partitions: list[list[Recorded]] = [[] for _ in range(PARTITIONS)]
-        self.streams: dict[UUID, list[Recorded]] = {}
+        self.partitions: list[list[RecordedEvent]] = [[] for _ in range(PARTITIONS)]
+        self.streams: dict[UUID, list[RecordedEvent]] = {}
         self.states: dict[UUID, list[JobState]] = {}
         self.checkpoints: dict[str, list[int]] = {}
         self.messages: dict[Queue, dict[int, Message]] = {queue: {} for queue in QUEUES}
@@ -101,7 +101,7 @@ class Storage:
         """Does a checkpoint stand where its mover believes?"""
         return self.checkpoints[move.subscription][move.partition] == move.start
 
-    def after(self, cursor: Mapping[int, int], limit: int) -> dict[int, list[Recorded]]:
+    def after(self, cursor: Mapping[int, int], limit: int) -> dict[int, list[RecordedEvent]]:
         """As `Log.after`."""
         found = {partition: self.partitions[partition][at : at + limit] for partition, at in cursor.items()}
         return {partition: events for partition, events in found.items() if events}
@@ -115,7 +115,7 @@ class Storage:
         states = self.states.setdefault(append.stream, [])
         for event in append.events:
             version = len(stream) + 1
-            fact = Fact(
+            decoded = DecodedEvent(
                 stream_id=append.stream,
                 tenant=append.tenant,
                 version=version,
@@ -125,15 +125,15 @@ class Storage:
                 private=event.private or Private(),
             )
             before = states[-1] if states else None
-            after = apply(before, fact)
-            self._observer.appended(before, after, fact)
+            after = apply(before, decoded)
+            self._observer.appended(before, after, decoded)
             self._record(append, event, version, stream)
             states.append(after)
 
-    def _record(self, append: Append, event: Event, version: int, stream: list[Recorded]) -> None:
+    def _record(self, append: Append, event: NewEvent, version: int, stream: list[RecordedEvent]) -> None:
         number = partition_of(append.stream, PARTITIONS)
         partition = self.partitions[number]
-        recorded = Recorded(
+        recorded = RecordedEvent(
             stream_id=append.stream,
             tenant=append.tenant,
             version=version,

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventstore import codec
 from eventstore.errors import DatabaseUnavailable, Rejected
-from eventstore.events import Fact, Recorded
+from eventstore.events import DecodedEvent, RecordedEvent
 from eventstore.log import Log, Move, Moved
 from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, PartitionCursor, Subscription
@@ -83,17 +83,17 @@ class ReadModel:
     def __init__(self, world: World) -> None:
         self._storage = world.storage
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """As `Projector.handle`."""
-        streams: dict[UUID, list[Fact]] = {}
+        streams: dict[UUID, list[DecodedEvent]] = {}
         for event in events:
-            streams.setdefault(event.stream_id, []).append(codec.fact(event))
+            streams.setdefault(event.stream_id, []).append(codec.decode_event(event))
         kept = await self._load()
         views: list[JobView] = []
-        for stream, facts in streams.items():
-            view = kept.get(stream) if facts[0].version > 1 else None
-            for fact in facts:
-                view = evolve(view, fact)
+        for stream, history in streams.items():
+            view = kept.get(stream) if history[0].version > 1 else None
+            for one in history:
+                view = evolve(view, one)
             if view is not None:
                 views.append(view)
         return await self._write(views, moves)

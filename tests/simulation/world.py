@@ -10,7 +10,7 @@ from unittest.mock import patch
 from uuid import UUID
 
 from eventstore import subscription
-from eventstore.events import Body, Event, Meta, Private
+from eventstore.events import DomainEvent, Meta, NewEvent, Private
 from orchestrator import transact
 from tests.kit import NOON
 from tests.simulation.effects import Fate
@@ -52,10 +52,10 @@ class World:
         """An id that the dice decide."""
         return UUID(int=self.dice.getrandbits(128))
 
-    def event(self, body: Body, meta: Meta, *, private: Private | None = None) -> Event:
+    def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
         """As `transact.event`, in this world's time."""
         now = NOON + timedelta(seconds=self.now)
-        return Event(event_id=self.new_id(), ts=now, body=body, meta=meta, private=private)
+        return NewEvent(event_id=self.new_id(), ts=now, body=body, meta=meta, private=private)
 
     def note(self, who: str, what: str) -> None:
         """Keep what happened, for whoever has to understand a violation."""

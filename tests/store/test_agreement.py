@@ -16,7 +16,7 @@ async def projected(store: Store, *histories: History) -> None:
     """Append some histories, and let the projector read all there is."""
     for history in histories:
         known = len(await store.log.stream(history.job_id))
-        bodies = [fact.body for fact in history.facts[known:] if fact.body is not None]
+        bodies = [decoded.body for decoded in history.events[known:] if decoded.body is not None]
         private = Private(prompt="a castle") if known == 0 else None
         events = tuple(event(body, private=private if n == 0 else None) for n, body in enumerate(bodies))
         await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=known, events=events)]))
@@ -43,7 +43,7 @@ async def test_what_the_projector_wrote_agrees(store: Store) -> None:
     half = a_job()
     await projected(store, done, half, History())
     assert await everything(store) == []
-    more = half.wrote("generate", 0).facts[-1].body
+    more = half.wrote("generate", 0).events[-1].body
     assert more is not None
     await store.log.commit(Batch(appends=[Append(stream=half.job_id, expected=3, events=(event(more),))]))
     assert await everything(store) == []

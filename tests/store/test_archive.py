@@ -6,19 +6,19 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from eventstore.archive import Archive
+from eventstore.archive import AuditReader
 from eventstore.events import Private
-from eventstore.evidence import Flaw, Verifier
+from eventstore.evidence import IntegrityViolation, Verifier
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
-async def flaws(store: Store) -> list[Flaw]:
+async def flaws(store: Store) -> list[IntegrityViolation]:
     """What a verification of the whole log finds."""
-    archive = Archive(store.database)
+    archive = AuditReader(store.database)
     verifier = Verifier(await archive.identity(), whole=True)
-    found: list[Flaw] = []
+    found: list[IntegrityViolation] = []
     for partition in await archive.partitions():
         async for page in archive.pages(partition):
             for one in page:
@@ -96,7 +96,7 @@ async def test_rows_where_no_reader_looks_are_found(store: Store, db_url: str) -
 async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: str) -> None:
     """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
     first = await written(store)
-    archive = Archive(store.database)
+    archive = AuditReader(store.database)
     verifier = Verifier(await archive.identity(), whole=False)
     events = await archive.stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
@@ -113,7 +113,7 @@ async def test_pages_follow_each_other(store: Store) -> None:
     stream = stream_in(4)
     for expected in range(0, 2500, 500):
         await store.log.commit(Batch(appends=[some_append(stream, expected=expected, count=500)]))
-    archive = Archive(store.database)
+    archive = AuditReader(store.database)
     events = [one async for page in archive.pages(4) for one in page]
     assert [one.position for one in events] == list(range(1, 2501))
     for place in (0, 1, 499, 1200, 2499):

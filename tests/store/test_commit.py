@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from eventstore.events import Body, RetryRequested, StepRetry
+from eventstore.events import DomainEvent, RetryRequested, StepRetry
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Move, Send
 from eventstore.outbox import Command
@@ -228,7 +228,9 @@ async def test_recorded_at_never_runs_backwards_in_a_partition(store: Store) -> 
         (RetryRequested(step_id=NOBODY, step_name="generate", items=[0]), 2),
     ],
 )
-async def test_what_an_earlier_schema_version_can_hold_is_written_in_it(store: Store, body: Body, version: int) -> None:
+async def test_what_an_earlier_schema_version_can_hold_is_written_in_it(
+    store: Store, body: DomainEvent, version: int
+) -> None:
     """A process of an earlier release reads what it can, and stops at the rest."""
     append = Append(stream=new_id(), expected=0, events=(event(body),))
     await store.log.commit(Batch(appends=[append]))

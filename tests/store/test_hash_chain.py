@@ -6,12 +6,12 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
-from eventstore.events import Private, Recorded
+from eventstore.events import Private, RecordedEvent
 from eventstore.log import Append, Batch
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
-def broken(log_id: UUID, events: list[Recorded]) -> list[int]:
+def broken(log_id: UUID, events: list[RecordedEvent]) -> list[int]:
     """The positions of one partition at which a chain does not verify."""
     bad: list[int] = []
     chain = chain_genesis(log_id, events[0].partition)
@@ -25,7 +25,7 @@ def broken(log_id: UUID, events: list[Recorded]) -> list[int]:
     return bad
 
 
-async def written(store: Store) -> tuple[UUID, list[Recorded]]:
+async def written(store: Store) -> tuple[UUID, list[RecordedEvent]]:
     """A partition with two streams interleaved, private text and text beyond ASCII among it."""
     first, second = stream_in(4), stream_in(4)
     prompt = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from eventstore.errors import DatabaseUnavailable
-from eventstore.events import Body, KeyCreated, KeyRevoked, Scope
+from eventstore.events import DomainEvent, KeyCreated, KeyRevoked, Scope
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from projections.key_queries import Keys
@@ -15,7 +15,7 @@ from projections.keys import digest, key_text
 from tests.kit import Store, event
 
 
-async def append(store: Store, key_id: UUID, body: Body, *, expected: int = 0, tenant: str = "acme") -> None:
+async def append(store: Store, key_id: UUID, body: DomainEvent, *, expected: int = 0, tenant: str = "acme") -> None:
     """One event of a key."""
     one = Append(stream=key_id, category="key", tenant=tenant, expected=expected, events=(event(body),))
     assert (await store.log.commit(Batch(appends=[one]))).streams[key_id].committed

@@ -105,7 +105,7 @@ async def test_what_comes_meanwhile_is_there_at_the_swap(store: Store) -> None:
     await rebuild.begin()
     await append(store, 20, seed=2)
     await rebuild.fill()
-    known = len(first[0].facts)
+    known = len(first[0].events)
     first[0].started("generate", attempt=9)
     await store.log.commit(Batch(appends=[histories.append(first[0], known=known)]))
     assert [name async for name in rebuild.index()]
@@ -160,7 +160,7 @@ async def test_reads_see_every_event_all_the_while(store: Store) -> None:
     """Given a rebuild at any stage, then a job is read as its whole history tells it."""
     [drawn] = await append(store, 1)
     queries = Queries(store.database)
-    wanted = views.view(drawn.facts)
+    wanted = views.view(drawn.events)
     assert wanted is not None
 
     async def seen() -> JobView:
@@ -406,7 +406,7 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
     rebuild = await build(store)
     await store.database.call("select projector.follow()")
     await project(store, SHADOW)
-    known = len(drawn.facts)
+    known = len(drawn.events)
     drawn.started("generate", attempt=9)
     await store.log.commit(Batch(appends=[histories.append(drawn, known=known)]))
     projector = Projector(store.database)

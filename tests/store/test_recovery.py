@@ -8,7 +8,16 @@ import pytest
 
 from eventstore import codec
 from eventstore.chain import partition_of
-from eventstore.events import Body, CancelRequested, Event, JobFinish, OutboxPurged, OutboxRebuilt, StepName, StepRetry
+from eventstore.events import (
+    CancelRequested,
+    DomainEvent,
+    JobFinish,
+    NewEvent,
+    OutboxPurged,
+    OutboxRebuilt,
+    StepName,
+    StepRetry,
+)
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Send
 from eventstore.outbox import Command, Outbox
@@ -47,8 +56,8 @@ JOBS: dict[str, tuple[Callable[[History], History], StepName | None, bool]] = {
 async def write(store: Store, history: History, *, reacted: bool = True) -> None:
     """A job's history, and the orchestrator's checkpoint behind it if it has reacted."""
     events = tuple(
-        Event(event_id=new_id(), ts=NOON, body=one.body, private=one.private)
-        for one in history.facts
+        NewEvent(event_id=new_id(), ts=NOON, body=one.body, private=one.private)
+        for one in history.events
         if one.body is not None
     )
     append = Append(stream=history.job_id, expected=0, events=events)
@@ -74,7 +83,7 @@ def _step(message: str) -> UUID:
     return msgspec.json.decode(message, type=Command).step_id
 
 
-async def notes(store: Store) -> list[Body | None]:
+async def notes(store: Store) -> list[DomainEvent | None]:
     """What the log says was done to the queues."""
     return [codec.body(one) for one in await store.log.stream(STREAM)]
 

@@ -116,7 +116,7 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
     while await subscription.step():
         pass
     await store.database.call("update readmodel.jobs set status = 'lost'")
-    [started] = [fact.body for fact in history.started("generate").facts[1:] if fact.body is not None]
+    [started] = [decoded.body for decoded in history.started("generate").events[1:] if decoded.body is not None]
     await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=1, events=(event(started),))]))
 
     async def reported() -> bool:
@@ -138,7 +138,7 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
 async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -> None:
     """Given an image of another job's step, and later a row that is none of ours, then a read gives what there is."""
     history = History().started("generate").wrote("generate", 0)
-    bodies = [fact.body for fact in history.facts if fact.body is not None]
+    bodies = [decoded.body for decoded in history.events if decoded.body is not None]
     events = tuple(event(body) for body in [*bodies, History().item("generate", 0)])
     await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=events)]))
     queries = Queries(store.database)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from eventstore import codec
 from eventstore.errors import Rejected
-from eventstore.events import CancelRequested, Recorded, StepFinish, StepStart
+from eventstore.events import CancelRequested, RecordedEvent, StepFinish, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Moved, Send
 from eventstore.outbox import Claim, Command
@@ -44,7 +44,7 @@ class Recorder:
         self.poison: UUID | None = None
         self.moves = 0
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         if any(one.stream_id == self.poison for one in events):
             raise ValueError("poison")
         await asyncio.sleep(0)
@@ -69,7 +69,7 @@ class Forwarder(Recorder):
     def __init__(self, store: Store) -> None:
         super().__init__(store, [])
 
-    async def handle(self, events: Sequence[Recorded], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         sends = [
             Send(
                 stream=one.stream_id,
@@ -252,7 +252,7 @@ async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store:
 
     real_streams = store.log.streams
 
-    async def cancelling(streams: Sequence[UUID]) -> dict[UUID, list[Recorded]]:
+    async def cancelling(streams: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         nonlocal slipped
         found = await real_streams(streams)
         if not slipped:

@@ -9,7 +9,7 @@ import pytest
 
 from eventstore.committer import Transition
 from eventstore.errors import LogDamaged
-from eventstore.events import Recorded
+from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import Batch, Head
 from eventstore.tailer import Tailer
@@ -101,7 +101,7 @@ class Reader:
                 if not batches:
                     await wake_signal.wait(5)
 
-    def _take(self, event: Recorded) -> None:
+    def _take(self, event: RecordedEvent) -> None:
         self.versions.setdefault(event.stream_id, []).append(event.version)
 
 

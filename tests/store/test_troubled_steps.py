@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from eventstore import codec
 from eventstore.events import (
     ArtifactWritten,
-    Body,
     CancelRequested,
+    DomainEvent,
     ErrorCode,
     Rendering,
     StepError,
@@ -108,14 +108,14 @@ class Baffled(Jobs):
 class Undecided(Jobs):
     """Can fold every history, and decides nothing."""
 
-    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[Body]]:
+    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         raise RuntimeError(state, command, claim)
 
 
 class Overtaken(Jobs):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
-    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[Body]]:
+    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, RecordItems) and command.attempt == 1:
             other = StepStart(step_id=command.step_id, step_name="generate", attempt=2, runner="other")
             append = Append(stream=state.job_id, expected=state.version, events=(event(other),))
@@ -166,7 +166,7 @@ class Bench:
         claims = await self._outbox.claim(1, 60)
         return claims[0] if claims else None
 
-    async def bodies(self) -> list[Body]:
+    async def bodies(self) -> list[DomainEvent]:
         """The job's events."""
         return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
 

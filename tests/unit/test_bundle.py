@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore.bundle import BundleReport, Header, Writer, verify
-from eventstore.evidence import Evidence
+from eventstore.evidence import AuditEvent
 from tests import paper
 from tests.kit import NOON
 
@@ -18,7 +18,7 @@ ROWS = paper.read(paper.ordered(paper.log(random.Random(5), 12, streams=3)))
 JOB = ROWS[0].stream_id
 
 
-def written(rows: Sequence[Evidence], **changes: object) -> list[bytes]:
+def written(rows: Sequence[AuditEvent], **changes: object) -> list[bytes]:
     """The lines of a bundle of everything, unless changed."""
     given: dict[str, object] = {"log": paper.LOG, "exported_at": NOON, "job": None, "since": NOON, "private": False}
     writer = Writer(Header(**given | changes))  # type: ignore[arg-type]  # of several types, each in its place

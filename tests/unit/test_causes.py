@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from eventstore.events import CancelRequested, JobErased, Meta, Private
 from orchestrator.state import fold
 from orchestrator.transact import append
-from tests.kit import History, fact
+from tests.kit import History, decoded_event
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CAUSE = Meta(request_id="ours", actor="api-1")
@@ -14,7 +14,7 @@ CAUSE = Meta(request_id="ours", actor="api-1")
 def test_a_traceparent_is_read_from_where_each_release_put_it() -> None:
     """Given one in `private`, or as before in `meta`, then runners hear of it; no new event repeats it."""
     history = History()
-    first = history.facts[0]
+    first = history.events[0]
     now = replace(first, meta=CAUSE, private=Private(prompt="a castle", traceparent=TRACE))
     before = replace(first, meta=replace(CAUSE, traceparent=TRACE))
     for created in (now, before):
@@ -28,9 +28,9 @@ def test_a_traceparent_is_read_from_where_each_release_put_it() -> None:
 def test_the_newest_request_is_the_cause() -> None:
     """Given a cancel with a trace of its own, then it is the one from then on; without one there is none."""
     history = History()
-    created = replace(history.facts[0], private=Private(traceparent=TRACE))
+    created = replace(history.events[0], private=Private(traceparent=TRACE))
     for given in (TRACE.replace("0af", "1af"), None):
-        cancel = fact(CancelRequested(), 2, job_id=history.job_id, private=Private(traceparent=given))
+        cancel = decoded_event(CancelRequested(), 2, job_id=history.job_id, private=Private(traceparent=given))
         state = fold([created, cancel])
         assert state is not None
         assert state.traceparent == given
@@ -43,6 +43,8 @@ def test_what_the_client_says_goes_with_the_request_alone() -> None:
     said = Private(request_id="jane.doe", traceparent=TRACE)
     both = append(state, [CancelRequested(), CancelRequested()], "api-1", CAUSE, said).events
     assert [event.private for event in both] == [said, None]
-    erased = fold([replace(history.facts[0], private=said), fact(JobErased(erased=[]), 2, job_id=history.job_id)])
+    erased = fold(
+        [replace(history.events[0], private=said), decoded_event(JobErased(erased=[]), 2, job_id=history.job_id)]
+    )
     assert erased is not None
     assert (erased.private, erased.traceparent) == (Private(), None)

@@ -9,15 +9,15 @@ from tests.kit import History
 
 def test_equal_views_differ_nowhere() -> None:
     history = History().started("generate")
-    assert differences(view(history.facts), view(history.facts)) == []
+    assert differences(view(history.events), view(history.events)) == []
     assert differences(None, None) == []
 
 
 def test_what_an_event_changed_is_named_by_its_place() -> None:
     """Given a job before and after an artifact, then the artifact and the step's count differ, and nothing else."""
     history = History(count=2).started("generate")
-    before = view(history.facts)
-    after = view(history.wrote("generate", 1).facts)
+    before = view(history.events)
+    after = view(history.wrote("generate", 1).events)
     found = {one.path: one for one in differences(before, after)}
     assert found["steps.generate.completed"] == Difference("steps.generate.completed", 0, 1)
     assert found["artifacts.generate.1.sha256"] == Difference("artifacts.generate.1.sha256", None, "0" * 64)
@@ -27,18 +27,18 @@ def test_what_an_event_changed_is_named_by_its_place() -> None:
 
 def test_the_order_of_artifacts_is_no_difference() -> None:
     """A view from rows has them by item, one from events as they came."""
-    there = view(History(count=2).started("generate").wrote("generate", 0, 1).facts)
+    there = view(History(count=2).started("generate").wrote("generate", 0, 1).events)
     assert there is not None
     assert differences(there, replace(there, artifacts=there.artifacts[::-1])) == []
 
 
 def test_an_image_of_a_step_of_another_job_is_named_by_that_step() -> None:
     ours, foreign = History().started("generate"), History().item("generate", 0)
-    found = differences(view(ours.facts), view(ours.add(foreign).facts))
+    found = differences(view(ours.events), view(ours.add(foreign).events))
     assert f"artifacts.{foreign.step_id}.0.sha256" in {one.path for one in found}
 
 
 def test_a_job_that_was_not_there_differs_everywhere() -> None:
-    found = differences(None, view(History().facts))
+    found = differences(None, view(History().events))
     assert {one.before for one in found} == {None}
     assert "params.prompt" in {one.path for one in found}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from eventstore.events import (
     ArtifactWritten,
-    Body,
     CancelRequested,
+    DomainEvent,
     JobErased,
     JobFinish,
     RetryRequested,
@@ -34,7 +34,7 @@ from orchestrator.decisions import (
 from tests.kit import History
 
 
-def codes(bodies: list[Body]) -> list[str]:
+def codes(bodies: list[DomainEvent]) -> list[str]:
     """The codes, with the status of those that end something."""
     return [f"{body.code} {body.status}" if hasattr(body, "status") else body.code for body in bodies]
 
@@ -68,7 +68,7 @@ def fail(history: History, name: StepName = "generate", attempt: int = 1, **more
     return codes(decide(history.state, command))
 
 
-def fail_start(history: History, *, after: int = 0, retryable: bool = True) -> list[Body]:
+def fail_start(history: History, *, after: int = 0, retryable: bool = True) -> list[DomainEvent]:
     """What a failure before the start of generate leads to."""
     command = FailStart(
         step_id=history.step_id("generate"),
@@ -428,8 +428,8 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
             history.add(*decide(history.state, commands[step]))
         except StaleAttempt:
             assert not (may_start(history.state, step_id) and history.state.running)
-    written = [one.body.item_index for one in history.facts if isinstance(one.body, ArtifactWritten)]
+    written = [one.body.item_index for one in history.events if isinstance(one.body, ArtifactWritten)]
     assert len(written) == len(set(written))
-    seen = [one.body.code for one in history.facts if one.body is not None and one.body.code != "job.cancel_requested"]
+    seen = [one.body.code for one in history.events if one.body is not None and one.body.code != "job.cancel_requested"]
     assert seen.count("step.finish") <= 1
     assert "step.finish" not in seen[:-1]

@@ -17,7 +17,7 @@ import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS
 from dreamforge.settings import VARIABLES, Settings, Var
-from eventstore.events import AnchorSigned, JobBody, KeyBody, ModelBody, OutboxBody
+from eventstore.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
 from tests.kit import project_root
 
 DOCS = project_root() / "docs"
@@ -117,7 +117,7 @@ def test_the_contracts_errors_have_the_status_that_is_sent() -> None:
 
 def test_the_contract_names_every_event() -> None:
     listed = [row[0].strip("`") for row in cells(DOCS / "contract.md", "| code | when | data |")]
-    assert listed == [body.code for body in (JobBody | ModelBody | KeyBody | OutboxBody | AnchorSigned).__args__]
+    assert listed == [body.code for body in (JobEvent | ModelEvent | KeyEvent | OutboxEvent | AnchorSigned).__args__]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(project_root()).as_posix())

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from eventstore import anchors
-from eventstore.evidence import Evidence, Flaw, Verifier
+from eventstore.evidence import AuditEvent, IntegrityViolation, Verifier
 from tests import paper
 from tests.kit import NOON
 
@@ -20,14 +20,14 @@ MUTATIONS = int(os.environ.get("DF_TEST_MUTATIONS", "10000"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def flaws(rows: Sequence[Evidence]) -> list[Flaw]:
+def flaws(rows: Sequence[AuditEvent]) -> list[IntegrityViolation]:
     """What a verification of the whole log says of some rows."""
     verifier = Verifier(paper.LOG, whole=True)
     found = [flaw for row in paper.read(paper.ordered(rows)) for flaw in verifier.take(row)]
     return found + verifier.end()
 
 
-def stream_flaws(rows: Sequence[Evidence], stream: UUID) -> list[Flaw]:
+def stream_flaws(rows: Sequence[AuditEvent], stream: UUID) -> list[IntegrityViolation]:
     """What a verification of one stream says."""
     verifier = Verifier(paper.LOG, whole=False)
     own = sorted((row for row in paper.read(rows) if row.stream_id == stream), key=lambda row: row.version)
@@ -53,7 +53,7 @@ def other(rng: random.Random, value: Any) -> Any:
             return rng.choice((b"x", "x"))
 
 
-def changed_field(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def changed_field(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """One field of one row."""
     place = rng.randrange(len(rows))
     row = rows[place]
@@ -69,7 +69,7 @@ def changed_field(rng: random.Random, rows: list[Evidence]) -> tuple[list[Eviden
     return [*rows[:place], forged, *rows[place + 1 :]], field, [row, forged]
 
 
-def truncated(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def truncated(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """The newest rows of a partition gone, without a trace but for the anchor."""
     partition = rng.choice(sorted({row.partition for row in rows}))
     own = [row for row in rows if row.partition == partition]
@@ -77,7 +77,7 @@ def truncated(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence],
     return [row for row in rows if row not in own[-cut:]], "truncated", own[-1:]
 
 
-def rewritten(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def rewritten(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """One row changed, and every hash and chain behind it computed anew, as whoever owns the database can."""
     place = rng.randrange(len(rows))
     forged = rows[:place]
@@ -87,7 +87,7 @@ def rewritten(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence],
     return forged, "rewritten", [[row for row in rows if row.partition == partition][-1]]
 
 
-def removed(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def removed(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """One row that is not the last of its partition: a tail can only be missed by an anchor."""
     ends = {row.partition: row for row in rows}
     row = rng.choice([row for row in rows if row is not ends[row.partition]])
@@ -95,7 +95,7 @@ def removed(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], s
     return [one for one in rows if one is not row], "removed", [row, behind]
 
 
-def swapped(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def swapped(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """Two rows of a partition in each other's place."""
     partition = rng.choice([p for p in range(paper.LOG.partitions) if sum(row.partition == p for row in rows) > 1])
     one, two = rng.sample([row for row in rows if row.partition == partition], 2)
@@ -103,7 +103,7 @@ def swapped(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], s
     return [places.get(id(row), row) for row in rows], "swapped", [one, two]
 
 
-def inserted(rng: random.Random, rows: list[Evidence]) -> tuple[list[Evidence], str, list[Evidence]]:
+def inserted(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """A forged row, its hashes computed, in the place of another; those behind it move up."""
     model = rng.choice(rows)
     moved = [
@@ -125,7 +125,7 @@ KINDS = (changed_field, changed_field, changed_field, changed_field, removed, sw
 def test_any_single_change_is_found_where_it_stands() -> None:
     """Given thousands of changes drawn at random, each to a sound log, then the first flaw is at the changed place."""
     rng = random.Random(20261123)
-    rows: list[Evidence] = []
+    rows: list[AuditEvent] = []
     for n in range(MUTATIONS):
         if n % 20 == 0:
             rows = paper.log(rng, rng.randrange(8, 24))

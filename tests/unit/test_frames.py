@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.frames import HEARTBEAT, of_event, of_progress, retry
 from eventstore import codec
-from eventstore.events import Body, CancelRequested, JobFinish, Recorded, StepError, StepRetry
+from eventstore.events import CancelRequested, DomainEvent, JobFinish, RecordedEvent, StepError, StepRetry
 from eventstore.ids import new_id
 from projections.progress import progress
 from projections.views import view
@@ -21,14 +21,14 @@ HISTORY = History().started("generate").wrote("generate", 0).finished("generate"
 STEP = HISTORY.step_id("generate")
 
 
-def stored(body: Body, version: int = 4) -> Recorded:
+def stored(body: DomainEvent, version: int = 4) -> RecordedEvent:
     """An event as it is read from the log."""
     return raw(body.code, codec.encode(body), version=version)
 
 
-def raw(code: str, data: str, *, version: int = 4, schema_version: int = 1) -> Recorded:
+def raw(code: str, data: str, *, version: int = 4, schema_version: int = 1) -> RecordedEvent:
     """An event as it is read from the log, whoever wrote it."""
-    return Recorded(
+    return RecordedEvent(
         stream_id=HISTORY.job_id,
         tenant="default",
         version=version,
@@ -142,7 +142,7 @@ def test_a_log_line_names_its_step_if_it_is_about_one() -> None:
 @pytest.mark.parametrize(("index", "apart"), [(0, "log"), (1, "step"), (2, "artifact"), (3, "step")], ids=str)
 def test_steps_start_and_finish_apart_only_where_asked_for(index: int, apart: str) -> None:
     """Given a history of created, start, artifact, finish, when steps are wanted apart, then only those two are."""
-    body = HISTORY.facts[index].body
+    body = HISTORY.events[index].body
     assert body is not None
     together = of_event(stored(body), steps_apart=False)
     assert read(of_event(stored(body), steps_apart=True))[0] == apart
@@ -192,7 +192,7 @@ def test_any_text_keeps_to_its_frame(text: str) -> None:
 
 
 def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
-    job = view(HISTORY.facts)
+    job = view(HISTORY.events)
     assert job is not None
     kind, data, version = read(of_progress(progress(job)))
     assert (kind, version) == ("progress", None)
@@ -210,6 +210,8 @@ def test_what_keeps_a_stream_alive_has_no_id_either() -> None:
 
 def test_ids_are_the_versions_of_the_job() -> None:
     frames = [
-        of_event(stored(fact.body, fact.version), steps_apart=False) for fact in HISTORY.facts if fact.body is not None
+        of_event(stored(decoded.body, decoded.version), steps_apart=False)
+        for decoded in HISTORY.events
+        if decoded.body is not None
     ]
     assert [read(frame)[2] for frame in frames] == ["1", "2", "3", "4"]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import Body, JobFinish, KeyCreated, KeyRevoked
+from eventstore.events import DomainEvent, JobFinish, KeyCreated, KeyRevoked
 from eventstore.ids import new_id
 from projections.keys import TENANT, KeyView, digest, evolve, key_text, named_id, view
-from tests.kit import NOON, fact
+from tests.kit import NOON, decoded_event
 
 SECRETS = st.text("ABCXYZabcxyz0189-_", min_size=43, max_size=43)
 LATER = NOON + timedelta(hours=1)
@@ -22,10 +22,12 @@ def created() -> KeyCreated:
     return KeyCreated(name="ci", scopes=["jobs", "audit"], digest=digest("df_…"))
 
 
-def seen(*bodies: Body) -> KeyView:
+def seen(*bodies: DomainEvent) -> KeyView:
     """The key after these events, an hour apart."""
     key_id = new_id()
-    found = view(fact(body, n, job_id=key_id, ts=NOON + timedelta(hours=n - 1)) for n, body in enumerate(bodies, 1))
+    found = view(
+        decoded_event(body, n, job_id=key_id, ts=NOON + timedelta(hours=n - 1)) for n, body in enumerate(bodies, 1)
+    )
     assert found is not None
     return found
 
@@ -44,8 +46,8 @@ def test_a_revoked_key_stays_on_record_and_opens_nothing() -> None:
 
 def test_a_history_that_does_not_begin_with_a_creation_is_no_key() -> None:
     assert view([]) is None
-    assert evolve(None, fact(JobFinish(status="succeeded"), 1, job_id=new_id())) is None
-    assert evolve(None, fact(KeyRevoked(), 1, job_id=new_id())) is None
+    assert evolve(None, decoded_event(JobFinish(status="succeeded"), 1, job_id=new_id())) is None
+    assert evolve(None, decoded_event(KeyRevoked(), 1, job_id=new_id())) is None
 
 
 @given(st.uuids(), SECRETS)

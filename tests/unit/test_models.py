@@ -9,20 +9,20 @@ import pytest
 
 from api.requests import Generate
 from dreamforge.registry import default_schema
-from eventstore.events import Body, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
+from eventstore.events import DomainEvent, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from eventstore.ids import new_id
 from projections.models import ModelView, in_order, view
 from runners.selection import model_ref
-from tests.kit import NOON, fact, job_created, model_registered
+from tests.kit import NOON, decoded_event, job_created, model_registered
 
 DAMAGED = ModelVerified(intact=False, problems=["weights.bin has changed"])
 INTACT = ModelVerified(intact=True, problems=[])
 
 
-def seen(*bodies: Body) -> ModelView:
+def seen(*bodies: DomainEvent) -> ModelView:
     """The model after these events, which follow its registration."""
     model_id = new_id()
-    found = view(fact(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
+    found = view(decoded_event(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
     assert found is not None
     return found
 
@@ -30,7 +30,7 @@ def seen(*bodies: Body) -> ModelView:
 def model(kind: str, capability: str, minutes: int) -> ModelView:
     """A model registered some minutes after noon."""
     registered = model_registered(kind=kind, capabilities=[capability])
-    found = view([fact(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
+    found = view([decoded_event(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
     assert found is not None
     return found
 
@@ -46,7 +46,7 @@ def model(kind: str, capability: str, minutes: int) -> ModelView:
 )
 def test_one_file_of_weights_is_what_others_know_a_model_by(paths: list[str], expected: str | None) -> None:
     files = [ModelFile(path=path, sha256=sha256(path.encode()).hexdigest(), size=1) for path in paths]
-    found = view([fact(model_registered(files=files), 1, job_id=new_id())])
+    found = view([decoded_event(model_registered(files=files), 1, job_id=new_id())])
     assert found is not None
     digest = None if expected is None else sha256(expected.encode()).hexdigest()
     assert (found.weights_sha256, model_ref(found).weights_sha256) == (digest, digest)
@@ -69,7 +69,10 @@ def test_a_registered_model_is_installed_and_waits_to_be_enabled() -> None:
         ([DAMAGED, INTACT], False),
     ],
 )
-def test_jobs_may_use_a_model_that_is_enabled_and_whose_files_are_intact(bodies: list[Body], available: bool) -> None:  # noqa: FBT001
+def test_jobs_may_use_a_model_that_is_enabled_and_whose_files_are_intact(
+    bodies: list[DomainEvent],
+    available: bool,  # noqa: FBT001  # a column
+) -> None:
     assert seen(*bodies).available is available
 
 
@@ -80,14 +83,17 @@ def test_a_damaged_model_says_what_is_wrong_until_it_is_intact_again() -> None:
 
 def test_the_history_of_a_job_is_no_model() -> None:
     job_id = new_id()
-    history = [fact(job_created(), 1, job_id=job_id), fact(JobFinish(status="succeeded"), 2, job_id=job_id)]
+    history = [
+        decoded_event(job_created(), 1, job_id=job_id),
+        decoded_event(JobFinish(status="succeeded"), 2, job_id=job_id),
+    ]
     assert view(history) is None
 
 
 def test_an_event_of_a_later_release_is_passed_over_and_counted() -> None:
     """An append after it must expect the stream's true version."""
-    unknown = msgspec.structs.replace(fact(ModelEnabled(), 2, job_id=UUID(int=1)), body=None)
-    found = view([fact(model_registered(), 1, job_id=UUID(int=1)), unknown])
+    unknown = msgspec.structs.replace(decoded_event(ModelEnabled(), 2, job_id=UUID(int=1)), body=None)
+    found = view([decoded_event(model_registered(), 1, job_id=UUID(int=1)), unknown])
     assert found is not None
     assert (found.enabled, found.stream_version) == (False, 2)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventstore.events import JobQuarantined, JobReleased, Stored
+from eventstore.events import EventRow, JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
 from tests.kit import NOBODY, NOON
 
@@ -12,11 +12,11 @@ STAYS_FAILED = JobReleased.code, '{"resume":false}'
 NONSENSE = "{}"
 
 
-def history(*events: tuple[str, str]) -> list[Stored]:
+def history(*events: tuple[str, str]) -> list[EventRow]:
     """Events of one job, by code and data."""
     given = [("job.created", NONSENSE), *events]
     return [
-        Stored(
+        EventRow(
             stream_id=NOBODY,
             tenant="default",
             version=version,

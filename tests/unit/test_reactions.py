@@ -8,7 +8,7 @@ from tests.kit import History
 
 def reaction(history: History) -> Reaction | None:
     """What follows from the last event of a history."""
-    body = history.facts[-1].body
+    body = history.events[-1].body
     assert body is not None
     return react(history.state, body)
 
@@ -84,10 +84,10 @@ def test_a_requested_retry_runs_the_failed_step_again() -> None:
 
 def test_every_other_event_has_no_reaction() -> None:
     history = History(count=2).started("generate").wrote("generate", 0)
-    for fact in history.facts[1:]:
-        assert fact.body is not None
-        assert fact.body.code not in REACTED
-        assert react(history.state, fact.body) is None
+    for decoded in history.events[1:]:
+        assert decoded.body is not None
+        assert decoded.body.code not in REACTED
+        assert react(history.state, decoded.body) is None
 
 
 def released(history: History) -> Reaction | None:

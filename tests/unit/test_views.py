@@ -20,7 +20,7 @@ from tests.kit import NOON, History
 
 def seen(history: History) -> JobView:
     """The view after a whole history."""
-    found = view(history.facts)
+    found = view(history.events)
     assert found is not None
     return found
 
@@ -43,8 +43,8 @@ def test_a_new_job_is_queued_with_all_its_steps() -> None:
 def test_a_chained_job_never_reads_succeeded_before_job_finish() -> None:
     history = chained()
     job: JobView | None = None
-    for fact in history.facts:
-        job = evolve(job, fact)
+    for event in history.events:
+        job = evolve(job, event)
         assert job.status in {"queued", "running"}
     assert seen(history.add(JobFinish(status="succeeded"))).status == "succeeded"
 
@@ -123,17 +123,17 @@ def test_a_retry_at_an_earlier_step_queues_the_failed_one_too() -> None:
 def test_an_event_seen_before_changes_nothing_and_a_gap_is_refused() -> None:
     history = chained()
     job = seen(history)
-    assert evolve(job, history.facts[3]) is job
+    assert evolve(job, history.events[3]) is job
     with pytest.raises(ViewGap):
-        evolve(seen(History()), history.facts[4])
+        evolve(seen(History()), history.events[4])
     with pytest.raises(ViewGap):
-        evolve(None, history.facts[1])
+        evolve(None, history.events[1])
 
 
 def test_updated_at_is_the_newest_event() -> None:
     history = History()
-    later = msgspec.structs.replace(history.started("generate").facts[-1], ts=NOON + timedelta(hours=1))
-    history.facts[-1] = later
+    later = msgspec.structs.replace(history.started("generate").events[-1], ts=NOON + timedelta(hours=1))
+    history.events[-1] = later
     job = seen(history)
     assert (job.created_at, job.updated_at) == (NOON, NOON + timedelta(hours=1))
 
@@ -142,13 +142,13 @@ def test_updated_at_is_the_newest_event() -> None:
 def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) -> None:
     """Read model ⊕ tail equals the whole fold, wherever the row stands."""
     history = chained(count).add(JobFinish(status="succeeded"))
-    cut = data.draw(st.integers(min_value=1, max_value=len(history.facts)))
-    kept = view(history.facts[:cut])
+    cut = data.draw(st.integers(min_value=1, max_value=len(history.events)))
+    kept = view(history.events[:cut])
     assert kept is not None
     stored = Rows(job=job_row(kept), steps=tuple(step_rows(kept)), artifacts=tuple(artifact_rows(kept, kept.artifacts)))
     back: JobView | None = to_view(msgspec.json.decode(msgspec.json.encode(stored), type=Rows))
-    for fact in history.facts[cut:]:
-        back = evolve(back, fact)
+    for event in history.events[cut:]:
+        back = evolve(back, event)
     assert back == seen(history)
     assert all(isinstance(row, ArtifactRow) for row in stored.artifacts or [])
 
@@ -191,8 +191,8 @@ def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> No
     weights: Any = {"generate": weight, "upscale": 1 - weight}
     job: JobView | None = None
     last = 0.0
-    for fact in chained(min(count, 7)).facts:
-        job = evolve(job, fact)
+    for event in chained(min(count, 7)).events:
+        job = evolve(job, event)
         now = progress(job, weights).progress
         assert now >= last
         last = now
@@ -202,7 +202,7 @@ def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> No
 def test_an_erased_job_has_neither_prompt_nor_metadata() -> None:
     """Given the row of before and the event, or a history whose text is gone, then the view is the same."""
     ended = chained().add(JobFinish(status="succeeded"), JobErased(erased=["prompt"]))
-    gone = [replace(fact, private=Private()) for fact in ended.facts]
+    gone = [replace(event, private=Private()) for event in ended.events]
     assert seen(ended) == view(gone)
     assert (seen(ended).params["prompt"], seen(ended).metadata) == (None, {})
 
@@ -211,27 +211,27 @@ def test_a_job_as_it_was_is_the_fold_of_its_first_events() -> None:
     """Given 500 histories, then at every version, and at every moment, the job is what its events up to there made."""
     rng = random.Random(11)
     for _ in range(500):
-        facts = [
-            replace(fact, ts=NOON + timedelta(seconds=10 * n)) for n, fact in enumerate(histories.history(rng).facts)
+        events = [
+            replace(event, ts=NOON + timedelta(seconds=10 * n)) for n, event in enumerate(histories.history(rng).events)
         ]
         job: JobView | None = None
-        assert as_of(facts, NOON - timedelta(seconds=1)) == []
-        for n, fact in enumerate(facts, 1):
-            job = evolve(job, fact)
-            assert view(facts[:n]) == job
-            moment = fact.ts + timedelta(seconds=rng.uniform(0, 9))
-            assert view(as_of(facts, moment)) == job
+        assert as_of(events, NOON - timedelta(seconds=1)) == []
+        for n, event in enumerate(events, 1):
+            job = evolve(job, event)
+            assert view(events[:n]) == job
+            moment = event.ts + timedelta(seconds=rng.uniform(0, 9))
+            assert view(as_of(events, moment)) == job
 
 
 def test_a_job_as_it_was_ends_before_the_first_event_of_later() -> None:
     """Given 500 histories by clocks that disagree, then the beginning is the longest of events by then."""
     rng = random.Random(12)
     for _ in range(500):
-        facts = [
-            replace(fact, ts=NOON + timedelta(seconds=rng.randint(0, 20))) for fact in histories.history(rng).facts
+        events = [
+            replace(event, ts=NOON + timedelta(seconds=rng.randint(0, 20))) for event in histories.history(rng).events
         ]
         moment = NOON + timedelta(seconds=rng.randint(0, 20))
-        beginning = as_of(facts, moment)
-        assert beginning == facts[: len(beginning)]
-        assert all(fact.ts <= moment for fact in beginning)
-        assert len(beginning) == len(facts) or facts[len(beginning)].ts > moment
+        beginning = as_of(events, moment)
+        assert beginning == events[: len(beginning)]
+        assert all(event.ts <= moment for event in beginning)
+        assert len(beginning) == len(events) or events[len(beginning)].ts > moment

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api import schemas
 from eventstore import codec
 from eventstore.events import RecordedEvent, Status
-from eventstore.evidence import AuditEvent
+from eventstore.integrity.verifier import AuditEvent
 from projections.queries import Listed
 from projections.views import ArtifactView, JobView, StepView
 
@@ -123,7 +123,7 @@ def artifacts(
 
 
 def history(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.History:
-    """The answer of GET /v1/jobs/{id}/events; events that were read as evidence bear their proof."""
+    """The answer of GET /v1/jobs/{id}/events; audit events carry their proof."""
     return schemas.History(
         events=[schemas.HistoryEvent(**_recorded(event), proof=_proof(event)) for event in events],
         next_after_version=events[-1].version if has_more else None,

@@ -11,8 +11,8 @@ from api.hosts import Hosts
 from api.limits import Admission
 from api.metrics import SSE_CLIENTS
 from api.tokens import StreamTokens
-from eventstore.archive import AuditReader
 from eventstore.committer import Committer
+from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.tailer import Tailer
 from orchestrator.transact import Jobs

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from dreamforge.settings import Settings, SettingsError
-from eventstore import anchors
 from eventstore.errors import EventStoreError
 from eventstore.events import Anchor, AnchorSigned
+from eventstore.integrity import anchors
 from eventstore.log import Log
 from orchestrator.transact import note
 from projections.anchor_queries import STREAM, newest

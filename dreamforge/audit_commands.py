@@ -20,13 +20,14 @@ from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
-from eventstore import anchors, codec
-from eventstore.archive import AuditReader
-from eventstore.bundle import Header, Writer
+from eventstore import codec
 from eventstore.database import Database
 from eventstore.errors import EventStoreError, Undecodable
 from eventstore.events import Anchor, JobErased
-from eventstore.evidence import AuditEvent
+from eventstore.integrity import anchors
+from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator.quarantine import mark
 from orchestrator.transact import Unreadable

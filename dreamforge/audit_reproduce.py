@@ -15,9 +15,9 @@ from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_
 from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import Settings
 from eventstore import codec
-from eventstore.archive import AuditReader
 from eventstore.database import Database
 from eventstore.events import ArtifactWritten, DecodedEvent, Measure, Memory, ModelSelected, Rendering
+from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from orchestrator.state import JobState, StepState
 from orchestrator.transact import readable

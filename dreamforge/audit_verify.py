@@ -14,11 +14,12 @@ from dreamforge.anchoring import read_key
 from dreamforge.backends import ask_backends, ask_database
 from dreamforge.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
 from dreamforge.settings import Settings
-from eventstore import anchors, bundle, codec
-from eventstore.archive import AuditReader
+from eventstore import codec
 from eventstore.database import Database
 from eventstore.events import Anchor, AnchorSigned, ArtifactEvent, ArtifactRewritten, ArtifactWritten
-from eventstore.evidence import AuditEvent, IntegrityViolation, LogIdentity, Verifier
+from eventstore.integrity import anchors, bundle
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIdentity, Verifier
 from runners.errors import ObjectMissing
 from runners.objects import ObjectStore, StoredObject
 

@@ -33,10 +33,10 @@ from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearb
 from dreamforge.rendering import engine_process, painter
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
-from eventstore.archive import AuditReader
 from eventstore.committer import Committer
 from eventstore.database import Database, DatabaseWithDeadline, until_available
 from eventstore.errors import EventStoreError
+from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED, Backlog
 from eventstore.notifier import Notifier

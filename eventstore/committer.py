@@ -12,9 +12,9 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.chain import partition_of
 from eventstore.database import until_available
 from eventstore.errors import DatabaseUnavailable
+from eventstore.integrity.chain import partition_of
 from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
 from eventstore.notifier import Notifier
 from eventstore.supervision import Supervised

@@ -1,7 +1,7 @@
-"""At every fact exactly once: read after the checkpoints, let a handler react, commit writes and moves together.
+"""Exactly-once subscriptions: a handler's writes and its checkpoint commit together.
 
-The move is a compare-and-swap in the writes' own commit, so any number of processes may run one subscription, be
-killed at any instruction, and need neither locks nor a session.
+A checkpoint moves by compare-and-swap in the same commit as the writes, so any number of processes may run one
+subscription and be killed at any instruction. They need neither locks nor a session.
 """
 
 import random

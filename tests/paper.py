@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
-from eventstore.evidence import AuditEvent, LogIdentity
+from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
+from eventstore.integrity.verifier import AuditEvent, LogIdentity
 from tests.kit import NOON
 
 LOG = LogIdentity(log_id=UUID("018f0000-0000-7000-8000-0000000000ff"), partitions=2)

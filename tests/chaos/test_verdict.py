@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore import codec
-from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 from eventstore.events import ArtifactWritten, DecodedEvent, DomainEvent, JobFinish, RecordedEvent, StepFinish
 from eventstore.ids import new_id
+from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 from tests.chaos.verdict import CHECKS, FinalState, Job, folded
 from tests.http.conftest import succeeded
 

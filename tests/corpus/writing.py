@@ -20,9 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import anchors, codec, schema
-from eventstore.archive import AuditReader
-from eventstore.bundle import Header, Writer, events
+from eventstore import codec, schema
 from eventstore.database import Database
 from eventstore.events import (
     AnchorSigned,
@@ -55,8 +53,11 @@ from eventstore.events import (
     StepError,
     StepRetry,
 )
-from eventstore.evidence import AuditEvent
 from eventstore.ids import new_id
+from eventstore.integrity import anchors
+from eventstore.integrity.bundle import Header, Writer, events
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
 from projections import keys, models
 from projections.views import of_history

@@ -10,8 +10,8 @@ from PIL import Image
 
 from dreamforge import cli
 from dreamforge.settings import VARIABLES
-from eventstore.bundle import Header, Writer
-from eventstore.evidence import AuditEvent
+from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.verifier import AuditEvent
 from tests import paper
 from tests.kit import NOON
 

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dreamforge import anchoring
-from eventstore import anchors
 from eventstore.events import Anchor
+from eventstore.integrity import anchors
 from runners.objects import S3Config
 from tests.http.conftest import consumer, invalid, running
 from tests.kit import Api, Store, dreamforge, roles_environ

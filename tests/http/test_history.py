@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from eventstore.archive import AuditReader
-from eventstore.chain import STREAM_GENESIS, event_chain, event_hash
-from eventstore.evidence import AuditEvent
+from eventstore.integrity.chain import STREAM_GENESIS, event_chain, event_hash
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import AuditEvent
 from tests.http.conftest import Scribe, invalid, succeeded
 from tests.kit import NOBODY, Api, codes
 
@@ -78,14 +78,14 @@ def proven(api: Api, job_id: object, **params: Any) -> list[Any]:
     return list(api.get(f"/v1/jobs/{job_id}/events", include="proof", **params)["events"])
 
 
-def evidence(event: Any) -> AuditEvent:
+def audit_event(event: Any) -> AuditEvent:
     """An answered event as the chains' formulas take it, made of nothing but the answer."""
     return msgspec.convert({**event, **event["proof"], "private": None, "private_salt": None}, AuditEvent)
 
 
 def holds(event: Any) -> bool:
     """Are both hashes of an answered event those of its content? At position 1 the chain begins with the log's id."""
-    one = evidence(event)
+    one = audit_event(event)
     if event_hash(one.previous_hash or STREAM_GENESIS, one) != one.hash:
         return False
     return one.position == 1 or (one.previous_chain is not None and event_chain(one.previous_chain, one) == one.chain)
@@ -99,8 +99,8 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
     assert [{name: value for name, value in event.items() if name != "proof"} for event in events] == lone.history(
         job_id
     )
-    assert [bytes.fromhex(event["hash"]) for event in events] == [evidence(event).hash for event in events]
-    assert [evidence(event).previous_hash for event in events] == [None, *(evidence(one).hash for one in events[:-1])]
+    assert [bytes.fromhex(event["hash"]) for event in events] == [audit_event(event).hash for event in events]
+    assert [audit_event(event).previous_hash for event in events] == [None, *(audit_event(one).hash for one in events[:-1])]
     assert proven(lone, job_id, after_version=3, limit=2) == events[3:5]
     await scribe.store.database.call("select eventstore.erase($1)", job_id)
     assert proven(lone, job_id) == events
@@ -109,9 +109,9 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
 async def test_a_proof_is_what_a_bundle_holds(lone: Api, scribe: Scribe) -> None:
     """Field for field, but for the private text."""
     job_id = await scribe.write(succeeded())
-    whole = await AuditReader(scribe.store.database).stream(evidence(proven(lone, job_id)[0]).stream_id)
+    whole = await AuditReader(scribe.store.database).stream(audit_event(proven(lone, job_id)[0]).stream_id)
     exported = [msgspec.structs.replace(one, private=None, private_salt=None) for one in whole]
-    assert [evidence(event) for event in proven(lone, job_id)] == exported
+    assert [audit_event(event) for event in proven(lone, job_id)] == exported
     for event, one in zip(proven(lone, job_id), msgspec.to_builtins(exported), strict=True):
         told = {name: value for name, value in event["proof"].items() if name != "recorded_at"}
         assert told.items() <= one.items()

@@ -14,8 +14,8 @@ from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
 from api.tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
-from eventstore.archive import AuditReader
 from eventstore.events import JobFinish, StepRetry
+from eventstore.integrity.reader import AuditReader
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe

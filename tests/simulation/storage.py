@@ -8,8 +8,8 @@ from uuid import UUID
 import msgspec
 
 from eventstore import codec
-from eventstore.chain import partition_of
 from eventstore.events import DecodedEvent, NewEvent, Private, RecordedEvent
+from eventstore.integrity.chain import partition_of
 from eventstore.log import (
     Ack,
     Answer,

@@ -4,9 +4,9 @@ import asyncpg
 import pytest
 
 from eventstore import codec
-from eventstore.chain import STREAM_GENESIS, event_hash
 from eventstore.events import Private
 from eventstore.ids import new_id
+from eventstore.integrity.chain import STREAM_GENESIS, event_hash
 from eventstore.log import Append, Batch
 from tests.kit import Store, connect, event, job_created, some_append
 

@@ -5,8 +5,8 @@ from uuid import UUID
 import pytest
 from msgspec.structs import replace
 
-from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.events import Private, RecordedEvent
+from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.log import Append, Batch
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from eventstore import codec
-from eventstore.chain import partition_of
 from eventstore.events import (
     CancelRequested,
     DomainEvent,
@@ -19,6 +18,7 @@ from eventstore.events import (
     StepRetry,
 )
 from eventstore.ids import new_id
+from eventstore.integrity.chain import partition_of
 from eventstore.log import Append, Batch, Move, Send
 from eventstore.outbox import Command, Outbox
 from orchestrator.recovery import STREAM, Recovery

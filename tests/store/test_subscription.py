@@ -1,4 +1,4 @@
-"""Subscriptions: at every fact exactly once, whatever comes between."""
+"""Subscriptions handle every event exactly once, whatever fails in between."""
 
 import asyncio
 import json

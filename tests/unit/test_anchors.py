@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from eventstore import anchors
-from eventstore.bundle import Header, Writer, verify
 from eventstore.events import Anchor, AnchoredEnd
+from eventstore.integrity import anchors
+from eventstore.integrity.bundle import Header, Writer, verify
 from tests import paper
 from tests.kit import NOON
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from eventstore.bundle import BundleReport, Header, Writer, verify
-from eventstore.evidence import AuditEvent
+from eventstore.integrity.bundle import BundleReport, Header, Writer, verify
+from eventstore.integrity.verifier import AuditEvent
 from tests import paper
 from tests.kit import NOON
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eventstore import bundle, codec
+from eventstore import codec
+from eventstore.integrity import bundle
 from tests.corpus.writing import PLACE, folded, read
 
 FILES = sorted(PLACE.glob("*.jsonl"))

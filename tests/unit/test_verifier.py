@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from eventstore import anchors
-from eventstore.evidence import AuditEvent, IntegrityViolation, Verifier
+from eventstore.integrity import anchors
+from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, Verifier
 from tests import paper
 from tests.kit import NOON
 

@@ -6,10 +6,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from eventstore.archive import AuditReader
 from eventstore.events import Private
-from eventstore.evidence import IntegrityViolation, Verifier
 from eventstore.ids import new_id
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import IntegrityViolation, Verifier
 from eventstore.log import Append, Batch
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 

@@ -1,4 +1,4 @@
-"""Does a log still say what it said? Every event held against its two chains, and the change named. Pure.
+"""Verifies events against both of their hash chains, and names what was changed. Pure.
 
     hash of version n - 1 ──┐                        ┌── chain of position p - 1
                             ▼                        ▼
@@ -17,8 +17,8 @@ import msgspec
 from msgspec.structs import replace
 
 from eventstore import codec
-from eventstore.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 from eventstore.events import Category, RecordedEvent
+from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 
 
 class AuditEvent(RecordedEvent, frozen=True, kw_only=True):

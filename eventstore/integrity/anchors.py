@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec.structs import asdict
 
 from eventstore.events import Anchor, AnchoredEnd, Statement
-from eventstore.evidence import IntegrityViolation
+from eventstore.integrity.verifier import IntegrityViolation
 
 _PREFIX = b"dreamforge anchor\n"
 

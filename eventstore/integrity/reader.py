@@ -1,4 +1,4 @@
-"""Reads the log for those who trust nothing in it: every row with all that its proof needs."""
+"""Reads events with all that their proof needs, and trusts none of the columns."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventstore.database import Database, Row
 from eventstore.errors import SchemaMissing
-from eventstore.evidence import AuditEvent, LogIdentity
+from eventstore.integrity.verifier import AuditEvent, LogIdentity
 from eventstore.log import COLUMNS
 
 _PAGE = 1000
@@ -68,7 +68,7 @@ select low as position from halves where low >= high
 
 
 class AuditReader:
-    """The rows of a log. Every method may raise `DatabaseUnavailable`."""
+    """Reads the rows of a log. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -82,7 +82,7 @@ class AuditReader:
 
     async def stream(self, stream: UUID, *, after: int = _LOWEST, limit: int | None = None) -> list[AuditEvent]:
         """The history of one stream after a version, oldest first; empty if there is none."""
-        return _evidence(await self._database.read(_STREAM, stream, after, limit))
+        return _audit_events(await self._database.read(_STREAM, stream, after, limit))
 
     async def partitions(self) -> list[int]:
         """The partitions that hold any event, the lowest first."""
@@ -101,7 +101,7 @@ class AuditReader:
     async def pages(self, partition: int, *, after: int = _LOWEST) -> AsyncIterator[list[AuditEvent]]:
         """The events of a partition after a position, a page at a time, up to those that come while it is read."""
         while True:
-            page = _evidence(await self._database.read(_PAGES, partition, after, _PAGE))
+            page = _audit_events(await self._database.read(_PAGES, partition, after, _PAGE))
             if page:
                 yield page
             if len(page) < _PAGE:
@@ -109,5 +109,5 @@ class AuditReader:
             after = page[-1].position
 
 
-def _evidence(rows: Sequence[Row]) -> list[AuditEvent]:
+def _audit_events(rows: Sequence[Row]) -> list[AuditEvent]:
     return [AuditEvent(**row) for row in rows]

@@ -20,9 +20,9 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.anchors import differences
 from eventstore.events import Anchor
-from eventstore.evidence import AuditEvent, IntegrityViolation, LogIdentity, Verifier
+from eventstore.integrity.anchors import differences
+from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIdentity, Verifier
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ from eventstore.ids import derived_id, new_id
 from eventstore.log import Append
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.plan import SEED_PRIME
-from orchestrator.transact import NoSuchJob, Unreadable, event
+from orchestrator.service import NoSuchJob, Unreadable, event
 from projections import parameters
 from projections.models import ModelView
 

@@ -118,7 +118,7 @@ class Bucket:
         self._tokens = self._size
         self._at = now
 
-    def take(self, now: float) -> float:
+    def acquire(self, now: float) -> float:
         """Take a token; the seconds until there is one, 0 if there was."""
         self._tokens = min(self._size, self._tokens + (now - self._at) * self._rate)
         self._at = now
@@ -146,7 +146,7 @@ class Admission:
         now = time.monotonic()
         if tenant not in self._buckets and len(self._buckets) >= _MOST_BUCKETS:
             self._buckets.clear()
-        wait_s = self._buckets.setdefault(tenant, Bucket(rate, now)).take(now)
+        wait_s = self._buckets.setdefault(tenant, Bucket(rate, now)).acquire(now)
         if wait_s > 0:
             raise _limited(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 

@@ -15,7 +15,7 @@ from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.tailer import Tailer
-from orchestrator.transact import Jobs
+from orchestrator.service import JobService
 from projections.key_queries import Keys
 from projections.model_queries import Models
 from projections.progress import EVEN, Weights
@@ -86,7 +86,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     log: Log
     archive: AuditReader
     committer: Committer
-    jobs: Jobs
+    jobs: JobService
     tailer: Tailer
     queries: Queries
     models: Models

@@ -17,7 +17,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import Anchor, AnchorSigned
 from eventstore.integrity import anchors
 from eventstore.log import Log
-from orchestrator.transact import note
+from orchestrator.service import append_unconditionally
 from projections.anchor_queries import STREAM, newest
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore, described
@@ -51,7 +51,7 @@ async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, ac
     head = await log.head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
     signed = anchors.sign(key, head.log_id, ends, datetime.now(UTC))
-    await note(log, STREAM, "anchor", AnchorSigned(anchor=signed), actor)
+    await append_unconditionally(log, STREAM, "anchor", AnchorSigned(anchor=signed), actor)
     if store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)

@@ -30,7 +30,7 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator.quarantine import mark
-from orchestrator.transact import Unreadable
+from orchestrator.service import Unreadable
 from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress

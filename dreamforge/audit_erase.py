@@ -25,7 +25,7 @@ from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator.decisions import Refused, RequestErasure
 from orchestrator.plan import object_prefix
-from orchestrator.transact import Jobs, NoSuchJob, SetAside, Unreadable, note
+from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
 from projections.rebuild import Rebuild
 from runners.encoding import content_type
 from runners.errors import InvalidSource, ObjectChanged, ObjectMissing
@@ -101,7 +101,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         log = Log(database)
         notifier = Notifier(database)
         committer = Committer(log, notifier)
-        jobs = Jobs(log, committer, actor())
+        jobs = JobService(log, committer, actor())
         try:
             for job in args.jobs:
                 try:
@@ -147,7 +147,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
     return FAILED if found.problem else OK
 
 
-async def _erase(database: Database, store: ObjectStore, jobs: Jobs, job: UUID, lease_s: float) -> Erased:
+async def _erase(database: Database, store: ObjectStore, jobs: JobService, job: UUID, lease_s: float) -> Erased:
     # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
     try:
         state = await jobs.load(job)
@@ -188,7 +188,7 @@ async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
         for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
-            await note(log, job, "job", body, actor(), tenant=tenant)
+            await append_unconditionally(log, job, "job", body, actor(), tenant=tenant)
     else:
         await log.confirm_replicated()
     newest = await log.newest(job)

@@ -19,8 +19,8 @@ from eventstore.database import Database
 from eventstore.events import ArtifactWritten, DecodedEvent, Measure, Memory, ModelSelected, Rendering
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
+from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import readable
 from projections.model_queries import Models
 from runners.encoding import decode, encode
 from runners.engines.batches import Batches

@@ -94,7 +94,7 @@ def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], 
         archive = AuditReader(database)
         audit = _Audit(await archive.identity(), trusted, store, whole=args.all)
         async for page in _whole(archive) if args.all else _one(archive, args.target):
-            await audit.take(page)
+            await audit.check(page)
         return await audit.report(archive, given)
 
     if args.artifacts:
@@ -141,11 +141,11 @@ class _Audit:
         self._flaws: list[IntegrityViolation] = []
         self._bad: dict[str, BadArtifact] = {}
 
-    async def take(self, page: Sequence[AuditEvent]) -> None:
+    async def check(self, page: Sequence[AuditEvent]) -> None:
         """Verify the next events, and their images."""
         for event in page:
             self._events += 1
-            self._flaws += self._verifier.take(event)
+            self._flaws += self._verifier.check(event)
             if event.code == AnchorSigned.code:
                 self._note(event)
         if self._store is not None:

@@ -21,7 +21,7 @@ from eventstore.errors import EventStoreError, Undecodable
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator.quarantine_log import Quarantine
-from orchestrator.recovery import Recovery
+from orchestrator.reconciler import OutboxReconciler
 from projections.projector import SHADOW
 from projections.standing import standings
 from runners.errors import ObjectStoreUnavailable
@@ -188,7 +188,7 @@ async def _clocks(patient: Patient, name: str) -> Finding:
 
 
 async def _queues(patient: Patient, name: str) -> Finding:
-    queues = await Recovery(patient.database, actor()).status()
+    queues = await OutboxReconciler(patient.database, actor()).status()
     missing = sum(queue.missing for queue in queues)
     told = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
@@ -206,7 +206,7 @@ async def _aside(patient: Patient, name: str) -> Finding:
         check=name,
         state="warning",
         found=f"{row['commands']} put aside, in pgmq.a_generate and pgmq.a_upscale",
-        advice="A runner could not read them; what is owed, `dreamforge outbox rebuild` sends again.",
+        advice="A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
     )
 
 

@@ -20,7 +20,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
-from orchestrator.transact import event
+from orchestrator.service import event
 from projections.key_queries import Keys
 from projections.keys import KeyView, digest, key_text
 

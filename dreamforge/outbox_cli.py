@@ -12,11 +12,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
 
-    actions.add_parser("status", parents=[output], help="what the queues hold, and what the log says is owed")
-    rebuild = actions.add_parser("rebuild", parents=[output], help="send again what is owed and in no queue")
+    actions.add_parser("status", parents=[output], help="compare the queues with the pending commands of the log")
+    rebuild = actions.add_parser("rebuild", parents=[output], help="send pending commands that no queue holds")
     rebuild.add_argument("--dry-run", action="store_true", help="only show what would be sent")
     purge = actions.add_parser(
-        "purge", parents=[output], help="throw every command away; rebuild brings back what is owed"
+        "purge", parents=[output], help="delete every command; rebuild sends the pending ones again"
     )
     purge.add_argument("--yes", action="store_true", help="do it; without this it is only shown")
     for action, parser in actions.choices.items():

@@ -15,7 +15,7 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
-from orchestrator.recovery import QueueStatus, Recovery
+from orchestrator.reconciler import OutboxReconciler, QueueStatus
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    found = _asked(settings, Recovery.status)
+    found = _asked(settings, OutboxReconciler.status)
     print_answer(args.output, found, _status_table(found))
     if any(queue.missing for queue in found):
         return complain(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
@@ -44,7 +44,7 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
 
 def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
     if args.dry_run:
-        found, done = _asked(settings, Recovery.missing), "to send"
+        found, done = _asked(settings, OutboxReconciler.missing), "to send"
     else:
         found, done = _asked(settings, lambda recovery: recovery.rebuild(settings.lease_s)), "sent"
     counts = Counter(str(one.step) for one in found)
@@ -54,17 +54,17 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
 
 def _purge(args: argparse.Namespace, settings: Settings) -> int:
     if not args.yes:
-        held = {str(queue.queue): queue.visible + queue.hidden for queue in _asked(settings, Recovery.status)}
+        held = {str(queue.queue): queue.visible + queue.hidden for queue in _asked(settings, OutboxReconciler.status)}
         print_answer(args.output, held, _counted(held, "to throw away"))
         return complain(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")
-    purged = _asked(settings, Recovery.purge)
+    purged = _asked(settings, OutboxReconciler.purge)
     print_answer(args.output, purged, _counted(purged, "thrown away"))
     return OK
 
 
-def _asked(settings: Settings, question: Callable[[Recovery], Awaitable[T]]) -> T:
+def _asked(settings: Settings, question: Callable[[OutboxReconciler], Awaitable[T]]) -> T:
     async def ask(database: Database, actor: str) -> T:
-        return await question(Recovery(database, actor))
+        return await question(OutboxReconciler(database, actor))
 
     return ask_database(settings, "outbox", ask)
 

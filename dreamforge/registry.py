@@ -26,7 +26,7 @@ from eventstore.events import (
 )
 from eventstore.ids import derived_id
 from eventstore.log import Append, Batch, Log
-from orchestrator.transact import event
+from orchestrator.service import event
 from projections import parameters
 from projections.model_queries import Models
 from projections.models import ModelView, files_digest

@@ -44,9 +44,9 @@ from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
-from orchestrator.transact import Jobs
+from orchestrator.service import JobService
 from projections import views
 from projections.key_queries import Keys
 from projections.model_queries import Models
@@ -274,7 +274,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         log=log,
         archive=AuditReader(reads),
         committer=core.committer,
-        jobs=Jobs(core.log, core.committer, core.actor),
+        jobs=JobService(core.log, core.committer, core.actor),
         tailer=tailer,
         queries=Queries(reads),
         models=Models(log),
@@ -444,7 +444,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
     stack.push_async_callback(studio.stop)
     steps = StepRunner(
-        Jobs(core.log, core.committer, core.actor),
+        JobService(core.log, core.committer, core.actor),
         store,
         studio,
         retry=RetryPolicy(

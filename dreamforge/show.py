@@ -114,7 +114,7 @@ class Course:
         """How many images a step has written."""
         return len(self._items[step])
 
-    def take(self, message: Message) -> str | None:
+    def update(self, message: Message) -> str | None:
         """Follow one message; a line to print where there are no bars, if it is worth one."""
         data = msgspec.json.decode(message.data, type=JsonObject)
         match message.event:
@@ -150,7 +150,7 @@ def follow(job: JsonObject, messages: Iterable[Message], console: Console) -> st
         _show_bars(course, messages, console)
     else:
         for message in messages:
-            line = course.take(message)
+            line = course.update(message)
             if line is not None:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     return course.status
@@ -169,7 +169,7 @@ def _show_bars(course: Course, messages: Iterable[Message], console: Console) ->
         steps = {name: bars.add_task(name, total=course.count, amount="", state="") for name in course.states}
         whole = bars.add_task("overall", total=1.0, amount="", state="")
         for message in messages:
-            course.take(message)
+            course.update(message)
             for name, bar in steps.items():
                 done, state = course.done(name), _status(course.states[name])
                 bars.update(bar, completed=done, amount=f"{done}/{course.count}", state=state)

@@ -34,7 +34,7 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Message]:
         """The messages that this chunk completes. What is unfinished at the end of the stream is never dispatched."""
-        messages = [self._take(line) for line in self._lines(self._decoder.decode(chunk))]
+        messages = [self._parse_line(line) for line in self._lines(self._decoder.decode(chunk))]
         return [message for message in messages if message is not None]
 
     def _lines(self, text: str) -> list[str]:
@@ -51,7 +51,7 @@ class Parser:
         *complete, self._line = (self._line + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
         return complete
 
-    def _take(self, line: str) -> Message | None:
+    def _parse_line(self, line: str) -> Message | None:
         if not line:
             return self._dispatch()
         name, _, value = line.partition(":")

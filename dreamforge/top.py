@@ -18,7 +18,7 @@ from dreamforge.backends import ask_database
 from dreamforge.console import OK, UNAVAILABLE, PipeConsole, complain, print_answer, print_line
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
-from dreamforge.top_picture import Jobs, Lag, Picture, Queue, Rate, Runner, Steps
+from dreamforge.top_picture import JobCounts, Lag, Picture, Queue, Rate, Runner, Steps
 from dreamforge.top_reading import Watch
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
@@ -129,7 +129,7 @@ def _rates(rates: dict[str, Rate]) -> Table:
     return table
 
 
-def _work(jobs: Jobs, steps: Steps) -> Table:
+def _work(jobs: JobCounts, steps: Steps) -> Table:
     table = _table("JOBS", "", "STEPS", "")
     table.add_row("queued", f"{jobs.queued:,}", "succeeded", f"{steps.succeeded:,}")
     table.add_row("running", f"{jobs.running:,}", "retried", _alarming(steps.retried, "yellow"))

@@ -76,7 +76,7 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-class Jobs(msgspec.Struct, frozen=True, kw_only=True):
+class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The open jobs, as far as the projector has come, and those that failed in the window."""
 
     queued: int
@@ -108,7 +108,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float
     rates: dict[str, Rate]
     steps: Steps
-    jobs: Jobs
+    jobs: JobCounts
     queues: list[Queue]
     runners: list[Runner]
     projections: list[Lag]
@@ -168,7 +168,7 @@ def picture(before: Reading | None, after: Reading) -> Picture:
             retried=_count(after, "step.retry"),
             failed=_count(after, "step.finish", "failed"),
         ),
-        jobs=Jobs(
+        jobs=JobCounts(
             queued=after.open_jobs.get("queued", 0),
             running=after.open_jobs.get("running", 0),
             failed=_count(after, "job.finish", "failed"),

@@ -102,14 +102,14 @@ class Committer:
                 continue
             waiting = list(self._pending)
             try:
-                if taken := self._take(partitions):
+                if taken := self._next_batch(partitions):
                     await self._call(taken)
             except Exception as error:
                 # They may be written or not; what came later waits for the next start.
                 _fail(waiting, DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"))
                 raise
 
-    def _take(self, partitions: int) -> list[_Pending]:
+    def _next_batch(self, partitions: int) -> list[_Pending]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""
         taken: dict[UUID, _Pending] = {}
         left: deque[_Pending] = deque()

@@ -613,7 +613,7 @@ class OutboxPurged(DomainEvent, frozen=True, kw_only=True):
 
     @property
     def level(self) -> Level:
-        """What was owed waits for a rebuild."""
+        """Pending commands wait for a rebuild."""
         return "warning"
 
     def message(self) -> str:
@@ -622,7 +622,7 @@ class OutboxPurged(DomainEvent, frozen=True, kw_only=True):
 
 
 class OutboxRebuilt(DomainEvent, frozen=True, kw_only=True):
-    """Commands that the log says are owed, and no queue held, were sent again. commands: how many, by queue."""
+    """Pending commands that no queue held were sent again. commands: how many, by queue."""
 
     code: ClassVar[str] = "outbox.rebuilt"
     commands: dict[str, int]

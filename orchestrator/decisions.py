@@ -34,7 +34,7 @@ from eventstore.events import (
 )
 from orchestrator.state import JobState, StepState
 
-Note = SamplingTick | SamplingBatch | SamplingOom | EngineLost
+ProgressEvent = SamplingTick | SamplingBatch | SamplingOom | EngineLost
 
 
 class Refused(Exception):
@@ -83,15 +83,15 @@ class RecordItems(msgspec.Struct, frozen=True, kw_only=True):
     step_id: UUID
     attempt: int
     items: Sequence[ArtifactWritten]
-    notes: Sequence[Note] = ()
+    progress_events: Sequence[ProgressEvent] = ()
 
 
-class NoteSampling(msgspec.Struct, frozen=True, kw_only=True):
+class RecordProgress(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt tells what its engine does. It changes nothing, but a cancel that was asked for takes effect."""
 
     step_id: UUID
     attempt: int
-    notes: Sequence[Note]
+    progress_events: Sequence[ProgressEvent]
 
 
 class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +139,7 @@ class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Request = RequestCancel | RequestRetry | RequestErasure
-Command = StartStep | FailStart | RecordItems | NoteSampling | FailAttempt | HandBack | FinishJob | Request
+Command = StartStep | FailStart | RecordItems | RecordProgress | FailAttempt | HandBack | FinishJob | Request
 
 
 def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C901, PLR0911  # one case a command
@@ -151,9 +151,9 @@ def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C90
             return _fail_start(state, command)
         case RecordItems():
             return _record(state, command)
-        case NoteSampling():
+        case RecordProgress():
             step = _current(state, command.step_id, command.attempt)
-            return [_cancelled(step)] if state.cancel_pending else list(command.notes)
+            return [_cancelled(step)] if state.cancel_pending else list(command.progress_events)
         case FailAttempt():
             return _fail(state, command)
         case HandBack():
@@ -170,7 +170,7 @@ def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C90
 
 
 def may_start(state: JobState, step_id: UUID) -> bool:
-    """Is the step owed: not finished, in an open job, with its predecessors done?"""
+    """Whether the step is pending: not finished, in an open job, with its predecessors done."""
     step = state.step(step_id)
     if state.finished is not None or step.status not in {"queued", "running"}:
         return False
@@ -184,8 +184,9 @@ def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
     step = _unbegun(state, command.step_id, command.after)
     if state.cancel_pending:
         return [_cancelled(step)]
-    if step.barren >= command.max_attempts:
-        why = f"step {step.name} was tried {step.barren} times in a row without writing an image; its runner died"
+    if step.attempts_without_progress >= command.max_attempts:
+        tried = step.attempts_without_progress
+        why = f"step {step.name} was tried {tried} times in a row without writing an image; its runner died"
         return _give_up(step, "internal", why, None)
     attempt = step.attempt + 1
     return [
@@ -215,8 +216,8 @@ def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
     step = _unbegun(state, command.step_id, command.after)
     if state.cancel_pending:
         return [_cancelled(step)]
-    failed = replace(step, attempt=step.attempt + 1, barren=step.barren + 1)
-    if command.retryable and failed.barren < command.max_attempts:
+    failed = replace(step, attempt=step.attempt + 1, attempts_without_progress=step.attempts_without_progress + 1)
+    if command.retryable and failed.attempts_without_progress < command.max_attempts:
         return [_retry(failed, "not_started", command.error_code, command.error_message, command.delay_s)]
     return _give_up(failed, command.error_code, command.error_message, None)
 
@@ -224,7 +225,7 @@ def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
 def _record(state: JobState, command: RecordItems) -> list[DomainEvent]:
     step = _current(state, command.step_id, command.attempt)
     fresh = [item for item in command.items if not step.has(item.item_index)]
-    events: list[DomainEvent] = [*command.notes, *(_stored(step, item) for item in fresh)]
+    events: list[DomainEvent] = [*command.progress_events, *(_stored(step, item) for item in fresh)]
     if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))
@@ -246,7 +247,7 @@ def _fail(state: JobState, command: FailAttempt) -> list[DomainEvent]:
     step = _current(state, command.step_id, command.attempt)
     if state.cancel_pending:
         return [_cancelled(step)]
-    if command.retryable and step.barren < command.max_attempts:
+    if command.retryable and step.attempts_without_progress < command.max_attempts:
         return [_retry(step, "failure", command.error_code, command.error_message, command.delay_s)]
     return _give_up(step, command.error_code, command.error_message, command.item_index, command.lost)
 

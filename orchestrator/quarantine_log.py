@@ -21,7 +21,7 @@ from eventstore.events import JobQuarantined, JobReleased, RecordedEvent
 from eventstore.log import COLUMNS, Log, recorded
 from eventstore.metrics import QUARANTINED
 from orchestrator.quarantine import is_set_aside
-from orchestrator.transact import note
+from orchestrator.service import append_unconditionally
 
 _LOOK_S = 1.0
 _MARKS = f"""
@@ -75,7 +75,7 @@ class Quarantine:
             return False
         if not is_set_aside(await self._log.stream(job_id)):
             body = JobQuarantined(reader=reader, at_version=at_version, reason=reason)
-            await note(self._log, job_id, "job", body, self._actor, tenant=tenant)
+            await append_unconditionally(self._log, job_id, "job", body, self._actor, tenant=tenant)
             _log.error("job set aside", job_id=str(job_id), reader=reader, at_version=at_version, reason=reason)
         await self._log.database.call(_FORGET, job_id)
         return True
@@ -86,14 +86,14 @@ class Quarantine:
         while True:
             try:
                 for row in await self._log.database.read(_REPORTED):
-                    await self._take(row)
+                    await self._set_aside(row)
                 backoff.reset()
             except EventStoreError as error:
                 _log.warning("reports of jobs that can't be read wait", error=str(error))
                 await backoff.wait()
             await asyncio.sleep(_LOOK_S)
 
-    async def _take(self, reported: Row) -> None:
+    async def _set_aside(self, reported: Row) -> None:
         job_id = reported["stream_id"]
         if reported["outdated"]:
             await self._log.database.call(_FORGET, job_id)
@@ -115,7 +115,9 @@ class Quarantine:
 
     async def release(self, found: QuarantinedJob, *, resume: bool) -> None:
         """Let a job go on, or leave it failed for good."""
-        await note(self._log, found.job_id, "job", JobReleased(resume=resume), self._actor, tenant=found.tenant)
+        await append_unconditionally(
+            self._log, found.job_id, "job", JobReleased(resume=resume), self._actor, tenant=found.tenant
+        )
 
 
 def _told(marks: Sequence[RecordedEvent]) -> QuarantinedJob | None:

@@ -10,7 +10,7 @@
 | job.cancel_requested, no step running                              | finish the job: cancelled       |
 | job.cancel_requested, a step running                               | nothing: its runner finishes it |
 | job.retry_requested                                                | run the step that it names      |
-| job.released, to go on                                             | whatever is owed by then        |
+| job.released, to go on                                             | whatever is pending by then     |
 """
 
 from uuid import UUID
@@ -19,7 +19,7 @@ import msgspec
 
 from eventstore.events import CancelRequested, DomainEvent, JobCreated, JobReleased, RetryRequested, StepFinish
 from orchestrator.decisions import FinishJob
-from orchestrator.owed import owed
+from orchestrator.pending import pending_step
 from orchestrator.state import JobState
 
 
@@ -58,7 +58,7 @@ def _resumed(state: JobState) -> Reaction | None:
         return None
     if state.erased:
         return FinishJob(status="failed")  # its prompt is gone
-    step = owed(state)
+    step = pending_step(state)
     if step is not None:
         return RunStep(step_id=step.step_id)
     if all(step.status == "succeeded" for step in state.steps):

@@ -31,7 +31,7 @@ from eventstore.events import (
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
-    """One step. `barren`: consecutive attempts that wrote no new artifact, the current one included.
+    """One step. `attempts_without_progress`: consecutive ones that wrote no new artifact, the current one included.
 
     `lost`: items that were written, and are to be made again since their images are gone.
     """
@@ -40,7 +40,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     name: StepName
     status: Status = "queued"
     attempt: int = 0
-    barren: int = 0
+    attempts_without_progress: int = 0
     first_started_at: datetime | None = None
     artifacts: dict[int, ArtifactWritten] = {}
     lost: frozenset[int] = frozenset()
@@ -127,8 +127,17 @@ def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C90
             return _rewrote(state, body)
         case StepRetry() as body:
             step = state.step(body.step_id)
-            barren = {"failure": step.barren, "hand_back": 0, "not_started": step.barren + 1}[body.reason]
-            return _with(state, replace(step, status="queued", attempt=body.attempt, barren=barren))
+            attempts_without_progress = {
+                "failure": step.attempts_without_progress,
+                "hand_back": 0,
+                "not_started": step.attempts_without_progress + 1,
+            }[body.reason]
+            return _with(
+                state,
+                replace(
+                    step, status="queued", attempt=body.attempt, attempts_without_progress=attempts_without_progress
+                ),
+            )
         case StepFinish() as body:
             return _with(state, replace(state.step(body.step_id), status=body.status, attempt=body.attempt))
         case StepError() as body:
@@ -172,7 +181,7 @@ def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:
             step,
             status="running",
             attempt=body.attempt,
-            barren=step.barren + 1,
+            attempts_without_progress=step.attempts_without_progress + 1,
             first_started_at=step.first_started_at or ts,
         ),
     )
@@ -181,7 +190,7 @@ def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:
 def _wrote(state: JobState, body: ArtifactWritten) -> JobState:
     step = state.step(body.step_id)
     artifacts = {**step.artifacts, body.item_index: body}
-    return _with(state, replace(step, artifacts=artifacts, barren=0))
+    return _with(state, replace(step, artifacts=artifacts, attempts_without_progress=0))
 
 
 def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
@@ -196,17 +205,25 @@ def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
         rendering=body.rendering if made_again else before.rendering,
     )
     artifacts = {**step.artifacts, body.item_index: artifact}
-    barren = 0 if made_again else step.barren
-    return _with(state, replace(step, artifacts=artifacts, lost=step.lost - {body.item_index}, barren=barren))
+    attempts_without_progress = 0 if made_again else step.attempts_without_progress
+    return _with(
+        state,
+        replace(
+            step,
+            artifacts=artifacts,
+            lost=step.lost - {body.item_index},
+            attempts_without_progress=attempts_without_progress,
+        ),
+    )
 
 
 def _retried(state: JobState, body: RetryRequested) -> JobState:
     """The named step is queued again; one after it that failed waits for it, as before its first turn."""
     step = state.step(body.step_id)
-    state = _with(state, replace(step, status="queued", barren=0, lost=step.lost | set(body.items)))
+    state = _with(state, replace(step, status="queued", attempts_without_progress=0, lost=step.lost | set(body.items)))
     for later in state.steps[state.steps.index(state.step(body.step_id)) + 1 :]:
         if later.status == "failed":
-            state = _with(state, replace(later, status="queued", barren=0))
+            state = _with(state, replace(later, status="queued", attempts_without_progress=0))
     return state
 
 

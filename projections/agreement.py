@@ -110,11 +110,11 @@ def _compare(
 ) -> Disagreement | None:
     if isinstance(row, msgspec.MsgspecError):
         return Disagreement(job_id=job, problem=f"the row can't be read: {row}")
-    owed = sum(event.position <= reached.get(event.partition, 0) for event in history)
+    pending_step = sum(event.position <= reached.get(event.partition, 0) for event in history)
     version = 0 if row is None else row.version
-    if version < owed:
+    if version < pending_step:
         kept = "there is no row" if row is None else f"the row stands at version {version}"
-        return Disagreement(job_id=job, problem=f"the projector has passed version {owed}, and {kept}")
+        return Disagreement(job_id=job, problem=f"the projector has passed version {pending_step}, and {kept}")
     if version > len(history):
         return Disagreement(
             job_id=job, problem=f"the row stands at version {version}, and the history ends at {len(history)}"

@@ -4,7 +4,7 @@ A tour, in reading order:
 
 - `consumer`    claims commands, keeps their leases, and runs as many at once as it has slots
 - `steps`       one claimed step, from its first missing item to the commit that finishes it
-- `harvest`     what an attempt brings, until the log has it
+- `attempt`     buffers the results of an attempt until they are committed
 - `selection`   which engine and which model a step is rendered by
 - `studio`      one item, from the request to the bytes: by `rendering`, or by the engine process
 - `rendering`   what needs no model

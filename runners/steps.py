@@ -23,15 +23,16 @@ from orchestrator.decisions import (
     FailAttempt,
     FailStart,
     HandBack,
-    NoteSampling,
     RecordItems,
+    RecordProgress,
     StaleAttempt,
     StartStep,
 )
 from orchestrator.plan import item_seed, object_key
+from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs, NoSuchJob, SetAside, Unreadable
 from runners import metrics
+from runners.attempt import AttemptBuffer, Failure
 from runners.encoding import content_type
 from runners.errors import (
     ObjectChanged,
@@ -43,7 +44,6 @@ from runners.errors import (
     Unexpected,
     classified,
 )
-from runners.harvest import Failure, Harvest
 from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import Selected
 from runners.studio import Rendition, Studio
@@ -73,22 +73,22 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 3600.0
     outage_s: float = 300.0
 
-    def delay(self, barren: int) -> float:
+    def delay(self, attempts_without_progress: int) -> float:
         """Seconds before the next attempt, with jitter so that many failures don't come back as one."""
-        ceiling = min(self.longest_delay_s, self.first_delay_s * 2.0 ** max(0, min(barren - 1, 20)))
+        ceiling = min(self.longest_delay_s, self.first_delay_s * 2.0 ** max(0, min(attempts_without_progress - 1, 20)))
         return round(ceiling * (0.5 + random.random() / 2), 3)  # noqa: S311  # jitter, no secret
 
 
 class StepRunner:
     """Runs claimed steps for one process. name: of the runner, kept in step.start."""
 
-    def __init__(self, jobs: Jobs, store: ObjectStore, studio: Studio, *, retry: RetryPolicy, name: str) -> None:
+    def __init__(self, jobs: JobService, store: ObjectStore, studio: Studio, *, retry: RetryPolicy, name: str) -> None:
         self._jobs = jobs
         self._store = store
         self._studio = studio
         self._retry = retry
         self._name = name
-        self._harvests: set[Harvest] = set()
+        self._buffers: set[AttemptBuffer] = set()
         self._stopping = False
 
     def stop(self) -> None:
@@ -99,8 +99,8 @@ class StepRunner:
     def give_up(self) -> None:
         """Hand back what is still being rendered, too: that costs an item's work, and no attempt."""
         self._stopping = True
-        for harvest in self._harvests:
-            harvest.give_up()
+        for buffer in self._buffers:
+            buffer.give_up()
 
     async def run(self, claim: Claim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
@@ -119,7 +119,7 @@ class StepRunner:
         if self._stopping:
             await self._jobs.settle(claim.defer(0))
             return
-        found = await self._owed(claim)
+        found = await self._pending(claim)
         if found is None:
             return
         state, step = found
@@ -144,7 +144,7 @@ class StepRunner:
             # fence each other off until the step fails.
             await self._jobs.settle(claim.ack())
 
-    async def _owed(self, claim: Claim) -> tuple[JobState, StepState] | None:
+    async def _pending(self, claim: Claim) -> tuple[JobState, StepState] | None:
         """The claimed job and step; None for a command that can't be obeyed, which is settled."""
         job_id = claim.command.job_id
         try:
@@ -192,7 +192,7 @@ class StepRunner:
             error_code=cause.error_code,
             error_message=str(cause),
             retryable=cause.retryable,
-            delay_s=self._retry.delay(step.barren + 1),
+            delay_s=self._retry.delay(step.attempts_without_progress + 1),
             max_attempts=self._retry.max_attempts,
         )
         _, bodies = await self._carry_out(state, command, claim)
@@ -200,7 +200,7 @@ class StepRunner:
             await self._jobs.settle(claim.ack())
 
     async def _start(self, state: JobState, step: StepState, selected: Selected, claim: Claim) -> JobState | None:
-        """The state with the new attempt; None if the step isn't owed, or ended instead of starting."""
+        """The state with the new attempt; None if the step isn't pending, or ended instead of starting."""
         command = StartStep(
             step_id=step.step_id,
             after=step.attempt,
@@ -218,50 +218,55 @@ class StepRunner:
         return None if _finishes(bodies) else state
 
     async def _carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
-        """As `Jobs.carry_out` does, and count what came of it."""
-        state, bodies = await self._jobs.carry_out(state, command, claim)
+        """As `JobService.execute`, and count the outcome."""
+        state, bodies = await self._jobs.execute(state, command, claim)
         metrics.count(bodies)
         return state, bodies
 
     async def _attempt(self, state: JobState, selected: Selected, claim: Claim, arrived: Callable[[], None]) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
-        harvest = Harvest(step)
-        self._harvests.add(harvest)
-        producer = asyncio.create_task(self._produce(state, step, selected, harvest, arrived))
-        producer.add_done_callback(lambda _: harvest.close())
+        buffer = AttemptBuffer(step)
+        self._buffers.add(buffer)
+        producer = asyncio.create_task(self._produce(state, step, selected, buffer, arrived))
+        producer.add_done_callback(lambda _: buffer.close())
         timeout = OutOfTime(f"attempt {step.attempt} of step {step.name} took longer than {self._retry.timeout_s:g} s")
-        timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, harvest.give_up, timeout)
+        timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, buffer.give_up, timeout)
         try:
-            while told := await harvest.take(_LOOK_S):
-                command: Command = NoteSampling(step_id=step.step_id, attempt=step.attempt, notes=told.notes)
-                if not (told.items or told.notes):
+            while told := await buffer.next_batch(_LOOK_S):
+                command: Command = RecordProgress(
+                    step_id=step.step_id, attempt=step.attempt, progress_events=told.progress_events
+                )
+                if not (told.items or told.progress_events):
                     state = await self._jobs.load(state.job_id)
                 if told.items:
                     command = RecordItems(
-                        step_id=step.step_id, attempt=step.attempt, items=told.items, notes=told.notes
+                        step_id=step.step_id,
+                        attempt=step.attempt,
+                        items=told.items,
+                        progress_events=told.progress_events,
                     )
                 state, bodies = await self._carry_out(state, command, claim)
                 for finish in (body for body in bodies if isinstance(body, StepFinish)):
                     _log.info(f"step {finish.status}", attempt=step.attempt, **_of(state, step.name))
                     return
-            if not harvest.given_up:
-                with harvest.item(None):
+            if not buffer.given_up:
+                with buffer.item(None):
                     await producer
         finally:
-            self._harvests.discard(harvest)
+            self._buffers.discard(buffer)
             timer.cancel()
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
         # An attempt that ends early for no reason is a bug, and counts: a hand-back would come back forever.
-        failure = harvest.failure or Failure(None, Unexpected(RuntimeError()))
-        if self._stopping and (harvest.failure is None or failure.cause.retryable):
+        failure = buffer.failure or Failure(None, Unexpected(RuntimeError()))
+        if self._stopping and (buffer.failure is None or failure.cause.retryable):
             await self._carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, failure)
 
     async def _produce(
-        self, state: JobState, step: StepState, selected: Selected, harvest: Harvest, arrived: Callable[[], None]
+        self, state: JobState, step: StepState, selected: Selected, buffer: AttemptBuffer, arrived: Callable[[], None]
     ) -> None:
         """Render the missing items, as many at once as the engine likes, and store them.
 
@@ -273,23 +278,23 @@ class StepRunner:
         items: list[asyncio.Task[None]] = []
 
         async def produce(index: int) -> None:
-            with harvest.item(index):
+            with buffer.item(index):
                 try:
-                    rendition = await self._render(state, step, selected, index, harvest)
+                    rendition = await self._render(state, step, selected, index, buffer)
                 finally:
                     rendering.release()
-                harvest.add(await self._put(state, step, index, rendition))
+                buffer.add(await self._put(state, step, index, rendition))
             places.release()
 
         try:
-            with harvest.item(None):
+            with buffer.item(None):
                 await self._studio.check(selected)
             for index in range(state.generate.count):
                 if step.has(index):
                     continue
                 await places.acquire()
                 await rendering.acquire()
-                if self._stopping or harvest.failure is not None:
+                if self._stopping or buffer.failure is not None:
                     break
                 items.append(asyncio.create_task(produce(index)))
                 # Comes after the tasks made until then have said what they want.
@@ -300,14 +305,14 @@ class StepRunner:
                 item.cancel()
 
     async def _render(
-        self, state: JobState, step: StepState, selected: Selected, index: int, harvest: Harvest
+        self, state: JobState, step: StepState, selected: Selected, index: int, buffer: AttemptBuffer
     ) -> Rendition:
         if step.name == "generate":
-            return await self._studio.generate(selected, state, index, harvest)
+            return await self._studio.generate(selected, state, index, buffer)
         parent = state.steps[0].artifacts[index]
         written = StoredObject(parent.bytes, parent.sha256)
         source = await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
-        return await self._studio.upscale(selected, state, index, source, harvest)
+        return await self._studio.upscale(selected, state, index, source, buffer)
 
     async def _put(self, state: JobState, step: StepState, index: int, rendition: Rendition) -> ArtifactWritten:
         generate = state.generate
@@ -388,7 +393,7 @@ class StepRunner:
             error_message=str(failure.cause),
             item_index=failure.item_index,
             retryable=failure.cause.retryable,
-            delay_s=self._retry.delay(state.step(step.step_id).barren),
+            delay_s=self._retry.delay(state.step(step.step_id).attempts_without_progress),
             max_attempts=self._retry.max_attempts,
             lost=lost,
         )

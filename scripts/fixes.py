@@ -116,14 +116,14 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "04-repeated-rebuild-waits-for-nothing",
-        "orchestrator/recovery.py",
+        "orchestrator/reconciler.py",
         "            await self._log.confirm_replicated()\n",
         "",
         "tests/flow/test_standby.py -k repeated_rebuild",
     ),
     Mutant(
         "04-repeated-request-waits-for-nothing",
-        "orchestrator/transact.py",
+        "orchestrator/service.py",
         '                await until_available("request", self._log.confirm_replicated)\n',
         "",
         "tests/flow/test_standby.py -k repeated_request",
@@ -207,7 +207,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "05-sent-for-each-event",
-        "orchestrator/loop.py",
+        "orchestrator/process_manager.py",
         "                if send not in sends:",
         "                if True:",
         "tests/store/test_rejections.py -k sent_once",
@@ -483,7 +483,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "14-the-trace-in-later-events",
-        "orchestrator/transact.py",
+        "orchestrator/service.py",
         "meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)",
         "meta = Meta(request_id=cause.request_id, traceparent=state.traceparent, actor=actor, key_id=cause.key_id)",
         "tests/unit/test_causes.py",

@@ -34,9 +34,9 @@ from eventstore.log import Append, Log
 from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
 from eventstore.subscription import Handler, Subscription
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
+from orchestrator.service import JobService, event
 from orchestrator.state import JobState
-from orchestrator.transact import Jobs, event
 from projections.projector import Projector
 from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
@@ -107,7 +107,7 @@ class Arm:
         self._log = Log(self._database)
         self._notifier = Notifier(self._database)
         self._committer = Committer(self._log, self._notifier)
-        jobs = Jobs(self._log, self._committer, "bench")
+        jobs = JobService(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
         self._steps = StepRunner(jobs, NoStore(), Studio(NoPixels(), Threads()), retry=policy, name="bench")
         self._submitted = 0

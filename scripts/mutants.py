@@ -301,10 +301,10 @@ MUTANTS = (
     ),
     Mutant(
         "rebuild-sends-what-is-there",
-        "orchestrator/recovery.py",
+        "orchestrator/reconciler.py",
         "return [one for one in wanted if str(one.step_id) not in there]",
         "return list(wanted)",
-        "tests/store/test_recovery.py",
+        "tests/store/test_reconciler.py",
     ),
 )
 

@@ -137,10 +137,14 @@ class _Cluster:
 
     def running_url(self) -> str | None:
         """How the server is reached, if it runs and takes connections."""
-        note = self._note()
-        if note.port is None or not note.ready or note.pid not in {process.pid for process in self._running()}:
+        pid_file = self._pid_file()
+        if (
+            pid_file.port is None
+            or not pid_file.ready
+            or pid_file.pid not in {process.pid for process in self._running()}
+        ):
             return None
-        return self.url(note.port)
+        return self.url(pid_file.port)
 
     def create(self) -> None:
         """Make the data directory, unless it is there already."""
@@ -157,15 +161,15 @@ class _Cluster:
     def adopt(self) -> tuple[Server, int] | None:
         """The server that outlived its parent and answers; others that are left of it are ended."""
         leftovers = self._running()
-        note = self._note()
+        pid_file = self._pid_file()
         for process in leftovers:
-            if process.pid == note.pid and note.port is not None:
+            if process.pid == pid_file.pid and pid_file.port is not None:
                 server = Server(process)
                 # One that still recovers from a crash is given the time for it.
-                if self._await(server, note.port, _ADOPT_S if note.ready else _START_S):
-                    return server, note.port
+                if self._await(server, pid_file.port, _ADOPT_S if pid_file.ready else _START_S):
+                    return server, pid_file.port
         self._end(leftovers)
-        if note.pid is not None and psutil.pid_exists(note.pid):
+        if pid_file.pid is not None and psutil.pid_exists(pid_file.pid):
             # The id has gone to another process, which Postgres would take for a running postmaster.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
         return None
@@ -252,7 +256,7 @@ class _Cluster:
         share = self._programs.parent / "share" / "postgres.bki"
         return [*launch(command, self._account, [*reads, share] if share.exists() else reads)]
 
-    def _note(self) -> "_Note":
+    def _pid_file(self) -> "_Note":
         """What the postmaster notes about itself."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
@@ -266,7 +270,8 @@ class _Cluster:
         """Wait until the server answers to our password, or ends; whether it answers."""
         # To ask before it says that it is ready would fill its log with refusals.
         done = until(
-            lambda: not server.runs() or (self._note().ready and _blocking(self._answers(port))), timeout_s=timeout_s
+            lambda: not server.runs() or (self._pid_file().ready and _blocking(self._answers(port))),
+            timeout_s=timeout_s,
         )
         return done and server.runs()
 

@@ -110,7 +110,7 @@ def verify(lines: Iterable[bytes], anchors: Sequence[Anchor] = ()) -> BundleRepo
     """
     reader = _Reader(anchors)
     for line in lines:
-        reader.take(line)
+        reader.read_line(line)
     return reader.report()
 
 
@@ -138,7 +138,7 @@ class _Reader:
         self._end: End | None = None
         self._flaws: list[BundleFlaw] = []
 
-    def take(self, text: bytes) -> None:
+    def read_line(self, text: bytes) -> None:
         """Read the next line; after a damaged one, its seal alone."""
         self._lines += 1
         try:
@@ -218,7 +218,7 @@ class _Reader:
         if (event.partition, event.position) in self._anchored:
             self._seen[event.partition, event.position] = event.chain
         if self._verifier is not None:
-            self._settle(self._verifier.take(event))
+            self._settle(self._verifier.check(event))
 
     def _settle(self, flaws: Iterable[IntegrityViolation]) -> None:
         for flaw in flaws:

@@ -73,7 +73,7 @@ class Verifier:
         self._chains: dict[tuple[int, int], bytes] = {}
         self._doubts: dict[int, tuple[IntegrityViolation, bytes]] = {}
 
-    def take(self, event: AuditEvent) -> list[IntegrityViolation]:
+    def check(self, event: AuditEvent) -> list[IntegrityViolation]:
         """What is wrong with the next event, and what its coming tells of the one before."""
         found = [*self._settled(event), *self._misplaced(event), *self._unlinked(event), *_forged_text(event)]
         self._last[event.partition] = event

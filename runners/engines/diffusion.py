@@ -45,7 +45,7 @@ class DiffusionEngine:
         """
         shape = work.sampling
         with opening(watch):
-            pipeline = self._shelf.take(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
+            pipeline = self._shelf.get(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
         ladder = Ladder(pipeline, self._shelf, work)
         size = work.as_batch_of or self._fitting(shape)
         places = list(range(len(work.wishes)))
@@ -176,7 +176,7 @@ class Ladder:
         self.size = 1
         self.measures: list[Measure] = []
         for measure in work.measures:
-            self._take(measure)
+            self._apply(measure)
 
     def climb(self, part: list[int], memory: Memory | None, watch: Watch) -> None:
         """Take the next measure after a part of a batch did not fit. Raises `OutOfMemory` where nothing is left."""
@@ -187,7 +187,7 @@ class Ladder:
         watch.short(part, size, measure, memory)
         if measure is None:
             raise OutOfMemory(f"an image did not fit into the device's memory, whatever was tried{figures(memory)}")
-        self._take(measure)
+        self._apply(measure)
         self.size = (size + 1) // 2 if measure == "smaller_batch" else size
 
     def undo(self) -> None:
@@ -209,7 +209,7 @@ class Ladder:
             return "offload"
         return None
 
-    def _take(self, measure: Measure) -> None:
+    def _apply(self, measure: Measure) -> None:
         if measure not in self.measures:
             self.measures.append(measure)
         pipe = self._pipeline.pipe

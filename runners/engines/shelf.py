@@ -36,7 +36,7 @@ class Shelf:
         self._budget = budget
         self._models: OrderedDict[ModelRef, OpenModel] = OrderedDict()
 
-    def take(self, ref: ModelRef, opened: Callable[[ModelRef], M]) -> M:
+    def get(self, ref: ModelRef, opened: Callable[[ModelRef], M]) -> M:
         """A model, opened unless it is; what does not fit beside it is closed first.
 
         Raises `OutOfMemory` if it does not fit into the device's memory by itself either.

@@ -50,9 +50,9 @@ class Workshop:
         network: DiffusionUpscaler | GanUpscaler
         with opening(watch):
             if work.model.kind == "gan-upscaler":
-                network = self._shelf.take(work.model, self._open_gan)
+                network = self._shelf.get(work.model, self._open_gan)
             else:
-                network = self._shelf.take(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
+                network = self._shelf.get(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
         enlarge(network, work, watch, self._shelf.clear)
 
     def _open_gan(self, ref: ModelRef) -> "GanUpscaler":

@@ -22,10 +22,10 @@ BREAKING_SEEDS = {"job.created": 471100001, "step.finish": 471100002, "job.finis
 """The seeds of jobs on which the rules break, by the event at which they do."""
 
 BROKEN_RULES = f"""
-import orchestrator.loop
+import orchestrator.process_manager
 
 SEEDS = {BREAKING_SEEDS!r}
-react = orchestrator.loop.react
+react = orchestrator.process_manager.react
 
 def broken(state, body):
     if state.generate.seed == SEEDS["job.created"] and body.code == "job.created":
@@ -36,7 +36,7 @@ def broken(state, body):
         raise RuntimeError("the rules break at a job's end")
     return react(state, body)
 
-orchestrator.loop.react = broken
+orchestrator.process_manager.react = broken
 """
 """Code that a process imports before all else, to have a fault in the orchestrator's rules."""
 

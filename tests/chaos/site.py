@@ -23,7 +23,7 @@ LEASE_S = 5.0
 
 _ENVIRON = {
     "DF_LEASE_S": str(LEASE_S),
-    # An attempt that ends before its first image is barren, and here anything may end any attempt.
+    # An attempt that ends before its first image makes no progress, and here anything may end any attempt.
     "DF_MAX_ATTEMPTS": "10",
     "DF_RETRY_BASE_S": "0.2",
     "DF_RETRY_MAX_S": "5",

@@ -36,7 +36,7 @@ def breakable(kind, name):
     setattr(kind, name, wrapped)
 
 
-breakable(Committer, "_take")
+breakable(Committer, "_next_batch")
 breakable(Tailer, "_read")
 breakable(Consumer, "_beat")
 '''
@@ -71,10 +71,10 @@ def checks(service: Service) -> dict[str, str]:
 def test_a_committer_that_fails_starts_again(up: Service, faults: Path) -> None:
     """Given a fault in the committer, then who waits hears 503, log and /readyz tell, and the next write succeeds."""
     api = Api(up.url)
-    faults.write_text("_take")
+    faults.write_text("_next_batch")
     assert api.post(JOB).status_code == 503
-    assert "_take" in checks(up)["committer"]
-    assert any('"task failed' in line and "_take" in line for line in up.lines)
+    assert "_next_batch" in checks(up)["committer"]
+    assert any('"task failed' in line and "_next_batch" in line for line in up.lines)
     assert api.post(JOB).status_code == 202
     api.close()
 

@@ -43,11 +43,11 @@ codec._DECODERS["job.created"] = Created()
 
 BROKEN = '''
 """This release with a bug in the code that reads jobs of one seed."""
-import orchestrator.loop
+import orchestrator.process_manager
 import projections.projector
 from eventstore.events import JobCreated
 
-react = orchestrator.loop.react
+react = orchestrator.process_manager.react
 evolve = projections.projector.evolve
 
 def breaks_react(state, body):
@@ -60,7 +60,7 @@ def breaks_evolve(seen, event):
         raise RuntimeError("the fold breaks")
     return evolve(seen, event)
 
-orchestrator.loop.react = breaks_react
+orchestrator.process_manager.react = breaks_react
 projections.projector.evolve = breaks_evolve
 '''
 

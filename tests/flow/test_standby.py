@@ -18,10 +18,10 @@ from eventstore.log import Append, Batch, Log, Move, Send
 from eventstore.outbox import Command
 from eventstore.subscription import Subscription
 from orchestrator.decisions import RequestCancel
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
-from orchestrator.recovery import Recovery
-from orchestrator.transact import Jobs
+from orchestrator.reconciler import OutboxReconciler
+from orchestrator.service import JobService
 from runners.objects import S3Config
 from tests import poison
 from tests.conftest import database_named, execute
@@ -140,7 +140,7 @@ async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair
     pair.lose()
     cancel = Append(stream=created.stream, expected=1, events=(event(CancelRequested()),))
     await cut_short(pair, store.log.commit(Batch(appends=[cancel])))
-    jobs = Jobs(store.log, store.committer, "test")
+    jobs = JobService(store.log, store.committer, "test")
     asked = jobs.request("default", created.stream, RequestCancel(), Meta())
     assert (await expect_waits(pair, asked)).cancel_pending
     await store.close()
@@ -158,7 +158,7 @@ async def test_a_repeated_rebuild_of_the_outbox_waits_for_the_standby(primary: s
     command = Command(job_id=created.stream, step_id=body.steps[0].step_id, step="generate", version=1)
     sends = [Send(stream=created.stream, queue="generate", message=command)]
     await cut_short(pair, store.log.commit(Batch(sends=sends)))
-    assert await expect_waits(pair, Recovery(store.database, "test").rebuild(0)) == []
+    assert await expect_waits(pair, OutboxReconciler(store.database, "test").rebuild(0)) == []
     await store.close()
 
 

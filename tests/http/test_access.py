@@ -18,7 +18,7 @@ from dreamforge.anchoring import anchor
 from eventstore.events import KeyCreated, KeyRevoked, Meta, Scope
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from orchestrator.transact import event
+from orchestrator.service import event
 from projections.keys import digest, key_text
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database

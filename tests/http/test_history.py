@@ -100,7 +100,10 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
         job_id
     )
     assert [bytes.fromhex(event["hash"]) for event in events] == [audit_event(event).hash for event in events]
-    assert [audit_event(event).previous_hash for event in events] == [None, *(audit_event(one).hash for one in events[:-1])]
+    assert [audit_event(event).previous_hash for event in events] == [
+        None,
+        *(audit_event(one).hash for one in events[:-1]),
+    ]
     assert proven(lone, job_id, after_version=3, limit=2) == events[3:5]
     await scribe.store.database.call("select eventstore.erase($1)", job_id)
     assert proven(lone, job_id) == events

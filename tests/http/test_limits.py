@@ -189,12 +189,12 @@ def test_who_asks_too_often_is_told_when_to_come_back(paced: Api) -> None:
 def test_a_bucket_gives_what_it_holds_and_fills_again() -> None:
     """Two seconds' worth at once, then so many a second."""
     bucket = Bucket(2.0, 100.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [0, 0, 0, 0]
-    assert bucket.take(100.0) == pytest.approx(0.5)
-    assert bucket.take(100.5) == 0
-    assert bucket.take(100.5) == pytest.approx(0.5)
-    assert [bucket.take(1000.0) for _ in range(4)] == [0, 0, 0, 0]
-    assert bucket.take(1000.0) > 0
+    assert [bucket.acquire(100.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert bucket.acquire(100.0) == pytest.approx(0.5)
+    assert bucket.acquire(100.5) == 0
+    assert bucket.acquire(100.5) == pytest.approx(0.5)
+    assert [bucket.acquire(1000.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert bucket.acquire(1000.0) > 0
 
 
 async def test_a_projector_that_stands_makes_no_scan_of_a_count(store: Store) -> None:

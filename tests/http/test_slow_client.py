@@ -19,7 +19,7 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
-from orchestrator.transact import Jobs
+from orchestrator.service import JobService
 from projections.model_queries import Models
 from projections.queries import Queries
 from tests.http.conftest import Scribe
@@ -35,7 +35,7 @@ async def impatient(url: str) -> AsyncIterator[str]:
         log=store.log,
         archive=AuditReader(store.database),
         committer=store.committer,
-        jobs=Jobs(store.log, store.committer, "test"),
+        jobs=JobService(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),
         queries=Queries(store.database),
         models=Models(store.log),

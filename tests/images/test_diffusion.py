@@ -216,16 +216,16 @@ def test_a_model_that_finds_no_memory_has_others_closed() -> None:
     """One after the other, the one used last at the end; only what does not fit alone is given up."""
     open_models = Shelf(None)
 
-    def take(name: str, after: int) -> Book:
-        return open_models.take(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
+    def opened(name: str, after: int) -> Book:
+        return open_models.get(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
 
     for name in "abc":
-        take(name, 0)
-    take("a", 0)
-    assert take("d", 2).name == "d"
+        opened(name, 0)
+    opened("a", 0)
+    assert opened("d", 2).name == "d"
     assert Book.closed == ["b", "c"]
     with pytest.raises(OutOfMemory, match="model e does not fit"):
-        take("e", 5)
+        opened("e", 5)
     assert Book.closed == ["b", "c", "a", "d"]
 
 

@@ -1,7 +1,7 @@
 """A deterministic simulation of the service's protocol: any interleaving, in one thread, replayed from its seed.
 
-The decisions are the service's own: `decide`, `apply`, `react`, `evolve`, `Jobs`, `Orchestrator` and `Subscription` run
-as they are, and wait wherever they have an effect. What lies behind the effects is a model in memory.
+The decisions are the service's own: `decide`, `apply`, `react`, `evolve`, `JobService`, `Orchestrator` and
+`Subscription` run as they are, and wait wherever they have an effect. Behind the effects is a model in memory.
 
 - `effects`     an effect, and an actor: a coroutine that is run one effect at a time, or dropped, as by a crash
 - `storage`     the model of the log, the outbox, the checkpoints, the read model and the objects

@@ -6,7 +6,7 @@ from eventstore.committer import Transition
 from eventstore.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName, UpscaleParams
 from eventstore.log import DEFAULT_TENANT, Append
 from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
-from orchestrator.transact import Jobs, NoSuchJob
+from orchestrator.service import JobService, NoSuchJob
 from tests.kit import generate_params
 from tests.simulation.connection import SimulatedCommitter
 from tests.simulation.effects import Actor
@@ -20,7 +20,7 @@ class Client(Process):
     done: it has its answer.
     """
 
-    def __init__(self, world: World, name: str, committer: SimulatedCommitter, jobs: Jobs) -> None:
+    def __init__(self, world: World, name: str, committer: SimulatedCommitter, jobs: JobService) -> None:
         super().__init__(world, name)
         self._committer = committer
         self._jobs = jobs

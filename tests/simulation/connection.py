@@ -9,7 +9,7 @@ from eventstore.committer import Committer, Transition
 from eventstore.errors import DatabaseUnavailable
 from eventstore.events import RecordedEvent
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Log
-from orchestrator.transact import Jobs
+from orchestrator.service import JobService
 from tests.simulation.effects import Effect
 from tests.simulation.storage import PARTITIONS, Storage
 
@@ -86,7 +86,7 @@ def batch_of(transition: Transition) -> Batch:
     )
 
 
-def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> Jobs:
-    """The service's `Jobs` over the simulated faces."""
+def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> JobService:
+    """The service's `JobService` over the simulated faces."""
     log = SimulatedLog(storage, clock, patient=True)
-    return Jobs(cast("Log", log), cast("Committer", committer), actor)
+    return JobService(cast("Log", log), cast("Committer", committer), actor)

@@ -8,7 +8,7 @@ import msgspec
 
 from eventstore.committer import Committer
 from eventstore.log import Log
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
 from tests.simulation.clients import Client
 from tests.simulation.connection import SimulatedCommitter, SimulatedLog, jobs
 from tests.simulation.invariants import Auditor, Violation
@@ -142,18 +142,18 @@ class Episode:
         }
         [kind] = world.dice.choices(list(kinds), weights=(6, 4, 4, 2, 2, 2, 0.3, 3))
         kinds[kind]()
-        world.note("", kind)
+        world.record("", kind)
         world.figures[kind] += 1
 
     def _crash(self) -> None:
         process = self._world.dice.choice(self._processes)
         process.crash()
-        self._world.note(process.name, "dies")
+        self._world.record(process.name, "dies")
 
     def _freeze(self) -> None:
         process = self._world.dice.choice([*self._subscribers, *self._runners])
         process.freeze(self._world.dice.uniform(0.0, 4 * VISIBILITY))
-        self._world.note(process.name, "freezes")
+        self._world.record(process.name, "freezes")
 
     def _cut_off(self) -> None:
         """Nobody is to be reached, or not by one: the database restarts, a network fails."""
@@ -162,7 +162,7 @@ class Episode:
         seconds = dice.uniform(0.0, 3 * VISIBILITY)
         for process in cut_off:
             process.cut_off(seconds)
-            self._world.note(process.name, "is cut off")
+            self._world.record(process.name, "is cut off")
 
     def _harm(self) -> None:
         """An image is removed, or another put in its place, while an upscale may need it."""

@@ -16,7 +16,7 @@ from eventstore.events import (
     StepStart,
 )
 from eventstore.outbox import Command
-from orchestrator.owed import owed
+from orchestrator.pending import pending_step
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState
 from projections.progress import progress
@@ -107,15 +107,18 @@ class Auditor:
         step = before.step(body.step_id)
         expect(body.attempt == step.attempt + 1, f"attempt {body.attempt} follows {step.attempt}")
         expect(not before.cancel_pending, f"step {body.step} starts though a cancel was asked for")
-        expect(owed(before) == step, f"step {body.step} starts out of turn: {before.steps}")
+        expect(pending_step(before) == step, f"step {body.step} starts out of turn: {before.steps}")
         self._owners[body.step_id] = body.runner
 
     def _failed_to_start(self, before: JobState | None, body: StepRetry) -> None:
         assert before is not None
         step = before.step(body.step_id)
         expect(body.attempt == step.attempt + 1, f"attempt {body.attempt} follows {step.attempt}")
-        expect(step.barren + 1 < MAX_ATTEMPTS, f"step {body.step} is tried again after {step.barren} barren attempts")
-        expect(owed(before) == step, f"step {body.step} fails to start out of turn: {before.steps}")
+        expect(
+            step.attempts_without_progress + 1 < MAX_ATTEMPTS,
+            f"step {body.step} is tried again after {step.attempts_without_progress} attempts without progress",
+        )
+        expect(pending_step(before) == step, f"step {body.step} fails to start out of turn: {before.steps}")
         self._owners.pop(body.step_id, None)
 
     def _expect_owner(

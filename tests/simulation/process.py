@@ -46,4 +46,4 @@ class Process(ABC):
             fate = "never sent"
             self.freeze(self.world.dice.uniform(0.0, 1.0))  # the pause before the next try
         actor.step(fate)
-        self.world.note(self.name, f"{what} {actor.last}{'' if fate == 'done' else f' ({fate})'}")
+        self.world.record(self.name, f"{what} {actor.last}{'' if fate == 'done' else f' ({fate})'}")

@@ -1,7 +1,7 @@
-"""An operator who loses the queues, and has them rebuilt: `orchestrator.recovery` retold."""
+"""An operator who loses the queues, and has them rebuilt: `orchestrator.reconciler` retold."""
 
 from eventstore.outbox import Command
-from orchestrator.owed import owed
+from orchestrator.pending import pending_step
 from orchestrator.state import JobState, StepState
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process
@@ -59,7 +59,7 @@ class Operator(Process):
         missing = []
         for stream in storage.streams:
             state = storage.reacted(stream)
-            step = None if state is None else owed(state)
+            step = None if state is None else pending_step(state)
             if state is not None and step is not None and not waiting[step.step_id]:
                 missing.append((state, step))
         return missing

@@ -8,8 +8,8 @@ from eventstore.events import ArtifactWritten, DomainEvent, StepFinish
 from eventstore.outbox import Claim
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
 from orchestrator.plan import item_seed, output_size
+from orchestrator.service import JobService
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs
 from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable, OutOfTime, ProviderError, StepError
 from tests.kit import NOON
 from tests.simulation.connection import SimulatedCommitter, jobs
@@ -24,7 +24,7 @@ VISIBILITY = 6.0
 AWAY = DatabaseUnavailable("simulated")
 
 
-class Harvest:
+class AttemptBuffer:
     """What an attempt has stored and not yet told the log, and the first failure, which ends it."""
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Harvest:
         self.given_up = False
         self.failure: tuple[int | None, StepError] | None = None
 
-    def take(self) -> Effect[list[ArtifactWritten]]:
+    def next_batch(self) -> Effect[list[ArtifactWritten]]:
         """Wait for items; none when there will be no more."""
-        return Effect("harvest", self._taken, ready=lambda: bool(self.items) or self.closed)
+        return Effect("buffer", self._taken, ready=lambda: bool(self.items) or self.closed)
 
     def give_up(self, cause: StepError) -> None:
         """End the attempt, whatever still goes on."""
@@ -59,11 +59,11 @@ class Harvest:
 class Run:
     """One claim at work."""
 
-    def __init__(self, name: str, claim: Claim, jobs: Jobs) -> None:
+    def __init__(self, name: str, claim: Claim, jobs: JobService) -> None:
         self.name = name
         self.claim = claim
         self.jobs = jobs
-        self.harvest = Harvest()
+        self.buffer = AttemptBuffer()
         self.main: Actor | None = None
         self.producer: Actor | None = None
 
@@ -109,7 +109,7 @@ class Runner(Process):
     def give_up(self) -> None:
         """Let an attempt run out of time."""
         if self.runs:
-            self.world.dice.choice(self.runs).harvest.give_up(OutOfTime("simulated"))
+            self.world.dice.choice(self.runs).buffer.give_up(OutOfTime("simulated"))
 
     # The consumer ---------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class Runner(Process):
 
     async def _fenced_at_start(self, run: Run) -> None:
         """Leave the message: whoever was first may have lost this very one, so that it is all that is left."""
-        self.world.note(run.name, "was not the first to start")
+        self.world.record(run.name, "was not the first to start")
         self.world.figures["late starts"] += 1
 
     async def _start(self, run: Run, state: JobState, step: StepState) -> JobState | None:
@@ -286,37 +286,37 @@ class Runner(Process):
             await run.jobs.settle(run.claim.ack())
 
     async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
-        return await run.jobs.carry_out(state, command, run.claim)
+        return await run.jobs.execute(state, command, run.claim)
 
     async def _attempt(self, run: Run, state: JobState) -> None:
         step = state.step(run.claim.command.step_id)
-        harvest = run.harvest
+        buffer = run.buffer
         run.producer = Actor(self._produce(run, state, step))
-        while items := await harvest.take():
+        while items := await buffer.next_batch():
             command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
             state, bodies = await self._carry_out(run, state, command)
             if finishes(bodies):
                 return
         self._leave(run)
-        if harvest.failure is None or (self._stopping and harvest.failure[1].retryable):
+        if buffer.failure is None or (self._stopping and buffer.failure[1].retryable):
             self.world.figures["hand-backs"] += 1
             await self._carry_out(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
         else:
-            await self._fail(run, state, step, *harvest.failure)
+            await self._fail(run, state, step, *buffer.failure)
 
     def _missing(self, state: JobState, step: StepState) -> Sequence[int]:
         return [index for index in range(state.generate.count) if not step.has(index)]
 
     async def _produce(self, run: Run, state: JobState, step: StepState) -> None:
-        harvest = run.harvest
+        buffer = run.buffer
         for index in self._missing(state, step):
-            if self._stopping or harvest.failure is not None:
+            if self._stopping or buffer.failure is not None:
                 break
-            with harvest.item(index):
+            with buffer.item(index):
                 self._auditor.rendered(step, index)
                 body = await self._render(run, state, step, index)
-                harvest.items.append(await self._put(run, state, step, index, body))
-        harvest.closed = True
+                buffer.items.append(await self._put(run, state, step, index, body))
+        buffer.closed = True
 
     async def _render(self, run: Run, state: JobState, step: StepState, index: int) -> str:
         if self.world.chance(0.02):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from eventstore import subscription
 from eventstore.events import DomainEvent, Meta, NewEvent, Private
-from orchestrator import transact
+from orchestrator import service
 from tests.kit import NOON
 from tests.simulation.effects import Fate
 from tests.simulation.storage import Storage
@@ -53,11 +53,11 @@ class World:
         return UUID(int=self.dice.getrandbits(128))
 
     def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
-        """As `transact.event`, in this world's time."""
+        """As `service.event`, in this world's time."""
         now = NOON + timedelta(seconds=self.now)
         return NewEvent(event_id=self.new_id(), ts=now, body=body, meta=meta, private=private)
 
-    def note(self, who: str, what: str) -> None:
+    def record(self, who: str, what: str) -> None:
         """Keep what happened, for whoever has to understand a violation."""
         self.trace.append(f"{self.now:9.2f}  {who:<16} {what}")
 
@@ -65,7 +65,7 @@ class World:
     def in_force(self) -> Iterator[None]:
         """Let the service's code live in this world's time."""
         with (
-            patch.object(transact, "event", self.event),
+            patch.object(service, "event", self.event),
             patch.object(subscription, "time", SimpleNamespace(monotonic=self.clock)),
             patch.object(subscription, "_pause", lambda: 2.0 + 2.0 * self.dice.random()),
         ):

@@ -22,7 +22,7 @@ async def flaws(store: Store) -> list[IntegrityViolation]:
     for partition in await archive.partitions():
         async for page in archive.pages(partition):
             for one in page:
-                found += verifier.take(one)
+                found += verifier.check(one)
     return found + verifier.end()
 
 
@@ -101,11 +101,11 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     events = await archive.stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
     assert await archive.stream(first, after=1, limit=2) == events[1:3]
-    assert [flaw for one in events for flaw in verifier.take(one)] + verifier.end() == []
+    assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
     assert await archive.stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
     verifier = Verifier(await archive.identity(), whole=False)
-    assert [flaw for one in await archive.stream(first) for flaw in verifier.take(one)] + verifier.end() == []
+    assert [flaw for one in await archive.stream(first) for flaw in verifier.check(one)] + verifier.end() == []
 
 
 async def test_pages_follow_each_other(store: Store) -> None:

@@ -14,7 +14,7 @@ from eventstore.events import ModelDisabled
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
 from eventstore.subscription import Handler, Subscription
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
 from projections.model_queries import Models
 from projections.projector import Projector
 from runners.errors import ProviderError

@@ -9,7 +9,7 @@ from eventstore.events import JobCreated, JobQuarantined, JobReleased, KeyCreate
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
-from orchestrator.loop import Orchestrator
+from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.agreement import Agreement
 from projections.key_queries import Keys

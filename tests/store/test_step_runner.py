@@ -10,8 +10,8 @@ from eventstore.events import StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
+from orchestrator.service import JobService
 from orchestrator.state import JobState
-from orchestrator.transact import Jobs
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
 from runners.rendering import Renderer
@@ -21,7 +21,7 @@ from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, job_created
 
 
-class LateJobs(Jobs):
+class LateJobs(JobService):
     """A runner that froze between its fold and its append: meanwhile another has started the step."""
 
     def __init__(self, store: Store, step_id: UUID) -> None:
@@ -40,7 +40,7 @@ class LateJobs(Jobs):
         return state
 
 
-def runner(jobs: Jobs) -> StepRunner:
+def runner(jobs: JobService) -> StepRunner:
     """A runner that never comes to render or store anything."""
     renderer = Renderer(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
@@ -67,7 +67,7 @@ async def left(store: Store) -> list[tuple[int, bool]]:
 async def test_a_claim_that_ran_out_before_the_fold_starts_nothing(store: Store) -> None:
     """Given a runner frozen past its lease, then it leaves the step to whoever holds the lease by now."""
     claim = replace(await claimed(store), expires=time.monotonic() - 1)
-    await runner(Jobs(store.log, store.committer, "late")).run(claim)
+    await runner(JobService(store.log, store.committer, "late")).run(claim)
     assert await store.codes(claim.command.job_id) == ["job.created"]
     assert await left(store) == [(1, False)]
 
@@ -83,7 +83,7 @@ async def test_a_step_that_another_began_first_keeps_its_message(store: Store) -
 async def test_a_claim_that_arrives_at_a_stopping_runner_is_given_back_without_a_trace(store: Store) -> None:
     """Given a stop, then the step is neither started nor kept from others."""
     claim = await claimed(store)
-    stopping = runner(Jobs(store.log, store.committer, "late"))
+    stopping = runner(JobService(store.log, store.committer, "late"))
     stopping.stop()
     await stopping.run(claim)
     assert await store.codes(claim.command.job_id) == ["job.created"]

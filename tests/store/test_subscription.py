@@ -17,8 +17,8 @@ from eventstore.log import Append, Batch, Move, Moved, Send
 from eventstore.outbox import Claim, Command
 from eventstore.subscription import Subscription
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
-from orchestrator.loop import Orchestrator
-from orchestrator.transact import Jobs
+from orchestrator.process_manager import Orchestrator
+from orchestrator.service import JobService
 from tests.kit import NOON, History, Store, connect, event, eventually, job_created, some_append, stream_in
 
 CLAIM = Claim(
@@ -234,13 +234,13 @@ async def test_checkpoints_move_past_events_without_reaction(store: Store) -> No
     assert handler.moves <= 3
 
 
-async def running_job(store: Store) -> tuple[Jobs, UUID, UUID]:
+async def running_job(store: Store) -> tuple[JobService, UUID, UUID]:
     """A job whose generate step is running: its id, and the step's."""
     job_id, created = new_id(), job_created(count=1)
     step_id = created.steps[0].step_id
     start = StepStart(step_id=step_id, step_name="generate", attempt=1, runner="a")
     await store.log.commit(Batch(appends=[Append(stream=job_id, expected=0, events=(event(created), event(start)))]))
-    return Jobs(store.log, store.committer, "a"), job_id, step_id
+    return JobService(store.log, store.committer, "a"), job_id, step_id
 
 
 async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:
@@ -276,10 +276,10 @@ async def test_a_zombie_that_folds_again_is_refused(store: Store) -> None:
     zombie = await jobs.load(job_id)
     other = await jobs.load(job_id)
     command = StartStep(step_id=step_id, after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
-    await jobs.carry_out(other, command, CLAIM)
+    await jobs.execute(other, command, CLAIM)
     history = History(scale=None)
     item = RecordItems(step_id=step_id, attempt=1, items=[replace(history.item("generate", 0), step_id=step_id)])
     with pytest.raises(StaleAttempt):
-        await jobs.carry_out(zombie, item, CLAIM)
+        await jobs.execute(zombie, item, CLAIM)
     with pytest.raises(StaleAttempt):
-        await jobs.carry_out(await jobs.load(job_id), item, CLAIM)
+        await jobs.execute(await jobs.load(job_id), item, CLAIM)

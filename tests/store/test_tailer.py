@@ -82,7 +82,7 @@ class Reader:
             while len(seen) < EVENTS:
                 events = await tailer.after(stream, len(seen), limit=self._limit)
                 for event in events:
-                    self._take(event)
+                    self._check(event)
                 await asyncio.sleep(self._pause)
                 if not events:
                     await wake_signal.wait(5)
@@ -96,12 +96,12 @@ class Reader:
                     for event in events:
                         assert (event.partition, event.position) == (partition, self.positions[partition] + 1)
                         self.positions[partition] += 1
-                        self._take(event)
+                        self._check(event)
                 await asyncio.sleep(self._pause)
                 if not batches:
                     await wake_signal.wait(5)
 
-    def _take(self, event: RecordedEvent) -> None:
+    def _check(self, event: RecordedEvent) -> None:
         self.versions.setdefault(event.stream_id, []).append(event.version)
 
 

@@ -27,8 +27,8 @@ from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Claim, Command, Outbox
 from orchestrator.decisions import Command as Decision
 from orchestrator.decisions import RecordItems
+from orchestrator.service import JobService, Unreadable
 from orchestrator.state import JobState, StepState
-from orchestrator.transact import Jobs, Unreadable
 from runners.engines.fake import FakeEngine
 from runners.errors import ObjectStoreUnavailable
 from runners.faults import FaultPlan
@@ -98,29 +98,29 @@ class Unselectable(Studio):
         return await super().select(job, step)
 
 
-class Baffled(Jobs):
+class Baffled(JobService):
     """Can't fold any history."""
 
     async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
         raise Unreadable(job_id, 1, KeyError(tenant))
 
 
-class Undecided(Jobs):
+class Undecided(JobService):
     """Can fold every history, and decides nothing."""
 
-    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         raise RuntimeError(state, command, claim)
 
 
-class Overtaken(Jobs):
+class Overtaken(JobService):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
-    async def carry_out(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, RecordItems) and command.attempt == 1:
             other = StepStart(step_id=command.step_id, step_name="generate", attempt=2, runner="other")
             append = Append(stream=state.job_id, expected=state.version, events=(event(other),))
             await self._log.commit(Batch(appends=[append]))
-        return await super().carry_out(state, command, claim)
+        return await super().execute(state, command, claim)
 
 
 class Bench:
@@ -147,7 +147,7 @@ class Bench:
         command = Command(job_id=self.job_id, step_id=step_id, step="upscale", version=1)
         await self._store.log.commit(Batch(sends=[Send(stream=self.job_id, queue="upscale", message=command)]))
 
-    def runner(self, studio: Studio | Renderer, jobs: type[Jobs] = Jobs, **policy: Any) -> StepRunner:
+    def runner(self, studio: Studio | Renderer, jobs: type[JobService] = JobService, **policy: Any) -> StepRunner:
         """A runner of steps. studio: or what renders in one."""
         given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
         return StepRunner(
@@ -245,7 +245,7 @@ async def test_a_step_that_starts_at_last_is_run(store: Store, s3_config: S3Conf
 
 @pytest.mark.parametrize(("jobs", "reason"), [(Baffled, "KeyError"), (Undecided, "RuntimeError")])
 async def test_a_command_of_a_job_that_cannot_be_folded_is_given_back_and_not_lost(
-    store: Store, s3_config: S3Config, jobs: type[Jobs], reason: str
+    store: Store, s3_config: S3Config, jobs: type[JobService], reason: str
 ) -> None:
     """Given a history that breaks the fold, even with the error of an unknown step, or the rules, it is reported."""
     async with bench(store, ObjectStore(s3_config)) as work:

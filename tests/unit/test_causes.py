@@ -3,8 +3,8 @@
 from msgspec.structs import replace
 
 from eventstore.events import CancelRequested, JobErased, Meta, Private
+from orchestrator.service import append
 from orchestrator.state import fold
-from orchestrator.transact import append
 from tests.kit import History, decoded_event
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

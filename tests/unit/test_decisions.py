@@ -170,7 +170,7 @@ def test_failed_starts_and_failed_attempts_count_together() -> None:
 
 
 def test_a_failed_start_is_decided_like_a_start() -> None:
-    """Not of a step that isn't owed, nor after another's start; a cancel wins; a final error is the last."""
+    """Not of a step that isn't pending, nor after another's start; a cancel wins; a final error is the last."""
     assert fail_start(History().started("generate").finished("generate"), after=1) == []
     with pytest.raises(StaleAttempt):
         fail_start(History().started("generate"))
@@ -338,7 +338,7 @@ def test_items_that_are_made_again_count_like_new_ones() -> None:
     """Given a generate that fails again and again, then each image that it restores starts the count anew."""
     history = lost()
     history.add(*decide(history.state, RequestRetry())).started("generate", 2).started("generate", 3)
-    assert history.state.steps[0].barren == 2
+    assert history.state.steps[0].attempts_without_progress == 2
     step_id = history.step_id("generate")
     history.add(
         *decide(
@@ -346,7 +346,7 @@ def test_items_that_are_made_again_count_like_new_ones() -> None:
             RecordItems(step_id=step_id, attempt=3, items=[history.item("generate", 0, 3)]),
         )
     )
-    assert history.state.steps[0].barren == 0
+    assert history.state.steps[0].attempts_without_progress == 0
     history.finished("generate", "failed", 3).add(JobFinish(status="failed"))
     (again,) = decide(history.state, RequestRetry())
     history.add(again)

@@ -40,7 +40,7 @@ def rendered(renderable: RenderableType) -> str:
 def test_a_course_counts_each_image_once() -> None:
     """A replayed event adds nothing."""
     course = show.Course(JOB)
-    lines = [course.take(artifact("generate", item)) for item in (0, 1, 1)]
+    lines = [course.update(artifact("generate", item)) for item in (0, 1, 1)]
     assert lines == ["generate 1/2", "generate 2/2", "generate 2/2"]
     assert (course.done("generate"), course.done("upscale")) == (2, 0)
 
@@ -57,7 +57,7 @@ def test_a_course_follows_each_step_and_the_job() -> None:
         log("step.finish", "upscale", status="failed"),
         log("job.finish", status="failed"),
     ):
-        assert course.take(one) is not None
+        assert course.update(one) is not None
         seen.append((course.states["generate"], course.states["upscale"], course.status))
     assert seen == [
         ("running", "queued", "running"),
@@ -72,9 +72,9 @@ def test_a_course_follows_each_step_and_the_job() -> None:
 
 def test_progress_and_errors_are_taken_in() -> None:
     course = show.Course(JOB)
-    assert course.take(message("progress", progress=0.25, items=[], stages=[])) is None
+    assert course.update(message("progress", progress=0.25, items=[], stages=[])) is None
     assert course.progress == 0.25
-    assert course.take(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
+    assert course.update(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -23,7 +23,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def flaws(rows: Sequence[AuditEvent]) -> list[IntegrityViolation]:
     """What a verification of the whole log says of some rows."""
     verifier = Verifier(paper.LOG, whole=True)
-    found = [flaw for row in paper.read(paper.ordered(rows)) for flaw in verifier.take(row)]
+    found = [flaw for row in paper.read(paper.ordered(rows)) for flaw in verifier.check(row)]
     return found + verifier.end()
 
 
@@ -31,7 +31,7 @@ def stream_flaws(rows: Sequence[AuditEvent], stream: UUID) -> list[IntegrityViol
     """What a verification of one stream says."""
     verifier = Verifier(paper.LOG, whole=False)
     own = sorted((row for row in paper.read(rows) if row.stream_id == stream), key=lambda row: row.version)
-    return [flaw for row in own for flaw in verifier.take(row)] + verifier.end()
+    return [flaw for row in own for flaw in verifier.check(row)] + verifier.end()
 
 
 def other(rng: random.Random, value: Any) -> Any:
@@ -149,7 +149,7 @@ def test_a_sound_log_is_never_blamed() -> None:
             assert stream_flaws(rows, stream) == []
         verifier = Verifier(paper.LOG, whole=True)
         later = [row for row in paper.read(paper.ordered(rows)) if row.position > 3]
-        assert [flaw for row in later for flaw in verifier.take(row)] + verifier.end() == []
+        assert [flaw for row in later for flaw in verifier.check(row)] + verifier.end() == []
 
 
 NAMED = ["code", "category", "schema_version", "private_digest", "hash", "chain", "recorded_at", "private"]

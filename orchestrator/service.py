@@ -1,4 +1,4 @@
-"""Fold, decide, append; and again when another came first."""
+"""Loads a job from its history, decides, and appends the decision; repeats all three after a conflict."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,14 +29,14 @@ from orchestrator.state import JobState, apply
 
 
 def event(body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
-    """An event that happens now."""
+    """A new event with the current time."""
     return NewEvent(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
 
 
-async def note(
+async def append_unconditionally(
     log: Log, stream: UUID, category: Category, body: DomainEvent, actor: str, *, tenant: str = OPERATOR_TENANT
 ) -> None:
-    """Append an event to a stream whatever its version and history, since nothing is decided on it."""
+    """Append an event at the end of a stream, whatever its version: nothing was decided on its history."""
     noted = event(body, Meta(actor=actor))
     while True:
         newest = await log.newest(stream)
@@ -53,9 +53,9 @@ def append(
     cause: Meta | None = None,
     private: Private | None = None,
 ) -> Append:
-    """Events at the end of a job's stream; their meta names the request that caused them, and the actor.
+    """An append of events to a job's stream. Their meta names the request that caused them, and the actor.
 
-    private: what the client said of itself, with the first of them.
+    cause: that request; the state's, if not given. private: the client's own identifiers, stored with the first event.
     """
     cause = cause or state.cause
     meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)
@@ -67,8 +67,8 @@ def append(
     )
 
 
-def extended(state: JobState, appended: Append) -> JobState:
-    """The state after an append that the log accepted: no need to read it back."""
+def apply_appended(state: JobState, appended: Append) -> JobState:
+    """The state after an append that was committed, without reading it back."""
     for version, done in enumerate(appended.events, state.version + 1):
         decoded = DecodedEvent(
             stream_id=state.job_id,
@@ -101,8 +101,8 @@ class SetAside(StaleAttempt):
     """The job is set aside: nothing is decided on it until an operator releases it."""
 
 
-class Jobs:
-    """Decisions carried out on the log, by one process. actor: its name, kept in the events' meta."""
+class JobService:
+    """Executes requests and commands on jobs, for one process. actor: its name, kept in the events' meta."""
 
     def __init__(self, log: Log, committer: Committer, actor: str) -> None:
         self._log = log
@@ -110,7 +110,7 @@ class Jobs:
         self._actor = actor
 
     async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
-        """The job as its history tells it. tenant: whose it must be; of any if not given.
+        """The state of a job, folded from its history. tenant: the job must belong to it, if given.
 
         Waits while the database is away; raises `NoSuchJob`, `SetAside` and `Unreadable`.
         """
@@ -124,7 +124,7 @@ class Jobs:
         return readable(history)
 
     async def report(self, error: Unreadable, reader: str) -> None:
-        """Let the orchestrator set a job aside that can't be read here."""
+        """Report a job that can't be read here to the orchestrator, which sets it aside."""
         await until_available(
             "report", lambda: self._log.report_rejection(error.job_id, reader, error.version, error.reason)
         )
@@ -132,7 +132,7 @@ class Jobs:
     async def request(
         self, tenant: str, job_id: UUID, request: Request, cause: Meta, private: Private | None = None
     ) -> JobState:
-        """Decide what somebody asks of a job, and append until the log accepts. Answers the state after it.
+        """Decide a request on a job, and append the decision until it is committed. Returns the state after it.
 
         cause: the request, kept in its events' meta. private: what its client calls it, until that is erased. Raises
         `Refused`, and what `load` does.
@@ -146,19 +146,18 @@ class Jobs:
             appended = append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
             if answer.committed:
-                return extended(state, appended)
+                return apply_appended(state, appended)
 
     async def settle(self, settlement: Ack | Defer) -> None:
-        """Acknowledge or defer a command that no event goes with. Waits while the database is away."""
+        """Acknowledge or defer a command without an event. Waits while the database is away."""
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
         await until_available("settle", lambda: self._log.commit(batch))
 
-    async def carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
-        """Decide and append until the log accepts, folding again after each conflict.
+    async def execute(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+        """Decide a command, and append the decision until it is committed, loading the job again after each conflict.
 
-        Answers the state after it, and the events decided; where there are none nothing is written. The claimed
-        message is settled in the commit of the event that ends the attempt. Raises `Refused` as `decide` does, each
-        time on the newest state.
+        Returns the state after it and the appended events, which may be none. The claimed message is settled in the
+        commit of the event that ends the attempt. Raises `Refused` as `decide` does, each time on the newest state.
         """
         while True:
             bodies = decide(state, command)
@@ -167,7 +166,7 @@ class Jobs:
             appended = append(state, bodies, self._actor)
             answer = await self._committer.commit(Transition(append=appended, settle=settlement(claim, bodies)))
             if answer.committed:
-                return extended(state, appended), bodies
+                return apply_appended(state, appended), bodies
             state = await self.load(state.job_id)
 
 

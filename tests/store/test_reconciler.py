@@ -1,4 +1,4 @@
-"""The queues can be lost, held against the log, and rebuilt: exactly what is owed is sent again."""
+"""The queues can be lost, held against the log, and rebuilt: exactly the pending commands are sent again."""
 
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -21,7 +21,7 @@ from eventstore.ids import new_id
 from eventstore.integrity.chain import partition_of
 from eventstore.log import Append, Batch, Move, Send
 from eventstore.outbox import Command, Outbox
-from orchestrator.recovery import STREAM, Recovery
+from orchestrator.reconciler import STREAM, OutboxReconciler
 from tests.kit import NOON, History, Store
 
 HANDED_BACK = {"attempt": 1, "reason": "hand_back", "error_code": None, "error_message": None, "delay_s": 0.0}
@@ -90,12 +90,12 @@ async def notes(store: Store) -> list[DomainEvent | None]:
 
 @pytest.mark.parametrize("name", JOBS)
 async def test_exactly_what_is_owed_is_sent_again(store: Store, name: str) -> None:
-    """Given queues that were lost, then a job's command comes back if it is owed; a running step's after a lease."""
+    """Given queues that were lost, then a job's command comes back if it is pending; a running step's after a lease."""
     tell, step, running = JOBS[name]
     history = tell(History())
     await store.log.subscribe("orchestrator")
     await write(store, history)
-    recovery = Recovery(store.database, "operator")
+    recovery = OutboxReconciler(store.database, "operator")
     sent = await recovery.rebuild(60)
     assert [(one.job_id, one.step, one.running) for one in sent] == ([(history.job_id, step, running)] if step else [])
     assert await held(store) == ([(step, history.step_id(step), not running)] if step else [])
@@ -107,18 +107,18 @@ async def test_what_was_not_reacted_to_is_left_to_the_orchestrator(store: Store)
     """Given an orchestrator that is behind, then it will send the command itself."""
     await store.log.subscribe("orchestrator")
     await write(store, History(), reacted=False)
-    assert await Recovery(store.database, "operator").rebuild(0) == []
+    assert await OutboxReconciler(store.database, "operator").rebuild(0) == []
 
 
 async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
-    """Given commands of two jobs, one of them idle, then the owed one comes back after a purge."""
+    """Given commands of two jobs, one of them idle, then the pending one comes back after a purge."""
     await store.log.subscribe("orchestrator")
     history, ended = History(), JOBS["ended"][0](History())
     for one in (history, ended):
         await write(store, one)
         command = Command(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
         await store.log.commit(Batch(sends=[Send(stream=one.job_id, queue="generate", message=command)]))
-    recovery = Recovery(store.database, "operator")
+    recovery = OutboxReconciler(store.database, "operator")
     [generate, upscale] = await recovery.status()
     assert (generate.visible, generate.idle, generate.missing, upscale.visible) == (2, 1, 0, 0)
     assert await recovery.purge() == {"generate": 2, "upscale": 0}

@@ -16,8 +16,8 @@ from orchestrator.decisions import decide
 from orchestrator.quarantine import is_set_aside
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
+from orchestrator.service import append, apply_appended
 from orchestrator.state import JobState, apply
-from orchestrator.transact import append, extended
 
 
 class Orchestrator:
@@ -94,7 +94,7 @@ class Orchestrator:
             if bodies:
                 more = append(state, bodies, self._actor)
                 events.extend(more.events)
-                state = extended(state, more)
+                state = apply_appended(state, more)
         if not events:
             return [], sends
         whole = Append(stream=head.job_id, tenant=head.tenant, expected=head.version, events=tuple(events))

@@ -1,6 +1,6 @@
-"""Holds the queues against the log, and sends again what is owed and missing.
+"""Compares the queues with the log, and sends again the commands that are missing.
 
-open jobs ─▶ fold each as far as it was reacted to ─▶ the commands owed ─ those in the queues = those to send again
+open jobs ─▶ fold each as far as it was reacted to ─▶ pending commands ─ those in the queues = those to send again
 """
 
 from collections import Counter
@@ -18,15 +18,15 @@ from eventstore.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
 from eventstore.outbox import Command
-from orchestrator.loop import Orchestrator
-from orchestrator.owed import owed
+from orchestrator.pending import pending_step
+from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside
-from orchestrator.transact import Unreadable, note, readable
+from orchestrator.service import Unreadable, append_unconditionally, readable
 
 T = TypeVar("T")
 
 STREAM = derived_id(b"outbox")
-"""The stream that tells what was done to the queues by hand."""
+"""The stream of what operators did to the queues."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ select 'upscale', message ->> 'step_id', vt <= clock_timestamp(), enqueued_at fr
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """A command that is owed and in no queue. running: some runner may still be at work on it."""
+    """A pending command that is in no queue. running: a runner may still work on it."""
 
     job_id: UUID
     step_id: UUID
@@ -64,7 +64,7 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One queue held against the log. hidden: claimed, or deferred; idle: commands for which nothing is owed."""
+    """One queue, compared with the log. hidden: claimed or deferred commands; idle: commands of no pending step."""
 
     queue: StepName
     visible: int
@@ -74,10 +74,10 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     oldest: datetime | None
 
 
-class Recovery:
-    """What an operator can do to the outbox. Every method may raise `DatabaseUnavailable`; each may be repeated.
+class OutboxReconciler:
+    """Inspects and repairs the outbox. Every method may raise `DatabaseUnavailable`; each may be repeated.
 
-    actor: whoever does it, kept in the events' meta.
+    actor: the operator, kept in the events' meta.
     """
 
     def __init__(self, database: Database, actor: str) -> None:
@@ -86,33 +86,33 @@ class Recovery:
         self._actor = actor
 
     async def status(self) -> list[QueueStatus]:
-        """How the queues compare with what the log says is owed."""
+        """Compare each queue with the pending commands."""
         wanted, held = await self._compared()
         steps = {str(one.step_id) for one in wanted}
         found = []
         for queue in ("generate", "upscale"):
-            mine = [row for row in held if row["queue"] == queue]
-            there = {row["step_id"] for row in mine}
+            its_rows = [row for row in held if row["queue"] == queue]
+            there = {row["step_id"] for row in its_rows}
             found.append(
                 QueueStatus(
                     queue=queue,
-                    visible=sum(row["visible"] for row in mine),
-                    hidden=sum(not row["visible"] for row in mine),
-                    idle=sum(row["step_id"] not in steps for row in mine),
+                    visible=sum(row["visible"] for row in its_rows),
+                    hidden=sum(not row["visible"] for row in its_rows),
+                    idle=sum(row["step_id"] not in steps for row in its_rows),
                     missing=sum(one.step == queue and str(one.step_id) not in there for one in wanted),
-                    oldest=min((row["enqueued_at"] for row in mine), default=None),
+                    oldest=min((row["enqueued_at"] for row in its_rows), default=None),
                 )
             )
         return found
 
     async def missing(self) -> list[Missing]:
-        """The commands that are owed, and that no queue holds."""
+        """The pending commands that no queue holds."""
         wanted, held = await self._compared()
         there = {row["step_id"] for row in held}
         return [one for one in wanted if str(one.step_id) not in there]
 
     async def rebuild(self, lease_s: float) -> list[Missing]:
-        """Send what is missing; answers what was sent.
+        """Send the missing commands; returns them.
 
         Commands of running steps are shown after `lease_s` seconds: until then their runner may still be alive. A
         command that two rebuilds send at once is delivered twice, and what it causes happens once.
@@ -121,21 +121,21 @@ class Recovery:
         if not lost:
             await self._log.confirm_replicated()
             return []
-        await self._note(OutboxRebuilt(commands=_counted(one.step for one in lost)))
+        await self._append(OutboxRebuilt(commands=_counted(one.step for one in lost)))
         for page in _pages(lost):
             await self._log.commit(Batch(sends=[_send(one, lease_s) for one in page]))
         return lost
 
     async def purge(self) -> dict[str, int]:
-        """Throw away every command, those that are being worked on included; answers how many, by queue."""
+        """Delete every command, claimed ones too; returns how many, by queue."""
         rows = await self._database.read("select queue, commands from eventstore.queue_lengths()")
         commands = {row["queue"]: row["commands"] for row in rows}
-        await self._note(OutboxPurged(commands=commands))
+        await self._append(OutboxPurged(commands=commands))
         purged = await self._database.call("select queue, commands from eventstore.purge()")
         return {row["queue"]: row["commands"] for row in purged}
 
     async def _compared(self) -> tuple[list[Missing], list[Row]]:
-        """All that is owed, and all that the queues hold, as of one moment."""
+        """All pending commands, and all that the queues hold, as of one moment."""
         async with (
             self._database.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -145,17 +145,17 @@ class Recovery:
             unreadable: list[Unreadable] = []
             for page in _pages(jobs):
                 rows = await connection.fetch(_REACTED, page, Orchestrator.name)
-                wanted.extend(_owed(rows, unreadable))
+                wanted.extend(_pending(rows, unreadable))
             held = await connection.fetch(_HELD)
         for error in unreadable:
             await self._log.report_rejection(error.job_id, "outbox", error.version, error.reason)
         return wanted, held
 
-    async def _note(self, body: DomainEvent) -> None:
-        await note(self._log, STREAM, "outbox", body, self._actor)
+    async def _append(self, body: DomainEvent) -> None:
+        await append_unconditionally(self._log, STREAM, "outbox", body, self._actor)
 
 
-def _owed(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Missing]:
+def _pending(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Missing]:
     for job_id, group in groupby(recorded(rows), key=lambda event: event.stream_id):
         history = list(group)
         if is_set_aside(history):
@@ -163,11 +163,11 @@ def _owed(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Missing
         try:
             state = readable(history)
         except Unreadable as error:
-            # Nobody can tell what it is owed.
-            _log.warning("left out", job_id=str(job_id), error=str(error))
+            # Which command is pending cannot be told.
+            _log.warning("unreadable job left out", job_id=str(job_id), error=str(error))
             unreadable.append(error)
             continue
-        step = owed(state)
+        step = pending_step(state)
         if step is not None:
             yield Missing(
                 job_id=job_id,

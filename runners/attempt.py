@@ -1,4 +1,4 @@
-"""What an attempt brings: items that are stored, what its engine tells, and the first failure, which ends it."""
+"""Buffers the results of an attempt until they are committed: stored items, progress events, and the first failure."""
 
 import asyncio
 import time
@@ -9,37 +9,37 @@ import msgspec
 import structlog
 
 from eventstore.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
-from orchestrator.decisions import Note
+from orchestrator.decisions import ProgressEvent
 from orchestrator.state import StepState
 from runners.errors import StepError, Unexpected, classified
 
 _TICK_S = 1.0
-"""A step's signs of life come at most so often."""
+"""Seconds between two recorded sampling ticks of a step, at least."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What befell which item; None: the attempt as a whole."""
+    """Why an attempt failed. item_index: the item that failed; None for the attempt as a whole."""
 
     item_index: int | None
     cause: StepError
 
 
-class Yield(msgspec.Struct, frozen=True):
-    """What an attempt has to tell the log at once."""
+class AttemptBatch(msgspec.Struct, frozen=True):
+    """Items and progress events to commit together."""
 
     items: list[ArtifactWritten]
-    notes: list[Note]
+    progress_events: list[ProgressEvent]
 
 
-class Harvest:
-    """What an attempt at a step has stored, and heard from its engine, and not yet told the log."""
+class AttemptBuffer:
+    """The results of an attempt that are not yet committed."""
 
     def __init__(self, step: StepState) -> None:
         self._step = step
         self._items: list[ArtifactWritten] = []
-        self._notes: list[Note] = []
+        self._progress_events: list[ProgressEvent] = []
         self._ticked_at = 0.0
         self._closed = False
         self._changed = asyncio.Event()
@@ -47,74 +47,74 @@ class Harvest:
         self.given_up = False
 
     def add(self, item: ArtifactWritten) -> None:
-        """An item is stored."""
+        """Add an item whose image is stored."""
         self._items.append(item)
         self._changed.set()
 
     def close(self) -> None:
-        """There will be no more."""
+        """End the buffer: no more results will be added."""
         self._closed = True
         self._changed.set()
 
     def give_up(self, cause: StepError | None = None) -> None:
-        """End the attempt, whatever still goes on: what was added so far is all that it brings."""
+        """End the attempt now. Only what was added before is committed."""
         self.given_up = True
         if cause is not None and self.failure is None:
             self.failure = Failure(None, cause)
         self.close()
 
-    async def take(self, patience_s: float) -> Yield | None:
-        """Wait for something to tell; nothing when patience has run out, None when there will be no more."""
+    async def next_batch(self, timeout_s: float) -> AttemptBatch | None:
+        """Wait for results. Returns an empty batch after `timeout_s`, None when there will be no more."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                while not (self._items or self._notes or self._closed):
+            async with asyncio.timeout(timeout_s):
+                while not (self._items or self._progress_events or self._closed):
                     self._changed.clear()
                     await self._changed.wait()
-        found = Yield(self._items, self._notes)
-        self._items, self._notes = [], []
-        return None if self._closed and not (found.items or found.notes) else found
+        found = AttemptBatch(self._items, self._progress_events)
+        self._items, self._progress_events = [], []
+        return None if self._closed and not (found.items or found.progress_events) else found
 
     @contextmanager
     def item(self, item_index: int | None) -> Iterator[None]:
-        """Keep the failure of an item's work, or of what all items need, if it is the first."""
+        """Record the first failure of an item's work; None: of work that all items need."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  # an engine may break in any way
             cause = classified(error)
             if isinstance(cause, Unexpected):
-                _log.exception("an item broke", item_index=item_index)
+                _log.exception("item failed unexpectedly", item_index=item_index)
         else:
             return
         if self.failure is None:
             self.failure = Failure(item_index, cause)
 
-    # What the engine tells (`runners.engines.batches.Report`) -----------------------------------------------------
+    # What the engine reports (`runners.engines.batches.Report`) -----------------------------------------------------
 
     def ticked(self, items: list[int], done: int, of: int) -> None:
-        """So many steps are done; told once a second at most."""
+        """Report progress: `done` of `of` sampling steps. Recorded once a second at most."""
         now = time.monotonic()
         if now - self._ticked_at >= _TICK_S:
             self._ticked_at = now
             step = self._step
-            self._note(
+            self._report(
                 SamplingTick(
                     step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, done=done, of=of
                 )
             )
 
     def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
-        """They were rendered in a batch of `size` images."""
+        """Report that items were rendered in a batch of `size` images."""
         step = self._step
-        self._note(
+        self._report(
             SamplingBatch(
                 step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, size=size, memory=memory
             )
         )
 
     def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Memory ran out; what is tried next."""
+        """Report that memory ran out, and the measure that is tried next."""
         step = self._step
-        self._note(
+        self._report(
             SamplingOom(
                 step_id=step.step_id,
                 step_name=step.name,
@@ -127,12 +127,12 @@ class Harvest:
         )
 
     def lost(self, items: list[int], reason: str) -> None:
-        """The engine process was lost."""
+        """Report that the engine process died, or hung and was killed."""
         step = self._step
-        self._note(
+        self._report(
             EngineLost(step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, reason=reason)
         )
 
-    def _note(self, note: Note) -> None:
-        self._notes.append(note)
+    def _report(self, event: ProgressEvent) -> None:
+        self._progress_events.append(event)
         self._changed.set()

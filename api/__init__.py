@@ -8,7 +8,7 @@ A tour, in reading order:
 - `stream`        the live stream of a job
 - `feed`          the whole log, page by page and live
 - `anchors`       the handler of /v1/anchors
-- `standings`     the handler of /v1/projections
+- `projections`   the handler of /v1/projections
 - `models`        the handlers of /v1/models
 - `health`        /healthz, /readyz, /metrics
 - `requests`      a POST's body, checked and normalised: pure

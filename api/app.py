@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from api import anchors, commands, docs, feed, jobs, models, schemas, standings, stream
+from api import anchors, commands, docs, feed, jobs, models, projections, schemas, stream
 from api.access import Authentication, Guard
 from api.errors import HANDLERS
 from api.event_stream import Endpoint, StreamEndpoint
@@ -72,7 +72,7 @@ ROUTES = [
     _guarded("/v1/events", feed.page),
     _streaming("/v1/events/stream", "log", feed.stream),
     _guarded("/v1/anchors", anchors.list_anchors),
-    _guarded("/v1/projections", standings.list_projections),
+    _guarded("/v1/projections", projections.list_projections),
     _guarded("/v1/models", models.list_models),
     _guarded("/v1/models/{model_id}", models.show),
     *HEALTH_ROUTES,

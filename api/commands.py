@@ -125,7 +125,7 @@ def _expect_within(submission: requests.Submission, model: ModelView | None) -> 
     if model is None:
         raise invalid(place, "must be a model that is installed, enabled and can generate; see /v1/models")
     try:
-        found = parameters.excess(model.parameters_schema, submission.parameters())
+        found = parameters.violation(model.parameters_schema, submission.parameters())
     except parameters.BadSchema as error:
         raise invalid(place, f"the parameters_schema of model {model.name} can't be used: {error}") from None
     if found is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from api import anchors, models, requests, schemas, standings
+from api import anchors, models, projections, requests, schemas
 from api.errors import STATUS
 from api.examples import Example
 from api.operations import (
@@ -53,7 +53,7 @@ _ANSWERS = (
     schemas.Liveness,
     schemas.Readiness,
     anchors.AnchorList,
-    standings.ProjectionList,
+    projections.ProjectionList,
     models.ModelList,
     models.ModelDetail,
     Progress,

@@ -31,9 +31,9 @@ from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator.quarantine import mark
 from orchestrator.service import Unreadable
-from projections.agreement import Agreement, Disagreement
 from projections.comparison import Difference, differences
 from projections.progress import progress
+from projections.verifier import Disagreement, ReadModelVerifier
 from projections.views import JobView, as_of, evolve, of_history
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
@@ -106,7 +106,7 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 def _replay(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database, _actor: str) -> tuple[list[AuditEvent], list[Disagreement]]:
-        return await _stream(database, args.job), await Agreement(database).check([args.job])
+        return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
 
     events, found = ask_database(settings, "audit", ask)
     steps = []

@@ -23,7 +23,7 @@ from eventstore.log import Log
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
 from projections.projector import SHADOW
-from projections.standing import standings
+from projections.subscription_status import subscription_statuses
 from runners.errors import ObjectStoreUnavailable
 from runners.objects import ObjectStore
 
@@ -239,7 +239,7 @@ def _is_broken(event: RecordedEvent) -> bool:
 
 async def _lag(patient: Patient, name: str) -> Finding:
     # What is built aside is behind until it takes over.
-    kept = [one for one in await standings(patient.database) if one.projection != SHADOW]
+    kept = [one for one in await subscription_statuses(patient.database) if one.projection != SHADOW]
     behind = [one for one in kept if (one.lag_s or 0) > _LONG_LAG_S]
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:

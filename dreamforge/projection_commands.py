@@ -17,10 +17,10 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
-from projections.agreement import Agreement, Disagreement
 from projections.projector import LIVE
 from projections.rebuild import Rebuild, RebuildFailed, State
-from projections.standing import Standing, standings
+from projections.subscription_status import SubscriptionStatus, subscription_statuses
+from projections.verifier import Disagreement, ReadModelVerifier
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
     async def watch(database: Database, _actor: str) -> Status:
-        before, began = await standings(database), time.monotonic()
+        before, began = await subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
-        after = await standings(database)
+        after = await subscription_statuses(database)
         places = _places(before, after, time.monotonic() - began)
         return Status(projections=places, readmodel=await Rebuild(database).state())
 
@@ -90,7 +90,7 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-def _places(before: Sequence[Standing], after: Sequence[Standing], seconds: float) -> list[Place]:
+def _places(before: Sequence[SubscriptionStatus], after: Sequence[SubscriptionStatus], seconds: float) -> list[Place]:
     earlier = {(one.projection, one.partition): one.position for one in before}
     return [
         Place(
@@ -109,14 +109,14 @@ def _places(before: Sequence[Standing], after: Sequence[Standing], seconds: floa
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
     async def verify(database: Database, _actor: str) -> Verified:
-        agreement = Agreement(database)
+        verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
-        async for page in agreement.pages():
+        async for page in verifier.pages():
             jobs += len(page)
-            found += await agreement.check(page)
-        found += await agreement.orphans()
-        waiting = sum(one.lag for one in await standings(database) if one.projection == LIVE)
+            found += await verifier.check(page)
+        found += await verifier.orphans()
+        waiting = sum(one.lag for one in await subscription_statuses(database) if one.projection == LIVE)
         return Verified(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = ask_database(settings, "projections", verify)

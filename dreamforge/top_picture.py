@@ -7,7 +7,7 @@ from itertools import groupby
 
 import msgspec
 
-from projections.standing import Standing
+from projections.subscription_status import SubscriptionStatus
 
 WINDOW = timedelta(seconds=60)
 MOST_EVENTS = 5000
@@ -54,7 +54,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     open_jobs: Mapping[str, int]
     queues: Sequence[Queue]
     running: Sequence[Running]
-    standings: Sequence[Standing]
+    subscription_statuses: Sequence[SubscriptionStatus]
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ def picture(before: Reading | None, after: Reading) -> Picture:
         ),
         queues=list(after.queues),
         runners=_runners(after),
-        projections=_lags(after.standings),
+        projections=_lags(after.subscription_statuses),
     )
 
 
@@ -229,10 +229,10 @@ def _runners(after: Reading) -> list[Runner]:
     return sorted(found, key=lambda one: (-one.running, -one.images, one.runner))
 
 
-def _lags(standings: Sequence[Standing]) -> list[Lag]:
+def _lags(subscription_statuses: Sequence[SubscriptionStatus]) -> list[Lag]:
     """The worst first: by how long something waits, then by how much."""
     found = []
-    ordered = sorted(standings, key=lambda one: one.projection)
+    ordered = sorted(subscription_statuses, key=lambda one: one.projection)
     for projection, group in groupby(ordered, key=lambda one: one.projection):
         partitions = list(group)
         waits = [one.lag_s for one in partitions if one.lag_s is not None]

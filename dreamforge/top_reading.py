@@ -13,7 +13,7 @@ from dreamforge.top_picture import (
     window,
 )
 from eventstore.database import Database, DatabaseWithDeadline
-from projections.standing import standings
+from projections.subscription_status import subscription_statuses
 
 _PATIENCE_S = 5.0
 _MOST_CLAIMS = 1000
@@ -120,5 +120,5 @@ class Watch:
             open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS)},
             queues=[Queue(**row) for row in await self._database.read(_QUEUES)],
             running=[Running(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
-            standings=await standings(self._database),
+            subscription_statuses=await subscription_statuses(self._database),
         )

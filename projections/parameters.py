@@ -19,8 +19,8 @@ class BadSchema(Exception):
     """Why a schema can't be used."""
 
 
-class Excess(msgspec.Struct, frozen=True):
-    """What a schema does not admit. parameter: None where no single one is to blame."""
+class SchemaViolation(msgspec.Struct, frozen=True):
+    """Why parameters violate a schema. parameter: the one that does; None if no single one does."""
 
     parameter: str | None
     reason: str
@@ -31,13 +31,13 @@ def check(schema: Mapping[str, Any]) -> None:
     _validator(msgspec.json.encode(schema))
 
 
-def excess(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> Excess | None:
-    """What of some parameters a schema does not admit, if anything. Raises `BadSchema`."""
+def violation(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> SchemaViolation | None:
+    """How parameters violate a schema; None if they don't. Raises `BadSchema`."""
     found = best_match(_validator(msgspec.json.encode(schema)).iter_errors(parameters))
     if found is None:
         return None
     parameter = str(found.absolute_path[0]) if found.absolute_path else None
-    return Excess(parameter, found.message[:_LONGEST_REASON])
+    return SchemaViolation(parameter, found.message[:_LONGEST_REASON])
 
 
 @lru_cache(maxsize=_KNOWN_SCHEMAS)

@@ -11,7 +11,7 @@ from eventstore.events import ModelKind
 from orchestrator.state import JobState, StepState
 from projections.model_queries import Models
 from projections.models import ModelView
-from projections.parameters import excess
+from projections.parameters import violation
 from runners.engines.messages import ModelRef
 from runners.errors import InvalidInput, ProviderError, StepError
 from runners.model_files import model_files
@@ -81,7 +81,7 @@ class Selection:
             return RESAMPLING
         wanted = {"scale": job.upscale.scale}
         kind = _KINDS["gan" if impl == "auto" else impl]
-        found = await self._first(kind, lambda one: excess(one.parameters_schema, wanted) is None)
+        found = await self._first(kind, lambda one: violation(one.parameters_schema, wanted) is None)
         if found is not None:
             return _selected("gan" if impl == "auto" else impl, found)
         if impl == "auto":

@@ -29,9 +29,9 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.events import ArtifactWritten, JobFinish, NewEvent, Private
 from eventstore.log import Append, Batch, Log
-from projections.agreement import Agreement
 from projections.rebuild import Rebuild
-from projections.standing import standings
+from projections.subscription_status import subscription_statuses
+from projections.verifier import ReadModelVerifier
 from runners.objects import S3Config
 from tests.kit import SERVICE_LOGIN, History, Service, dreamforge, event, roles_environ
 
@@ -171,13 +171,13 @@ async def killed_halfway(database: Database, environ: dict[str, str]) -> tuple[i
 
 async def agree(database: Database) -> None:
     """Hold every row against its history, folded from the beginning, once the projector has caught up."""
-    while any(one.lag for one in await standings(database)):  # noqa: ASYNC110  # another process moves it
+    while any(one.lag for one in await subscription_statuses(database)):  # noqa: ASYNC110  # another process moves it
         await asyncio.sleep(0.5)
-    agreement, jobs = Agreement(database), 0
-    found = await agreement.orphans()
-    async for page in agreement.pages():
+    verifier, jobs = ReadModelVerifier(database), 0
+    found = await verifier.orphans()
+    async for page in verifier.pages():
         jobs += len(page)
-        found += await agreement.check(page)
+        found += await verifier.check(page)
     say(f"  {jobs:,} jobs held against the log: {len(found)} disagree")
     if found:
         raise RuntimeError(f"rows disagree with the log: {found[:3]}")

@@ -101,9 +101,9 @@ class Episode:
         latest = world.figures["steps"] + LONGEST_CALM
         while not self._settled():
             if world.figures["steps"] > latest or self._idle > STUCK:
-                standing = [failure for one in self._subscribers for failure in one.failures]
+                stalled = [failure for one in self._subscribers for failure in one.failures]
                 self._auditor.settled()
-                raise Violation(f"it never comes to rest; stalled subscriptions: {standing}")
+                raise Violation(f"it never comes to rest; stalled subscriptions: {stalled}")
             self._tick()
         self._auditor.settled()
 

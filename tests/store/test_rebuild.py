@@ -10,11 +10,11 @@ from eventstore.events import JobErased, JobFinish
 from eventstore.log import Batch
 from eventstore.subscription import Subscription
 from projections import views
-from projections.agreement import Agreement, Disagreement
 from projections.projector import LIVE, SHADOW, Generation, Projector
 from projections.queries import Queries
 from projections.rebuild import LONGEST_LAG_S, Rebuild, RebuildFailed
-from projections.standing import standings
+from projections.subscription_status import subscription_statuses
+from projections.verifier import Disagreement, ReadModelVerifier
 from projections.views import JobView
 from tests import histories
 from tests.kit import History, Store, connect, eventually, some_append
@@ -48,9 +48,9 @@ async def build(store: Store) -> Rebuild:
 
 async def everything(store: Store) -> list[Disagreement]:
     """What a check of all jobs against the log finds."""
-    agreement = Agreement(store.database)
-    found = [one async for page in agreement.pages() for one in await agreement.check(page)]
-    return found + await agreement.orphans()
+    verifier = ReadModelVerifier(store.database)
+    found = [one async for page in verifier.pages() for one in await verifier.check(page)]
+    return found + await verifier.orphans()
 
 
 async def spoil(store: Store) -> None:
@@ -153,7 +153,7 @@ async def test_the_projector_goes_on_where_the_new_one_stands(store: Store) -> N
     await projector.step()
     await project(store)
     assert await everything(store) == []
-    assert {one.projection: one.lag for one in await standings(store.database)} == {LIVE: 0}
+    assert {one.projection: one.lag for one in await subscription_statuses(store.database)} == {LIVE: 0}
 
 
 async def test_reads_see_every_event_all_the_while(store: Store) -> None:
@@ -245,7 +245,7 @@ async def test_an_aborted_rebuild_leaves_nothing(store: Store) -> None:
     assert not await rebuild.abort()
     state = await rebuild.state()
     assert (state.generation, state.before, state.rebuild) == (1, False, None)
-    assert {one.projection for one in await standings(store.database)} == {LIVE}
+    assert {one.projection for one in await subscription_statuses(store.database)} == {LIVE}
     assert await everything(store) == []
     with pytest.raises(RebuildFailed, match="aborted"):
         await rebuild.follow()
@@ -362,7 +362,7 @@ async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> 
     rebuild = await build(store)
     lags = await asyncio.gather(rebuild.follow(), rebuild.follow())
     assert all(lag <= 1.0 for lag in lags)
-    assert {one.projection for one in await standings(store.database)} == {LIVE}
+    assert {one.projection for one in await subscription_statuses(store.database)} == {LIVE}
 
     rebuild = await build(store)
     await store.database.call("select projector.follow()")
@@ -374,7 +374,7 @@ async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> 
     assert await rebuild.abort()
     with pytest.raises(RebuildFailed, match="aborted"):
         await follower
-    assert {one.projection for one in await standings(store.database)} == {LIVE}
+    assert {one.projection for one in await subscription_statuses(store.database)} == {LIVE}
 
 
 async def test_a_projector_that_was_ahead_of_the_new_one_goes_back_to_it(store: Store) -> None:
@@ -423,7 +423,9 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
 
     async def agrees() -> bool:
         await live.step()
-        return await everything(store) == [] and all(one.lag == 0 for one in await standings(store.database))
+        return await everything(store) == [] and all(
+            one.lag == 0 for one in await subscription_statuses(store.database)
+        )
 
     await eventually(agrees)
     assert (await rebuild.state()).generation == 2

@@ -11,12 +11,12 @@ from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
-from projections.agreement import Agreement
 from projections.key_queries import Keys
 from projections.model_queries import Models
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild
+from projections.verifier import ReadModelVerifier
 from tests.kit import History, Store, event, eventually, job_created, model_registered, stream_in
 
 REPORTED = "select stream_id from eventstore.rejections"
@@ -105,7 +105,7 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
     await eventually(kept)
     await rebuilt(store)
     assert await kept()
-    assert await Agreement(store.database).check([job for job, _, _ in ends]) == []
+    assert await ReadModelVerifier(store.database).check([job for job, _, _ in ends]) == []
 
 
 async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None:
@@ -124,13 +124,13 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
         return await store.database.read(REPORTED) != []
 
     await eventually(reported)
-    [found] = await Agreement(store.database).check([history.job_id])
+    [found] = await ReadModelVerifier(store.database).check([history.job_id])
     assert "the row can't be read: Invalid enum value 'lost'" in found.problem
     await Quarantine(store.log, "test").add(history.job_id, "default", reader="x", at_version=2, reason="x")
 
     async def kept() -> bool:
         await subscription.step()
-        return await Agreement(store.database).check([history.job_id]) == []
+        return await ReadModelVerifier(store.database).check([history.job_id]) == []
 
     await eventually(kept)
 
@@ -151,7 +151,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
     subscription = Subscription(store.log, store.notifier, Projector(store.database))
     while await subscription.step():
         pass
-    assert [one.job_id for one in await Agreement(store.database).check([history.job_id])] == [history.job_id]
+    assert [one.job_id for one in await ReadModelVerifier(store.database).check([history.job_id])] == [history.job_id]
     await store.database.call("update readmodel.jobs set status = 'lost'")
     assert await images() == [0]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dreamforge.registry import default_schema
-from projections.parameters import BadSchema, Excess, check, excess
+from projections.parameters import BadSchema, SchemaViolation, check, violation
 
 SMALL = {
     "type": "object",
@@ -22,24 +22,24 @@ SMALL = {
     ("asked", "found"),
     [
         ({"width": 768, "scheduler": "euler", "count": 4, "prompt": "x"}, None),
-        ({"width": 1024}, Excess("width", "1024 is greater than the maximum of 768")),
-        ({"scheduler": "unipc"}, Excess("scheduler", "'unipc' is not one of ['euler', 'ddim']")),
-        ({"count": 5}, Excess("count", "5 is greater than the maximum of 4")),
+        ({"width": 1024}, SchemaViolation("width", "1024 is greater than the maximum of 768")),
+        ({"scheduler": "unipc"}, SchemaViolation("scheduler", "'unipc' is not one of ['euler', 'ddim']")),
+        ({"count": 5}, SchemaViolation("count", "5 is greater than the maximum of 4")),
     ],
 )
-def test_what_a_schema_does_not_admit_is_named(asked: dict[str, Any], found: Excess | None) -> None:
-    assert excess(SMALL, asked) == found
+def test_what_a_schema_does_not_admit_is_named(asked: dict[str, Any], found: SchemaViolation | None) -> None:
+    assert violation(SMALL, asked) == found
 
 
 def test_what_no_single_parameter_is_to_blame_for_is_told() -> None:
     square = {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}
-    found = excess(square, {})
+    found = violation(square, {})
     assert found is not None
     assert found.parameter is None
 
 
 def test_a_long_text_is_not_repeated_whole() -> None:
-    found = excess({"properties": {"prompt": {"maxLength": 3}}}, {"prompt": "x" * 4000})
+    found = violation({"properties": {"prompt": {"maxLength": 3}}}, {"prompt": "x" * 4000})
     assert found is not None
     assert len(found.reason) <= 200
 
@@ -59,7 +59,7 @@ def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], reason:
     with pytest.raises(BadSchema, match=reason):
         check(schema)
     with pytest.raises(BadSchema, match=reason):
-        excess(schema, {})
+        violation(schema, {})
 
 
 @pytest.mark.parametrize("kind", ["generator", "gan-upscaler", "diffusion-upscaler"])

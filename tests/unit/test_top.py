@@ -7,7 +7,7 @@ import pytest
 
 from dreamforge import top_picture
 from dreamforge.top_picture import WINDOW, Happened, Reading, Running, picture, share, window
-from projections.standing import Standing
+from projections.subscription_status import SubscriptionStatus
 from tests.kit import NOON
 
 
@@ -28,12 +28,14 @@ def reading(second: float = 0, *events: Happened, **more: Any) -> Reading:
     }
     at = NOON + timedelta(seconds=second)
     given: dict[str, Any] = {"at": at, "heads": heads, "since": at - WINDOW, "events": events}
-    given |= {"open_jobs": {}, "queues": [], "running": [], "standings": []}
+    given |= {"open_jobs": {}, "queues": [], "running": [], "subscription_statuses": []}
     return Reading(**given | more)
 
 
-def standing(projection: str, partition: int, lag: int, lag_s: float | None) -> Standing:
-    return Standing(projection=projection, partition=partition, position=5, head=5 + lag, lag_s=lag_s, moved_at=NOON)
+def status(projection: str, partition: int, lag: int, lag_s: float | None) -> SubscriptionStatus:
+    return SubscriptionStatus(
+        projection=projection, partition=partition, position=5, head=5 + lag, lag_s=lag_s, moved_at=NOON
+    )
 
 
 def test_rates_are_of_what_came_since_the_reading_before() -> None:
@@ -102,14 +104,14 @@ def test_runners_are_known_by_what_they_wrote_or_work_on() -> None:
 
 
 def test_partitions_are_summed_up_and_the_worst_comes_first() -> None:
-    standings = [
-        standing("idle", 0, 0, None),
-        standing("busy", 0, 3, 0.5),
-        standing("busy", 1, 4, 2.5),
-        standing("stuck", 0, 1, 90.0),
-        standing("stuck", 1, 0, None),
+    subscription_statuses = [
+        status("idle", 0, 0, None),
+        status("busy", 0, 3, 0.5),
+        status("busy", 1, 4, 2.5),
+        status("stuck", 0, 1, 90.0),
+        status("stuck", 1, 0, None),
     ]
-    lags = picture(None, reading(0, standings=standings)).projections
+    lags = picture(None, reading(0, subscription_statuses=subscription_statuses)).projections
     assert [(one.projection, one.lag, one.lag_s) for one in lags] == [
         ("stuck", 1, 90.0),
         ("busy", 7, 2.5),

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from api.responses import json_response
 from api.schemas import Answer
 from api.services import Services
-from projections.standing import standings
+from projections.subscription_status import subscription_statuses
 
 
 class ProjectionStanding(Answer, frozen=True, kw_only=True):
@@ -42,6 +42,6 @@ async def list_projections(request: Request) -> Response:
             lag=one.lag,
             lag_s=one.lag_s,
         )
-        for one in await standings(services.log.database)
+        for one in await subscription_statuses(services.log.database)
     ]
     return json_response(ProjectionList(items=items))

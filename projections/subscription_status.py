@@ -1,4 +1,4 @@
-"""How far each projection has come, and how far behind the log it is."""
+"""Checkpoints of subscriptions, and their lag behind the log."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from eventstore.database import Database
 
 # What waits is the first event after the checkpoint; since when, by the database's clock. Each row looks for its own:
 # tables as small as the subscriptions' are never analysed, and a join would be planned as a scan of the whole log.
-_STANDINGS = """
+_STATUSES = """
 select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
     extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at, b.paused_at
 from eventstore.standings s
@@ -24,8 +24,8 @@ order by s.subscription, s.partition
 """
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition as a projection sees it.
+class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition of a subscription.
 
     position: its checkpoint; head: the newest event's. lag_s: for how long the first event after the checkpoint has
     waited, in seconds; None where none does. moved_at: when the checkpoint last moved.
@@ -46,6 +46,6 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return self.head - self.position
 
 
-async def standings(database: Database) -> list[Standing]:
-    """Where every projection stands in every partition. Raises `DatabaseUnavailable`."""
-    return [Standing(**row) for row in await database.read(_STANDINGS)]
+async def subscription_statuses(database: Database) -> list[SubscriptionStatus]:
+    """The status of every subscription in every partition. Raises `DatabaseUnavailable`."""
+    return [SubscriptionStatus(**row) for row in await database.read(_STATUSES)]

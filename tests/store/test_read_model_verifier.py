@@ -7,8 +7,8 @@ import pytest
 from eventstore.events import Private
 from eventstore.log import Append, Batch
 from eventstore.subscription import Subscription
-from projections.agreement import Agreement, Disagreement
 from projections.projector import Projector
+from projections.verifier import Disagreement, ReadModelVerifier
 from tests.kit import History, Store, event
 
 
@@ -27,9 +27,9 @@ async def projected(store: Store, *histories: History) -> None:
 
 async def everything(store: Store) -> list[Disagreement]:
     """What a check of all jobs finds."""
-    agreement = Agreement(store.database)
-    found = [one async for page in agreement.pages() for one in await agreement.check(page)]
-    return found + await agreement.orphans()
+    verifier = ReadModelVerifier(store.database)
+    found = [one async for page in verifier.pages() for one in await verifier.check(page)]
+    return found + await verifier.orphans()
 
 
 def a_job() -> History:
@@ -85,7 +85,7 @@ async def test_a_row_that_is_missing_or_out_of_step_is_told(store: Store, statem
     await store.database.call(statement)
     found = {one.job_id: one.problem for one in await everything(store)}
     assert PROBLEMS[statement] in found[job.job_id] or "belongs to nothing" in found[job.job_id]
-    [checked] = await Agreement(store.database).check([job.job_id])
+    [checked] = await ReadModelVerifier(store.database).check([job.job_id])
     assert PROBLEMS[statement] in checked.problem
 
 
@@ -111,5 +111,5 @@ async def test_every_job_is_looked_at(store: Store) -> None:
     for n in range(0, len(jobs), 50):
         appends = [Append(stream=job.job_id, expected=0, events=(event(job.created),)) for job in jobs[n : n + 50]]
         await store.log.commit(Batch(appends=appends))
-    found = [job async for page in Agreement(store.database).pages() for job in page]
+    found = [job async for page in ReadModelVerifier(store.database).pages() for job in page]
     assert sorted(found) == sorted(job.job_id for job in jobs)

@@ -53,7 +53,7 @@ class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
     differences: list[Difference] = []
 
 
-class Agreement:
+class ReadModelVerifier:
     """Holds rows against the log. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:

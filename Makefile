@@ -133,7 +133,7 @@ mutants: $(VENV)/.installed-dev ## Break each invariant on purpose, and see the 
 fixes: $(VENV)/.installed-dev ## Take back each fix of a reported fault, and see the test that came with it fail (long; ARGS=04)
 	@$(PY) scripts/fixes.py $(ARGS)
 
-simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol with all that can befall it, or STEPS (a minute)
+simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol under faults, or STEPS (a minute)
 	@$(PY) -m tests.simulation --steps="$${STEPS:-1000000}"
 
 check: lint type floors ## Everything that can be checked without running the code

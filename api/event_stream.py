@@ -92,7 +92,7 @@ def pieces(told: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-class Pulse:
+class HeartbeatTimer:
     """When the next heartbeat is due: `seconds` after the last, however much was sent between."""
 
     def __init__(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ from api import frames, responses, schemas
 from api.access import caller
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
-from api.event_stream import EventStream, Pulse, pieces
+from api.event_stream import EventStream, HeartbeatTimer, pieces
 from api.inputs import one_of, whole_number
 from api.responses import json_response
 from api.services import Services
@@ -97,7 +97,7 @@ async def stream(request: Request) -> Response:
 async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> AsyncGenerator[bytes, None]:
     """The frames of the whole log after a cursor, without end."""
     yield frames.retry(frames.RETRY_MS) + frames.place(cursor.encode())
-    pulse = Pulse(services.config.sse_heartbeat_s)
+    heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(None) as wake_signal:
         while not services.stopping.is_set():
             try:
@@ -106,10 +106,10 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
                 return  # the client comes back, and resumes
             for piece in pieces(_told(batches, cursor, wanted)):
                 yield piece
-            if pulse.beat():
+            if heartbeat.beat():
                 yield frames.place(cursor.encode())
             if not batches:
-                await wake_signal.wait(pulse.left)
+                await wake_signal.wait(heartbeat.left)
 
 
 def _told(batches: Mapping[int, Sequence[RecordedEvent]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:

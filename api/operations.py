@@ -220,9 +220,9 @@ def _stream_reply(description: str, examples: Mapping[str, Example] | None = Non
 
 
 def _change(action: str, summary: str, description: str, refused: str) -> Operation:
-    """A wish about one job that has none but its path to say."""
+    """A change of one job, by a request without a body."""
     headers = _LOCATION | _ETAG
-    accepted = [Reply(status=202, description="The wish is in the log.", schema=ref("JobAnswer"), headers=headers)]
+    accepted = [Reply(status=202, description="The request is in the log.", schema=ref("JobAnswer"), headers=headers)]
     if action == "cancel":
         already = Reply(status=200, description="It was cancelled before.", schema=ref("JobAnswer"), headers=headers)
         accepted.insert(0, already)

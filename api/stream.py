@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api import frames
 from api.errors import invalid
-from api.event_stream import EventStream, Pulse, pieces
+from api.event_stream import EventStream, HeartbeatTimer, pieces
 from api.inputs import included, job_id, moment
 from api.jobs import first_since, load
 from api.services import Services
@@ -37,7 +37,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
     """The frames of a job's stream after a version, to the job's end."""
     first = frames.retry(frames.RETRY_MS)  # within the first block that tells anything
     view: JobView | None = None
-    pulse = Pulse(services.config.sse_heartbeat_s)
+    heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(job) as wake_signal:
         while not services.stopping.is_set():
             version = 0 if view is None else view.version
@@ -54,7 +54,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 continue
             if view is None:
                 return
-            beat = pulse.beat()
+            beat = heartbeat.beat()
             if beat:
                 yield frames.HEARTBEAT
             if events or beat:
@@ -62,7 +62,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 first = b""
             if view.terminal:
                 return
-            await wake_signal.wait(pulse.left)
+            await wake_signal.wait(heartbeat.left)
 
 
 async def _resume(request: Request, view: JobView) -> int:

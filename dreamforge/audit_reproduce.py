@@ -26,9 +26,9 @@ from runners.encoding import decode, encode
 from runners.engines.batches import Batches
 from runners.engines.messages import ModelRef, Pixels, Work
 from runners.errors import StepError
+from runners.item_renderer import enlarge, render
 from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import ModelFiles, model_ref
-from runners.studio import enlarge, render
 
 
 class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +165,10 @@ class _Again:
                 from_index=made.batch_index,
                 measures=made.measures,
             )
-            pixels = await self._batches.have(work, item, _Silence())
+            pixels = await self._batches.render(work, item, _Silence())
         else:
             work = replace(enlarge(model, job, item, self._decoded(source)), tile=made.tile)
-            pixels = await self._batches.have(work, item, _Silence())
+            pixels = await self._batches.render(work, item, _Silence())
         return self._as_written(pixels), pixels.rendering
 
     async def _model(self, step: StepState, written: ArtifactWritten, made: Rendering) -> ModelRef:

@@ -29,7 +29,7 @@ class DemoError(Exception):
     """The demo did not come to its end; the message says why."""
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the demo is to paint."""
 
     prompt: str
@@ -52,12 +52,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 only if every image is there as it should be."""
     show.replace_unprintable()
-    wish = parse_wish(argv)
+    spec = parse_spec(argv)
     exit_on_signals()
     # Without a terminal nobody's screen sets the width of a table.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     try:
-        run(wish, console)
+        run(spec, console)
     except (DemoError, StackError, ClientError) as error:
         console.print(f"The demo failed. {error}", style="red", soft_wrap=True)
         return 1
@@ -67,23 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(wish: Wish, console: Console) -> None:
+def run(spec: ImageSpec, console: Console) -> None:
     """The whole story: start, submit, watch, download, check, show, stop."""
-    painted, upscaled = ("{}x{}".format(*wish.size(step)) for step in STEPS)
-    console.print(f'"{wish.prompt}": {wish.count} in {painted}, then upscaled to {upscaled}.')
+    painted, upscaled = ("{}x{}".format(*spec.size(step)) for step in STEPS)
+    console.print(f'"{spec.prompt}": {spec.count} in {painted}, then upscaled to {upscaled}.')
     begun = time.monotonic()
     with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
         console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
-        job_id = client.create_job(wish.request())["id"]
+        job_id = client.create_job(spec.request())["id"]
         status = show.follow(client.job(job_id), client.stream(job_id), console)
         if status != "succeeded":
             job = client.job(job_id)
             raise DemoError(f"The job {status}: {job['error_code']}: {job['error_message']}")
         paths = _download(client, job_id)
-        check(wish, paths)
-        _write_sheet(wish, paths)
+        check(spec, paths)
+        _write_sheet(spec, paths)
         console.print(show.history_table(client.events(job_id)))
-    console.print(f"All {2 * wish.count} images are in {OUTPUT}/, side by side in {OUTPUT}/contact-sheet.png.")
+    console.print(f"All {2 * spec.count} images are in {OUTPUT}/, side by side in {OUTPUT}/contact-sheet.png.")
     console.print("Everything is stopped.")
 
 
@@ -99,36 +99,36 @@ def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
     }
 
 
-def check(wish: Wish, paths: dict[tuple[str, int], Path]) -> None:
+def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
     """Raise `DemoError` unless there is one image for each step and item, in its size, and no other."""
     faults = []
     for step in STEPS:
-        for item in range(wish.count):
+        for item in range(spec.count):
             path = paths.get((step, item))
             if path is None:
                 faults.append(f"{step} {item} is missing")
                 continue
             with Image.open(path) as image:
                 image.load()
-                if image.size != wish.size(step):
-                    faults.append(f"{path} is {image.width}x{image.height}, not {'{}x{}'.format(*wish.size(step))}")
-    if len(paths) > 2 * wish.count:
-        faults.append(f"there are {len(paths)} artifacts, not {2 * wish.count}")
+                if image.size != spec.size(step):
+                    faults.append(f"{path} is {image.width}x{image.height}, not {'{}x{}'.format(*spec.size(step))}")
+    if len(paths) > 2 * spec.count:
+        faults.append(f"there are {len(paths)} artifacts, not {2 * spec.count}")
     if faults:
         raise DemoError(f"The job succeeded, but {'; '.join(faults)}.")
 
 
-def _write_sheet(wish: Wish, paths: dict[tuple[str, int], Path]) -> None:
-    labels = {step: "{} · {}x{}".format(step, *wish.size(step)) for step in STEPS}
+def _write_sheet(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
+    labels = {step: "{} · {}x{}".format(step, *spec.size(step)) for step in STEPS}
     pairs = [
         (Print(paths["generate", item], labels["generate"]), Print(paths["upscale", item], labels["upscale"]))
-        for item in range(wish.count)
+        for item in range(spec.count)
     ]
-    contact_sheet.write(OUTPUT / "contact-sheet.png", wish.prompt, pairs)
+    contact_sheet.write(OUTPUT / "contact-sheet.png", spec.prompt, pairs)
 
 
-def parse_wish(argv: Sequence[str] | None) -> Wish:
-    """The wish that `make demo`'s variables make; complains of a wrong one by the variable's name, and exits."""
+def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
+    """Parse the variables of `make demo`; names a wrong one, and exits."""
     parser = argparse.ArgumentParser(
         prog="make demo",
         usage="make demo PROMPT=… COUNT=… SCALE=2|4 SIZE=512|640x384",
@@ -152,7 +152,7 @@ def parse_wish(argv: Sequence[str] | None) -> Wish:
     if not (16 <= width <= 4096 and 16 <= height <= 4096):
         parser.error(f"SIZE is {args.size!r}; each side must be from 16 to 4096")
     prompt = args.prompt.strip() or _PROMPT
-    return Wish(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
+    return ImageSpec(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     advice: str = ""
 
 
-Check = Callable[["Patient", str], Awaitable[Finding]]
+Check = Callable[["DoctorContext", str], Awaitable[Finding]]
 
 
-class Patient(msgspec.Struct, frozen=True):
+class DoctorContext(msgspec.Struct, frozen=True):
     """What is looked at. settings: as they were given, before the home's services were put in."""
 
     settings: Settings
@@ -104,33 +104,33 @@ async def _examine(given: Settings, found: Settings) -> list[Finding]:
     pooled = found.db_pooler == "transaction"
     database = Database(found.db_url or "", pooled=pooled, role="dreamforge-doctor")
     store = object_store(found)
-    patient = Patient(given, database, store)
+    context = DoctorContext(given, database, store)
     try:
-        return [finding async for finding in _findings(patient)]
+        return [finding async for finding in _findings(context)]
     finally:
         await store.close()
         await database.close()
 
 
-async def _findings(patient: Patient) -> AsyncIterator[Finding]:
-    reached = await _guarded(patient, "database", _server)
+async def _findings(context: DoctorContext) -> AsyncIterator[Finding]:
+    reached = await _guarded(context, "database", _server)
     yield reached
     if reached.state != "bad":
         for name, check in _OF_DATABASE.items():
-            yield await _guarded(patient, name, check)
-    yield await _guarded(patient, "object store", _store)
-    yield await _guarded(patient, "object store's clock", _store_clock)
+            yield await _guarded(context, name, check)
+    yield await _guarded(context, "object store", _store)
+    yield await _guarded(context, "object store's clock", _store_clock)
 
 
-async def _guarded(patient: Patient, name: str, check: Check) -> Finding:
+async def _guarded(context: DoctorContext, name: str, check: Check) -> Finding:
     try:
-        return await check(patient, name)
+        return await check(context, name)
     except (EventStoreError, ObjectStoreUnavailable) as error:
         return Finding(check=name, state="bad", found=str(error), advice="Mend that first; then look again.")
 
 
-async def _server(patient: Patient, name: str) -> Finding:
-    [row] = await patient.database.read(_SERVER)
+async def _server(context: DoctorContext, name: str) -> Finding:
+    [row] = await context.database.read(_SERVER)
     told = f"PostgreSQL {row['version']}, {row['used']} of {row['most']} connections in use"
     if row["number"] < 150000:
         return Finding(check=name, state="bad", found=told, advice="Upgrade it: 15 is the oldest that is supported.")
@@ -154,15 +154,15 @@ async def _server(patient: Patient, name: str) -> Finding:
     return Finding(check=name, state="ok", found=told)
 
 
-async def _schema(patient: Patient, name: str) -> Finding:
-    await schema.check(patient.database)
+async def _schema(context: DoctorContext, name: str) -> Finding:
+    await schema.check(context.database)
     return Finding(check=name, state="ok", found=f"release {schema.RELEASE}")
 
 
-async def _login(patient: Patient, name: str) -> Finding:
-    if patient.settings.db_url is None:
+async def _login(context: DoctorContext, name: str) -> Finding:
+    if context.settings.db_url is None:
         return Finding(check=name, state="ok", found="the home's own")
-    [row] = await patient.database.read(_LOGIN)
+    [row] = await context.database.read(_LOGIN)
     if not (row["super"] or row["owner"]):
         return Finding(check=name, state="ok", found=row["login"])
     return Finding(
@@ -173,9 +173,9 @@ async def _login(patient: Patient, name: str) -> Finding:
     )
 
 
-async def _clocks(patient: Patient, name: str) -> Finding:
+async def _clocks(context: DoctorContext, name: str) -> Finding:
     before = datetime.now(UTC)
-    [row] = await patient.database.read("select clock_timestamp() as now")
+    [row] = await context.database.read("select clock_timestamp() as now")
     after = datetime.now(UTC)
     # Whatever the database says between the two is no skew.
     skew = max(timedelta(0), before - row["now"], row["now"] - after).total_seconds()
@@ -187,8 +187,8 @@ async def _clocks(patient: Patient, name: str) -> Finding:
     )
 
 
-async def _queues(patient: Patient, name: str) -> Finding:
-    queues = await OutboxReconciler(patient.database, actor()).status()
+async def _queues(context: DoctorContext, name: str) -> Finding:
+    queues = await OutboxReconciler(context.database, actor()).status()
     missing = sum(queue.missing for queue in queues)
     told = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
@@ -198,8 +198,8 @@ async def _queues(patient: Patient, name: str) -> Finding:
     return Finding(check=name, state="ok", found=told)
 
 
-async def _aside(patient: Patient, name: str) -> Finding:
-    [row] = await patient.database.read(_ASIDE)
+async def _aside(context: DoctorContext, name: str) -> Finding:
+    [row] = await context.database.read(_ASIDE)
     if not row["commands"]:
         return Finding(check=name, state="ok", found="none")
     return Finding(
@@ -210,8 +210,8 @@ async def _aside(patient: Patient, name: str) -> Finding:
     )
 
 
-async def _quarantine(patient: Patient, name: str) -> Finding:
-    log = Log(patient.database)
+async def _quarantine(context: DoctorContext, name: str) -> Finding:
+    log = Log(context.database)
     jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
     others = [
         f"{category} {stream}"
@@ -237,9 +237,9 @@ def _is_broken(event: RecordedEvent) -> bool:
     return False
 
 
-async def _lag(patient: Patient, name: str) -> Finding:
+async def _lag(context: DoctorContext, name: str) -> Finding:
     # What is built aside is behind until it takes over.
-    kept = [one for one in await subscription_statuses(patient.database) if one.projection != SHADOW]
+    kept = [one for one in await subscription_statuses(context.database) if one.projection != SHADOW]
     behind = [one for one in kept if (one.lag_s or 0) > _LONG_LAG_S]
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:
@@ -261,16 +261,16 @@ async def _lag(patient: Patient, name: str) -> Finding:
     )
 
 
-async def _snapshots(patient: Patient, name: str) -> Finding:
-    rows = await patient.database.read(_HOLDERS)
+async def _snapshots(context: DoctorContext, name: str) -> Finding:
+    rows = await context.database.read(_HOLDERS)
     if not rows or rows[0]["held"] is None or rows[0]["held"] < _OLD_SNAPSHOT:
         return Finding(check=name, state="ok", found=f"none is older than {_OLD_SNAPSHOT}")
     told = f"{rows[0]['holder']} for {str(rows[0]['held']).split('.')[0]}, {rows[0]['transactions']:,} transactions ago"
     return Finding(check=name, state="warning", found=told, advice="End it: no dead row can be removed before that.")
 
 
-async def _dead(patient: Patient, name: str) -> Finding:
-    rows = await patient.database.read(_DEAD)
+async def _dead(context: DoctorContext, name: str) -> Finding:
+    rows = await context.database.read(_DEAD)
     if not rows:
         return Finding(check=name, state="ok", found="few")
     told = ", ".join(f"{row['name']}: {row['dead']:,} dead, {row['live']:,} live" for row in rows)
@@ -278,11 +278,11 @@ async def _dead(patient: Patient, name: str) -> Finding:
     return Finding(check=name, state="warning", found=told, advice=advice)
 
 
-async def _store(patient: Patient, name: str) -> Finding:
-    await patient.store.ready()
+async def _store(context: DoctorContext, name: str) -> Finding:
+    await context.store.ready()
     # Every picture relies on it: a second put must find the first, and leave it.
-    first = await patient.store.put(_PROBE, b"first", "text/plain")
-    second = await patient.store.put(_PROBE, b"second", "text/plain")
+    first = await context.store.put(_PROBE, b"first", "text/plain")
+    second = await context.store.put(_PROBE, b"second", "text/plain")
     if first != second:
         return Finding(
             check=name,
@@ -293,9 +293,9 @@ async def _store(patient: Patient, name: str) -> Finding:
     return Finding(check=name, state="ok", found="reachable, and keeps what was written first")
 
 
-async def _store_clock(patient: Patient, name: str) -> Finding:
+async def _store_clock(context: DoctorContext, name: str) -> Finding:
     before = datetime.now(UTC)
-    told = await patient.store.clock()
+    told = await context.store.clock()
     after = datetime.now(UTC)
     if told is None:
         return Finding(check=name, state="ok", found="it does not tell its time")

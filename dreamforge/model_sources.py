@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from dreamforge.arrivals import Arrival, receive
+from dreamforge.downloads import Download, receive
 from dreamforge.registry import RegistryError, expect_safe, inventory, place
 from eventstore.events import ModelFile
 from projections.models import files_digest
@@ -54,7 +54,7 @@ def _copied(source: str, folder: Path, *, trust: bool) -> Obtained:
     # Each content has a folder of its own, so that what was copied earlier stays what was registered.
     into = folder / name / files_digest(files)[:12]
 
-    def append(part: BinaryIO, file: Arrival) -> None:
+    def append(part: BinaryIO, file: Download) -> None:
         with (path if single else path / file.path).open("rb") as original:
             original.seek(part.tell())
             shutil.copyfileobj(original, part, 2**20)
@@ -63,8 +63,8 @@ def _copied(source: str, folder: Path, *, trust: bool) -> Obtained:
     return Obtained(path=str(into / files[0].path if single else into), name=name, source_uri=path.as_uri())
 
 
-def _arrival(file: ModelFile) -> Arrival:
-    return Arrival(path=file.path, size=file.size, digest=file.sha256)
+def _arrival(file: ModelFile) -> Download:
+    return Download(path=file.path, size=file.size, digest=file.sha256)
 
 
 def _fetched(source: str, folder: Path, *, trust: bool) -> Obtained:
@@ -116,7 +116,7 @@ class _Hub:
         self._http_get = file_download.http_get
         self._failures = (OSError, ValueError, errors.HTTPError)
 
-    def listed(self, revision: str) -> tuple[str, list[Arrival]]:
+    def listed(self, revision: str) -> tuple[str, list[Download]]:
         """The commit that a revision stands for now, and its files."""
         info = self._asked(
             lambda: self._hub.HfApi().model_info(self._repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
@@ -125,11 +125,11 @@ class _Hub:
             raise RegistryError(f"{self._repo}: the hub names no commit.")
         return info.sha, [self._listed(file) for file in info.siblings or []]
 
-    def filling(self, commit: str) -> Callable[[BinaryIO, Arrival], None]:
+    def filling(self, commit: str) -> Callable[[BinaryIO, Download], None]:
         """What appends the rest of a commit's file to a part of it."""
         headers = self._hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
 
-        def append(part: BinaryIO, file: Arrival) -> None:
+        def append(part: BinaryIO, file: Download) -> None:
             url = self._hub.hf_hub_url(self._repo, file.path, revision=commit)
             self._asked(
                 lambda: self._http_get(url, part, resume_size=part.tell(), headers=headers, expected_size=file.size)
@@ -137,12 +137,12 @@ class _Hub:
 
         return append
 
-    def _listed(self, file: Any) -> Arrival:
+    def _listed(self, file: Any) -> Download:
         if file.lfs is not None:
-            return Arrival(path=file.rfilename, size=file.lfs.size, digest=file.lfs.sha256)
+            return Download(path=file.rfilename, size=file.lfs.size, digest=file.lfs.sha256)
         if file.size is None or file.blob_id is None:
             raise RegistryError(f"{self._repo}: the hub does not tell the size and digest of {file.rfilename}.")
-        return Arrival(path=file.rfilename, size=file.size, digest=file.blob_id, as_git=True)
+        return Download(path=file.rfilename, size=file.size, digest=file.blob_id, as_git=True)
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         try:

@@ -57,11 +57,11 @@ from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
 from runners.engines.batches import Batches
 from runners.faults import FaultPlan
+from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
 from runners.objects import ObjectStore
 from runners.selection import NO_MODELS, Selection
 from runners.steps import RetryPolicy, StepRunner
-from runners.studio import Studio
 from runners.threads import Threads
 
 _HAND_BACK_S = 3.0
@@ -439,14 +439,14 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     stack.push_async_callback(store.close)
     core.checks["object_store"] = store.ready
     await _bucket(core, store)
-    studio = _studio(core)
+    item_renderer = _item_renderer(core)
     if not settings.fake_runner and settings.model is None and await _no_generator(core):
         _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
-    stack.push_async_callback(studio.stop)
+    stack.push_async_callback(item_renderer.stop)
     steps = StepRunner(
         JobService(core.log, core.committer, core.actor),
         store,
-        studio,
+        item_renderer,
         retry=RetryPolicy(
             max_attempts=settings.max_attempts,
             first_delay_s=settings.retry_base_s,
@@ -480,10 +480,10 @@ async def _no_generator(core: Core) -> bool:
     return not any(model.available and model.kind == "generator" for model in models)
 
 
-def _studio(core: Core) -> Studio:
+def _item_renderer(core: Core) -> ItemRenderer:
     settings = core.settings
     faults = FaultPlan.parse(settings.fake_fail or "")
-    return Studio(
+    return ItemRenderer(
         painter(settings, faults),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,

@@ -18,7 +18,7 @@ from dreamforge.backends import ask_database
 from dreamforge.console import OK, UNAVAILABLE, PipeConsole, complain, print_answer, print_line
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
-from dreamforge.top_picture import JobCounts, Lag, Picture, Queue, Rate, Runner, Steps
+from dreamforge.top_picture import JobCounts, Lag, Queue, Rate, Runner, Snapshot, Steps
 from dreamforge.top_reading import Watch
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
@@ -43,7 +43,7 @@ def _watched() -> bool:
 
 
 def _once(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> Picture:
+    async def ask(database: Database, _actor: str) -> Snapshot:
         watch = Watch(database)
         await watch.look()
         await asyncio.sleep(args.every)
@@ -89,7 +89,7 @@ async def _lines(watch: Watch, every: float) -> None:
 
 async def _screen(watch: Watch, every: float) -> None:
     """The whole terminal, for ever. While the database is away the last picture stays, and a line says so."""
-    picture: Picture | None = None
+    picture: Snapshot | None = None
     trouble = ""
     with Live(console=PipeConsole(highlight=False), screen=True, auto_refresh=False) as live:
         asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, live.refresh)
@@ -102,7 +102,7 @@ async def _screen(watch: Watch, every: float) -> None:
             await asyncio.sleep(every)
 
 
-def _drawn(picture: Picture | None, trouble: str = "") -> RenderableType:
+def _drawn(picture: Snapshot | None, trouble: str = "") -> RenderableType:
     parts: list[RenderableType] = []
     if trouble:
         parts.append(Text(f"No answer: {trouble}", style="bold red"))

@@ -101,7 +101,7 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float | None
 
 
-class Picture(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that is shown at one moment. window_s: for how long back events are counted."""
 
     at: datetime
@@ -157,9 +157,9 @@ def continued(before: Reading | None, heads: Mapping[int, int]) -> Reading | Non
     return before
 
 
-def picture(before: Reading | None, after: Reading) -> Picture:
+def picture(before: Reading | None, after: Reading) -> Snapshot:
     """What is shown after two readings; rates are not known by the first."""
-    return Picture(
+    return Snapshot(
         at=after.at,
         window_s=_window_s(after),
         rates=_rates(continued(before, after.heads), after),

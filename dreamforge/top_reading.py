@@ -3,10 +3,10 @@
 from dreamforge.top_picture import (
     WINDOW,
     Happened,
-    Picture,
     Queue,
     Reading,
     Running,
+    Snapshot,
     continued,
     picture,
     share,
@@ -98,7 +98,7 @@ class Watch:
         self._database = DatabaseWithDeadline(database, _PATIENCE_S)
         self._before: Reading | None = None
 
-    async def look(self) -> Picture:
+    async def look(self) -> Snapshot:
         """The database as it is now, and what happened since the look before."""
         after = await self._read()
         before, self._before = self._before, after

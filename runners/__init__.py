@@ -6,7 +6,7 @@ A tour, in reading order:
 - `steps`       one claimed step, from its first missing item to the commit that finishes it
 - `attempt`     buffers the results of an attempt until they are committed
 - `selection`   which engine and which model a step is rendered by
-- `studio`      one item, from the request to the bytes: by `rendering`, or by the engine process
+- `item_renderer`  renders one item, by `rendering` or by the engine process
 - `rendering`   what needs no model
 - `engines`     requests to pictures: `fake` paints landscapes with Pillow alone; `process` and `child` are the two ends
                 of the engine process, `messages` what they say, `batches` what joins several jobs' items

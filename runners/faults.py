@@ -1,4 +1,4 @@
-"""Failures on request, so that tests can see what a failing step does.
+"""Injects failures on request, so that tests can see what a failing step does.
 
     upscale         every item of every upscale step fails
     generate:2      item 2 of every generate step fails
@@ -23,23 +23,23 @@ import msgspec
 from runners.errors import ProviderError
 
 FORM = re.compile(
-    r"(?P<step>generate|upscale)(=(?P<injury>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII
+    r"(?P<step>generate|upscale)(=(?P<injected>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII
 )
 
 
-Injury = Literal["oom", "kill", "hang"]
+InjectedFault = Literal["oom", "kill", "hang"]
 
 
 class Fault(msgspec.Struct, frozen=True):
     """A step that shall fail: at one item or at all, so many times in each job or always.
 
-    injury: what befalls the engine; None: it gives up.
+    injected: what happens to the engine; None: the item fails.
     """
 
     step: str
     item_index: int | None = None
     times: int | None = None
-    injury: Injury | None = None
+    injected: InjectedFault | None = None
 
 
 class FaultPlan:
@@ -55,17 +55,17 @@ class FaultPlan:
         """Read a plan from its text; an empty text is a plan without failures."""
         return cls(*map(_fault, text.split(","))) if text else cls()
 
-    def check(self, step: str, item_index: int, job_id: UUID) -> Injury | None:
-        """Raise `ProviderError` if this item is to fail now, or answer what is to befall the engine; and count it."""
+    def check(self, step: str, item_index: int, job_id: UUID) -> InjectedFault | None:
+        """Raise `ProviderError` if this item is to fail now, or return the fault to inject into the engine."""
         for fault in self._faults:
             if fault.step == step and fault.item_index in {None, item_index} and self._is_due(fault, job_id):
-                if fault.injury is not None:
-                    return fault.injury
+                if fault.injected is not None:
+                    return fault.injected
                 raise ProviderError(f"{step} failed at item {item_index}, as DF_FAKE_FAIL asked for")
         return None
 
     def _is_due(self, fault: Fault, job_id: UUID) -> bool:
-        """Is it to happen now? If it is, it is counted."""
+        """Whether the fault is due now; if it is, it is counted."""
         if fault.times is None:
             return True
         with self._lock:
@@ -82,5 +82,7 @@ def _fault(text: str) -> Fault:
             f'{text!r} is not of the form "step[:item][:times]", such as "upscale", "generate:2" or "upscale:0:1"; '
             "steps are generate and upscale (or generate=oom, =kill, =hang), items count from 0, times from 1"
         )
-    step, injury, item, times = found.group("step", "injury", "item", "times")
-    return Fault(step, int(item) if item else None, int(times) if times else None, cast("Injury | None", injury))
+    step, injected, item, times = found.group("step", "injected", "item", "times")
+    return Fault(
+        step, int(item) if item else None, int(times) if times else None, cast("InjectedFault | None", injected)
+    )

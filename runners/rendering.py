@@ -47,7 +47,7 @@ class Renderer:
 
     def _check(self, step: str, item_index: int, job_id: UUID) -> None:
         if self._faults.check(step, item_index, job_id) is not None:
-            raise MemoryError  # of the injuries, the only one that spares the runner itself
+            raise MemoryError  # the only injected fault that leaves the runner itself alive
 
     def _enlarged(self, job: JobState, picture: Image.Image) -> Image.Image:
         if job.upscale is None:

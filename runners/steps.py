@@ -44,9 +44,9 @@ from runners.errors import (
     Unexpected,
     classified,
 )
+from runners.item_renderer import ItemRenderer, RenderedImage
 from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import Selected
-from runners.studio import Rendition, Studio
 
 T = TypeVar("T")
 
@@ -82,10 +82,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class StepRunner:
     """Runs claimed steps for one process. name: of the runner, kept in step.start."""
 
-    def __init__(self, jobs: JobService, store: ObjectStore, studio: Studio, *, retry: RetryPolicy, name: str) -> None:
+    def __init__(
+        self, jobs: JobService, store: ObjectStore, item_renderer: ItemRenderer, *, retry: RetryPolicy, name: str
+    ) -> None:
         self._jobs = jobs
         self._store = store
-        self._studio = studio
+        self._item_renderer = item_renderer
         self._retry = retry
         self._name = name
         self._buffers: set[AttemptBuffer] = set()
@@ -94,7 +96,7 @@ class StepRunner:
     def stop(self) -> None:
         """Finish the items that are being rendered, and hand the rest back. A second call does nothing."""
         self._stopping = True
-        self._studio.withdraw()
+        self._item_renderer.withdraw()
 
     def give_up(self) -> None:
         """Hand back what is still being rendered, too: that costs an item's work, and no attempt."""
@@ -104,7 +106,7 @@ class StepRunner:
 
     async def run(self, claim: Claim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
-        arrived = self._studio.arriving()
+        arrived = self._item_renderer.expect_request()
         try:
             await self._run(claim, arrived)
         except Unreadable as error:
@@ -167,7 +169,7 @@ class StepRunner:
     async def _begin(self, state: JobState, step: StepState, claim: Claim) -> tuple[JobState, Selected] | None:
         """The state with the new attempt, and what renders it; None if it does not start. Raises `StaleAttempt`."""
         try:
-            selected = await until_available("selection", lambda: self._studio.select(state, step))
+            selected = await until_available("selection", lambda: self._item_renderer.select(state, step))
             if time.monotonic() > claim.expires:
                 _log.warning("claim is over before its step began", job_id=str(state.job_id), step=step.name)
                 return None
@@ -272,7 +274,7 @@ class StepRunner:
 
         Ends early when the runner stops, or with the first item that fails; what was rendered before is stored.
         """
-        at_once = self._studio.at_once(selected)
+        at_once = self._item_renderer.at_once(selected)
         rendering = asyncio.Semaphore(at_once)
         places = asyncio.Semaphore(at_once - 1 + _UPLOADS)
         items: list[asyncio.Task[None]] = []
@@ -280,15 +282,15 @@ class StepRunner:
         async def produce(index: int) -> None:
             with buffer.item(index):
                 try:
-                    rendition = await self._render(state, step, selected, index, buffer)
+                    rendered = await self._render(state, step, selected, index, buffer)
                 finally:
                     rendering.release()
-                buffer.add(await self._put(state, step, index, rendition))
+                buffer.add(await self._put(state, step, index, rendered))
             places.release()
 
         try:
             with buffer.item(None):
-                await self._studio.check(selected)
+                await self._item_renderer.check(selected)
             for index in range(state.generate.count):
                 if step.has(index):
                     continue
@@ -306,32 +308,32 @@ class StepRunner:
 
     async def _render(
         self, state: JobState, step: StepState, selected: Selected, index: int, buffer: AttemptBuffer
-    ) -> Rendition:
+    ) -> RenderedImage:
         if step.name == "generate":
-            return await self._studio.generate(selected, state, index, buffer)
+            return await self._item_renderer.generate(selected, state, index, buffer)
         parent = state.steps[0].artifacts[index]
         written = StoredObject(parent.bytes, parent.sha256)
         source = await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
-        return await self._studio.upscale(selected, state, index, source, buffer)
+        return await self._item_renderer.upscale(selected, state, index, source, buffer)
 
-    async def _put(self, state: JobState, step: StepState, index: int, rendition: Rendition) -> ArtifactWritten:
+    async def _put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
-        size = rendition.size
+        size = rendered.size
         if step.first_started_at is None:
             raise RuntimeError(f"step {step.name} of job {state.job_id} writes before it started")
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = described(rendition.body), rendition.rendering
+        ours, made = described(rendered.body), rendered.rendering
         if index in step.lost:
             stored = ours
-            await self._put_again(state, step.artifacts[index], key, rendition)
+            await self._put_again(state, step.artifacts[index], key, rendered)
         else:
-            put = partial(self._store.put, key, rendition.body, content_type(generate.format))
+            put = partial(self._store.put, key, rendered.body, content_type(generate.format))
             stored = await self._patiently(state, put)
         if stored != ours:
-            made = await self._adopted(state, step, index, rendition, key, stored)
+            made = await self._adopted(state, step, index, rendered, key, stored)
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,
@@ -348,24 +350,24 @@ class StepRunner:
             rendering=made,
         )
 
-    async def _put_again(self, state: JobState, lost: ArtifactWritten, key: str, rendition: Rendition) -> None:
+    async def _put_again(self, state: JobState, lost: ArtifactWritten, key: str, rendered: RenderedImage) -> None:
         """Store an image that was lost: over whatever lies under its key, which was found to be another's."""
         if key != lost.s3_key:
             raise ProviderError(f"{lost.s3_key} was lost, and can't be made again: the engine now makes {key}")
-        write = partial(self._store.replace, key, rendition.body, content_type(lost.format))
+        write = partial(self._store.replace, key, rendered.body, content_type(lost.format))
         await self._patiently(state, write)
 
     async def _adopted(
-        self, state: JobState, step: StepState, index: int, rendition: Rendition, key: str, stored: StoredObject
+        self, state: JobState, step: StepState, index: int, rendered: RenderedImage, key: str, stored: StoredObject
     ) -> Rendering | None:
         """How the image that lies under our key came about. Raises `ObjectChanged` if no attempt of ours wrote it."""
-        most = 4 * rendition.size[0] * rendition.size[1] + _METADATA_BYTES
+        most = 4 * rendered.size[0] * rendered.size[1] + _METADATA_BYTES
         if stored.size > most:
             raise ObjectChanged(
                 f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
             )
         body = await self._patiently(state, partial(self._store.verified, key, stored))
-        return await self._studio.adopted(state, step.name, index, body, rendition.size)
+        return await self._item_renderer.adopted(state, step.name, index, body, rendered.size)
 
     async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call while the object store is away: an outage keeps the steps waiting, and fails none for hours."""

@@ -306,7 +306,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "09-adopts-anything",
-        "runners/studio.py",
+        "runners/item_renderer.py",
         "        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))",
         "        found = read(body) if body[:4] == b'\\x89PNG' else None\n"
         "        return None if found is None else found.generate.rendering",
@@ -314,10 +314,10 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "09-described-as-asked-for",
-        "runners/studio.py",
-        "        return Rendition(body, size_of(body), rendering)",
+        "runners/item_renderer.py",
+        "        return RenderedImage(body, size_of(body), rendering)",
         "        scale = job.upscale.scale if job.upscale and step == 'upscale' else 1\n"
-        "        return Rendition(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
+        "        return RenderedImage(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
         "tests/store/test_stored_images.py -k described",
     ),
     Mutant(

@@ -41,10 +41,10 @@ from projections.projector import Projector
 from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
+from runners.item_renderer import ItemRenderer
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.studio import Studio
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 
@@ -109,7 +109,7 @@ class Arm:
         self._committer = Committer(self._log, self._notifier)
         jobs = JobService(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
-        self._steps = StepRunner(jobs, NoStore(), Studio(NoPixels(), Threads()), retry=policy, name="bench")
+        self._steps = StepRunner(jobs, NoStore(), ItemRenderer(NoPixels(), Threads()), retry=policy, name="bench")
         self._submitted = 0
         self._done = 0
 

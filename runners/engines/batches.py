@@ -20,12 +20,12 @@ from msgspec.structs import replace
 from eventstore.events import ErrorCode, Measure, Memory
 from runners import metrics
 from runners.engines.messages import (
-    Broke,
     Enlarge,
     FromProcess,
+    ItemsFailed,
+    MemoryExhausted,
     Pixels,
     Render,
-    Short,
     Stepped,
     Work,
 )
@@ -74,7 +74,7 @@ class _Refused(StepError):
     error_code: ErrorCode  # type: ignore[misc]  # told by the engine, of each failure
     retryable: bool  # type: ignore[misc]
 
-    def __init__(self, broke: Broke) -> None:
+    def __init__(self, broke: ItemsFailed) -> None:
         super().__init__(broke.message)
         self.error_code = broke.error_code
         self.retryable = broke.retryable
@@ -104,7 +104,7 @@ class Batches:
         self._withdrawn = False
         self._working: asyncio.Task[None] | None = None
 
-    def arriving(self) -> Callable[[], None]:
+    def expect_request(self) -> Callable[[], None]:
         """A step is being started that will want something in a moment: a batch waits for it, a little.
 
         Call what is answered once it has said what it wants, or wants nothing; a second call does nothing.
@@ -118,7 +118,7 @@ class Batches:
 
         return arrived
 
-    async def have(self, work: Work, item_index: int, report: Report) -> Pixels:
+    async def render(self, work: Work, item_index: int, report: Report) -> Pixels:
         """Have an item rendered, perhaps beside others, or enlarged. work: of that one image. Raises `StepError`."""
         if self._withdrawn:
             raise Withdrawn("the runner stops")
@@ -224,7 +224,7 @@ class Batches:
             case Stepped():
                 for report, items in _by_report(batch, message.items):
                     report.ticked(items, message.done, message.of)
-            case Short():
+            case MemoryExhausted():
                 metrics.ENGINE_OOM.inc()
                 for report, items in _by_report(batch, message.items):
                     report.short(items, message.size, message.next, message.memory)
@@ -234,10 +234,10 @@ class Batches:
                 arrived.append(message)
                 if message.rendering.batch_index == message.rendering.batch_size - 1:
                     _deliver(batch, arrived)
-            case Broke():
+            case ItemsFailed():
                 self._broke([batch[item] for item in message.items if not batch[item].picture.done()], message)
 
-    def _broke(self, broken: Sequence[_Request], message: Broke) -> None:
+    def _broke(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
         """Some items failed, whosever fault it was."""
         if len({id(request.report) for request in broken}) > 1:
             self._again(broken)
@@ -270,7 +270,7 @@ def _joined(batch: Sequence[_Request]) -> Work:
     first = batch[0].work
     if isinstance(first, Enlarge):
         return first
-    return replace(first, wishes=[wish for one in batch if isinstance(one.work, Render) for wish in one.work.wishes])
+    return replace(first, specs=[spec for one in batch if isinstance(one.work, Render) for spec in one.work.specs])
 
 
 def _by_report(batch: Sequence[_Request], places: Iterable[int]) -> Iterable[tuple[Report, list[int]]]:

@@ -20,18 +20,18 @@ from PIL import Image
 from eventstore.events import Measure, Memory, Rendering
 from runners.engines.messages import (
     Abandoned,
-    Broke,
     Cancel,
     Done,
     FromProcess,
+    ImageSpec,
+    ItemsFailed,
+    MemoryExhausted,
     Opening,
     Pixels,
     Ready,
     Render,
-    Short,
     Stepped,
     ToProcess,
-    Wish,
     Work,
 )
 from runners.engines.process import EngineConfig, framed
@@ -40,7 +40,7 @@ from runners.errors import OutOfMemory, ProviderError, StepError, Unexpected
 _log = logging.getLogger(__name__)
 
 
-class Runner:
+class ParentConnection:
     """The runner at the other end of the socket."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -79,12 +79,12 @@ class Runner:
         return self._file.read(int.from_bytes(self._file.read(4), "big"))
 
 
-class Watching:
+class ProgressReporter:
     """Tells the runner of one piece of work (a `messages.Watch`)."""
 
-    def __init__(self, runner: Runner, items: int) -> None:
+    def __init__(self, runner: ParentConnection, items: int) -> None:
         self._runner = runner
-        self._befell: list[Wish] = []
+        self._befell: list[ImageSpec] = []
         self.open = set(range(items))
 
     def opening(self) -> None:
@@ -99,19 +99,19 @@ class Watching:
 
     def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         """Tell that memory ran out, and what is tried next."""
-        self._runner.say(Short(items=items, size=size, next=measure, memory=memory))
+        self._runner.say(MemoryExhausted(items=items, size=size, next=measure, memory=memory))
 
     def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
         """Hand a picture over."""
         self.open.discard(item)
         self._runner.say(Pixels.of(item, image, rendering, memory))
 
-    def befall(self, wish: Wish) -> None:
+    def inject(self, spec: ImageSpec) -> None:
         """Let happen what a test asked for, once."""
-        if wish in self._befell:
+        if spec in self._befell:
             return
-        self._befell.append(wish)
-        match wish.injury:
+        self._befell.append(spec)
+        match spec.injected:
             case "oom":
                 raise MemoryError
             case "kill":
@@ -121,7 +121,7 @@ class Watching:
                     time.sleep(3600)
 
 
-Have = Callable[[Work, Watching], None]
+Have = Callable[[Work, ProgressReporter], None]
 """Does some work. May raise `StepError`, `Abandoned`, and whatever a library raises."""
 
 
@@ -131,19 +131,19 @@ def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, Have]]) 
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:
-        runner = Runner(connection)
-        ready, have = begin(runner.config())
+        runner = ParentConnection(connection)
+        ready, render = begin(runner.config())
         threading.Thread(target=runner.listen, name="runner", daemon=True).start()
         runner.say(ready)
         while True:
-            runner.say(Done(unfit=_have(runner, runner.work.get(), have)))
+            runner.say(Done(unfit=_have(runner, runner.work.get(), render)))
 
 
-def _have(runner: Runner, work: Work, have: Have) -> bool:
+def _have(runner: ParentConnection, work: Work, render: Have) -> bool:
     """Do some work, and tell what failed; answers whether something befell it that nobody foresaw."""
-    watch = Watching(runner, len(work.wishes) if isinstance(work, Render) else 1)
+    watch = ProgressReporter(runner, len(work.specs) if isinstance(work, Render) else 1)
     try:
-        have(work, watch)
+        render(work, watch)
     except Abandoned:
         return False
     except StepError as error:
@@ -157,7 +157,7 @@ def _have(runner: Runner, work: Work, have: Have) -> bool:
         failure = Unexpected(RuntimeError())  # an engine that leaves items out has a bug
     if watch.open:
         runner.say(
-            Broke(
+            ItemsFailed(
                 items=sorted(watch.open),
                 error_code=failure.error_code,
                 message=str(failure),
@@ -170,17 +170,17 @@ def _have(runner: Runner, work: Work, have: Have) -> bool:
 def begin(config: EngineConfig) -> tuple[Ready, Have]:
     """Import what this process is for; where that can't be, every piece of work fails and says why."""
     try:
-        from runners.engines.workshop import Workshop  # noqa: PLC0415  # torch takes seconds, and need not be there
+        from runners.engines.host import EngineHost  # noqa: PLC0415  # torch takes seconds, and need not be there
 
-        workshop = Workshop(config)
+        engine_host = EngineHost(config)
     except ImportError as error:
         why = f"this runner can't use models ({error}); install the extra: pip install 'dream-forge[diffusers]'"
     except ProviderError as error:
         why = str(error)
     else:
-        return Ready(versions=workshop.versions, device=workshop.device_name), workshop.have
+        return Ready(versions=engine_host.versions, device=engine_host.device_name), engine_host.render
 
-    def refuse(_work: Work, _watch: Watching) -> None:
+    def refuse(_work: Work, _watch: ProgressReporter) -> None:
         raise ProviderError(why)
 
     return Ready(versions={}, device="none"), refuse

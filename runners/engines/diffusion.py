@@ -1,10 +1,10 @@
-"""The diffusers engine: batches of wishes to pictures.
+"""The diffusers engine renders batches of images.
 
     batch ─▶ as many at once as fit ─▶ sample ─▶ decode ─▶ pictures
                     ▲                     │ memory runs out
                     └── smaller batch ─▶ tiling ─▶ offload ◀┘ ─▶ give up
 
-What an image comes to depends on its wish, on how many are rendered at once and on its place among them; not on what
+An image depends on its spec, on how many are rendered at once and on its index among them, but not on what
 the others show. So one is made again, to the last bit on the same machine, in a batch of that size, whatever fills it.
 """
 
@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from eventstore.events import Measure, Memory, Rendering
+from runners.engines.cache import ModelCache, opening
 from runners.engines.memory import Meter, device_name, figures, free_bytes, is_out_of_memory, release
 from runners.engines.messages import Abandoned, Render, Sampling, Watch
 from runners.engines.pipelines import Pipeline, open_pipeline
-from runners.engines.shelf import Shelf, opening
 from runners.errors import OutOfMemory, ProviderError, StepError
 
 _HEADROOM = 0.9
@@ -28,8 +28,8 @@ _HEADROOM = 0.9
 class DiffusionEngine:
     """Renders with whatever pipeline diffusers opens. batch_max: images at once, at most."""
 
-    def __init__(self, shelf: Shelf, device: torch.device, dtype: torch.dtype, *, batch_max: int) -> None:
-        self._shelf = shelf
+    def __init__(self, models: ModelCache, device: torch.device, dtype: torch.dtype, *, batch_max: int) -> None:
+        self._models = models
         self._device = device
         self._dtype = dtype
         self._batch_max = batch_max
@@ -45,29 +45,31 @@ class DiffusionEngine:
         """
         shape = work.sampling
         with opening(watch):
-            pipeline = self._shelf.get(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
-        ladder = Ladder(pipeline, self._shelf, work)
+            pipeline = self._models.get(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
+        fallback = MemoryFallback(pipeline, self._models, work)
         size = work.as_batch_of or self._fitting(shape)
-        places = list(range(len(work.wishes)))
+        places = list(range(len(work.specs)))
         failure: StepError | Abandoned | None = None
         try:
             while places:
                 part = places[:size]
                 try:
-                    done = self._part(pipeline, work, part, ladder, watch)
+                    done = self._part(pipeline, work, part, fallback, watch)
                 except (StepError, Abandoned) as error:
                     failure = error if failure is None or isinstance(failure, Abandoned) else failure
                     done = True
                 if done:
                     places = places[len(part) :]
                 else:
-                    size = ladder.size
+                    size = fallback.size
         finally:
-            ladder.undo()
+            fallback.undo()
         if failure is not None:
             raise failure
 
-    def _part(self, pipeline: Pipeline, work: Render, part: list[int], ladder: "Ladder", watch: Watch) -> bool:
+    def _part(
+        self, pipeline: Pipeline, work: Render, part: list[int], fallback: "MemoryFallback", watch: Watch
+    ) -> bool:
         """Render some images at once. Answers False if memory ran out, and the next measure was taken.
 
         An image that comes to nothing keeps no other from being handed over.
@@ -80,10 +82,10 @@ class DiffusionEngine:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None  # its frames hold the tensors
-            ladder.climb(part, meter.read(), watch)
+            fallback.next_measure(part, meter.read(), watch)
             return False
         memory = meter.read()
-        self._learn(shape, memory, len(part), ladder.measures)
+        self._learn(shape, memory, len(part), fallback.measures)
         failure: StepError | None = None
         for n, (place, pixels) in enumerate(zip(part, images, strict=True)):
             try:
@@ -102,7 +104,7 @@ class DiffusionEngine:
                 scheduler=scheduler,
                 batch_size=work.as_batch_of or len(part),
                 batch_index=work.from_index + n,
-                measures=list(ladder.measures),
+                measures=list(fallback.measures),
             )
             watch.pixels(place, image, rendering, memory)
         if failure is not None:
@@ -112,13 +114,13 @@ class DiffusionEngine:
     def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, torch.Tensor]:
         """The scheduler's class, and the images' pixels, of 0 to 1, in main memory."""
         shape = work.sampling
-        wishes = [work.wishes[place] for place in part]
-        for wish in wishes:
-            watch.befall(wish)
-        batch = wishes
+        specs = [work.specs[place] for place in part]
+        for spec in specs:
+            watch.inject(spec)
+        batch = specs
         if work.as_batch_of is not None:
-            batch = [wishes[0]] * work.as_batch_of
-            batch[work.from_index : work.from_index + len(wishes)] = wishes
+            batch = [specs[0]] * work.as_batch_of
+            batch[work.from_index : work.from_index + len(specs)] = specs
 
         def stepped(done: int) -> None:
             watch.stepped(part, min(done, shape.steps), shape.steps)
@@ -126,14 +128,14 @@ class DiffusionEngine:
         scheduler = pipeline.schedule(shape.scheduler, stepped)
         width, height = (-(-side // pipeline.multiple) * pipeline.multiple for side in (shape.width, shape.height))
         asked = {
-            "prompt": [wish.prompt for wish in batch],
-            "negative_prompt": [wish.negative_prompt or "" for wish in batch],
+            "prompt": [spec.prompt for spec in batch],
+            "negative_prompt": [spec.negative_prompt or "" for spec in batch],
             "width": width,
             "height": height,
             "num_inference_steps": shape.steps,
             "guidance_scale": shape.guidance,
             # On the CPU, so that an image begins with the same noise on every device and in every batch.
-            "generator": [torch.Generator("cpu").manual_seed(wish.seed) for wish in batch],
+            "generator": [torch.Generator("cpu").manual_seed(spec.seed) for spec in batch],
             "output_type": "pt",
         }
         given = {name: value for name, value in asked.items() if name in pipeline.parameters}
@@ -163,25 +165,25 @@ class DiffusionEngine:
             self._bytes_an_image[shape] = max(1, (memory.peak - memory.before) // images)
 
 
-class Ladder:
+class MemoryFallback:
     """What is tried when memory runs out, one measure after the other. What it changes of a pipeline it undoes.
 
     size: how many images to try at once after the last measure.
     """
 
-    def __init__(self, pipeline: Pipeline, shelf: Shelf, work: Render) -> None:
+    def __init__(self, pipeline: Pipeline, models: ModelCache, work: Render) -> None:
         self._pipeline = pipeline
-        self._shelf = shelf
+        self._models = models
         self._fixed = work.as_batch_of
         self.size = 1
         self.measures: list[Measure] = []
         for measure in work.measures:
             self._apply(measure)
 
-    def climb(self, part: list[int], memory: Memory | None, watch: Watch) -> None:
+    def next_measure(self, part: list[int], memory: Memory | None, watch: Watch) -> None:
         """Take the next measure after a part of a batch did not fit. Raises `OutOfMemory` where nothing is left."""
         size = self._fixed or len(part)
-        self._shelf.clear()
+        self._models.clear()
         release(self._pipeline.device)
         measure = self._next(size)
         watch.short(part, size, measure, memory)

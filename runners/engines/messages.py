@@ -1,14 +1,14 @@
-"""What a runner and its engine process say to each other.
+"""Messages between a runner and its engine process.
 
     runner ──▶ process   Render, Enlarge      work; at most one of them is under way
-                         Cancel               some of its items are wanted no longer
+                         Cancel               some of its items are no longer needed
     process ──▶ runner   Ready                once, when it has started
-                         Opening              a model is being opened: it lives
-                         Stepped              a denoising step or a tile is done: it lives
-                         Short                memory ran out; what is tried next
-                         Pixels               a picture
-                         Broke                some items failed
-                         Done                 the work has ended, whatever became of its items
+                         Opening              a model is being opened
+                         Stepped              a denoising step or a tile is done
+                         MemoryExhausted      memory ran out; the measure that is tried next
+                         Pixels               an image
+                         ItemsFailed          some items failed
+                         Done                 the work has ended; each item was answered or failed
 
 Each message is MessagePack, behind its length as four bytes, the most significant first.
 """
@@ -20,7 +20,7 @@ import msgspec
 from PIL import Image
 
 from eventstore.events import ErrorCode, Measure, Memory, ModelKind, Rendering
-from runners.faults import Injury
+from runners.faults import InjectedFault
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +50,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str | None
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """One image of a batch. injury: what shall befall the engine when it comes to it, for tests."""
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a batch. injected: the fault to inject into the engine at this image, for tests."""
 
     prompt: str
     negative_prompt: str | None
     seed: int
-    injury: Injury | None = None
+    injected: InjectedFault | None = None
 
 
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -67,16 +67,16 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     sampling: Sampling
-    wishes: list[Wish]
+    specs: list[ImageSpec]
     as_batch_of: int | None = None
     from_index: int = 0
     measures: list[Measure] = []
 
 
 class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Enlarge a picture, its one item number 0. pixels: rows of RGB, a byte each.
+    """Enlarge an image, which is item 0. pixels: rows of RGB, a byte each.
 
-    strict: by a model of that very scale. wish: prompt and seed, for upscalers that are led by them. tile: pixels of a
+    strict: by a model of exactly that scale. spec: prompt and seed, for upscalers that use them. tile: pixels of a
     side to take at once, to make the pixels of an earlier one again; None: as the model likes.
     """
 
@@ -86,7 +86,7 @@ class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     width: int
     height: int
     pixels: bytes
-    wish: Wish
+    spec: ImageSpec
     tile: int | None = None
 
 
@@ -112,7 +112,7 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     of: int
 
 
-class Short(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class MemoryExhausted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Memory ran out with a batch of `size`. next: what is tried instead; None: nothing is left."""
 
     items: list[int]
@@ -149,7 +149,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return Image.frombytes("RGB", (self.width, self.height), self.pixels)
 
 
-class Broke(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ItemsFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Some items failed, and why."""
 
     items: list[int]
@@ -170,7 +170,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 Work = Render | Enlarge
 ToProcess = Work | Cancel
-FromProcess = Ready | Opening | Stepped | Short | Pixels | Broke | Done
+FromProcess = Ready | Opening | Stepped | MemoryExhausted | Pixels | ItemsFailed | Done
 
 
 class Abandoned(Exception):
@@ -192,5 +192,5 @@ class Watch(Protocol):
     def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
         """Hand a picture over, as soon as it is there."""
 
-    def befall(self, wish: Wish) -> None:
+    def inject(self, spec: ImageSpec) -> None:
         """Let happen what a test asked for: a MemoryError, the process's end, or a standstill."""

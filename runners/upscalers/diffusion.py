@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from runners.engines.memory import release
-from runners.engines.messages import ModelRef, Wish
+from runners.engines.messages import ImageSpec, ModelRef
 from runners.engines.pipelines import expect_safe, telling, weights_bytes
 from runners.errors import ProviderError
 
@@ -48,7 +48,7 @@ class DiffusionUpscaler:
         del self._pipe
         release(self.device)
 
-    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
+    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
         """The picture, four times as wide and as high, led by its prompt; every tile begins with the same noise."""
         right, below = (-side % _MULTIPLE for side in image.size)
         padded = Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), "edge"))
@@ -56,12 +56,12 @@ class DiffusionUpscaler:
         scheduler.step = telling(scheduler.step, lambda _: lived())
         with torch.inference_mode():
             large: Image.Image = self._pipe(
-                prompt=wish.prompt,
-                negative_prompt=wish.negative_prompt or "",
+                prompt=spec.prompt,
+                negative_prompt=spec.negative_prompt or "",
                 image=padded,
                 num_inference_steps=_STEPS,
                 guidance_scale=_GUIDANCE,
-                generator=torch.Generator("cpu").manual_seed(wish.seed),
+                generator=torch.Generator("cpu").manual_seed(spec.seed),
             ).images[0]
         return large.convert("RGB").crop((0, 0, image.width * self.scale, image.height * self.scale))
 

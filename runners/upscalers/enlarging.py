@@ -8,7 +8,7 @@ from PIL import Image
 
 from eventstore.events import Measure, Memory, Rendering
 from runners.engines.memory import Meter, device_name, figures, is_out_of_memory, release
-from runners.engines.messages import Enlarge, Watch, Wish
+from runners.engines.messages import Enlarge, ImageSpec, Watch
 from runners.errors import InvalidInput, OutOfMemory
 from runners.upscalers.tiling import tiled
 
@@ -26,7 +26,7 @@ class Network(Protocol):
     dtype: torch.dtype
     versions: dict[str, str]
 
-    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
+    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
         """Return an RGB picture `scale` times as wide and as high. lived: called after each step of several."""
 
 
@@ -62,8 +62,8 @@ def enlarge(network: Network, work: Enlarge, watch: Watch, make_room: Callable[[
     while True:
         meter = Meter(network.device)
         try:
-            watch.befall(work.wish)
-            image = _enlarged(network, source, work.wish, passes, tile, watch)
+            watch.inject(work.spec)
+            image = _enlarged(network, source, work.spec, passes, tile, watch)
             break
         except Exception as error:
             if not is_out_of_memory(error):
@@ -102,13 +102,15 @@ def _passes(scale: int, work: Enlarge) -> int:
     return 1 if scale > work.scale else 2
 
 
-def _enlarged(network: Network, source: Image.Image, wish: Wish, passes: int, tile: int, watch: Watch) -> Image.Image:
+def _enlarged(
+    network: Network, source: Image.Image, spec: ImageSpec, passes: int, tile: int, watch: Watch
+) -> Image.Image:
     image, progress = source, _Progress(watch)
     for _ in range(passes):
         image = tiled(
             image,
             network.scale,
-            lambda part: network.enlarge(part, wish, progress.lived),
+            lambda part: network.enlarge(part, spec, progress.lived),
             tile=tile,
             overlap=min(_OVERLAP, tile // 3),
             told=progress.told,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from runners.engines.memory import release
-from runners.engines.messages import ModelRef, Wish
+from runners.engines.messages import ImageSpec, ModelRef
 from runners.engines.pipelines import expect_safe
 from runners.errors import ProviderError
 
@@ -46,9 +46,9 @@ class GanUpscaler:
         del self._model
         release(self.device)
 
-    def enlarge(self, image: Image.Image, wish: Wish, lived: Callable[[], None]) -> Image.Image:
+    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
         """The picture, `scale` times as wide and as high, in one step; no prompt leads it."""
-        del wish, lived
+        del spec, lived
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device, self.dtype) / 255
         if self._model.input_channels == 1:
             values = values.mean(1, keepdim=True)

@@ -44,7 +44,7 @@ class Customers:
         return f"{len(self.acknowledged)} jobs acknowledged, {self.ended} ended; surprises: {dict(self.surprises)}"
 
     @property
-    def pulse(self) -> tuple[int, int]:
+    def heartbeat(self) -> tuple[int, int]:
         """What changes as long as anything goes on."""
         return len(self.acknowledged), self.ended
 

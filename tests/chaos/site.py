@@ -68,13 +68,13 @@ class Site(msgspec.Struct):
     async def work(self, jobs: int) -> float:
         """Submit jobs, and see them end; answers how long that took, in seconds."""
         began, last = time.monotonic(), time.monotonic()
-        pulse = self.customers.pulse
+        heartbeat = self.customers.heartbeat
         working = asyncio.create_task(self.customers.run(jobs))
         try:
             while not working.done():
                 await asyncio.wait({working}, timeout=1)
-                if pulse != self.customers.pulse:
-                    pulse, last = self.customers.pulse, time.monotonic()
+                if heartbeat != self.customers.heartbeat:
+                    heartbeat, last = self.customers.heartbeat, time.monotonic()
                 elif time.monotonic() - last > self.scale.still_s:
                     raise Stuck(f"still for {self.scale.still_s:g} s: {self.customers}; see {self.fleet.logs}")
         finally:

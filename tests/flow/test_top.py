@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dreamforge.top_picture import Picture
+from dreamforge.top_picture import Snapshot
 from dreamforge.top_reading import Watch
 from eventstore.events import JobFinish, Meta
 from eventstore.log import Append, Batch, Send
@@ -94,7 +94,7 @@ def command(job: History) -> Send:
     return Send(stream=job.job_id, queue="generate", message=wanted)
 
 
-def counts(picture: Picture) -> dict[str, int]:
+def counts(picture: Snapshot) -> dict[str, int]:
     """How often each rated thing happened in the window."""
     return {name: rate.count for name, rate in picture.rates.items()}
 

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from runners.engines.messages import Abandoned, Enlarge, ModelRef, Wish
+from runners.engines.host import EngineHost
+from runners.engines.messages import Abandoned, Enlarge, ImageSpec, ModelRef
 from runners.engines.process import EngineConfig
-from runners.engines.workshop import Workshop
 from runners.errors import InvalidInput, OutOfMemory, ProviderError
 from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running
-from tests.images.watching import Starved, Watching
+from tests.images.watching import ProgressReporter, Starved
 from tests.kit import Api, dreamforge, roles_environ
 
 
@@ -50,8 +50,8 @@ def kept(network: torch.nn.Module, file: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Workshop:
-    return Workshop(EngineConfig(device="cpu"))
+def engine_host() -> EngineHost:
+    return EngineHost(EngineConfig(device="cpu"))
 
 
 @pytest.fixture(scope="module", params=["compact", "esrgan"])
@@ -78,87 +78,87 @@ def work(model: Path, image: Image.Image, scale: int, *, strict: bool = False, *
         width=image.width,
         height=image.height,
         pixels=image.tobytes(),
-        wish=Wish(prompt="", negative_prompt=None, seed=1),
+        spec=ImageSpec(prompt="", negative_prompt=None, seed=1),
     )
 
 
-def enlarged(workshop: Workshop, asked: Enlarge) -> Watching:
-    watch = Watching()
-    workshop.have(asked, watch)
+def enlarged(engine_host: EngineHost, asked: Enlarge) -> ProgressReporter:
+    watch = ProgressReporter()
+    engine_host.render(asked, watch)
     return watch
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_it_enlarges_by_what_was_asked_for(workshop: Workshop, four: Path, scale: int) -> None:
+def test_it_enlarges_by_what_was_asked_for(engine_host: EngineHost, four: Path, scale: int) -> None:
     """A model of another scale is reduced; whatever the picture's size."""
     for size in [(40, 24), (17, 1), (33, 51)]:
-        found = enlarged(workshop, work(four, picture(*size), scale))
+        found = enlarged(engine_host, work(four, picture(*size), scale))
         assert found.images[0].size == (size[0] * scale, size[1] * scale)
     made = found.renderings[0]
     assert (made.engine, made.device, made.dtype) == ("gan", "cpu", "float32")
     assert {"spandrel", "torch", "torchvision"} == made.versions.keys()
 
 
-def test_its_pixels_are_the_networks(workshop: Workshop, four: Path) -> None:
+def test_its_pixels_are_the_networks(engine_host: EngineHost, four: Path) -> None:
     """As the network itself computes them, rounded to the nearest shade; the same again."""
     image = picture(32, 24)
     network = (compact(4) if "compact" in str(four) else esrgan(4)).eval()
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         expected = (network(values)[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
-    first, again = (enlarged(workshop, work(four, image, 4)).values() for _ in range(2))
+    first, again = (enlarged(engine_host, work(four, image, 4)).values() for _ in range(2))
     assert np.abs(first - expected).max() <= 1
     assert np.array_equal(first, again)
 
 
-def test_a_smaller_model_is_applied_twice(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_smaller_model_is_applied_twice(engine_host: EngineHost, tmp_path: Path) -> None:
     two = kept(compact(2), tmp_path / "x2.safetensors")
-    assert enlarged(workshop, work(two, picture(20, 12), 4)).images[0].size == (80, 48)
+    assert enlarged(engine_host, work(two, picture(20, 12), 4)).images[0].size == (80, 48)
     with pytest.raises(InvalidInput, match="by 2, not by 4"):
-        workshop.have(work(two, picture(20, 12), 4, strict=True), Watching())
-    assert enlarged(workshop, work(two, picture(20, 12), 2, strict=True)).images[0].size == (40, 24)
+        engine_host.render(work(two, picture(20, 12), 4, strict=True), ProgressReporter())
+    assert enlarged(engine_host, work(two, picture(20, 12), 2, strict=True)).images[0].size == (40, 24)
 
 
-def test_in_tiles_it_is_what_it_is_in_one_piece(workshop: Workshop, four: Path) -> None:
+def test_in_tiles_it_is_what_it_is_in_one_piece(engine_host: EngineHost, four: Path) -> None:
     """Within a shade: these networks look a few pixels around, less than what the tiles share."""
     image = picture(150, 90)
-    whole = enlarged(workshop, work(four, image, 4))
+    whole = enlarged(engine_host, work(four, image, 4))
     tiles = Starved(2)
-    workshop.have(work(four, image, 4), tiles)
+    engine_host.render(work(four, image, 4), tiles)
     assert tiles.measures == [(1, "tiling")] * 2
     assert tiles.renderings[0].tile == 64
     assert len(tiles.steps) > len(whole.steps)
     assert np.abs(tiles.values() - whole.values()).max() <= 1
     # Made again in tiles of that size it is the very same, and the next picture gets whole tiles again.
-    again = enlarged(workshop, replace(work(four, image, 4), tile=64))
+    again = enlarged(engine_host, replace(work(four, image, 4), tile=64))
     assert np.array_equal(again.values(), tiles.values())
-    assert np.array_equal(enlarged(workshop, work(four, image, 4)).values(), whole.values())
+    assert np.array_equal(enlarged(engine_host, work(four, image, 4)).values(), whole.values())
 
 
-def test_memory_that_never_suffices_fails_the_picture(workshop: Workshop, four: Path) -> None:
+def test_memory_that_never_suffices_fails_the_picture(engine_host: EngineHost, four: Path) -> None:
     with pytest.raises(OutOfMemory, match="tile of 32 pixels"):
-        workshop.have(work(four, picture(40, 40), 4), Starved(99))
+        engine_host.render(work(four, picture(40, 40), 4), Starved(99))
 
 
-def test_what_nobody_wants_ends_at_the_next_tile(workshop: Workshop, four: Path) -> None:
-    watch = Watching(give_up_at=1)
+def test_what_nobody_wants_ends_at_the_next_tile(engine_host: EngineHost, four: Path) -> None:
+    watch = ProgressReporter(give_up_at=1)
     with pytest.raises(Abandoned):
-        workshop.have(work(four, picture(600, 300), 4), watch)
+        engine_host.render(work(four, picture(600, 300), 4), watch)
     assert not watch.images
 
 
-def test_what_may_run_code_or_enlarges_nothing_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_what_may_run_code_or_enlarges_nothing_is_refused(engine_host: EngineHost, tmp_path: Path) -> None:
     pickled = kept(compact(2), tmp_path / "x2.pth")
     with pytest.raises(ProviderError, match=r"x2\.pth.*--trust"):
-        workshop.have(work(pickled, picture(8, 8), 2), Watching())
-    assert enlarged(workshop, work(pickled, picture(8, 8), 2, trusted=True)).images
+        engine_host.render(work(pickled, picture(8, 8), 2), ProgressReporter())
+    assert enlarged(engine_host, work(pickled, picture(8, 8), 2, trusted=True)).images
     denoiser = kept(compact(1), tmp_path / "x1.safetensors")
     with pytest.raises(ProviderError, match="enlarges no picture"):
-        workshop.have(work(denoiser, picture(8, 8), 2), Watching())
+        engine_host.render(work(denoiser, picture(8, 8), 2), ProgressReporter())
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"garbage")
     with pytest.raises(ProviderError, match="can't be opened"):
-        workshop.have(work(garbage, picture(8, 8), 2), Watching())
+        engine_host.render(work(garbage, picture(8, 8), 2), ProgressReporter())
 
 
 @pytest.fixture

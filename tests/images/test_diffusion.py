@@ -14,19 +14,19 @@ from PIL import Image
 
 from dreamforge.model_checks import Unfit, expect_fit
 from eventstore.events import Memory
-from runners.engines import diffusion, shelf
-from runners.engines.child import Watching as ChildWatching
+from runners.engines import cache, diffusion
+from runners.engines.cache import ModelCache
+from runners.engines.child import ProgressReporter as ChildReporter
 from runners.engines.child import begin
+from runners.engines.host import EngineHost
 from runners.engines.memory import Meter
-from runners.engines.messages import Abandoned, Enlarge, ModelRef, Render, Sampling, Wish
+from runners.engines.messages import Abandoned, Enlarge, ImageSpec, ModelRef, Render, Sampling
 from runners.engines.pipelines import open_pipeline
 from runners.engines.process import EngineConfig
-from runners.engines.shelf import Shelf
-from runners.engines.workshop import Workshop
 from runners.errors import InvalidInput, OutOfMemory, ProviderError
 from tests.images import tiny
 from tests.images.checkpoint import checkpoint
-from tests.images.watching import Starved, Watching
+from tests.images.watching import ProgressReporter, Starved
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -37,8 +37,8 @@ SCHEDULERS = {
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Workshop:
-    return Workshop(EngineConfig(device="cpu", batch_max=4))
+def engine_host() -> EngineHost:
+    return EngineHost(EngineConfig(device="cpu", batch_max=4))
 
 
 @pytest.fixture(scope="module", params=["sd", "xl"])
@@ -52,21 +52,21 @@ def sampling(model: Path, **changes: Any) -> Sampling:
     return Sampling(model=ModelRef(kind="generator", path=str(model)), **given | changes)
 
 
-def wish(seed: int = 1, prompt: str = "a harbour at dawn", negative: str | None = None) -> Wish:
-    return Wish(prompt=prompt, negative_prompt=negative, seed=seed)
+def spec(seed: int = 1, prompt: str = "a harbour at dawn", negative: str | None = None) -> ImageSpec:
+    return ImageSpec(prompt=prompt, negative_prompt=negative, seed=seed)
 
 
-def rendered(workshop: Workshop, shape: Sampling, *wishes: Wish, **how: Any) -> Watching:
-    watch = Watching()
-    workshop.have(Render(sampling=shape, wishes=list(wishes), **how), watch)
+def rendered(engine_host: EngineHost, shape: Sampling, *specs: ImageSpec, **how: Any) -> ProgressReporter:
+    watch = ProgressReporter()
+    engine_host.render(Render(sampling=shape, specs=list(specs), **how), watch)
     return watch
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_of_the_contract_samples(workshop: Workshop, model: Path, name: str) -> None:
+def test_every_scheduler_of_the_contract_samples(engine_host: EngineHost, model: Path, name: str) -> None:
     """By the class that stands in the picture's rendering, each to another picture than the model's own."""
-    found = rendered(workshop, sampling(model, scheduler=name), wish())
-    own = rendered(workshop, sampling(model), wish())
+    found = rendered(engine_host, sampling(model, scheduler=name), spec())
+    own = rendered(engine_host, sampling(model), spec())
     assert found.renderings[0].scheduler == SCHEDULERS[name]
     assert found.steps == [([0], done, 3) for done in range(4)]
     if own.renderings[0].scheduler != SCHEDULERS[name]:
@@ -74,66 +74,68 @@ def test_every_scheduler_of_the_contract_samples(workshop: Workshop, model: Path
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 50), (64, 17)])
-def test_a_picture_has_the_very_size_that_was_asked_for(workshop: Workshop, model: Path, size: tuple[int, int]) -> None:
-    found = rendered(workshop, sampling(model, width=size[0], height=size[1]), wish())
+def test_a_picture_has_the_very_size_that_was_asked_for(
+    engine_host: EngineHost, model: Path, size: tuple[int, int]
+) -> None:
+    found = rendered(engine_host, sampling(model, width=size[0], height=size[1]), spec())
     assert found.images[0].size == size
     assert min(found.images[0].getextrema()[0]) < max(found.images[0].getextrema()[0])  # type: ignore[arg-type]
 
 
-def test_all_that_was_asked_for_bears_on_the_picture(workshop: Workshop, model: Path) -> None:
+def test_all_that_was_asked_for_bears_on_the_picture(engine_host: EngineHost, model: Path) -> None:
     """Prompt, negative prompt, seed, steps and guidance: each alone changes it."""
-    plain = rendered(workshop, sampling(model), wish()).values()
+    plain = rendered(engine_host, sampling(model), spec()).values()
     others = [
-        rendered(workshop, sampling(model), wish(prompt="a forest")),
-        rendered(workshop, sampling(model), wish(negative="fog")),
-        rendered(workshop, sampling(model), wish(seed=2)),
-        rendered(workshop, sampling(model, steps=4), wish()),
-        rendered(workshop, sampling(model, guidance=2.0), wish()),
-        rendered(workshop, sampling(model, guidance=0.0), wish()),
+        rendered(engine_host, sampling(model), spec(prompt="a forest")),
+        rendered(engine_host, sampling(model), spec(negative="fog")),
+        rendered(engine_host, sampling(model), spec(seed=2)),
+        rendered(engine_host, sampling(model, steps=4), spec()),
+        rendered(engine_host, sampling(model, guidance=2.0), spec()),
+        rendered(engine_host, sampling(model, guidance=0.0), spec()),
     ]
     assert all(np.abs(other.values() - plain).max() > 0 for other in others)
 
 
-def test_the_same_again_is_the_same_picture(workshop: Workshop, model: Path) -> None:
+def test_the_same_again_is_the_same_picture(engine_host: EngineHost, model: Path) -> None:
     """In the same process, and in one that opened the model anew."""
-    first, again = (rendered(workshop, sampling(model), wish()).values() for _ in range(2))
-    anew = rendered(Workshop(EngineConfig(device="cpu")), sampling(model), wish()).values()
+    first, again = (rendered(engine_host, sampling(model), spec()).values() for _ in range(2))
+    anew = rendered(EngineHost(EngineConfig(device="cpu")), sampling(model), spec()).values()
     assert np.array_equal(first, again)
     assert np.array_equal(first, anew)
 
 
-def test_strangers_in_the_batch_change_no_pixel_by_more_than_one(workshop: Workshop, model: Path) -> None:
+def test_strangers_in_the_batch_change_no_pixel_by_more_than_one(engine_host: EngineHost, model: Path) -> None:
     """And a batch of the same size, filled with anything, gives the very same pixels again."""
-    alone = rendered(workshop, sampling(model), wish()).values()
-    together = rendered(workshop, sampling(model), wish(7, "x"), wish(), wish(9, "a forest", "fog"))
+    alone = rendered(engine_host, sampling(model), spec()).values()
+    together = rendered(engine_host, sampling(model), spec(7, "x"), spec(), spec(9, "a forest", "fog"))
     assert np.abs(together.values(1) - alone).max() <= 1
     made = together.renderings[1]
     assert (made.batch_size, made.batch_index) == (3, 1)
-    again = rendered(workshop, sampling(model), wish(), as_batch_of=made.batch_size, from_index=made.batch_index)
+    again = rendered(engine_host, sampling(model), spec(), as_batch_of=made.batch_size, from_index=made.batch_index)
     assert np.array_equal(again.values(), together.values(1))
     assert again.renderings[0] == made
 
 
-def test_a_batch_holds_as_many_as_it_may(workshop: Workshop, model: Path) -> None:
-    found = rendered(workshop, sampling(model), *(wish(n) for n in range(6)))
+def test_a_batch_holds_as_many_as_it_may(engine_host: EngineHost, model: Path) -> None:
+    found = rendered(engine_host, sampling(model), *(spec(n) for n in range(6)))
     assert [found.renderings[n].batch_size for n in range(6)] == [4, 4, 4, 4, 2, 2]
     assert [found.renderings[n].batch_index for n in range(6)] == [0, 1, 2, 3, 0, 1]
 
 
-def test_what_nobody_wants_ends_within_a_step(workshop: Workshop, model: Path) -> None:
+def test_what_nobody_wants_ends_within_a_step(engine_host: EngineHost, model: Path) -> None:
     """And leaves the pipeline fit for the next."""
-    before = rendered(workshop, sampling(model, steps=5), wish()).values()
-    watch = Watching(give_up_at=2)
+    before = rendered(engine_host, sampling(model, steps=5), spec()).values()
+    watch = ProgressReporter(give_up_at=2)
     with pytest.raises(Abandoned):
-        workshop.have(Render(sampling=sampling(model, steps=5), wishes=[wish()]), watch)
+        engine_host.render(Render(sampling=sampling(model, steps=5), specs=[spec()]), watch)
     assert [done for _, done, _ in watch.steps] == [0, 1]
-    assert np.array_equal(rendered(workshop, sampling(model, steps=5), wish()).values(), before)
+    assert np.array_equal(rendered(engine_host, sampling(model, steps=5), spec()).values(), before)
 
 
-def test_a_part_that_nobody_wants_or_that_fails_leaves_the_others(workshop: Workshop, model: Path) -> None:
+def test_a_part_that_nobody_wants_or_that_fails_leaves_the_others(engine_host: EngineHost, model: Path) -> None:
     """Given a batch in three parts, when the first is given up and the second fails, then the third is rendered."""
 
-    class Fickle(Watching):
+    class Fickle(ProgressReporter):
         def stepped(self, items: list[int], done: int, of: int) -> None:
             if 0 in items:
                 raise Abandoned
@@ -143,58 +145,58 @@ def test_a_part_that_nobody_wants_or_that_fails_leaves_the_others(workshop: Work
 
     watch = Fickle()
     with pytest.raises(ProviderError, match="not this one"):
-        workshop.have(Render(sampling=sampling(model), wishes=[wish(n) for n in range(10)]), watch)
+        engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(10)]), watch)
     assert sorted(watch.images) == [8, 9]
 
 
-def test_the_ladder_after_memory_ran_out(workshop: Workshop, model: Path) -> None:
+def test_the_ladder_after_memory_ran_out(engine_host: EngineHost, model: Path) -> None:
     """Smaller batches, then tiling, then no way on; afterwards every pixel is what it would have been."""
-    wishes = [wish(n) for n in range(4)]
-    before = rendered(workshop, sampling(model), *wishes)
+    specs = [spec(n) for n in range(4)]
+    before = rendered(engine_host, sampling(model), *specs)
     watch = Starved(2)
-    workshop.have(Render(sampling=sampling(model), wishes=wishes), watch)
+    engine_host.render(Render(sampling=sampling(model), specs=specs), watch)
     assert watch.measures == [(4, "smaller_batch"), (2, "smaller_batch")]
     assert sorted(watch.images) == [0, 1, 2, 3]
     assert watch.renderings[3].measures == ["smaller_batch"]
     assert max(np.abs(watch.values(n) - before.values(n)).max() for n in range(4)) <= 1
 
     tiled = Starved(1)
-    workshop.have(Render(sampling=sampling(model), wishes=wishes[:1]), tiled)
+    engine_host.render(Render(sampling=sampling(model), specs=specs[:1]), tiled)
     assert tiled.measures == [(1, "tiling")]
     with pytest.raises(OutOfMemory, match="whatever was tried"):
-        workshop.have(Render(sampling=sampling(model), wishes=wishes[:1]), Starved(9))
+        engine_host.render(Render(sampling=sampling(model), specs=specs[:1]), Starved(9))
 
-    after = rendered(workshop, sampling(model), *wishes)
+    after = rendered(engine_host, sampling(model), *specs)
     assert all(np.array_equal(after.values(n), before.values(n)) for n in range(4))
 
 
-def test_what_was_tiled_is_made_again_tiled(workshop: Workshop, model: Path) -> None:
+def test_what_was_tiled_is_made_again_tiled(engine_host: EngineHost, model: Path) -> None:
     """A picture whose decoding was tiled differs, and is the same again where the measure is taken from the start."""
     large = sampling(model, width=640, height=64, steps=1)
     watch = Starved(1)
-    workshop.have(Render(sampling=large, wishes=[wish()]), watch)
+    engine_host.render(Render(sampling=large, specs=[spec()]), watch)
     made = watch.renderings[0]
     assert made.measures == ["tiling"]
-    again = rendered(workshop, large, wish(), as_batch_of=1, from_index=0, measures=made.measures)
+    again = rendered(engine_host, large, spec(), as_batch_of=1, from_index=0, measures=made.measures)
     assert np.array_equal(again.values(), watch.values())
 
 
 def test_models_that_do_not_fit_beside_the_next_are_closed(tmp_path: Path) -> None:
     """Given room for one more, then the one used last stays open."""
     folders = [tiny.stable_diffusion(tmp_path / str(n), seed=n) for n in range(3)]
-    workshop = Workshop(EngineConfig(device="cpu", model_bytes=10**9))
-    one = rendered(workshop, sampling(folders[0]), wish())
-    small = Workshop(EngineConfig(device="cpu", model_bytes=0))
-    pictures = [rendered(small, sampling(folder), wish()).values() for folder in (*folders, folders[0])]
+    engine_host = EngineHost(EngineConfig(device="cpu", model_bytes=10**9))
+    one = rendered(engine_host, sampling(folders[0]), spec())
+    small = EngineHost(EngineConfig(device="cpu", model_bytes=0))
+    pictures = [rendered(small, sampling(folder), spec()).values() for folder in (*folders, folders[0])]
     assert np.array_equal(pictures[0], one.values())
     assert np.array_equal(pictures[3], one.values())
     assert np.abs(pictures[1] - pictures[0]).max() > 0
     # It lives on in memory alone: no file is read again.
     shutil.rmtree(folders[0])
-    rendered(small, sampling(folders[0]), wish())
-    rendered(small, sampling(folders[1]), wish())
+    rendered(small, sampling(folders[0]), spec())
+    rendered(small, sampling(folders[1]), spec())
     with pytest.raises(ProviderError):
-        rendered(small, sampling(folders[0]), wish())
+        rendered(small, sampling(folders[0]), spec())
 
 
 class Book:
@@ -214,7 +216,7 @@ class Book:
 
 def test_a_model_that_finds_no_memory_has_others_closed() -> None:
     """One after the other, the one used last at the end; only what does not fit alone is given up."""
-    open_models = Shelf(None)
+    open_models = ModelCache(None)
 
     def opened(name: str, after: int) -> Book:
         return open_models.get(ModelRef(kind="generator", path=name), lambda ref: Book(ref.path, after))
@@ -239,7 +241,7 @@ def test_a_decoder_that_was_left_in_another_precision_is_put_right(tmp_path: Pat
 
 
 def test_an_image_that_comes_to_nothing_costs_no_other(
-    workshop: Workshop, model: Path, monkeypatch: pytest.MonkeyPatch
+    engine_host: EngineHost, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a batch whose second image is no number, then the first and third are handed over."""
     real = diffusion.to_picture
@@ -249,67 +251,67 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
     monkeypatch.setattr(diffusion, "to_picture", spoilt)
-    watch = Watching()
+    watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
-        workshop.have(Render(sampling=sampling(model), wishes=[wish(n) for n in range(3)]), watch)
+        engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
     assert sorted(watch.images) == [0, 2]
 
 
 def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given room for two images, after one fall down the ladder batches are of two; what fits only tiled is alone."""
+    """Given room for two images, after one fallback batches are of two; what fits only tiled is alone."""
     used = Memory(before=100, peak=300, after=100, total=1000)
     monkeypatch.setattr(Meter, "read", lambda _: used)
     monkeypatch.setattr(diffusion, "free_bytes", lambda _: 250)
-    workshop = Workshop(EngineConfig(device="cpu", batch_max=4))
+    engine_host = EngineHost(EngineConfig(device="cpu", batch_max=4))
 
-    def sizes(watch: Watching, steps: int, images: int) -> list[int]:
-        wishes = [wish(n) for n in range(images)]
-        workshop.have(Render(sampling=sampling(model, steps=steps), wishes=wishes), watch)
+    def sizes(watch: ProgressReporter, steps: int, images: int) -> list[int]:
+        specs = [spec(n) for n in range(images)]
+        engine_host.render(Render(sampling=sampling(model, steps=steps), specs=specs), watch)
         return [watch.renderings[n].batch_size for n in range(images)]
 
     assert sizes(Starved(1, counted=True), 3, 4) == [2, 2, 2, 2]
-    then = Watching(counted=True)
+    then = ProgressReporter(counted=True)
     assert sizes(then, 3, 4) == [2, 2, 2, 2]
     assert then.measures == []
     tiled = Starved(1, counted=True)
     assert sizes(tiled, 2, 1) == [1]
     assert tiled.measures == [(1, "tiling")]
-    assert sizes(Watching(counted=True), 2, 2) == [1, 1]
+    assert sizes(ProgressReporter(counted=True), 2, 2) == [1, 1]
 
 
 def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "_SIGN_S", 0.01)
+    monkeypatch.setattr(cache, "_SIGN_S", 0.01)
     told = threading.Event()
 
-    class Patient(Watching):
+    class Counting(ProgressReporter):
         def opening(self) -> None:
             told.set()
 
-    with shelf.opening(Patient()):
+    with cache.opening(Counting()):
         assert told.wait(60)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     """All work is refused, with what is to be corrected."""
-    ready, have = begin(EngineConfig(device=device))
+    ready, render = begin(EngineConfig(device=device))
     assert ready.device == "none"
-    watch = cast("ChildWatching", Watching())
+    watch = cast("ChildReporter", ProgressReporter())
     with pytest.raises(ProviderError, match=f"DF_DEVICE is '{device}'"):
-        have(Render(sampling=sampling(Path("none")), wishes=[wish()]), watch)
+        render(Render(sampling=sampling(Path("none")), specs=[spec()]), watch)
 
 
 def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
     """Given an upscaler that samples, then it tells of every step of a tile, and ends after the one it is told to."""
-    workshop = Workshop(EngineConfig(device="cpu"))
+    engine_host = EngineHost(EngineConfig(device="cpu"))
     model = ModelRef(kind="diffusion-upscaler", path=str(tiny.diffusion_upscaler(tmp_path / "model")))
-    work = Enlarge(model=model, scale=4, strict=False, width=16, height=16, pixels=bytes(768), wish=wish())
-    watch = Watching()
-    workshop.have(work, watch)
+    work = Enlarge(model=model, scale=4, strict=False, width=16, height=16, pixels=bytes(768), spec=spec())
+    watch = ProgressReporter()
+    engine_host.render(work, watch)
     assert watch.images[0].size == (64, 64)
     assert len(watch.steps) == 1 + 30 + 1
 
-    class DatabaseWithDeadline(Watching):
+    class DatabaseWithDeadline(ProgressReporter):
         def stepped(self, items: list[int], done: int, of: int) -> None:
             super().stepped(items, done, of)
             if len(self.steps) == 5:
@@ -317,9 +319,9 @@ def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
 
     impatient = DatabaseWithDeadline()
     with pytest.raises(Abandoned):
-        workshop.have(work, impatient)
-    again = Watching()
-    workshop.have(work, again)
+        engine_host.render(work, impatient)
+    again = ProgressReporter()
+    engine_host.render(work, again)
     assert np.array_equal(again.values(), watch.values())
 
 
@@ -327,12 +329,12 @@ def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:
     """Given a pickle or a program beside the weights, then it is refused by name, unless the model is trusted."""
     folder = tiny.stable_diffusion(tmp_path / "model")
     (folder / "unet" / "extra.bin").write_bytes(b"\x80\x04.")
-    workshop = Workshop(EngineConfig(device="cpu"))
+    engine_host = EngineHost(EngineConfig(device="cpu"))
     with pytest.raises(ProviderError, match=r"extra\.bin.*--trust"):
-        rendered(workshop, sampling(folder), wish())
+        rendered(engine_host, sampling(folder), spec())
     trusted = ModelRef(kind="generator", path=str(folder), trusted=True)
-    watch = Watching()
-    workshop.have(Render(sampling=replace(sampling(folder), model=trusted), wishes=[wish()]), watch)
+    watch = ProgressReporter()
+    engine_host.render(Render(sampling=replace(sampling(folder), model=trusted), specs=[spec()]), watch)
     assert watch.images
 
 
@@ -354,7 +356,7 @@ def test_weights_under_another_name_are_neither_added_nor_opened(tmp_path: Path,
     with pytest.raises(Unfit, match=weights.replace("/", " holds no ")):
         expect_fit(folder, "generator", paths - {weights} | {instead}, trust=False)
     with pytest.raises(ProviderError, match=Path(weights).name):
-        rendered(Workshop(EngineConfig(device="cpu")), sampling(folder), wish())
+        rendered(EngineHost(EngineConfig(device="cpu")), sampling(folder), spec())
 
 
 def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
@@ -362,14 +364,14 @@ def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     folder = tiny.stable_diffusion(tmp_path / "folder")
     checkpoint(folder, tmp_path / "one.safetensors")
     shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("*.safetensors"))
-    workshop = Workshop(EngineConfig(device="cpu"))
+    engine_host = EngineHost(EngineConfig(device="cpu"))
     single = tmp_path / "one.safetensors"
     expect_fit(single, "generator", [single.name], trust=False)
     shape = sampling(single)
     model = replace(shape.model, weights_sha256="ab" * 32)
-    found = rendered(workshop, replace(shape, model=model), wish())
+    found = rendered(engine_host, replace(shape, model=model), spec())
     assert found.renderings[0].weights_sha256 == "ab" * 32
-    assert np.array_equal(found.values(), rendered(workshop, sampling(folder), wish()).values())
+    assert np.array_equal(found.values(), rendered(engine_host, sampling(folder), spec()).values())
 
 
 @pytest.mark.parametrize("what", ["nothing", "an upscaler", "garbage"])
@@ -383,10 +385,10 @@ def test_what_is_no_generator_is_refused(tmp_path: Path, what: str) -> None:
     else:
         place.mkdir()
     with pytest.raises(ProviderError, match="model"):
-        rendered(Workshop(EngineConfig(device="cpu")), sampling(place), wish())
+        rendered(EngineHost(EngineConfig(device="cpu")), sampling(place), spec())
 
 
 def test_a_model_for_flow_matching_takes_no_other_scheduler(tmp_path: Path) -> None:
     folder = tiny.stable_diffusion(tmp_path / "model", flow=True)
     with pytest.raises(InvalidInput, match="FlowMatchEulerDiscreteScheduler"):
-        rendered(Workshop(EngineConfig(device="cpu")), sampling(folder, scheduler="ddim"), wish())
+        rendered(EngineHost(EngineConfig(device="cpu")), sampling(folder, scheduler="ddim"), spec())

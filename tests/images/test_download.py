@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
-from runners.engines.messages import ModelRef, Pixels, Render, Sampling, Wish
+from runners.engines.messages import ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.engines.process import EngineConfig, EngineProcess
 from tests.images import tiny
 from tests.images.hub import COMMIT, REPO, Hub, serving
@@ -44,7 +44,7 @@ async def test_a_repository_is_opened_by_its_name(tmp_path: Path) -> None:
         for place in (REPO, str(folder)):
             model = ModelRef(kind="generator", path=place)
             shape = Sampling(model=model, width=32, height=24, steps=2, guidance=7.0, scheduler=None)
-            work = Render(sampling=shape, wishes=[Wish(prompt="a moat", negative_prompt=None, seed=1)])
+            work = Render(sampling=shape, specs=[ImageSpec(prompt="a moat", negative_prompt=None, seed=1)])
             await process.work(work, lambda told: seen.append(told) if isinstance(told, Pixels) else None)
         await process.stop()
     fetched, there = seen

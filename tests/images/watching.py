@@ -5,10 +5,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eventstore.events import Measure, Memory, Rendering
-from runners.engines.messages import Abandoned, Wish
+from runners.engines.messages import Abandoned, ImageSpec
 
 
-class Watching:
+class ProgressReporter:
     """Keeps what it is told. give_up_at: after how many steps nobody wants the pictures any more.
 
     counted: the device counts its memory, as a CPU does not.
@@ -40,8 +40,8 @@ class Watching:
         self.images[item] = image
         self.renderings[item] = rendering
 
-    def befall(self, wish: Wish) -> None:
-        if wish.injury is not None:
+    def inject(self, spec: ImageSpec) -> None:
+        if spec.injected is not None:
             raise MemoryError
 
     def values(self, item: int = 0) -> NDArray[np.int64]:
@@ -49,15 +49,15 @@ class Watching:
         return np.asarray(self.images[item]).astype(np.int64)
 
 
-class Starved(Watching):
+class Starved(ProgressReporter):
     """Runs out of memory so many times."""
 
     def __init__(self, times: int, *, counted: bool = False) -> None:
         super().__init__(counted=counted)
         self._left = times
 
-    def befall(self, wish: Wish) -> None:
-        del wish
+    def inject(self, spec: ImageSpec) -> None:
+        del spec
         if self._left > 0:
             self._left -= 1
             raise MemoryError

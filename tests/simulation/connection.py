@@ -21,10 +21,10 @@ _BATCH = 4
 class SimulatedLog:
     """The face of `Log`. patient: its calls are repeated until they are done, as whoever waits for an answer does."""
 
-    def __init__(self, storage: Storage, clock: Clock, *, patient: bool) -> None:
+    def __init__(self, storage: Storage, clock: Clock, *, context: bool) -> None:
         self._storage = storage
         self._clock = clock
-        self._failure = None if patient else DatabaseUnavailable("simulated")
+        self._failure = None if context else DatabaseUnavailable("simulated")
 
     def commit(self, batch: Batch) -> Effect[Answers]:
         """As `Log.commit`."""
@@ -65,8 +65,8 @@ class SimulatedCommitter:
     """The face of `Committer`."""
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
-        self._patient = SimulatedLog(storage, clock, patient=True)
-        self._impatient = SimulatedLog(storage, clock, patient=False)
+        self._patient = SimulatedLog(storage, clock, context=True)
+        self._impatient = SimulatedLog(storage, clock, context=False)
 
     async def commit(self, transition: Transition) -> Answer:
         """As `Committer.commit`, which waits for an answer."""
@@ -88,5 +88,5 @@ def batch_of(transition: Transition) -> Batch:
 
 def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> JobService:
     """The service's `JobService` over the simulated faces."""
-    log = SimulatedLog(storage, clock, patient=True)
+    log = SimulatedLog(storage, clock, context=True)
     return JobService(cast("Log", log), cast("Committer", committer), actor)

@@ -1,4 +1,4 @@
-"""A few jobs, many processes, and whatever can befall them; then calm, in which everything must come to its end."""
+"""A few jobs, many processes and faults of all kinds; then calm, in which every job must end."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class Episode:
         self._auditor = auditor
         self._world = world = World(seed, storage)
         committer = parts.committer(storage, world.clock)
-        log = cast("Log", SimulatedLog(storage, world.clock, patient=False))
+        log = cast("Log", SimulatedLog(storage, world.clock, context=False))
         server = jobs(storage, committer, world.clock, "api")
         self._clients = [Client(world, f"client {n}", committer, server) for n in range(world.dice.randint(1, 5))]
         self._subscribers = [

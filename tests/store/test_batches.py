@@ -16,10 +16,10 @@ from dreamforge.settings import unconfigured_environ
 from eventstore.events import Measure, Memory
 from runners.engines.batches import Batches, EngineLost, Withdrawn
 from runners.engines.landscape import paint
-from runners.engines.messages import FromProcess, ModelRef, Pixels, Render, Sampling, Wish
+from runners.engines.messages import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.engines.process import EngineConfig, EngineGone, EngineProcess, framed
 from runners.errors import StepError
-from runners.faults import Injury
+from runners.faults import InjectedFault
 from tests.engine_program import LATE
 from tests.kit import eventually, project_root
 
@@ -71,16 +71,16 @@ def sampling(steps: int = 2) -> Sampling:
     return Sampling(model=model, width=32, height=24, steps=steps, guidance=7.0, scheduler=None)
 
 
-def wish(seed: int, injury: Injury | None = None) -> Wish:
-    return Wish(prompt="a harbour", negative_prompt=None, seed=seed, injury=injury)
+def spec(seed: int, injected: InjectedFault | None = None) -> ImageSpec:
+    return ImageSpec(prompt="a harbour", negative_prompt=None, seed=seed, injected=injected)
 
 
-def late(injury: Injury) -> Wish:
-    return Wish(prompt=LATE, negative_prompt=None, seed=9, injury=injury)
+def late(injected: InjectedFault) -> ImageSpec:
+    return ImageSpec(prompt=LATE, negative_prompt=None, seed=9, injected=injected)
 
 
-def render(shared: Sampling, one: Wish) -> Render:
-    return Render(sampling=shared, wishes=[one])
+def render(shared: Sampling, one: ImageSpec) -> Render:
+    return Render(sampling=shared, specs=[one])
 
 
 def expect_picture(found: Pixels, seed: int) -> None:
@@ -92,10 +92,10 @@ async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
     one, two, other = Told(), Told(), Told()
     async with engine() as (batches, _):
         found = await asyncio.gather(
-            batches.have(render(sampling(), wish(1)), 0, one),
-            batches.have(render(sampling(), wish(2)), 1, one),
-            batches.have(render(sampling(3), wish(3)), 5, other),
-            batches.have(render(sampling(), wish(4)), 0, two),
+            batches.render(render(sampling(), spec(1)), 0, one),
+            batches.render(render(sampling(), spec(2)), 1, one),
+            batches.render(render(sampling(3), spec(3)), 5, other),
+            batches.render(render(sampling(), spec(4)), 0, two),
         )
     for pixels, seed in zip(found, (1, 2, 3, 4), strict=True):
         expect_picture(pixels, seed)
@@ -109,17 +109,17 @@ async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
 async def test_a_batch_holds_no_more_than_it_may() -> None:
     async with engine(batch_max=2) as (batches, _):
         told = Told()
-        found = await asyncio.gather(*(batches.have(render(sampling(), wish(n)), n, told) for n in range(5)))
+        found = await asyncio.gather(*(batches.render(render(sampling(), spec(n)), n, told) for n in range(5)))
     assert [pixels.rendering.batch_size for pixels in found] == [2, 2, 2, 2, 1]
 
 
 async def test_a_batch_waits_for_steps_that_are_being_started() -> None:
     """Given a step that begins while another's item waits already, then they share a batch."""
     async with engine() as (batches, _):
-        arrived = batches.arriving()
-        first = asyncio.create_task(batches.have(render(sampling(), wish(1)), 0, Told()))
+        arrived = batches.expect_request()
+        first = asyncio.create_task(batches.render(render(sampling(), spec(1)), 0, Told()))
         await asyncio.sleep(0.03)
-        second = asyncio.create_task(batches.have(render(sampling(), wish(2)), 0, Told()))
+        second = asyncio.create_task(batches.render(render(sampling(), spec(2)), 0, Told()))
         asyncio.get_running_loop().call_soon(arrived)
         assert [(await one).rendering.batch_size for one in (first, second)] == [2, 2]
 
@@ -129,8 +129,8 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
     killer, stranger = Told(), Told()
     async with engine() as (batches, process):
         bad, good = await asyncio.gather(
-            batches.have(render(sampling(), wish(1, "kill")), 3, killer),
-            batches.have(render(sampling(), wish(2)), 0, stranger),
+            batches.render(render(sampling(), spec(1, "kill")), 3, killer),
+            batches.render(render(sampling(), spec(2)), 0, stranger),
             return_exceptions=True,
         )
         assert isinstance(bad, EngineLost)
@@ -140,7 +140,7 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
         died = "it was ended by SIGKILL"
         assert stranger.heard == [f"lost [0]: {died}", "rendered [0] of 1"]
         assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
-        expect_picture(await batches.have(render(sampling(), wish(5)), 0, Told()), 5)
+        expect_picture(await batches.render(render(sampling(), spec(5)), 0, Told()), 5)
         assert process.pid is not None
 
 
@@ -149,8 +149,8 @@ async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
     painter, killer = Told(), Told()
     async with engine() as (batches, _):
         *good, bad = await asyncio.gather(
-            *(batches.have(render(sampling(), wish(seed)), seed, painter) for seed in (1, 2)),
-            batches.have(render(sampling(), late("kill")), 3, killer),
+            *(batches.render(render(sampling(), spec(seed)), seed, painter) for seed in (1, 2)),
+            batches.render(render(sampling(), late("kill")), 3, killer),
             return_exceptions=True,
         )
     for pixels, seed in zip(good, (1, 2), strict=True):
@@ -167,8 +167,8 @@ async def test_a_single_jobs_pictures_are_kept_likewise() -> None:
     told = Told()
     async with engine() as (batches, _):
         good, bad = await asyncio.gather(
-            batches.have(render(sampling(), wish(1)), 0, told),
-            batches.have(render(sampling(), late("kill")), 1, told),
+            batches.render(render(sampling(), spec(1)), 0, told),
+            batches.render(render(sampling(), late("kill")), 1, told),
             return_exceptions=True,
         )
     assert isinstance(good, Pixels)
@@ -194,7 +194,7 @@ async def test_what_a_dead_process_had_sent_is_read_to_the_end(tmp_path: Path, h
                 wait_until(painted.exists)  # nothing is read meanwhile
                 kill(process, heard=heard)
 
-        work = Render(sampling=sampling(), wishes=[wish(1), wish(2), wish(3), late("hang")])
+        work = Render(sampling=sampling(), specs=[spec(1), spec(2), spec(3), late("hang")])
         with pytest.raises(EngineGone, match="SIGKILL"):
             await process.work(work, hear)
     assert arrived == [0, 1, 2]
@@ -232,22 +232,22 @@ async def test_a_standstill_is_ended() -> None:
     """Given an engine that hangs, then its process is killed, and the next image is rendered by another."""
     async with engine(stall_s=1.5) as (batches, process):
         told = Told()
-        expect_picture(await batches.have(render(sampling(), wish(1)), 0, told), 1)
+        expect_picture(await batches.render(render(sampling(), spec(1)), 0, told), 1)
         before = process.pid
         with pytest.raises(EngineLost, match=r"it said nothing for 1\.5 s"):
-            await batches.have(render(sampling(), wish(2, "hang")), 1, told)
-        expect_picture(await batches.have(render(sampling(), wish(3)), 2, told), 3)
+            await batches.render(render(sampling(), spec(2, "hang")), 1, told)
+        expect_picture(await batches.render(render(sampling(), spec(3)), 2, told), 3)
         assert process.pid != before
 
 
 async def test_memory_that_runs_out_fails_the_item_and_not_the_process() -> None:
     async with engine() as (batches, process):
-        expect_picture(await batches.have(render(sampling(), wish(1)), 0, Told()), 1)
+        expect_picture(await batches.render(render(sampling(), spec(1)), 0, Told()), 1)
         before = process.pid
         with pytest.raises(StepError) as failed:
-            await batches.have(render(sampling(), wish(2, "oom")), 1, Told())
+            await batches.render(render(sampling(), spec(2, "oom")), 1, Told())
         assert (failed.value.error_code, failed.value.retryable) == ("oom", True)
-        expect_picture(await batches.have(render(sampling(), wish(3)), 2, Told()), 3)
+        expect_picture(await batches.render(render(sampling(), spec(3)), 2, Told()), 3)
         assert process.pid == before
 
 
@@ -255,14 +255,14 @@ async def test_what_nobody_wants_any_more_ends_within_a_step() -> None:
     """Given a batch of 50,000 steps whose items are all cancelled, then the next is rendered by the same process."""
     async with engine() as (batches, process):
         told = Told()
-        long = [asyncio.create_task(batches.have(render(sampling(50_000), wish(n)), n, told)) for n in range(2)]
+        long = [asyncio.create_task(batches.render(render(sampling(50_000), spec(n)), n, told)) for n in range(2)]
         await told.first_tick.wait()
         before = process.pid
-        waiting = asyncio.create_task(batches.have(render(sampling(), wish(8)), 8, told))
+        waiting = asyncio.create_task(batches.render(render(sampling(), spec(8)), 8, told))
         await asyncio.sleep(0)
         for task in (*long, waiting):
             task.cancel()
-        expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
+        expect_picture(await batches.render(render(sampling(), spec(9)), 9, told), 9)
         assert process.pid == before
 
 
@@ -270,10 +270,10 @@ async def test_what_is_cancelled_before_the_process_has_started_is_not_rendered(
     """Given 50,000 steps that nobody wants by the time that the process can hear of it, then the next is rendered."""
     async with engine() as (batches, _):
         told = Told()
-        long = asyncio.create_task(batches.have(render(sampling(50_000), wish(1)), 1, told))
+        long = asyncio.create_task(batches.render(render(sampling(50_000), spec(1)), 1, told))
         await asyncio.sleep(0.01)
         long.cancel()
-        expect_picture(await batches.have(render(sampling(), wish(9)), 9, told), 9)
+        expect_picture(await batches.render(render(sampling(), spec(9)), 9, told), 9)
         assert told.heard == ["rendered [9] of 1"]
 
 
@@ -282,8 +282,8 @@ async def test_whose_image_fails_fails_nobody_elses() -> None:
     async with engine() as (batches, process):
         hungry, stranger = Told(), Told()
         bad, good = await asyncio.gather(
-            batches.have(render(sampling(), wish(1, "oom")), 0, hungry),
-            batches.have(render(sampling(), wish(2)), 0, stranger),
+            batches.render(render(sampling(), spec(1, "oom")), 0, hungry),
+            batches.render(render(sampling(), spec(2)), 0, stranger),
             return_exceptions=True,
         )
         assert isinstance(bad, StepError)
@@ -296,11 +296,11 @@ async def test_whose_image_fails_fails_nobody_elses() -> None:
 
 async def test_a_process_that_something_unforeseen_befell_is_replaced() -> None:
     async with engine() as (batches, process):
-        expect_picture(await batches.have(render(sampling(), wish(1)), 0, Told()), 1)
+        expect_picture(await batches.render(render(sampling(), spec(1)), 0, Told()), 1)
         before = process.pid
         with pytest.raises(StepError, match="an unexpected ZeroDivisionError"):
-            await batches.have(render(sampling(0), wish(2)), 1, Told())
-        expect_picture(await batches.have(render(sampling(), wish(3)), 2, Told()), 3)
+            await batches.render(render(sampling(0), spec(2)), 1, Told())
+        expect_picture(await batches.render(render(sampling(), spec(3)), 2, Told()), 3)
         assert process.pid != before
 
 
@@ -313,18 +313,18 @@ async def test_a_lost_batch_of_which_nobody_can_be_told_fails() -> None:
 
     async with engine() as (batches, _):
         with pytest.raises(StepError, match="an unexpected RuntimeError"):
-            await asyncio.wait_for(batches.have(render(sampling(), wish(1, "kill")), 0, Broken()), 60)
-        expect_picture(await batches.have(render(sampling(), wish(2)), 0, Told()), 2)
+            await asyncio.wait_for(batches.render(render(sampling(), spec(1, "kill")), 0, Broken()), 60)
+        expect_picture(await batches.render(render(sampling(), spec(2)), 0, Told()), 2)
 
 
 async def test_a_process_that_died_idle_costs_nobody_anything() -> None:
     async with engine() as (batches, process):
         told = Told()
-        expect_picture(await batches.have(render(sampling(), wish(1)), 0, told), 1)
+        expect_picture(await batches.render(render(sampling(), spec(1)), 0, told), 1)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         await eventually(lambda: _is_gone(process), what="its end")
-        expect_picture(await batches.have(render(sampling(), wish(2)), 1, told), 2)
+        expect_picture(await batches.render(render(sampling(), spec(2)), 1, told), 2)
         assert told.heard == ["rendered [0] of 1", "rendered [1] of 1"]
 
 
@@ -332,7 +332,7 @@ async def test_what_ends_a_whole_group_leaves_the_batch_to_be_finished() -> None
     """Given SIGTERM and SIGINT, as a supervisor sends them to all processes of a service."""
     async with engine() as (batches, process):
         told = Told()
-        first = asyncio.create_task(batches.have(render(sampling(20), wish(1)), 0, told))
+        first = asyncio.create_task(batches.render(render(sampling(20), spec(1)), 0, told))
         await told.first_tick.wait()
         assert process.pid is not None
         for ending in (signal.SIGTERM, signal.SIGINT):
@@ -346,7 +346,7 @@ async def test_a_process_whose_runner_dies_with_messages_unread_ends() -> None:
     command = [sys.executable, "-m", PROGRAM, str(theirs.fileno())]
     process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], cwd=ROOT)
     theirs.close()
-    for message in (EngineConfig(), render(sampling(), wish(1))):
+    for message in (EngineConfig(), render(sampling(), spec(1))):
         ours.sendall(framed(message))
     await eventually(lambda: _holds_a_picture(ours), what="a picture")
     ours.close()
@@ -367,19 +367,19 @@ async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
     """And refuses what waits, in a way that hands it back."""
     async with engine(batch_max=1) as (batches, _):
         told = Told()
-        first = asyncio.create_task(batches.have(render(sampling(20), wish(1)), 0, told))
-        second = asyncio.create_task(batches.have(render(sampling(20), wish(2)), 1, told))
+        first = asyncio.create_task(batches.render(render(sampling(20), spec(1)), 0, told))
+        second = asyncio.create_task(batches.render(render(sampling(20), spec(2)), 1, told))
         await told.first_tick.wait()
         batches.withdraw()
         expect_picture(await first, 1)
-        for refused in (second, batches.have(render(sampling(), wish(3)), 2, told)):
+        for refused in (second, batches.render(render(sampling(), spec(3)), 2, told)):
             with pytest.raises(Withdrawn):
                 await refused
 
 
 async def test_the_process_ends_with_its_runner() -> None:
     async with engine() as (batches, process):
-        await batches.have(render(sampling(), wish(1)), 0, Told())
+        await batches.render(render(sampling(), spec(1)), 0, Told())
         pid = process.pid
         assert pid is not None
     with pytest.raises(ProcessLookupError):

@@ -14,9 +14,9 @@ from orchestrator.service import JobService
 from orchestrator.state import JobState
 from runners.engines.fake import FakeEngine
 from runners.faults import FaultPlan
+from runners.item_renderer import ItemRenderer
 from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.studio import Studio
 from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, job_created
 
@@ -45,7 +45,7 @@ def runner(jobs: JobService) -> StepRunner:
     renderer = Renderer(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
     retry = RetryPolicy(max_attempts=3, first_delay_s=0, longest_delay_s=0)
-    return StepRunner(jobs, nothing, Studio(renderer, nothing), retry=retry, name="r")
+    return StepRunner(jobs, nothing, ItemRenderer(renderer, nothing), retry=retry, name="r")
 
 
 async def claimed(store: Store) -> Claim:

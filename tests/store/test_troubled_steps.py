@@ -32,12 +32,12 @@ from orchestrator.state import JobState, StepState
 from runners.engines.fake import FakeEngine
 from runners.errors import ObjectStoreUnavailable
 from runners.faults import FaultPlan
+from runners.item_renderer import ItemRenderer
 from runners.lineage import embed, read
 from runners.objects import ObjectStore, S3Config, StoredObject
 from runners.rendering import Renderer
 from runners.selection import Selected
 from runners.steps import RetryPolicy, StepRunner
-from runners.studio import Studio
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, eventually, job_created
@@ -84,7 +84,7 @@ class Left(ObjectStore):
         return await super().put(key, body, content_type)
 
 
-class Unselectable(Studio):
+class Unselectable(ItemRenderer):
     """Finds out what renders a step only after so many failures."""
 
     def __init__(self, *, failures: int) -> None:
@@ -147,13 +147,15 @@ class Bench:
         command = Command(job_id=self.job_id, step_id=step_id, step="upscale", version=1)
         await self._store.log.commit(Batch(sends=[Send(stream=self.job_id, queue="upscale", message=command)]))
 
-    def runner(self, studio: Studio | Renderer, jobs: type[JobService] = JobService, **policy: Any) -> StepRunner:
-        """A runner of steps. studio: or what renders in one."""
+    def runner(
+        self, item_renderer: ItemRenderer | Renderer, jobs: type[JobService] = JobService, **policy: Any
+    ) -> StepRunner:
+        """A runner of steps. item_renderer: or what renders in one."""
         given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
         return StepRunner(
             jobs(self._store.log, self._store.committer, "r"),
             self._objects,
-            studio if isinstance(studio, Studio) else Studio(studio, Threads()),
+            item_renderer if isinstance(item_renderer, ItemRenderer) else ItemRenderer(item_renderer, Threads()),
             retry=RetryPolicy(**given | policy),
             name="r",
         )

@@ -8,7 +8,7 @@ from PIL import Image
 from dreamforge import contact_sheet, demo
 from dreamforge.contact_sheet import Print
 
-WISH = demo.Wish(prompt="p", count=2, scale=2, width=32, height=16)
+WISH = demo.ImageSpec(prompt="p", count=2, scale=2, width=32, height=16)
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def paths(tmp_path: Path) -> dict[tuple[str, int], Path]:
 
 def test_nothing_given_takes_the_defaults() -> None:
     """Each of make's variables is passed on, empty where it was not given."""
-    wish = demo.parse_wish(["--prompt=", "--count=", "--scale=", "--size="])
-    assert wish == demo.parse_wish([])
-    assert (wish.count, wish.scale, wish.width, wish.height) == (4, 2, 512, 512)
+    spec = demo.parse_spec(["--prompt=", "--count=", "--scale=", "--size="])
+    assert spec == demo.parse_spec([])
+    assert (spec.count, spec.scale, spec.width, spec.height) == (4, 2, 512, 512)
 
 
 def test_a_wish_becomes_a_chained_job() -> None:
-    wish = demo.parse_wish(["--prompt=a knight's castle", "--count=3", "--scale=4", "--size=64x32"])
-    assert wish.request() == {
+    spec = demo.parse_spec(["--prompt=a knight's castle", "--count=3", "--scale=4", "--size=64x32"])
+    assert spec.request() == {
         "type": "generate",
         "prompt": "a knight's castle",
         "count": 3,
@@ -53,7 +53,7 @@ def test_a_wrong_wish_is_refused_by_its_variables_name(
     argument: str, variable: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exited:
-        demo.parse_wish([argument])
+        demo.parse_spec([argument])
     assert exited.value.code == 2
     assert f"make demo: error: {variable}" in capsys.readouterr().err
 

@@ -292,9 +292,9 @@ def test_deep_nesting_is_refused_however_deep(depth: int, pair: str) -> None:
 
 
 def test_a_pipeline_asks_for_what_a_chain_with_the_image_upscaler_does() -> None:
-    wishes = {"width": 64, "height": 32, "seed": 3, "count": 2, "format": "jpg"}
-    assert read(piped(first=wishes, second={"scale": 4, "mode": "image"})) == read(
-        {**BASE, **wishes, "chain": {"upscale": {"scale": 4, "impl": "image"}}}
+    specs = {"width": 64, "height": 32, "seed": 3, "count": 2, "format": "jpg"}
+    assert read(piped(first=specs, second={"scale": 4, "mode": "image"})) == read(
+        {**BASE, **specs, "chain": {"upscale": {"scale": 4, "impl": "image"}}}
     )
 
 

@@ -27,7 +27,7 @@ from dreamforge.registry import RegistryError
 from runners.model_files import HUB_NOTES
 
 
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+class Download(msgspec.Struct, frozen=True, kw_only=True):
     """A file that shall come. path: relative, with slashes; size: in bytes; digest: lower-case hex.
 
     as_git: the digest is git's of a blob, SHA-1; else it is SHA-256 of the bytes.
@@ -47,11 +47,11 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
             return hashlib.file_digest(file, lambda: hashed).hexdigest() == self.digest
 
 
-Fill = Callable[[BinaryIO, Arrival], None]
+Fill = Callable[[BinaryIO, Download], None]
 """Appends to a file what it lacks; where it stands is how much of it is there."""
 
 
-def receive(folder: Path, files: Sequence[Arrival], fill: Fill) -> None:
+def receive(folder: Path, files: Sequence[Download], fill: Fill) -> None:
     """Bring files into a folder, with a bar on a terminal; those that are there already are left alone.
 
     Raises `RegistryError` where a path leads out of the folder, another process brings the same file, or what came is
@@ -95,7 +95,7 @@ class _Part(io.FileIO):
         return len(data)
 
 
-def _receive(place: Path, file: Arrival, fill: Fill, told: Callable[[int], None]) -> None:
+def _receive(place: Path, file: Download, fill: Fill, told: Callable[[int], None]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f"{place.name}.part")
     with _Part(unfinished, told) as part:

@@ -29,7 +29,7 @@ class OpenModel(Protocol):
 M = TypeVar("M", bound=OpenModel)
 
 
-class Shelf:
+class ModelCache:
     """Open models, the one used last at the end. budget: bytes of all but that one together; None: no bound."""
 
     def __init__(self, budget: int | None) -> None:

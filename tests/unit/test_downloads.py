@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import pytest
 
-from dreamforge.arrivals import Arrival, receive
+from dreamforge.downloads import Download, receive
 from dreamforge.model_sources import obtain
 from dreamforge.registry import RegistryError, inventory
 
 WORDS = b"weights of a model"
-ARRIVAL = Arrival(path="unet/weights.safetensors", size=len(WORDS), digest=hashlib.sha256(WORDS).hexdigest())
+ARRIVAL = Download(path="unet/weights.safetensors", size=len(WORDS), digest=hashlib.sha256(WORDS).hexdigest())
 
 
 class Broken(Exception):
@@ -23,10 +23,10 @@ class Broken(Exception):
 
 def rest(
     of: bytes, *, until: int | None = None, starts: list[int] | None = None
-) -> Callable[[BinaryIO, Arrival], None]:
+) -> Callable[[BinaryIO, Download], None]:
     """Brings what is lacking; until: and breaks off there. starts: where it began."""
 
-    def fill(part: BinaryIO, _: Arrival) -> None:
+    def fill(part: BinaryIO, _: Download) -> None:
         if starts is not None:
             starts.append(part.tell())
         part.write(of[part.tell() : until])
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_brought_again(tmp_path: Path) -> None:
 def test_gits_digest_of_a_file_is_known(tmp_path: Path) -> None:
     """`git hash-object` of this very text."""
     text = b"what is up, doc?"
-    known = Arrival(path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", as_git=True)
+    known = Download(path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", as_git=True)
     (tmp_path / "doc").write_bytes(text)
     assert known.is_at(tmp_path / "doc")
 
@@ -84,14 +84,14 @@ def test_gits_digest_of_a_file_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../weights.safetensors", "/tmp/weights.safetensors", "unet/../../x.json"])
 def test_no_file_leaves_the_folder(tmp_path: Path, path: str) -> None:
     with pytest.raises(RegistryError, match="leads out"):
-        receive(tmp_path / "models", [Arrival(path=path, size=1, digest="")], rest(b"x"))
+        receive(tmp_path / "models", [Download(path=path, size=1, digest="")], rest(b"x"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_file_comes_where_the_registry_does_not_look(tmp_path: Path) -> None:
     """Given a repository that holds weights among the hub's own notes, then it is refused."""
     with pytest.raises(RegistryError, match="is not registered"):
-        receive(tmp_path, [Arrival(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
+        receive(tmp_path, [Download(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""One item of a step, from the request to the bytes: by a painter of this process, or by the engine process."""
+"""Renders one item of a step to the bytes of its file: in this process, or in the engine process."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
 from runners.encoding import decode, encode, size_of
 from runners.engines.batches import Batches, Report
-from runners.engines.messages import Enlarge, ModelRef, Pixels, Render, Sampling, Wish
+from runners.engines.messages import Enlarge, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.errors import InvalidSource, ObjectChanged
-from runners.faults import FaultPlan, Injury
+from runners.faults import FaultPlan, InjectedFault
 from runners.lineage import embed, lineage, read
 from runners.rendering import Renderer
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
@@ -24,19 +24,19 @@ from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
 T = TypeVar("T")
 
 
-class Rendition(msgspec.Struct, frozen=True):
-    """An item's file. size: width and height; rendering: how it came about, None where no model had a part in it."""
+class RenderedImage(msgspec.Struct, frozen=True):
+    """An item's file. size: width and height in pixels; rendering: how it was made, None without a model."""
 
     body: bytes
     size: tuple[int, int]
     rendering: Rendering | None = None
 
 
-class Studio:
+class ItemRenderer:
     """Renders the items of a runner's steps.
 
     renderer: for what needs no model. batches: for what needs one. selection: says which it is.
-    max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
+    max_pixels: of an image that is read back, as a limit on decompression bombs.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Studio:
         self._max_pixels = max_pixels
         self._files = ModelFiles()
 
-    def arriving(self) -> Callable[[], None]:
-        """A step is being started: a batch waits for what it will want, a little. Call what is answered afterwards."""
-        return (lambda: None) if self._batches is None else self._batches.arriving()
+    def expect_request(self) -> Callable[[], None]:
+        """Announce a step that is starting: a batch waits briefly for its requests. Call the result afterwards."""
+        return (lambda: None) if self._batches is None else self._batches.expect_request()
 
     async def select(self, job: JobState, step: StepState) -> Selected:
         """What is to render a step. May raise `DatabaseUnavailable`."""
@@ -81,27 +81,27 @@ class Studio:
         if selected.view is not None:
             await self._in_thread(partial(self._files.check, selected.view))
 
-    async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> Rendition:
+    async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> RenderedImage:
         """Render an item of a generate step. Raises `StepError`."""
         if selected.model is None or self._batches is None:
             body = await self._in_thread(partial(self._renderer.generate, job, item_index))
             return self._signed(job, "generate", item_index, body, None)
-        injury = self._faults.check("generate", item_index, job.job_id)
-        work = render(selected.model, job, item_index, injury)
-        return await self._encoded(job, "generate", item_index, await self._batches.have(work, item_index, report))
+        injected = self._faults.check("generate", item_index, job.job_id)
+        work = render(selected.model, job, item_index, injected)
+        return await self._encoded(job, "generate", item_index, await self._batches.render(work, item_index, report))
 
     async def upscale(
         self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
-    ) -> Rendition:
+    ) -> RenderedImage:
         """Upscale an item that generate wrote. Raises `StepError`."""
         if selected.model is None or self._batches is None:
             body = await self._in_thread(partial(self._renderer.upscale, job, item_index, source))
             return self._signed(job, "upscale", item_index, body, None)
-        injury = self._faults.check("upscale", item_index, job.job_id)
+        injected = self._faults.check("upscale", item_index, job.job_id)
         image = partial(decode, source, self._max_pixels)
         model = selected.model
-        work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injury))
-        return await self._encoded(job, "upscale", item_index, await self._batches.have(work, item_index, report))
+        work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injected))
+        return await self._encoded(job, "upscale", item_index, await self._batches.render(work, item_index, report))
 
     async def adopted(
         self, job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
@@ -122,17 +122,17 @@ class Studio:
         if self._batches is not None:
             await self._batches.stop()
 
-    async def _encoded(self, job: JobState, step: StepName, item_index: int, pixels: Pixels) -> Rendition:
+    async def _encoded(self, job: JobState, step: StepName, item_index: int, pixels: Pixels) -> RenderedImage:
         body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
         return self._signed(job, step, item_index, body, pixels.rendering)
 
     def _signed(
         self, job: JobState, step: StepName, item_index: int, body: bytes, rendering: Rendering | None
-    ) -> Rendition:
+    ) -> RenderedImage:
         """A file that says where it came from, unless that is not wanted."""
         if job.generate.embed_metadata:
             body = embed(body, lineage(job, step, item_index, rendering))
-        return Rendition(body, size_of(body), rendering)
+        return RenderedImage(body, size_of(body), rendering)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
@@ -155,7 +155,7 @@ def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: 
     return found.generate.rendering if found.upscale is None else found.upscale.rendering
 
 
-def render(model: ModelRef, job: JobState, item_index: int, injury: Injury | None = None) -> Render:
+def render(model: ModelRef, job: JobState, item_index: int, injected: InjectedFault | None = None) -> Render:
     """An item of a generate step, as the engine process is asked for it."""
     wanted = job.generate
     sampling = Sampling(
@@ -166,11 +166,11 @@ def render(model: ModelRef, job: JobState, item_index: int, injury: Injury | Non
         guidance=wanted.guidance,
         scheduler=wanted.scheduler,
     )
-    return Render(sampling=sampling, wishes=[_wish(job, item_index, injury)])
+    return Render(sampling=sampling, specs=[_wish(job, item_index, injected)])
 
 
 def enlarge(
-    model: ModelRef, job: JobState, item_index: int, image: Image.Image, injury: Injury | None = None
+    model: ModelRef, job: JobState, item_index: int, image: Image.Image, injected: InjectedFault | None = None
 ) -> Enlarge:
     """An item of an upscale step, likewise. image: what generate wrote."""
     if job.upscale is None:
@@ -183,14 +183,14 @@ def enlarge(
         width=opaque.width,
         height=opaque.height,
         pixels=opaque.tobytes(),
-        wish=_wish(job, item_index, injury),
+        spec=_wish(job, item_index, injected),
     )
 
 
-def _wish(job: JobState, item_index: int, injury: Injury | None) -> Wish:
-    return Wish(
+def _wish(job: JobState, item_index: int, injected: InjectedFault | None) -> ImageSpec:
+    return ImageSpec(
         prompt=job.private.prompt or "",
         negative_prompt=job.private.negative_prompt,
         seed=item_seed(job.generate.seed, job.generate.count, item_index),
-        injury=injury,
+        injected=injected,
     )

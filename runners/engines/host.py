@@ -6,11 +6,11 @@ import diffusers
 import torch
 import transformers
 
+from runners.engines.cache import ModelCache, opening
 from runners.engines.diffusion import DiffusionEngine, versions
 from runners.engines.memory import best_device, best_dtype, device_name, total_bytes
 from runners.engines.messages import ModelRef, Render, Watch, Work
 from runners.engines.process import EngineConfig
-from runners.engines.shelf import Shelf, opening
 from runners.errors import ProviderError
 from runners.upscalers.diffusion import DiffusionUpscaler, open_upscaler
 from runners.upscalers.enlarging import enlarge
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runners.upscalers.gan import GanUpscaler
 
 
-class Workshop:
+class EngineHost:
     """What does the work. Raises `ProviderError` for a device that is none, or not there."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -29,8 +29,8 @@ class Workshop:
         self._device = best_device() if config.device is None else _device(config.device)
         self._dtype = best_dtype(self._device) if config.dtype is None else getattr(torch, config.dtype)
         budget = total_bytes(self._device) // 2 if config.model_bytes is None else config.model_bytes
-        self._shelf = Shelf(budget)
-        self._diffusion = DiffusionEngine(self._shelf, self._device, self._dtype, batch_max=config.batch_max)
+        self._models = ModelCache(budget)
+        self._diffusion = DiffusionEngine(self._models, self._device, self._dtype, batch_max=config.batch_max)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Workshop:
         """Where models run."""
         return device_name(self._device)
 
-    def have(self, work: Work, watch: Watch) -> None:
+    def render(self, work: Work, watch: Watch) -> None:
         """Do some work."""
         if isinstance(work, Render):
             self._diffusion.render(work, watch)
@@ -50,10 +50,10 @@ class Workshop:
         network: DiffusionUpscaler | GanUpscaler
         with opening(watch):
             if work.model.kind == "gan-upscaler":
-                network = self._shelf.get(work.model, self._open_gan)
+                network = self._models.get(work.model, self._open_gan)
             else:
-                network = self._shelf.get(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
-        enlarge(network, work, watch, self._shelf.clear)
+                network = self._models.get(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
+        enlarge(network, work, watch, self._models.clear)
 
     def _open_gan(self, ref: ModelRef) -> "GanUpscaler":
         try:

@@ -49,7 +49,7 @@ def caller(request: Request) -> Caller:
     return found
 
 
-async def holds(services: Services, asker: Caller) -> bool:
+async def key_active(services: Services, asker: Caller) -> bool:
     """Does the key of a caller, who was let in, still open anything? Where no keys are asked for, always."""
     if services.keys is None or asker.key_id is None:
         return True
@@ -121,7 +121,7 @@ class Authentication:
         if claims is None:
             raise _unauthorized("This token is not valid for this stream, or has expired.", given=True)
         found = Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
-        if claims.key_id is None or not await holds(self._services, found):
+        if claims.key_id is None or not await key_active(self._services, found):
             raise _unauthorized("There is no API key behind this token, or it was revoked.", given=True)
         return found
 

@@ -114,22 +114,22 @@ async def _accept(
         private = replace(private, request_id=named.request_id, traceparent=named.traceparent)
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
-    async with services.admission.place(caller(request).tenant):
+    async with services.admission.slot(caller(request).tenant):
         answer = await _soon(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.committed)
 
 
 def _expect_within(submission: requests.Submission, model: ModelView | None) -> None:
     """Raise unless the model of a request is there, and takes what is asked of it."""
-    place = submission.place("model_id")
+    field = submission.field_path("model_id")
     if model is None:
-        raise invalid(place, "must be a model that is installed, enabled and can generate; see /v1/models")
+        raise invalid(field, "must be a model that is installed, enabled and can generate; see /v1/models")
     try:
         found = parameters.violation(model.parameters_schema, submission.parameters())
     except parameters.BadSchema as error:
-        raise invalid(place, f"the parameters_schema of model {model.name} can't be used: {error}") from None
+        raise invalid(field, f"the parameters_schema of model {model.name} can't be used: {error}") from None
     if found is not None:
-        field = place if found.parameter is None else submission.place(found.parameter)
+        field = field if found.parameter is None else submission.field_path(found.parameter)
         raise invalid(field, f"model {model.name} does not take it: {found.reason}")
 
 
@@ -175,7 +175,7 @@ async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Respons
     tenant = caller(request).tenant
     try:
         # A job that runs again waits like a new one.
-        async with services.admission.place(tenant) if isinstance(asked, RequestRetry) else nullcontext():
+        async with services.admission.slot(tenant) if isinstance(asked, RequestRetry) else nullcontext():
             state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
     except Unreadable as error:
         await _soon(services, services.jobs.report(error, "api"))

@@ -48,7 +48,7 @@ class Mark(msgspec.Struct, frozen=True):
         """The mark of an event."""
         return cls(position, chain[:_LINK_BYTES])
 
-    def holds(self, chain: bytes | None) -> bool:
+    def matches(self, chain: bytes | None) -> bool:
         """Is the event at this position, whose chain hash is given, the one that was seen?"""
         return self.position == 0 or (chain is not None and chain.startswith(self.link))
 

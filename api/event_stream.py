@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
-from api.access import Caller, caller, holds
+from api.access import Caller, caller, key_active
 from api.errors import ApiError
 from api.services import Services
 
@@ -70,7 +70,7 @@ class EventStream(Response):
         # Closed at once, also when cut off: until then the tailer would follow for nobody.
         async with aclosing(self._content) as content:
             async for chunk in content:
-                if not await holds(self._services, asker):
+                if not await key_active(self._services, asker):
                     return
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -128,7 +128,7 @@ class StreamEndpoint:
         """Serve one stream. Its place is taken before anything is awaited: after a restart all come back at once."""
         request = Request(scope, receive, send)
         services: Services = request.app.state.services
-        with services.open_streams.place(self._kind, services.config.max_streams) as free:
+        with services.open_streams.slot(self._kind, services.config.max_streams) as free:
             response = await self._response(services, request) if free else EventStream(services, _come_back())
             await response(scope, receive, send)
 

@@ -96,7 +96,7 @@ async def stream(request: Request) -> Response:
 
 async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> AsyncGenerator[bytes, None]:
     """The frames of the whole log after a cursor, without end."""
-    yield frames.retry(frames.RETRY_MS) + frames.place(cursor.encode())
+    yield frames.retry(frames.RETRY_MS) + frames.cursor(cursor.encode())
     heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(None) as wake_signal:
         while not services.stopping.is_set():
@@ -107,7 +107,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
             for piece in pieces(_told(batches, cursor, wanted)):
                 yield piece
             if heartbeat.beat():
-                yield frames.place(cursor.encode())
+                yield frames.cursor(cursor.encode())
             if not batches:
                 await wake_signal.wait(heartbeat.left)
 
@@ -170,7 +170,7 @@ async def _given(services: Services, text: str | None, field: str) -> LogCursor 
         raise invalid(field, "is a cursor of another log; begin anew, without it")
     seen = {partition: mark.position for partition, mark in cursor.marks.items() if mark.position}
     chains = await services.log.chains(seen)
-    lost = [partition for partition, mark in cursor.marks.items() if not mark.holds(chains.get(partition))]
+    lost = [partition for partition, mark in cursor.marks.items() if not mark.matches(chains.get(partition))]
     if lost:
         raise _set_back(field, lost[0], cursor.marks[lost[0]].position)
     return cursor

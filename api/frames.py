@@ -72,7 +72,7 @@ def of_log_event(event: RecordedEvent, cursor: str) -> bytes:
     return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
 
 
-def place(cursor: str) -> bytes:
+def cursor(cursor: str) -> bytes:
     """Where a subscriber of the whole log stands; some clients pass over an `id:` without data."""
     return b"event: cursor\ndata: {}\nid: %s\n\n" % cursor.encode()
 

@@ -130,8 +130,8 @@ async def content(request: Request) -> Response:
     expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
     [url] = await services.presign([key], expires_s, head=redirects and request.method == "HEAD")
     if not redirects:
-        place = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
-        return json_response(place, headers={"Cache-Control": "no-store"})
+        answer = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
+        return json_response(answer, headers={"Cache-Control": "no-store"})
     return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
 
 

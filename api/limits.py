@@ -151,7 +151,7 @@ class Admission:
             raise _limited(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
     @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncIterator[None]:
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
         """A place for a tenant's new job, which is written meanwhile; raise 429 or 503 if there is none."""
         mine, most = None, self._limits.tenant_queued
         if most is not None:

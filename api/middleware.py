@@ -127,9 +127,9 @@ class RelativeRedirects:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
                 headers = MutableHeaders(scope=message)
-                place = urlsplit(headers["Location"])
+                url = urlsplit(headers["Location"])
                 # A path that began with two slashes would name another host.
-                headers["Location"] = urlunsplit(("", "", f"/{place.path.lstrip('/')}", place.query, ""))
+                headers["Location"] = urlunsplit(("", "", f"/{url.path.lstrip('/')}", url.query, ""))
             await send(message)
 
         await self._app(scope, receive, answer)

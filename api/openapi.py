@@ -231,9 +231,9 @@ def _operation(operation: Operation) -> Schema:
 def _parameter(parameter: Parameter) -> Schema:
     described: Schema = {
         "name": parameter.name,
-        "in": parameter.place,
+        "in": parameter.location,
         "description": parameter.description,
-        "required": parameter.place == "path",
+        "required": parameter.location == "path",
         "schema": parameter.schema,
     }
     if parameter.schema.get("type") == "array":

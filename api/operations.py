@@ -16,7 +16,7 @@ AUDITS: tuple[Scope, ...] = ("audit",)
 OPERATES: tuple[Scope, ...] = ("admin",)
 
 Schema = dict[str, Any]
-Place = Literal["path", "query", "header"]
+Location = Literal["path", "query", "header"]
 
 JSON, NDJSON, SSE, TEXT, HTML = (
     "application/json",
@@ -31,7 +31,7 @@ class Parameter(msgspec.Struct, frozen=True):
     """A parameter of the path, the query or the headers."""
 
     name: str
-    place: Place
+    location: Location
     description: str
     schema: Schema
 

@@ -104,7 +104,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     given: dict[str, Any]
     is_pipeline: bool = False
 
-    def place(self, field: str) -> str:
+    def field_path(self, field: str) -> str:
         """Where a field of `request` stands in the form that the client used."""
         if not self.is_pipeline:
             return field
@@ -181,7 +181,7 @@ def events(
     params = None if upscale is None else UpscaleParams(**asdict(upscale))
     width, height = output_size(generate, params, "upscale" if params else "generate")
     if width * height > max_pixels:
-        field = submission.place("chain.upscale.scale" if params else "width")
+        field = submission.field_path("chain.upscale.scale" if params else "width")
         raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
     steps = [PlannedStep(step_id=step_ids[0], name="generate")]
     if params is not None:
@@ -220,25 +220,25 @@ def _refuse_doubles(body: bytes) -> None:
     # msgspec, which has found the body sound, keeps the last of them without a word.
     whole = json.loads(body, object_pairs_hook=gathered, parse_int=str, parse_float=str)
     if doubled:
-        place = _doubled_at(whole, ()) or (doubled[0].key,)
-        raise invalid("".join(place).lstrip("."), "stands there twice")
+        field_path = _doubled_at(whole, ()) or (doubled[0].key,)
+        raise invalid("".join(field_path).lstrip("."), "stands there twice")
 
 
-def _doubled_at(value: Any, place: tuple[str, ...]) -> tuple[str, ...] | None:
+def _doubled_at(value: Any, field_path: tuple[str, ...]) -> tuple[str, ...] | None:
     """Where the first key is that an object has twice, in pieces. None within a value that a doubled key hides."""
     if isinstance(value, _Doubled):
-        return (*place, ".", value.key)
+        return (*field_path, ".", value.key)
     match value:
         case dict():
-            inner = (_doubled_at(one, (*place, ".", name)) for name, one in value.items())
+            inner = (_doubled_at(one, (*field_path, ".", name)) for name, one in value.items())
         case list():
-            inner = (_doubled_at(one, (*place, f"[{n}]")) for n, one in enumerate(value))
+            inner = (_doubled_at(one, (*field_path, f"[{n}]")) for n, one in enumerate(value))
         case _:
             return None
     return next((found for found in inner if found is not None), None)
 
 
-def _cleaned(value: Any, place: tuple[str, ...]) -> Any:
+def _cleaned(value: Any, field_path: tuple[str, ...]) -> Any:
     """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused.
 
     place: of the value, in pieces: joined at every level, those of a deep body would fill the memory.
@@ -247,13 +247,13 @@ def _cleaned(value: Any, place: tuple[str, ...]) -> Any:
         case float() if value.is_integer():
             return int(value)
         case str() if "\0" in value:
-            raise invalid("".join(place).lstrip(".") or "body", "contains U+0000")
+            raise invalid("".join(field_path).lstrip(".") or "body", "contains U+0000")
         case dict():
             for key in value:
-                _cleaned(key, place)
-            return {key: _cleaned(one, (*place, ".", key)) for key, one in value.items()}
+                _cleaned(key, field_path)
+            return {key: _cleaned(one, (*field_path, ".", key)) for key, one in value.items()}
         case list():
-            return [_cleaned(one, (*place, f"[{n}]")) for n, one in enumerate(value)]
+            return [_cleaned(one, (*field_path, f"[{n}]")) for n, one in enumerate(value)]
         case _:
             return value
 
@@ -318,14 +318,14 @@ class _JobMetadata(msgspec.Struct, frozen=True):
     metadata: Metadata
 
 
-def _convert(given: object, kind: type[T], place: str) -> T:
+def _convert(given: object, kind: type[T], field_path: str) -> T:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), place) from None
+        raise _explained(str(error), field_path) from None
 
 
-def _explained(text: str, place: str) -> ApiError:
+def _explained(text: str, field_path: str) -> ApiError:
     """An error of msgspec, with the field's place put into words of the contract."""
     found = _PLACE.match(text)
     reason, path = (found["reason"], found["path"] or "") if found else (text, "")
@@ -334,7 +334,7 @@ def _explained(text: str, place: str) -> ApiError:
     if named:
         path = f"{path}.{named['name']}"
         reason = "unknown field" if "unknown" in reason else "required"
-    field = (place + path).lstrip(".") or "body"
+    field = (field_path + path).lstrip(".") or "body"
     choices = _CHOICES.get(path.rpartition(".")[2])
     if choices and reason.startswith("Invalid enum value"):
         reason = f"must be one of {', '.join(map(str, choices))}"

@@ -64,7 +64,7 @@ class OpenStreams:
         self._count = 0
 
     @contextmanager
-    def place(self, kind: str, most: int) -> Iterator[bool]:
+    def slot(self, kind: str, most: int) -> Iterator[bool]:
         """Take a place for as long as the block; whether there was one free of `most`."""
         if self._count >= most:
             yield False

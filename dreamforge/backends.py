@@ -53,7 +53,7 @@ def ask_database(settings: Settings, role: str, question: Callable[[Database, st
         async with _database(found, role, installed=settings.db_url is not None) as database:
             return await question(database, actor())
 
-    with given_or_home(settings) as found:
+    with resolve_backends(settings) as found:
         return asyncio.run(ask(found))
 
 
@@ -68,7 +68,7 @@ def ask_backends(settings: Settings, role: str, question: Callable[[Database, Ob
         finally:
             await store.close()
 
-    with given_or_home(settings, store=True) as found:
+    with resolve_backends(settings, store=True) as found:
         return asyncio.run(ask(found))
 
 
@@ -104,7 +104,7 @@ def object_store(settings: Settings) -> ObjectStore:
 
 
 @contextmanager
-def given_or_home(settings: Settings, *, store: bool = False) -> Iterator[Settings]:
+def resolve_backends(settings: Settings, *, store: bool = False) -> Iterator[Settings]:
     """The settings of a command that needs the database: the one that they name, or else the home's.
 
     The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. A home is
@@ -185,8 +185,8 @@ async def service_login(settings: Settings, owner: Database) -> Settings:
 def login(url: str, user: str, password: str) -> str:
     """A database's URL with another user's login."""
     parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{place}").geturl()
+    address = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{address}").geturl()
 
 
 async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:

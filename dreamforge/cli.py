@@ -199,5 +199,5 @@ def _told(error: SettingsError | ClientError) -> str:
         return f"{error.message} The key to show is taken from DF_API_KEY."
     if reason and str(reason) in error.message:
         return error.message
-    place = f" ({field}: {reason})" if field and reason else f" ({field})" if field else ""
-    return f"{error.message}{place}"
+    detail = f" ({field}: {reason})" if field and reason else f" ({field})" if field else ""
+    return f"{error.message}{detail}"

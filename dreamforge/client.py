@@ -220,8 +220,8 @@ class Client:
         A lost connection is made anew and resumes where it broke off; a service that stays away for longer than the
         client's patience is `Unreachable`.
         """
-        place = _Place(last_event_id=last_event_id, ends=_ends_job)
-        return self._resumed(_path(job_id, "progress", "stream"), place, {"since_ts": since})
+        position = _StreamPosition(last_event_id=last_event_id, ends=_ends_job)
+        return self._resumed(_path(job_id, "progress", "stream"), position, {"since_ts": since})
 
     def log_stream(
         self, begin: str = "start", *, codes: str | None = None, category: str | None = None
@@ -230,7 +230,7 @@ class Client:
         # A stream waits for a service that went away; one that never was there is an error at once.
         self._get("/v1/")
         params = {"from": begin, "codes": codes, "category": category}
-        told = self._resumed("/v1/events/stream", _Place(last_event_id=""), params)
+        told = self._resumed("/v1/events/stream", _StreamPosition(last_event_id=""), params)
         yield from (message for message in told if message.event != "cursor")
 
     @contextlib.contextmanager
@@ -289,34 +289,34 @@ class Client:
             if cursor is None:
                 return
 
-    def _resumed(self, path: str, place: "_Place", params: Params) -> Iterator[Message]:
+    def _resumed(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
         while True:
             # A broken line, a server that closes and one that is away for a moment mean the same: resume.
             with contextlib.suppress(Unreachable):
-                yield from self._connection_to(path, place, params)
-            if place.at_end:
+                yield from self._connection_to(path, position, params)
+            if position.at_end:
                 return
             now = time.monotonic()
-            place.silent_since = now if place.silent_since is None else place.silent_since
-            if now - place.silent_since > self._patience_s:
+            position.silent_since = now if position.silent_since is None else position.silent_since
+            if now - position.silent_since > self._patience_s:
                 raise Unreachable(f"The service at {self.base_url} went away and did not come back.")
-            time.sleep(place.pause_s)
+            time.sleep(position.pause_s)
 
-    def _connection_to(self, path: str, place: "_Place", params: Params) -> Iterator[Message]:
-        with self.streamed(path, last_event_id=place.last_event_id, **params) as response:
+    def _connection_to(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
+        with self.streamed(path, last_event_id=position.last_event_id, **params) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
-                place.at_end = True
+                position.at_end = True
                 return
-            parser = Parser(place.last_event_id)
+            parser = Parser(position.last_event_id)
             for chunk in response.iter_bytes():
                 for message in parser.feed(chunk):
-                    place.pass_by(message)
+                    position.pass_by(message)
                     yield message
                 if parser.told:
-                    place.silent_since = None
-                place.last_event_id = parser.last_event_id
-                place.pause_s = _PAUSE_S if parser.retry_ms is None else parser.retry_ms / 1000
-        place.at_end = place.ended
+                    position.silent_since = None
+                position.last_event_id = parser.last_event_id
+                position.pause_s = _PAUSE_S if parser.retry_ms is None else parser.retry_ms / 1000
+        position.at_end = position.ended
 
     def _get(self, path: str, **params: str | int | None) -> JsonObject:
         return _decoded(_checked(self._request("GET", path, params=_given(params))), JsonObject)
@@ -356,7 +356,7 @@ class Client:
         return self._connections[trust_env]
 
 
-class _Place(msgspec.Struct):
+class _StreamPosition(msgspec.Struct):
     """Where a stream has got to, across its connections. ends: whether an event is a stream's last."""
 
     last_event_id: str

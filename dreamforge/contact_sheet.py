@@ -36,8 +36,8 @@ def write(path: Path, title: str, pairs: Sequence[tuple[Print, Print]]) -> None:
     for index, pair in enumerate(pairs):
         row, column = divmod(index, columns)
         x = _GAP + column * (_COLUMN + _GAP)
-        for place, one in enumerate(pair):
-            y = _TITLE + row * block + place * (height + _LABEL)
+        for level, one in enumerate(pair):
+            y = _TITLE + row * block + level * (height + _LABEL)
             with Image.open(one.path) as image:
                 small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(small, (x + (_COLUMN - width) // 2, y))
@@ -53,7 +53,7 @@ def _fitted(path: Path) -> tuple[int, int]:
 
 def _write_line(
     draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
+    corner: tuple[int, int],
     text: str,
     width: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
@@ -62,4 +62,4 @@ def _write_line(
     line = " ".join(text.split())
     while draw.textlength(line, font) > width:
         line = line[:-2].rstrip() + "…"
-    draw.text(place, line, ink, font)
+    draw.text(corner, line, ink, font)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dreamforge import logs
-from dreamforge.backends import actor, given_or_home, object_store
+from dreamforge.backends import actor, object_store, resolve_backends
 from dreamforge.console import FAILED, OK, UNAVAILABLE, complain, print_answer
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Look at everything; returns the exit code."""
     logs.configure("error", settings.log_format)
     try:
-        with given_or_home(settings, store=True) as found:
+        with resolve_backends(settings, store=True) as found:
             findings = asyncio.run(_examine(settings, found))
     except (EmbeddedError, EventStoreError) as error:
         return complain(UNAVAILABLE, str(error))

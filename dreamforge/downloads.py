@@ -38,12 +38,12 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     as_git: bool = False
 
-    def is_at(self, place: Path) -> bool:
+    def is_at(self, path: Path) -> bool:
         """Is a file there, and is it this one? Reads it."""
-        if not place.is_file() or place.stat().st_size != self.size:
+        if not path.is_file() or path.stat().st_size != self.size:
             return False
         hashed = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False) if self.as_git else hashlib.sha256()
-        with place.open("rb") as file:
+        with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashed).hexdigest() == self.digest
 
 
@@ -95,14 +95,14 @@ class _Part(io.FileIO):
         return len(data)
 
 
-def _receive(place: Path, file: Download, fill: Fill, told: Callable[[int], None]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f"{place.name}.part")
+def _receive(path: Path, file: Download, fill: Fill, told: Callable[[int], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
     with _Part(unfinished, told) as part:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RegistryError(f"another process is bringing {place}; wait for it.") from None
+            raise RegistryError(f"another process is bringing {path}; wait for it.") from None
         if part.tell() > file.size:
             part.truncate(0)
             part.seek(0)
@@ -110,4 +110,4 @@ def _receive(place: Path, file: Download, fill: Fill, told: Callable[[int], None
         if not file.is_at(unfinished):
             unfinished.unlink()
             raise RegistryError(f"{file.path} did not come as it should have; what came is thrown away. Try again.")
-        unfinished.replace(place)
+        unfinished.replace(path)

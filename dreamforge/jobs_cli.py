@@ -374,9 +374,9 @@ def _artifacts(args: argparse.Namespace, found: Settings) -> int:
         return OK
 
 
-def _download(artifacts: Sequence[JsonObject], client: Client, place: Path, *, quiet: bool = False) -> None:
+def _download(artifacts: Sequence[JsonObject], client: Client, folder: Path, *, quiet: bool = False) -> None:
     for artifact in artifacts:
-        folder = place / artifact["step"]
+        folder = folder / artifact["step"]
         folder.mkdir(parents=True, exist_ok=True)
         path = client.download(artifact, folder)
         if not quiet:

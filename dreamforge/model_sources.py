@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from dreamforge.downloads import Download, receive
-from dreamforge.registry import RegistryError, expect_safe, inventory, place
+from dreamforge.registry import RegistryError, expect_safe, inventory, resolved
 from eventstore.events import ModelFile
 from projections.models import files_digest
 
@@ -45,7 +45,7 @@ def obtain(source: str, folder: Path, *, copy: bool = False, trust: bool = False
 
 
 def _copied(source: str, folder: Path, *, trust: bool) -> Obtained:
-    path = place(source)
+    path = resolved(source)
     files = inventory(path)
     if not trust:
         expect_safe(source, (file.path for file in files))

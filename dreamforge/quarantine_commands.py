@@ -103,6 +103,6 @@ def _table(found: Sequence[QuarantinedJob]) -> Table:
     table = Table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", box=None)
     for one in found:
         since = f"{one.since:%Y-%m-%d %H:%M:%S}"
-        place = (str(one.job_id), one.tenant, since, one.state, one.reader, str(one.at_version))
-        table.add_row(*place, escape(one.reason))
+        cells = (str(one.job_id), one.tenant, since, one.state, one.reader, str(one.at_version))
+        table.add_row(*cells, escape(one.reason))
     return table

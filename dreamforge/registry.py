@@ -65,7 +65,7 @@ def registration(
     name, version, source_uri: unless given, that of the folder or file, the beginning of a digest of all that it holds,
     and where it lies. trust: files that may run code when they are opened are let in.
     """
-    path = place(source)
+    path = resolved(source)
     files = inventory(path)
     if not trust:
         expect_safe(source, (file.path for file in files))
@@ -92,7 +92,7 @@ def registration(
     )
 
 
-def place(source: str) -> Path:
+def resolved(source: str) -> Path:
     """Where a folder or file lies that a path names. Raises `RegistryError`."""
     try:
         return Path(source).expanduser().resolve()

@@ -73,8 +73,12 @@ Role = Callable[["Core", AsyncExitStack], Awaitable[None]]
 """Starts a role; what it pushes on the stack stops it."""
 
 
-class CannotStart(Exception):
-    """Why a process can't start, for the person who started it."""
+class StartupError(Exception):
+    """Why a process can't start, or ended by itself. The message is for the person who started it."""
+
+
+class NotReady(Exception):
+    """Why a process is not ready, as /readyz reports it."""
 
 
 class Core:
@@ -207,7 +211,7 @@ def _reported(work: Coroutine[Any, Any, None]) -> int:
     """Run to the end; a reason not to start is told in a sentence."""
     try:
         event_loop.run(work)
-    except (SettingsError, EmbeddedError, EventStoreError, CannotStart) as error:
+    except (SettingsError, EmbeddedError, EventStoreError, StartupError) as error:
         _log.error("cannot start", reason=str(error))
         return UNAVAILABLE if isinstance(error, NotConfigured) else FAILED
     return 0
@@ -242,11 +246,11 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
     _log.info("stopped")
     failed = [task.exception() for task in core.tasks if task.done() and not task.cancelled() and task.exception()]
     if failed:
-        raise CannotStart("a role broke; see the log above")
+        raise StartupError("a role broke; see the log above")
 
 
 async def _starting() -> None:
-    raise CannotStart("the process is still starting")
+    raise NotReady("the process is still starting")
 
 
 async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
@@ -288,8 +292,8 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     try:
         bound = listen_all(settings.host, settings.port)
     except OSError as error:
-        place = f"{settings.host}:{settings.port}"
-        raise CannotStart(f"can't listen on {place} ({error}); choose another with --port or DF_PORT") from error
+        address = f"{settings.host}:{settings.port}"
+        raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
     core.checks["tailer"] = tailer.task.check
     health = msgspec.structs.replace(core.health, needs_writes=False)
     core.url = _serve_http(core, stack, build(services, health), bound, "api")
@@ -301,7 +305,7 @@ def _expect_keys(settings: Settings) -> None:
     """Refuse to serve strangers by mistake."""
     if settings.require_keys or settings.allow_anonymous or is_loopback(settings.host):
         return
-    raise CannotStart(
+    raise StartupError(
         f"others could reach {settings.host} and do all that the API can: set DF_REQUIRE_KEYS=1 "
         "(see `dreamforge keys`), or DF_ALLOW_ANONYMOUS=1 if that is meant"
     )
@@ -321,7 +325,7 @@ def _health(role: str, port: int) -> Role:
         try:
             bound = listen_nearby(host, port)
         except OSError as error:
-            raise CannotStart(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
+            raise StartupError(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
         url = _serve_http(core, stack, build_health(core.health, _hosts(core.settings)), bound, "health")
         _log.info("serving health", role=role, url=url)
 
@@ -414,7 +418,7 @@ def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
     async def check() -> None:
         for cursor in subscription.cursors.values():
             if cursor.failure is not None:
-                raise CannotStart(f"partition {cursor.partition} is stalled: {cursor.failure}")
+                raise NotReady(f"partition {cursor.partition} is stalled: {cursor.failure}")
 
     core.checks[handler.name] = check
     SUBSCRIPTION_FAILED.labels(handler.name).set_function(

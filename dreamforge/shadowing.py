@@ -20,8 +20,8 @@ def shadowed(root: Path = _ROOT) -> str | None:
     for name in PACKAGES:
         found, ours = _origin(name), root / name / "__init__.py"
         if found != ours:
-            place = f"it would be imported from {found.parent}" if found else "it can't be found"
-            return f"the package {name!r} is not that of Dream Forge, {ours.parent}: {place}. {_WAY_OUT}"
+            origin = f"it would be imported from {found.parent}" if found else "it can't be found"
+            return f"the package {name!r} is not that of Dream Forge, {ours.parent}: {origin}. {_WAY_OUT}"
     # An installer lets one distribution write over another's files, which then lie in the right place.
     for distribution in metadata.distributions(name="dream-forge", path=[str(root)]):
         for file in distribution.files or ():
@@ -37,7 +37,7 @@ def _origin(name: str) -> Path | None:
     if spec.origin is not None:
         return Path(spec.origin).resolve()
     # A folder without an __init__.py.
-    return next((Path(place).resolve() / "__init__.py" for place in spec.submodule_search_locations or ()), None)
+    return next((Path(origin).resolve() / "__init__.py" for origin in spec.submodule_search_locations or ()), None)
 
 
 def _size(file: Path) -> int | None:

@@ -96,8 +96,8 @@ def log_text(line: JsonObject) -> str:
 def event_text(event: JsonObject) -> str:
     """An event of the whole log, in a line."""
     details = _details(msgspec.json.decode(event["data"], type=JsonObject))
-    place = f"{event['category']} {event['stream']} {event['version']:>4}"
-    return f"{_day(event['ts'])}  {place}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
+    origin = f"{event['category']} {event['stream']} {event['version']:>4}"
+    return f"{_day(event['ts'])}  {origin}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
 
 
 class Course:

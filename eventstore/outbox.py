@@ -116,11 +116,11 @@ class Outbox:
 
         It would come back for ever; in pgmq's archive it is out of the way, and not lost.
         """
-        place = {"queue": row["queue"], "msg_id": row["msg_id"]}
+        message = {"queue": row["queue"], "msg_id": row["msg_id"]}
         if row["read_ct"] < _UNREADABLE_CLAIMS:
-            _log.warning("unreadable command", **place)
+            _log.warning("unreadable command", **message)
             return
-        _log.error("unreadable command put aside", **place)
+        _log.error("unreadable command put aside", **message)
         await self._database.call(
             "select eventstore.put_aside($1, $2, $3)", row["queue"], row["msg_id"], row["read_ct"]
         )

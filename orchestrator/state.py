@@ -79,15 +79,15 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 
     def before(self, step: StepState) -> StepState | None:
         """The step that it follows, None for the first. The step may be as an earlier version of the job had it."""
-        place = self._place(step)
-        return self.steps[place - 1] if place > 0 else None
+        index = self._index(step)
+        return self.steps[index - 1] if index > 0 else None
 
     def after(self, step: StepState) -> StepState | None:
         """The step that follows, None after the last. The step may be as an earlier version of the job had it."""
-        place = self._place(step) + 1
-        return self.steps[place] if place < len(self.steps) else None
+        index = self._index(step) + 1
+        return self.steps[index] if index < len(self.steps) else None
 
-    def _place(self, step: StepState) -> int:
+    def _index(self, step: StepState) -> int:
         return [other.step_id for other in self.steps].index(step.step_id)
 
     @property

@@ -275,10 +275,10 @@ def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
 
 def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
     """Other bytes of an image. The projector's view may be without it: its row stands, and takes these from another."""
-    for place, artifact in enumerate(seen.artifacts):
+    for index, artifact in enumerate(seen.artifacts):
         if (artifact.step_id, artifact.item_index) == (body.step_id, body.item_index):
             after = replace(artifact, bytes=body.bytes, sha256=body.sha256)
-            return replace(seen, artifacts=(*seen.artifacts[:place], after, *seen.artifacts[place + 1 :]))
+            return replace(seen, artifacts=(*seen.artifacts[:index], after, *seen.artifacts[index + 1 :]))
     return replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
 
 

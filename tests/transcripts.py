@@ -12,7 +12,7 @@ def transcripts(document: str) -> Iterator[tuple[str, str]]:
             yield _split(part)
 
 
-def holds(expected: str, printed: str) -> bool:
+def matches(expected: str, printed: str) -> bool:
     """Is this what was said? Blanks at the ends of lines don't count."""
     said, found = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for text in (expected, printed))
     return re.fullmatch(".*?".join(map(re.escape, said.split("…"))), found, re.DOTALL) is not None

@@ -175,10 +175,10 @@ class _Reader:
         """An anchored event that the bundle should hold is one between those that it does, or of a tail it had then."""
         complete = header.job is None and header.exported_at >= anchor.signed_at
         for flaw in differences(anchor, header.log.log_id, self._seen):
-            place = flaw.partition, flaw.position
+            location = flaw.partition, flaw.position
             last, _ = self._chains.get(flaw.partition, (0, b""))
-            if place in self._line_of or (complete and flaw.position > last > 0):
-                line = self._line_of.get(place, self._lines)
+            if location in self._line_of or (complete and flaw.position > last > 0):
+                line = self._line_of.get(location, self._lines)
                 self._flaws.append(BundleFlaw(line=line, problem=str(flaw), flaw=flaw))
 
     def _read(self, kind: str, content: bytes) -> None:

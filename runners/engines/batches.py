@@ -207,13 +207,13 @@ class Batches:
         metrics.ENGINE_LOST.inc()
         _log.warning("engine process lost", reason=reason, images=len(batch))
         left = [
-            place for place, request in enumerate(batch) if not request.picture.done() and request not in self._waiting
+            index for index, request in enumerate(batch) if not request.picture.done() and request not in self._waiting
         ]
         for report, items in _by_report(batch, left):
             report.lost(items, reason)
         error = EngineLost(f"the engine was lost while it rendered: {reason}")
         if len({id(request.report) for request in batch}) > 1:
-            self._again([batch[place] for place in left])
+            self._again([batch[index] for index in left])
         else:
             for request in batch:
                 _fail(request, error)
@@ -277,10 +277,10 @@ def _by_report(batch: Sequence[_Request], places: Iterable[int]) -> Iterable[tup
     """The places' items, by the attempts that they are of."""
     reports: dict[int, Report] = {}
     items: defaultdict[int, list[int]] = defaultdict(list)
-    for place in places:
-        report = batch[place].report
+    for index in places:
+        report = batch[index].report
         reports[id(report)] = report
-        items[id(report)].append(batch[place].item_index)
+        items[id(report)].append(batch[index].item_index)
     return [(report, items[key]) for key, report in reports.items()]
 
 

@@ -87,7 +87,7 @@ class DiffusionEngine:
         memory = meter.read()
         self._learn(shape, memory, len(part), fallback.measures)
         failure: StepError | None = None
-        for n, (place, pixels) in enumerate(zip(part, images, strict=True)):
+        for n, (index, pixels) in enumerate(zip(part, images, strict=True)):
             try:
                 image = to_picture(pixels, shape)
             except ProviderError as error:
@@ -106,7 +106,7 @@ class DiffusionEngine:
                 batch_index=work.from_index + n,
                 measures=list(fallback.measures),
             )
-            watch.pixels(place, image, rendering, memory)
+            watch.pixels(index, image, rendering, memory)
         if failure is not None:
             raise failure
         return True
@@ -114,7 +114,7 @@ class DiffusionEngine:
     def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, torch.Tensor]:
         """The scheduler's class, and the images' pixels, of 0 to 1, in main memory."""
         shape = work.sampling
-        specs = [work.specs[place] for place in part]
+        specs = [work.specs[index] for index in part]
         for spec in specs:
             watch.inject(spec)
         batch = specs

@@ -7,7 +7,7 @@ import pytest
 
 from tests import processes
 from tests.kit import Service, outside, project_root
-from tests.transcripts import holds, transcripts
+from tests.transcripts import matches, transcripts
 
 
 class Shell:
@@ -59,7 +59,7 @@ def test_every_command_prints_what_the_page_shows(page: str, tmp_path: Path) -> 
     try:
         for command, expected in found:
             printed = shell.type(command)
-            assert holds(expected, printed), f"$ {command}\n{printed}"
+            assert matches(expected, printed), f"$ {command}\n{printed}"
     finally:
         shell.close()
         program.close()

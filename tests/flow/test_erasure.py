@@ -47,7 +47,7 @@ class Stack:
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if done.stdout else done.stderr
 
-    def holds(self, text: str) -> list[str]:
+    def contains(self, text: str) -> list[str]:
         """The files of the home in which a text can be found."""
         return [str(file) for file in self.home.rglob("*") if file.is_file() and _holds(file, text.encode())]
 
@@ -111,12 +111,12 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
     )
     await connection.execute("checkpoint")
     await connection.close()
-    assert all(stack.holds(text) for text in stack.texts)
+    assert all(stack.contains(text) for text in stack.texts)
 
     [erased] = stack.ask("audit", "erase", stack.job)
     assert (erased["events"], erased["files"]) == (1, 2)
     stack.ask("audit", "scrub")
-    assert {text: stack.holds(text) for text in stack.texts} == {text: [] for text in stack.texts}
+    assert {text: stack.contains(text) for text in stack.texts} == {text: [] for text in stack.texts}
 
     whole = stack.ask("audit", "verify", "--all", "--artifacts")
     assert (whole["flaws"], whole["bad_artifacts"], whole["artifacts"]) == ([], [], 4)

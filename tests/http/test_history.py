@@ -83,7 +83,7 @@ def audit_event(event: Any) -> AuditEvent:
     return msgspec.convert({**event, **event["proof"], "private": None, "private_salt": None}, AuditEvent)
 
 
-def holds(event: Any) -> bool:
+def proven_by(event: Any) -> bool:
     """Are both hashes of an answered event those of its content? At position 1 the chain begins with the log's id."""
     one = audit_event(event)
     if event_hash(one.previous_hash or STREAM_GENESIS, one) != one.hash:
@@ -95,7 +95,7 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
     """From any page on, and after an erasure; the rest of the answer is what it is without."""
     job_id = await scribe.write(succeeded())
     events = proven(lone, job_id)
-    assert all(holds(event) for event in events)
+    assert all(proven_by(event) for event in events)
     assert [{name: value for name, value in event.items() if name != "proof"} for event in events] == lone.history(
         job_id
     )
@@ -129,8 +129,8 @@ async def test_a_proof_is_what_a_bundle_holds(lone: Api, scribe: Scribe) -> None
 )
 async def test_a_changed_field_fails(lone: Api, scribe: Scribe, field: str, value: object) -> None:
     event = proven(lone, await scribe.write(succeeded()))[1]
-    assert holds(event)
-    assert not holds(event | {field: value})
+    assert proven_by(event)
+    assert not proven_by(event | {field: value})
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ async def test_a_changed_field_fails(lone: Api, scribe: Scribe, field: str, valu
 )
 async def test_a_changed_proof_fails(lone: Api, scribe: Scribe, field: str, value: object) -> None:
     event = proven(lone, await scribe.write(succeeded()))[1]
-    assert holds(event)
-    assert not holds(event | {"proof": event["proof"] | {field: value}})
+    assert proven_by(event)
+    assert not proven_by(event | {"proof": event["proof"] | {field: value}})
 
 
 @pytest.mark.parametrize("include", ["", "proofs", "step", "proof,step", "proof,"])

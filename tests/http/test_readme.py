@@ -3,7 +3,7 @@
 import subprocess
 
 from tests.kit import Service, project_root
-from tests.transcripts import holds, transcripts
+from tests.transcripts import matches, transcripts
 
 README = (project_root() / "README.md").read_text("utf-8")
 BASE = "http://127.0.0.1:8001"
@@ -18,4 +18,4 @@ def test_the_readmes_transcripts_are_true(service: Service) -> None:
         done = subprocess.run(
             ["sh", "-c", command.replace(BASE, service.url)], capture_output=True, text=True, check=True
         )
-        assert holds(expected, done.stdout), f"$ {command}\n{done.stdout}"
+        assert matches(expected, done.stdout), f"$ {command}\n{done.stdout}"

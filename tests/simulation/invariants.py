@@ -204,9 +204,9 @@ class Auditor:
             expect(keys == written, f"objects without an event: {keys - written}")
 
 
-def expect(holds: bool, otherwise: str) -> None:  # noqa: FBT001  # reads like assert
+def expect(at_start: bool, otherwise: str) -> None:  # noqa: FBT001  # reads like assert
     """Raise `Violation` unless it holds."""
-    if not holds:
+    if not at_start:
         raise Violation(otherwise)
 
 

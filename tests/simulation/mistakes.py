@@ -48,7 +48,7 @@ class SendsAhead(SimulatedCommitter):
 class MovesBlindly(Storage):
     """Moves checkpoints without comparing where they stand."""
 
-    def holds(self, move: Move) -> bool:  # noqa: ARG002  # that is the mistake
+    def at_start(self, move: Move) -> bool:  # noqa: ARG002  # that is the mistake
         """Whatever the mover believes."""
         return True
 

@@ -72,7 +72,7 @@ class Storage:
     def commit(self, batch: Batch, now: float) -> Answers:
         """As `eventstore.commit`: each stream is checked alone, but with moves the partition is the unit."""
         heads = [len(partition) for partition in self.partitions]
-        held = {move.partition for move in batch.moves if self.holds(move)}
+        held = {move.partition for move in batch.moves if self.at_start(move)}
         rejected = {move.partition for move in batch.moves} - held
         verdicts = {one.stream: self.check_expected_version(one) for one in batch.appends}
         skipped = {stream for stream, verdict in verdicts.items() if verdict != "accepted"}
@@ -97,7 +97,7 @@ class Storage:
         there = [one.event_id for one in stands[append.expected : append.expected + len(append.events)]]
         return "already_committed" if there == [one.event_id for one in append.events] else "conflict"
 
-    def holds(self, move: Move) -> bool:
+    def at_start(self, move: Move) -> bool:
         """Does a checkpoint stand where its mover believes?"""
         return self.checkpoints[move.subscription][move.partition] == move.start
 
@@ -246,7 +246,7 @@ class Storage:
 
     def project(self, views: Sequence[JobView], moves: Sequence[Move]) -> list[int]:
         """As `projector.project`; answers the partitions that were written."""
-        held = [move.partition for move in moves if self.holds(move)]
+        held = [move.partition for move in moves if self.at_start(move)]
         for view in views:
             kept = self.views.get(view.job_id)
             newer = kept is None or view.version > kept.version

@@ -52,7 +52,7 @@ def test_a_log_cursor_that_was_cut_off_is_refused(cut: int) -> None:
 
 def test_a_mark_holds_its_own_event_alone() -> None:
     mark = Mark.at(7, bytes(range(32)))
-    assert mark.holds(bytes(range(32)))
-    assert not mark.holds(bytes(32))
-    assert not mark.holds(None)
-    assert Mark(0, b"").holds(None)
+    assert mark.matches(bytes(range(32)))
+    assert not mark.matches(bytes(32))
+    assert not mark.matches(None)
+    assert Mark(0, b"").matches(None)

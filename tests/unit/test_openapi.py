@@ -60,7 +60,7 @@ def test_every_route_is_described_and_no_other() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.name)
 def test_an_operation_names_the_parameters_of_its_path_and_known_errors(operation: Operation) -> None:
-    in_path = {one.name for one in operation.parameters if one.place == "path"}
+    in_path = {one.name for one in operation.parameters if one.location == "path"}
     assert in_path == set(re.findall(r"\{(\w+)\}", operation.path))
     assert operation.errors.keys() <= STATUS.keys()
     assert operation.summary

@@ -89,8 +89,8 @@ class Painting:
     def _add_stars(self) -> None:
         dice, stencil = self.dice, Stencil(self.size)
         for _ in range(int(self.palette.stars * self.abreast(120, 960))):
-            place = (dice.share(), dice.share() * dice.share() * self.horizon)
-            stencil.dot(place, dice.share() * dice.share() * dice.share() / 300, int(dice.between(70, 255)))
+            center = (dice.share(), dice.share() * dice.share() * self.horizon)
+            stencil.dot(center, dice.share() * dice.share() * dice.share() / 300, int(dice.between(70, 255)))
         self.add(stencil, self.palette.glow)
 
     def _shine(self, image: Image.Image, reach: float, levels: tuple[int, ...]) -> None:

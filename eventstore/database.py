@@ -183,10 +183,7 @@ class Database:
 
 
 class DatabaseWithDeadline(Database):
-    """Another's connections, for those who would rather be told that the database hangs than wait for it.
-
-    seconds: how long a read may take; after that it raises `DatabaseUnavailable`. Calls are as the other's.
-    """
+    """Wraps a `Database`; reads raise `DatabaseUnavailable` after `seconds`. Calls are passed on unchanged."""
 
     def __init__(self, database: Database, seconds: float) -> None:
         super().__init__(database.url)
@@ -194,11 +191,11 @@ class DatabaseWithDeadline(Database):
         self._seconds = seconds
 
     async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
-        """As the other's."""
+        """Run one statement on the wrapped database."""
         return await self._database.call(sql, *args, seconds=seconds)
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        """As the other's, within the time."""
+        """Run one reading statement on the wrapped database, within the deadline."""
         try:
             return await within(self._seconds, self._database.read(sql, *args))
         except TimeoutError:

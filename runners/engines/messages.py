@@ -60,7 +60,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Render a batch of images; the items' numbers in all that is said of them are their places in `wishes`.
+    """Render a batch of images; the items' numbers in all that is said of them are their indices in `specs`.
 
     as_batch_of, from_index, measures: render exactly so many at once, these from the index on, with these measures
     taken, to make the pixels of an earlier batch again; None: as many at once as fit.

@@ -28,7 +28,7 @@ from tests.kit import Api, History, Metrics, Store, eventually, parse_sse
 
 
 @asynccontextmanager
-async def impatient(url: str) -> AsyncIterator[str]:
+async def short_deadline(url: str) -> AsyncIterator[str]:
     """An API that cuts off who doesn't read for half a second; there is no setting for it."""
     store = Store(url)
     services = Services(
@@ -69,7 +69,7 @@ async def test_who_does_not_read_is_cut_off_and_loses_nothing(lone: Api, lone_ur
     job_id = await scribe.write(
         history.started("generate", 401).finished("generate", "failed", 401).add(JobFinish(status="failed"))
     )
-    async with impatient(lone_url) as base:
+    async with short_deadline(lone_url) as base:
         where = httpx.URL(base)
         with socket.socket() as lazy:
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -247,10 +247,10 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
     real = diffusion.to_picture
     calls = itertools.count()
 
-    def spoilt(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
+    def not_finite(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
-    monkeypatch.setattr(diffusion, "to_picture", spoilt)
+    monkeypatch.setattr(diffusion, "to_picture", not_finite)
     watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
         engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
@@ -311,15 +311,15 @@ def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
     assert watch.images[0].size == (64, 64)
     assert len(watch.steps) == 1 + 30 + 1
 
-    class DatabaseWithDeadline(ProgressReporter):
+    class Abandoning(ProgressReporter):
         def stepped(self, items: list[int], done: int, of: int) -> None:
             super().stepped(items, done, of)
             if len(self.steps) == 5:
                 raise Abandoned
 
-    impatient = DatabaseWithDeadline()
+    abandoning = Abandoning()
     with pytest.raises(Abandoned):
-        engine_host.render(work, impatient)
+        engine_host.render(work, abandoning)
     again = ProgressReporter()
     engine_host.render(work, again)
     assert np.array_equal(again.values(), watch.values())

@@ -31,7 +31,7 @@ REAL = {
     "DF_RUNNER_SLOTS": "4",
     "DF_RETRY_BASE_S": "0.1",
 }
-INJURIES = "generate=oom:1:1,generate=kill:2:1,generate=hang:4:1,upscale=oom:1:1,upscale=kill:2:1,upscale=hang:4:1"
+FAULTS = "generate=oom:1:1,generate=kill:2:1,generate=hang:4:1,upscale=oom:1:1,upscale=kill:2:1,upscale=hang:4:1"
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ def site(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> It
 @pytest.fixture(scope="module")
 def troubled(backends: Backends, s3_config: S3Config, places: dict[str, Path]) -> Iterator[Site]:
     """Another, whose engine runs out of memory, is killed and hangs in either step of every larger job."""
-    yield from _site(backends, s3_config, places, DF_FAKE_FAIL=INJURIES, DF_ENGINE_STALL_S="12", DF_MAX_ATTEMPTS="9")
+    yield from _site(backends, s3_config, places, DF_FAKE_FAIL=FAULTS, DF_ENGINE_STALL_S="12", DF_MAX_ATTEMPTS="9")
 
 
 def _site(backends: Backends, s3: S3Config, places: dict[str, Path], **more: str) -> Iterator[Site]:

@@ -213,7 +213,7 @@ async def test_a_change_that_another_came_before_is_decided_again(store: Store, 
     """Given a model disabled between read and append, then disabling it adds no second event."""
     model = await added(Registry(store.log, "test"), folder)
 
-    class Overtaken(Log):
+    class ConcurrentlyChanged(Log):
         """A log in which another's append comes first, once."""
 
         async def commit(self, batch: Batch) -> Any:
@@ -222,7 +222,7 @@ async def test_a_change_that_another_came_before_is_decided_again(store: Store, 
                 await super().commit(Batch(appends=[other]))
             return await super().commit(batch)
 
-    _, new = await Registry(Overtaken(store.database), "late").disable(model.model_id)
+    _, new = await Registry(ConcurrentlyChanged(store.database), "late").disable(model.model_id)
     assert not new
     assert await store.codes(model.model_id) == ["model.registered", "model.enabled", "model.disabled"]
 

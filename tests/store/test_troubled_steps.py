@@ -112,7 +112,7 @@ class Undecided(JobService):
         raise RuntimeError(state, command, claim)
 
 
-class Overtaken(JobService):
+class RestartedElsewhere(JobService):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
     async def execute(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
@@ -371,6 +371,6 @@ async def test_a_run_that_is_fenced_off_writes_nothing_and_takes_its_message_awa
 ) -> None:
     """Given another run of the step by a second message, then this one ends, and can't come back to fence it off."""
     async with bench(store, ObjectStore(s3_config)) as work:
-        await work.attempt(work.runner(Hanging(-1), Overtaken))
+        await work.attempt(work.runner(Hanging(-1), RestartedElsewhere))
         assert await work.codes() == ["job.created", "step.start", "model.selected", "step.start"]
         assert await store.database.read("select * from pgmq.q_generate") == []

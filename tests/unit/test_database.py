@@ -40,7 +40,7 @@ async def test_the_end_of_what_is_given_up_is_not_awaited() -> None:
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_unavailable() -> None:
-    """Given such a server, then an impatient read is told so; a patient one would wait for as long as a connect may."""
+    """Given such a server, then a read with a deadline raises; one without would wait for as long as a connect may."""
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     database = Database(f"postgresql://nobody@127.0.0.1:{port}/nothing")

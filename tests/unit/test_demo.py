@@ -8,15 +8,15 @@ from PIL import Image
 from dreamforge import contact_sheet, demo
 from dreamforge.contact_sheet import Print
 
-WISH = demo.ImageSpec(prompt="p", count=2, scale=2, width=32, height=16)
+SPEC = demo.ImageSpec(prompt="p", count=2, scale=2, width=32, height=16)
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[tuple[str, int], Path]:
     """The images of a demo that went well."""
-    paths = {(step, item): tmp_path / f"{step}-{item}.png" for step in demo.STEPS for item in range(WISH.count)}
+    paths = {(step, item): tmp_path / f"{step}-{item}.png" for step in demo.STEPS for item in range(SPEC.count)}
     for (step, _), path in paths.items():
-        Image.new("RGB", WISH.size(step), "teal").save(path)
+        Image.new("RGB", SPEC.size(step), "teal").save(path)
     return paths
 
 
@@ -59,25 +59,25 @@ def test_a_wrong_wish_is_refused_by_its_variables_name(
 
 
 def test_all_images_in_their_sizes_are_enough(paths: dict[tuple[str, int], Path]) -> None:
-    demo.check(WISH, paths)
+    demo.check(SPEC, paths)
 
 
 def test_a_missing_image_is_named(paths: dict[tuple[str, int], Path]) -> None:
     del paths["upscale", 1]
     with pytest.raises(demo.DemoError, match="upscale 1 is missing"):
-        demo.check(WISH, paths)
+        demo.check(SPEC, paths)
 
 
 def test_an_image_of_a_wrong_size_is_named(paths: dict[tuple[str, int], Path]) -> None:
     Image.new("RGB", (32, 16)).save(paths["upscale", 0])
     with pytest.raises(demo.DemoError, match=r"upscale-0\.png is 32x16, not 64x32"):
-        demo.check(WISH, paths)
+        demo.check(SPEC, paths)
 
 
 def test_an_image_too_many_is_noticed(paths: dict[tuple[str, int], Path]) -> None:
     paths["generate", 2] = paths["generate", 1]
     with pytest.raises(demo.DemoError, match="5 artifacts, not 4"):
-        demo.check(WISH, paths)
+        demo.check(SPEC, paths)
 
 
 @pytest.mark.parametrize("count", [1, 7])

@@ -20,8 +20,8 @@ import msgspec
 from dreamforge import logs
 from tests.chaos import campaign
 from tests.chaos.campaign import CAMPAIGNS, Outcome
-from tests.chaos.site import Scale
-from tests.chaos.verdict import CHECKS
+from tests.chaos.deployment import Scale
+from tests.chaos.final_state import CHECKS
 
 SCALE = Scale(shape={"api": 2, "orchestrator": 2, "projector": 2, "runner": 4}, clients=32)
 HEAD = [
@@ -41,7 +41,7 @@ RATES = ["jobs/s afterwards", "control"]
 
 def row(outcome: Outcome) -> list[str]:
     """A campaign's line of the table."""
-    verdict = outcome.verdict
+    findings = outcome.findings
     rates = ["", ""]
     if outcome.race is not None:
         pair = (outcome.race.disturbed, outcome.race.control)
@@ -50,10 +50,10 @@ def row(outcome: Outcome) -> list[str]:
     return [
         outcome.name,
         ", ".join(f"{name} {n}" for name, n in outcome.hits.items()),
-        *map(str, (verdict.jobs, round(outcome.wall_s), verdict.failed)),
-        *map(str, (verdict.attempts, verdict.most_attempts, verdict.retries)),
+        *map(str, (findings.jobs, round(outcome.wall_s), findings.failed)),
+        *map(str, (findings.attempts, findings.most_attempts, findings.retries)),
         str(outcome.complaints.get("fenced off", 0)),
-        *(f"{len(verdict.wrong[check])} wrong" if verdict.wrong[check] else "ok" for check in CHECKS),
+        *(f"{len(findings.wrong[check])} wrong" if findings.wrong[check] else "ok" for check in CHECKS),
         *rates,
     ]
 

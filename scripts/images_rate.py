@@ -78,7 +78,7 @@ def bare_rate(given: Given, batch: int) -> float:
     return batch * len(seconds) / sum(seconds)
 
 
-class Site:
+class Deployment:
     """The service with one model, on embedded backends."""
 
     def __init__(self, given: Given, home: str) -> None:
@@ -152,20 +152,20 @@ def data(event: Any) -> Any:
 def compare(given: Given, rounds: int) -> dict[str, Any]:
     """Let the two take turns."""
     with tempfile.TemporaryDirectory() as home:
-        site = Site(given, home)
+        deployment = Deployment(given, home)
         try:
-            site.first()
+            deployment.first()
             ours, bares, joins, ones, firsts = [], [], [], [], []
             for _ in range(rounds):
                 bares.append(bare_rate(given, given.batch))
-                ours.append(site.rate())
+                ours.append(deployment.rate())
                 ones.append(bare_rate(given, 1))
-                joined, sizes = site.joined()
+                joined, sizes = deployment.joined()
                 joins.append(joined)
-                first, memory = site.first()
+                first, memory = deployment.first()
                 firsts.append(first)
         finally:
-            site.stop()
+            deployment.stop()
     return {
         "images_s": round(statistics.median(ours), 3),
         "bare_images_s": round(statistics.median(bares), 3),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from tests.chaos.deployment import Deployment, Scale, running
 from tests.chaos.disturbances import DISTURBANCES, disturb
+from tests.chaos.final_state import Findings, check_final_state
 from tests.chaos.poison import BROKEN_RULES
-from tests.chaos.site import Scale, Site, running
-from tests.chaos.verdict import Verdict, check_final_state
 
 CAMPAIGNS: Mapping[str, Sequence[str]] = {
     "none": [],
@@ -52,7 +52,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int
     hits: dict[str, int]
     wall_s: float
-    verdict: Verdict
+    findings: Findings
     complaints: dict[str, int]
     broken: list[str]
     surprises: dict[str, int]
@@ -62,7 +62,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def flaws(self) -> list[str]:
         """Everything that is wrong, a sentence each."""
         return [
-            *(f"{check}: {one}" for check, wrong in self.verdict.wrong.items() for one in wrong),
+            *(f"{check}: {one}" for check, wrong in self.findings.wrong.items() for one in wrong),
             *self.broken,
             *(f"{n} times a client got {answer}" for answer, n in self.surprises.items()),
             *(["the service is slower than one that had no trouble"] if self.race and not self.race.recovered else []),
@@ -93,44 +93,46 @@ async def run(
     async with AsyncExitStack() as stack:
         names = CAMPAIGNS[name]
         code = BROKEN_RULES if "poison" in names else ""
-        site = await stack.enter_async_context(
+        deployment = await stack.enter_async_context(
             running(home / "disturbed", scale, standby="standby" in names, code=code)
         )
         began = time.monotonic()
-        await trouble(site, names, jobs, longest_s)
-        await site.settle()
+        await trouble(deployment, names, jobs, longest_s)
+        await deployment.settle()
         wall_s = time.monotonic() - began
         race = None
         if windows:
             control = await stack.enter_async_context(running(home / "control", scale, standby="standby" in names))
-            race = await alternate(site, control, windows, window)
-            await site.settle()
-        url = site.backend.url
-        if site.backend.pair is not None:
+            race = await alternate(deployment, control, windows, window)
+            await deployment.settle()
+        url = deployment.backend.url
+        if deployment.backend.pair is not None:
             # What was answered must be on the standby: it is judged, and the primary is gone.
-            url = await site.backend.pair.fail_over()
-        customers = site.customers
-        verdict = await check_final_state(url, site.backend.s3, customers.acknowledged, customers.keys, site.poisoned)
+            url = await deployment.backend.pair.fail_over()
+        clients = deployment.clients
+        findings = await check_final_state(
+            url, deployment.backend.s3, clients.acknowledged, clients.keys, deployment.poisoned
+        )
     return Outcome(
         name=name,
         jobs=jobs,
-        hits=dict(site.hits),
+        hits=dict(deployment.hits),
         wall_s=wall_s,
-        verdict=verdict,
-        complaints=dict(site.fleet.complaints()),
-        broken=site.fleet.broken,
-        surprises=dict(site.customers.surprises),
+        findings=findings,
+        complaints=dict(deployment.fleet.complaints()),
+        broken=deployment.fleet.broken,
+        surprises=dict(deployment.clients.surprises),
         race=race,
     )
 
 
-async def trouble(site: Site, names: Sequence[str], jobs: int, longest_s: float | None) -> None:
+async def trouble(deployment: Deployment, names: Sequence[str], jobs: int, longest_s: float | None) -> None:
     """Submit jobs under disturbances, which go on for a while after the last of them; then see them all end."""
     calm = asyncio.Event()
     pace = _PACE_OF_MANY if len(names) > 1 else 1.0
-    disturbing = [asyncio.create_task(disturb(site, name, calm, pace)) for name in names]
-    working = asyncio.create_task(site.work(jobs))
-    submitted = asyncio.create_task(site.customers.all_submitted.wait())
+    disturbing = [asyncio.create_task(disturb(deployment, name, calm, pace)) for name in names]
+    working = asyncio.create_task(deployment.work(jobs))
+    submitted = asyncio.create_task(deployment.clients.all_submitted.wait())
     try:
         try:
             await asyncio.wait({working, submitted}, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
@@ -146,13 +148,13 @@ async def trouble(site: Site, names: Sequence[str], jobs: int, longest_s: float 
         await asyncio.gather(submitted, working, return_exceptions=True)
 
 
-async def alternate(disturbed: Site, control: Site, windows: int, jobs: int) -> Race:
+async def alternate(disturbed: Deployment, control: Deployment, windows: int, jobs: int) -> Race:
     """Let one work while the other rests, in turns, after a warm-up that does not count."""
     race = Race([], [])
     pairs = [(disturbed, race.disturbed), (control, race.control)]
-    for site, _ in pairs:
-        await site.work(jobs)
+    for deployment, _ in pairs:
+        await deployment.work(jobs)
     for turn in range(windows):
-        for site, rates in pairs if turn % 2 else reversed(pairs):
-            rates.append(jobs / await site.work(jobs))
+        for deployment, rates in pairs if turn % 2 else reversed(pairs):
+            rates.append(jobs / await deployment.work(jobs))
     return race

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import asyncpg
 import msgspec
 
+from tests.chaos.deployment import LEASE_S, Deployment
 from tests.chaos.poison import AWAY, POISONS
-from tests.chaos.site import LEASE_S, Site
 from tests.kit import SERVICE_LOGIN
 
 _AT_ONCE = 20
@@ -23,34 +23,34 @@ select pg_terminate_backend(pid) from (
 class Disturbance(msgspec.Struct, frozen=True):
     """Something to do again and again. pause: the shortest and longest rest between two times, in seconds."""
 
-    strike: Callable[[Site], Awaitable[None]]
+    strike: Callable[[Deployment], Awaitable[None]]
     pause: tuple[float, float]
 
 
-async def restart_postgres(site: Site) -> None:
+async def restart_postgres(deployment: Deployment) -> None:
     """PostgreSQL ends at once, as in a crash, and starts again."""
-    await asyncio.to_thread(site.backend.restart_postgres)
-    site.hits["postgres"] += 1
+    await asyncio.to_thread(deployment.backend.restart_postgres)
+    deployment.hits["postgres"] += 1
 
 
-async def terminate_backends(site: Site) -> None:
+async def terminate_backends(deployment: Deployment) -> None:
     """Connections of the service end, ten a second."""
-    async with _owner(site) as owner:
+    async with _owner(deployment) as owner:
         for _ in range(20):
-            site.hits["backends"] += len(await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], 1))
+            deployment.hits["backends"] += len(await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], 1))
             await asyncio.sleep(0.1)
 
 
-async def kill(site: Site) -> None:
+async def kill(deployment: Deployment) -> None:
     """A process dies, whatever it does: but not faster than others can be started."""
-    if len(site.fleet.serving()) > len(site.fleet.members) / 2:
-        random.choice(site.fleet.members).signal(signal.SIGKILL)
-        site.hits["sigkill"] += 1
+    if len(deployment.fleet.serving()) > len(deployment.fleet.members) / 2:
+        random.choice(deployment.fleet.members).signal(signal.SIGKILL)
+        deployment.hits["sigkill"] += 1
 
 
-async def freeze(site: Site) -> None:
+async def freeze(deployment: Deployment) -> None:
     """A few runners and orchestrators are frozen for longer than the lease, then continue."""
-    candidates = site.fleet.serving("runner", "orchestrator")
+    candidates = deployment.fleet.serving("runner", "orchestrator")
     victims = random.sample(candidates, min(2, len(candidates)))
     for victim in victims:
         victim.signal(signal.SIGSTOP)
@@ -59,34 +59,34 @@ async def freeze(site: Site) -> None:
     finally:
         for victim in victims:
             victim.signal(signal.SIGCONT)
-    site.hits["freeze"] += len(victims)
+    deployment.hits["freeze"] += len(victims)
 
 
-async def restart_store(site: Site) -> None:
+async def restart_store(deployment: Deployment) -> None:
     """The object store is killed, and starts again some seconds later."""
-    await asyncio.to_thread(site.backend.restart_store, random.uniform(1, 3))
-    site.hits["s3"] += 1
+    await asyncio.to_thread(deployment.backend.restart_store, random.uniform(1, 3))
+    deployment.hits["s3"] += 1
 
 
-async def take_slots(site: Site) -> None:
+async def take_slots(deployment: Deployment) -> None:
     """A stranger takes every connection that PostgreSQL gives, those of the service too, and keeps them for seconds."""
     taken: list[asyncpg.Connection] = []
     try:
-        await _take_all(site.backend.stranger_url, taken)
-        async with _owner(site) as owner:
+        await _take_all(deployment.backend.stranger_url, taken)
+        async with _owner(deployment) as owner:
             await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], None)
         for _ in range(random.randint(4, 8)):
-            await _take_all(site.backend.stranger_url, taken)
+            await _take_all(deployment.backend.stranger_url, taken)
             await asyncio.sleep(0.5)
-        site.hits["slots"] += 1
+        deployment.hits["slots"] += 1
     finally:
         for connection in taken:
             connection.terminate()
 
 
-async def lose_standby(site: Site) -> None:
+async def lose_standby(deployment: Deployment) -> None:
     """The synchronous standby goes away for seconds, while an operator cancels half of the waits for it."""
-    pair = site.backend.pair
+    pair = deployment.backend.pair
     assert pair is not None
     await asyncio.to_thread(pair.lose)
     try:
@@ -96,19 +96,19 @@ async def lose_standby(site: Site) -> None:
                 await pair.cancel_waits()
     finally:
         await asyncio.to_thread(pair.regain)
-    site.hits["standby"] += 1
+    deployment.hits["standby"] += 1
 
 
-async def poison(site: Site) -> None:
+async def poison(deployment: Deployment) -> None:
     """A job gets an event that nobody can read, or breaks the code, at its beginning, its middle or its end."""
-    await random.choice(POISONS)(site)
-    site.hits["poison"] += 1
+    await random.choice(POISONS)(deployment)
+    deployment.hits["poison"] += 1
 
 
 @contextlib.asynccontextmanager
-async def _owner(site: Site) -> AsyncIterator[asyncpg.Connection]:
+async def _owner(deployment: Deployment) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the database's owner, for whom PostgreSQL keeps a few slots."""
-    connection = await asyncpg.connect(site.backend.url, timeout=10)
+    connection = await asyncpg.connect(deployment.backend.url, timeout=10)
     try:
         yield connection
     finally:
@@ -137,12 +137,12 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 }
 
 
-async def disturb(site: Site, name: str, calm: asyncio.Event, pace: float) -> None:
+async def disturb(deployment: Deployment, name: str, calm: asyncio.Event, pace: float) -> None:
     """Strike and rest in turns until it is to be calm; the last strike is mended, too. pace: stretches the rests."""
     disturbance = DISTURBANCES[name]
     while not calm.is_set():
         try:
-            await disturbance.strike(site)
+            await disturbance.strike(deployment)
         except AWAY:  # another disturbance has taken away what this one needs
             await asyncio.sleep(0.5)
         await asyncio.sleep(pace * random.uniform(*disturbance.pause))

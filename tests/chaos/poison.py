@@ -12,7 +12,7 @@ import httpx
 
 from eventstore.ids import new_id
 from tests import poison
-from tests.chaos.site import Site
+from tests.chaos.deployment import Deployment
 from tests.kit import connect, eventually
 
 AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -49,44 +49,44 @@ _MIDDLES: Sequence[dict[str, Any]] = ({"attempt": "first", "runner": "x"}, {"att
 _ENDS: Sequence[dict[str, Any]] = ({"status": "abandoned"}, {})
 
 
-async def _begin(site: Site, data: dict[str, Any]) -> None:
+async def _begin(deployment: Deployment, data: dict[str, Any]) -> None:
     """A job whose very first event can't be read."""
     job = new_id()
-    await _append(site, job, "job.created", data)
+    await _append(deployment, job, "job.created", data)
 
 
-async def _spoil(site: Site, code: str, data: dict[str, Any], *, at_end: bool) -> None:
+async def _spoil(deployment: Deployment, code: str, data: dict[str, Any], *, at_end: bool) -> None:
     """A sound job that gets an event which can't be read, while it runs or after its end."""
-    job, step_id = await _submit(site)
+    job, step_id = await _submit(deployment)
     if at_end:
-        await eventually(partial(_ended, site, job), within=600, what="the job's end")
+        await eventually(partial(_ended, deployment, job), within=600, what="the job's end")
     if code == "step.start":
         data = {"step_id": step_id, "step": "generate", **data}
-    await _append(site, job, code, data)
+    await _append(deployment, job, code, data)
 
 
-async def _break(site: Site, seed: int) -> None:
+async def _break(deployment: Deployment, seed: int) -> None:
     """A job on which the orchestrator's rules break."""
-    job, _ = await _submit(site, seed=seed)
-    site.poisoned.add(job)
+    job, _ = await _submit(deployment, seed=seed)
+    deployment.poisoned.add(job)
 
 
-async def _append(site: Site, job: UUID, code: str, data: dict[str, Any]) -> None:
-    site.poisoned.add(job)
+async def _append(deployment: Deployment, job: UUID, code: str, data: dict[str, Any]) -> None:
+    deployment.poisoned.add(job)
     while True:
         try:
-            return await poison.append_at_end(site.backend.url, job, code, data)
+            return await poison.append_at_end(deployment.backend.url, job, code, data)
         except AWAY:
             await asyncio.sleep(0.2)
 
 
-async def _submit(site: Site, **more: Any) -> tuple[UUID, str]:
+async def _submit(deployment: Deployment, **more: Any) -> tuple[UUID, str]:
     body = {"type": "generate", "prompt": "poison", "width": 32, "height": 32, "steps": 2, **more}
     headers = {"Idempotency-Key": str(new_id())}
     async with httpx.AsyncClient(timeout=30, trust_env=False) as http:
         while True:
             try:
-                base = random.choice(site.fleet.apis() or [""])
+                base = random.choice(deployment.fleet.apis() or [""])
                 answer = await http.post(
                     f"{base}/v1/jobs", json=body | {"chain": {"upscale": {"scale": 2}}}, headers=headers
                 )
@@ -99,9 +99,9 @@ async def _submit(site: Site, **more: Any) -> tuple[UUID, str]:
             await asyncio.sleep(0.2)
 
 
-async def _ended(site: Site, job: UUID) -> bool:
+async def _ended(deployment: Deployment, job: UUID) -> bool:
     try:
-        connection = await connect(site.backend.url)
+        connection = await connect(deployment.backend.url)
     except AWAY:
         return False
     try:
@@ -113,7 +113,7 @@ async def _ended(site: Site, job: UUID) -> bool:
         connection.terminate()
 
 
-POISONS: Sequence[Callable[[Site], Awaitable[None]]] = [
+POISONS: Sequence[Callable[[Deployment], Awaitable[None]]] = [
     *(partial(_begin, data=data) for data in _BEGINNINGS),
     *(partial(_spoil, code="step.start", data=data, at_end=False) for data in _MIDDLES),
     *(partial(_spoil, code="job.finish", data=data, at_end=True) for data in _ENDS),

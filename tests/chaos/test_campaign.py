@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tests.chaos.campaign import run
+from tests.chaos.deployment import Scale
 from tests.chaos.disturbances import DISTURBANCES
-from tests.chaos.site import Scale
 
 JOBS = 50
 TROUBLED_S = 20
@@ -18,6 +18,6 @@ async def test_jobs_outlive_everything_that_can_break_at_once(tmp_path: Path) ->
     """
     outcome = await run("all", JOBS, SCALE, tmp_path, longest_s=TROUBLED_S)
     assert outcome.flaws == [], f"see the logs in {tmp_path}"
-    assert outcome.verdict.jobs >= JOBS
-    assert outcome.verdict.failed == 0
+    assert outcome.findings.jobs >= JOBS
+    assert outcome.findings.failed == 0
     assert outcome.hits.keys() <= DISTURBANCES.keys()

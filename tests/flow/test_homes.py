@@ -12,7 +12,7 @@ from dreamforge import cli
 from dreamforge.settings import VARIABLES
 from eventstore.integrity.bundle import Header, Writer
 from eventstore.integrity.verifier import AuditEvent
-from tests import paper
+from tests import memory_log
 from tests.kit import NOON
 
 JOB = "018f0000-0000-7000-8000-000000000001"
@@ -87,7 +87,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     Path("castles").mkdir()
     Path("castles/weights.safetensors").write_bytes(b"weights")
     Image.new("RGB", (8, 8)).save("plain.png")
-    rows = paper.read(paper.ordered(paper.log(random.Random(5), 12, streams=3)))
+    rows = memory_log.read(memory_log.ordered(memory_log.log(random.Random(5), 12, streams=3)))
     Path("whole.bundle").write_bytes(bundle(rows))
     Path("empty.bundle").write_bytes(bundle([]))
     return tmp_path
@@ -95,7 +95,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def bundle(rows: Sequence[AuditEvent]) -> bytes:
     """An exported log."""
-    writer = Writer(Header(log=paper.LOG, exported_at=NOON, job=None, since=NOON, private=False))
+    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, job=None, since=NOON, private=False))
     return b"".join([writer.begin(), *map(writer.event, rows), writer.end()])
 
 

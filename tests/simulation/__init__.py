@@ -14,7 +14,7 @@ The decisions are the service's own: `decide`, `apply`, `react`, `evolve`, `JobS
 - `subscriber`  a process that runs a subscription, and the handler that keeps the read model
 - `recovery`    an operator who loses the queues, and has them rebuilt
 - `episode`     picks who goes on, breaks things, and sees the end of it all
-- `mistakes`    bugs that are planted, for the simulation to find
+- `planted_bugs`  bugs that are planted, for the simulation to find
 
 `make simulate` runs a million steps; `python -m tests.simulation --seed N` replays one episode.
 """

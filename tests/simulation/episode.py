@@ -27,7 +27,7 @@ QUIET, STUCK = 500, 3_000
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The parts of the protocol; mistakes take the place of some."""
+    """The parts of the protocol; planted bugs replace some."""
 
     storage: type[Storage] = Storage
     committer: type[SimulatedCommitter] = SimulatedCommitter

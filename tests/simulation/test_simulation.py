@@ -7,11 +7,11 @@ import pytest
 from tests.simulation.__main__ import simulate
 from tests.simulation.episode import Episode
 from tests.simulation.invariants import Violation
-from tests.simulation.mistakes import MISTAKES
+from tests.simulation.planted_bugs import PLANTED_BUGS
 
 STEPS = 30_000
 BOUND = 1_000_000
-"""Steps within which a mistake must be found: less than a minute's worth."""
+"""Steps within which a bug must be found: less than a minute's worth."""
 
 
 def test_the_invariants_hold_in_episodes_that_are_always_the_same() -> None:
@@ -29,8 +29,8 @@ def test_an_episode_is_replayed_from_its_seed() -> None:
     assert Episode(7).run() == Episode(7).run()
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_planted_mistake_is_found(mistake: str) -> None:
-    """Given a protocol with one mistake, then an invariant is violated before long."""
+@pytest.mark.parametrize("bug", PLANTED_BUGS)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    """Given a protocol with one bug, then an invariant is violated before long."""
     with pytest.raises(Violation):
-        simulate(BOUND, 1, MISTAKES[mistake])
+        simulate(BOUND, 1, PLANTED_BUGS[bug])

@@ -12,22 +12,22 @@ from msgspec.structs import replace
 from eventstore.events import Anchor, AnchoredEnd
 from eventstore.integrity import anchors
 from eventstore.integrity.bundle import Header, Writer, verify
-from tests import paper
+from tests import memory_log
 from tests.kit import NOON
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TRUSTED = {anchors.public_key(KEY)}
-ROWS = paper.log(random.Random(8), 20)
-ANCHOR = anchors.sign(KEY, paper.LOG.log_id, paper.ends(ROWS), NOON)
+ROWS = memory_log.log(random.Random(8), 20)
+ANCHOR = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(ROWS), NOON)
 
 
 def test_a_signed_anchor_is_believed() -> None:
     anchors.check(ANCHOR, TRUSTED)
-    assert anchors.differences(ANCHOR, paper.LOG.log_id, paper.chains(ROWS)) == []
+    assert anchors.differences(ANCHOR, memory_log.LOG.log_id, memory_log.chains(ROWS)) == []
 
 
 def test_a_strangers_anchor_is_not() -> None:
-    stranger = anchors.sign(Ed25519PrivateKey.generate(), paper.LOG.log_id, paper.ends(ROWS), NOON)
+    stranger = anchors.sign(Ed25519PrivateKey.generate(), memory_log.LOG.log_id, memory_log.ends(ROWS), NOON)
     with pytest.raises(anchors.BadAnchor, match="not trusted"):
         anchors.check(stranger, TRUSTED)
     with pytest.raises(anchors.BadAnchor, match="signature"):
@@ -62,8 +62,8 @@ def test_an_anchor_of_another_log_says_so() -> None:
 def bundle(rows: list[Any], *, minutes: int = 1) -> list[bytes]:
     """A bundle of all, written some minutes after the anchor was signed."""
     exported_at = NOON + timedelta(minutes=minutes)
-    writer = Writer(Header(log=paper.LOG, exported_at=exported_at, job=None, since=NOON, private=False))
-    return [writer.begin(), *map(writer.event, paper.read(paper.ordered(rows))), writer.end()]
+    writer = Writer(Header(log=memory_log.LOG, exported_at=exported_at, job=None, since=NOON, private=False))
+    return [writer.begin(), *map(writer.event, memory_log.read(memory_log.ordered(rows))), writer.end()]
 
 
 def problems(rows: list[Any], anchor: Anchor = ANCHOR, **more: int) -> list[str]:
@@ -74,14 +74,14 @@ def problems(rows: list[Any], anchor: Anchor = ANCHOR, **more: int) -> list[str]
 def test_a_bundle_is_held_against_an_anchor() -> None:
     """Given a bundle without the newest events, or rewritten to its end, then only the anchor tells."""
     assert problems(ROWS) == []
-    end = paper.ends(ROWS)[0]
+    end = memory_log.ends(ROWS)[0]
     short = [row for row in ROWS if (row.partition, row.position) != (0, end[0])]
     assert verify(bundle(short)).flaws == []
     [missing] = problems(short)
     assert missing.startswith(f"partition 0, position {end[0]}: position: is missing")
     forged: list[Any] = []
     for row in [replace(ROWS[0], data='{"forged":true}'), *ROWS[1:]]:
-        forged.append(paper.chained(row, forged))
+        forged.append(memory_log.chained(row, forged))
     assert verify(bundle(forged)).flaws == []
     assert "chain: is not what it was" in problems(forged)[0]
 
@@ -95,6 +95,6 @@ def test_a_bundle_tells_how_many_events_an_anchor_vouches_for() -> None:
     assert verify(bundle(ROWS), [ANCHOR]).vouched == len(ROWS)
     assert verify(bundle(ROWS)).vouched == 0
     earlier = ROWS[: len(ROWS) // 2]
-    signed = anchors.sign(KEY, paper.LOG.log_id, paper.ends(earlier), NOON)
+    signed = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(earlier), NOON)
     assert verify(bundle(ROWS), [signed]).vouched == len(earlier)
     assert verify(bundle(ROWS[:10], minutes=-1), [ANCHOR]).vouched == 0

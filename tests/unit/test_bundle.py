@@ -11,16 +11,22 @@ from msgspec.structs import replace
 
 from eventstore.integrity.bundle import BundleReport, Header, Writer, verify
 from eventstore.integrity.verifier import AuditEvent
-from tests import paper
+from tests import memory_log
 from tests.kit import NOON
 
-ROWS = paper.read(paper.ordered(paper.log(random.Random(5), 12, streams=3)))
+ROWS = memory_log.read(memory_log.ordered(memory_log.log(random.Random(5), 12, streams=3)))
 JOB = ROWS[0].stream_id
 
 
 def written(rows: Sequence[AuditEvent], **changes: object) -> list[bytes]:
     """The lines of a bundle of everything, unless changed."""
-    given: dict[str, object] = {"log": paper.LOG, "exported_at": NOON, "job": None, "since": NOON, "private": False}
+    given: dict[str, object] = {
+        "log": memory_log.LOG,
+        "exported_at": NOON,
+        "job": None,
+        "since": NOON,
+        "private": False,
+    }
     writer = Writer(Header(**given | changes))  # type: ignore[arg-type]  # of several types, each in its place
     return [writer.begin(), *map(writer.event, rows), writer.end()]
 
@@ -38,7 +44,7 @@ def test_a_whole_bundle_verifies(private: bool) -> None:  # noqa: FBT001  # a pa
     assert told(report) == []
     assert report.events == len(ROWS)
     assert report.header is not None
-    assert report.header.log == paper.LOG
+    assert report.header.log == memory_log.LOG
     assert (b"castle" in b"".join(lines)) is private
 
 
@@ -93,7 +99,7 @@ def test_a_forger_who_seals_anew_is_told_by_the_chains() -> None:
     """Given a changed event with hashes and seals computed anew, then the links of the next event do not fit."""
     place = next(n for n, row in enumerate(ROWS) if ROWS[n + 1].partition == row.partition)
     before = [row for row in ROWS if row.partition != ROWS[place].partition or row.position < ROWS[place].position]
-    forged = paper.chained(replace(ROWS[place], data='{"attempt":99}'), before)
+    forged = memory_log.chained(replace(ROWS[place], data='{"attempt":99}'), before)
     line, problem = told(verify(written([*ROWS[:place], forged, *ROWS[place + 1 :]])))[0]
     assert (line, problem.split("_")[0]) == (place + 3, "previous")
 
@@ -113,7 +119,7 @@ def test_what_is_no_bundle_is_told(text: bytes) -> None:
 
 def test_another_format_is_refused() -> None:
     """A later release's bundle is no damaged one: the message says what it is."""
-    writer = Writer(Header(log=paper.LOG, exported_at=NOON, job=None, since=None, private=False))
+    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, job=None, since=None, private=False))
     writer._header = msgspec.structs.replace(writer._header, format="dreamforge-bundle/9")
     assert "dreamforge-bundle/9" in told(verify([writer.begin()]))[0][1]
 

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from api.feed import _Filter
 from eventstore.log import OPERATOR_TENANT
-from tests import paper
+from tests import memory_log
 
-EVENT = paper.log(random.Random(1), 1)[0]
+EVENT = memory_log.log(random.Random(1), 1)[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from eventstore.integrity import anchors
 from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, Verifier
-from tests import paper
+from tests import memory_log
 from tests.kit import NOON
 
 MUTATIONS = int(os.environ.get("DF_TEST_MUTATIONS", "10000"))
@@ -22,15 +22,15 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def flaws(rows: Sequence[AuditEvent]) -> list[IntegrityViolation]:
     """What a verification of the whole log says of some rows."""
-    verifier = Verifier(paper.LOG, whole=True)
-    found = [flaw for row in paper.read(paper.ordered(rows)) for flaw in verifier.check(row)]
+    verifier = Verifier(memory_log.LOG, whole=True)
+    found = [flaw for row in memory_log.read(memory_log.ordered(rows)) for flaw in verifier.check(row)]
     return found + verifier.end()
 
 
 def stream_flaws(rows: Sequence[AuditEvent], stream: UUID) -> list[IntegrityViolation]:
     """What a verification of one stream says."""
-    verifier = Verifier(paper.LOG, whole=False)
-    own = sorted((row for row in paper.read(rows) if row.stream_id == stream), key=lambda row: row.version)
+    verifier = Verifier(memory_log.LOG, whole=False)
+    own = sorted((row for row in memory_log.read(rows) if row.stream_id == stream), key=lambda row: row.version)
     return [flaw for row in own for flaw in verifier.check(row)] + verifier.end()
 
 
@@ -57,7 +57,7 @@ def changed_field(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[Audi
     """One field of one row."""
     place = rng.randrange(len(rows))
     row = rows[place]
-    field = rng.choice(paper.FIELDS)
+    field = rng.choice(memory_log.FIELDS)
     value = getattr(row, field)
     if value is None:
         new: Any = "x" if field == "private" else b"x"
@@ -82,7 +82,7 @@ def rewritten(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEve
     place = rng.randrange(len(rows))
     forged = rows[:place]
     for row in [replace(rows[place], data='{"forged":true}'), *rows[place + 1 :]]:
-        forged.append(paper.chained(row, forged))
+        forged.append(memory_log.chained(row, forged))
     partition = rows[place].partition
     return forged, "rewritten", [[row for row in rows if row.partition == partition][-1]]
 
@@ -97,7 +97,7 @@ def removed(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent
 
 def swapped(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """Two rows of a partition in each other's place."""
-    partition = rng.choice([p for p in range(paper.LOG.partitions) if sum(row.partition == p for row in rows) > 1])
+    partition = rng.choice([p for p in range(memory_log.LOG.partitions) if sum(row.partition == p for row in rows) > 1])
     one, two = rng.sample([row for row in rows if row.partition == partition], 2)
     places = {id(one): replace(one, position=two.position), id(two): replace(two, position=one.position)}
     return [places.get(id(row), row) for row in rows], "swapped", [one, two]
@@ -114,7 +114,7 @@ def inserted(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEven
     ]
     before = [row for row in rows if row.partition != model.partition or row.position < model.position]
     version = 1 + max((row.version for row in rows if row.stream_id == model.stream_id), default=0)
-    forged = paper.chained(replace(model, event_id=UUID(int=rng.getrandbits(128)), version=version), before)
+    forged = memory_log.chained(replace(model, event_id=UUID(int=rng.getrandbits(128)), version=version), before)
     return [*moved, forged], "inserted", [forged, model]
 
 
@@ -128,10 +128,10 @@ def test_any_single_change_is_found_where_it_stands() -> None:
     rows: list[AuditEvent] = []
     for n in range(MUTATIONS):
         if n % 20 == 0:
-            rows = paper.log(rng, rng.randrange(8, 24))
-            anchor = anchors.sign(KEY, paper.LOG.log_id, paper.ends(rows), NOON)
+            rows = memory_log.log(rng, rng.randrange(8, 24))
+            anchor = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(rows), NOON)
         forged, what, touched = rng.choice(KINDS)(rng, rows)
-        found = flaws(forged) + anchors.differences(anchor, paper.LOG.log_id, paper.chains(forged))
+        found = flaws(forged) + anchors.differences(anchor, memory_log.LOG.log_id, memory_log.chains(forged))
         places = {(row.partition, position) for row in touched for position in (row.position, row.position + 1)}
         assert found, (n, what, touched)
         assert (found[0].partition, found[0].position) in places, (n, what, touched, found)
@@ -141,14 +141,14 @@ def test_a_sound_log_is_never_blamed() -> None:
     """Nor its streams one by one, nor a part of it that begins anywhere."""
     rng = random.Random(4)
     for _ in range(300):
-        rows = paper.log(rng, rng.randrange(1, 40), streams=rng.randrange(1, 8))
+        rows = memory_log.log(rng, rng.randrange(1, 40), streams=rng.randrange(1, 8))
         assert flaws(rows) == []
-        anchor = anchors.sign(KEY, paper.LOG.log_id, paper.ends(rows[: rng.randrange(len(rows))]), NOON)
-        assert anchors.differences(anchor, paper.LOG.log_id, paper.chains(rows)) == []
+        anchor = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(rows[: rng.randrange(len(rows))]), NOON)
+        assert anchors.differences(anchor, memory_log.LOG.log_id, memory_log.chains(rows)) == []
         for stream in {row.stream_id for row in rows}:
             assert stream_flaws(rows, stream) == []
-        verifier = Verifier(paper.LOG, whole=True)
-        later = [row for row in paper.read(paper.ordered(rows)) if row.position > 3]
+        verifier = Verifier(memory_log.LOG, whole=True)
+        later = [row for row in memory_log.read(memory_log.ordered(rows)) if row.position > 3]
         assert [flaw for row in later for flaw in verifier.check(row)] + verifier.end() == []
 
 
@@ -159,7 +159,7 @@ NAMED = ["code", "category", "schema_version", "private_digest", "hash", "chain"
 def test_the_field_is_named_where_it_can_be_told(field: str) -> None:
     """Given one changed field in the midst of a log, then the first flaw names the field, and all are in that place."""
     rng = random.Random(7)
-    rows = paper.log(rng, 30)
+    rows = memory_log.log(rng, 30)
     ends = {row.partition: row for row in rows}
     place = next(n for n, row in enumerate(rows) if row.private and row is not ends[row.partition] and row.position > 1)
     values = {"code": "job.finish" if rows[place].code != "job.finish" else "error", "category": "model"}
@@ -172,7 +172,7 @@ def test_the_field_is_named_where_it_can_be_told(field: str) -> None:
 
 def test_a_stream_tells_of_its_own_gap() -> None:
     """Given a stream without one of its versions, then its verification names the version."""
-    rows = paper.log(random.Random(1), 30, streams=2)
+    rows = memory_log.log(random.Random(1), 30, streams=2)
     stream = rows[0].stream_id
     gone = next(row for row in rows if row.stream_id == stream and row.version == 3)
     found = stream_flaws([row for row in rows if row is not gone], stream)
@@ -181,13 +181,13 @@ def test_a_stream_tells_of_its_own_gap() -> None:
 
 def test_erased_text_is_no_flaw() -> None:
     """Given private text and salt taken away together, then everything verifies."""
-    rows = paper.log(random.Random(2), 30)
+    rows = memory_log.log(random.Random(2), 30)
     assert flaws([replace(row, private=None, private_salt=None) for row in rows]) == []
 
 
 def test_a_run_of_missing_events_is_named_from_end_to_end() -> None:
     """Given several rows gone, then one flaw tells which positions."""
-    rows = paper.log(random.Random(3), 40)
+    rows = memory_log.log(random.Random(3), 40)
     left = [row for row in rows if row.partition != 1 or row.position not in {3, 4, 5}]
     found = [flaw for flaw in flaws(left) if flaw.field == "position"]
     assert [str(flaw.problem) for flaw in found] == ["positions 3 to 5 are missing before it"]

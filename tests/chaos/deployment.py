@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from tests.chaos.backend import Backend
-from tests.chaos.customers import Customers
+from tests.chaos.clients import Clients
 from tests.chaos.fleet import Fleet
 from tests.kit import project_root, roles_environ
 
@@ -55,28 +55,28 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     still_s: float = 240.0
 
 
-class Site(msgspec.Struct):
+class Deployment(msgspec.Struct):
     """A service that runs. hits: how often was done what to it. poisoned: jobs that were made unreadable."""
 
     scale: Scale
     backend: Backend
     fleet: Fleet
-    customers: Customers
+    clients: Clients
     hits: Counter[str] = msgspec.field(default_factory=Counter)
     poisoned: set[UUID] = msgspec.field(default_factory=set)
 
     async def work(self, jobs: int) -> float:
         """Submit jobs, and see them end; answers how long that took, in seconds."""
         began, last = time.monotonic(), time.monotonic()
-        heartbeat = self.customers.heartbeat
-        working = asyncio.create_task(self.customers.run(jobs))
+        heartbeat = self.clients.heartbeat
+        working = asyncio.create_task(self.clients.run(jobs))
         try:
             while not working.done():
                 await asyncio.wait({working}, timeout=1)
-                if heartbeat != self.customers.heartbeat:
-                    heartbeat, last = self.customers.heartbeat, time.monotonic()
+                if heartbeat != self.clients.heartbeat:
+                    heartbeat, last = self.clients.heartbeat, time.monotonic()
                 elif time.monotonic() - last > self.scale.still_s:
-                    raise Stuck(f"still for {self.scale.still_s:g} s: {self.customers}; see {self.fleet.logs}")
+                    raise Stuck(f"still for {self.scale.still_s:g} s: {self.clients}; see {self.fleet.logs}")
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
@@ -100,7 +100,7 @@ class Site(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, scale: Scale, *, standby: bool = False, code: str = "") -> AsyncIterator[Site]:
+async def running(home: Path, scale: Scale, *, standby: bool = False, code: str = "") -> AsyncIterator[Deployment]:
     """A site for as long as the block, with all its data and logs in a home.
 
     standby: its commits wait for one. code: what each process imports before all else.
@@ -114,6 +114,6 @@ async def running(home: Path, scale: Scale, *, standby: bool = False, code: str 
             environ["PYTHONPATH"] = os.pathsep.join([str(home), str(project_root())])
         fleet = Fleet(environ, scale.shape, home / "logs")
         async with fleet.running():
-            yield Site(scale, backend, fleet, Customers(fleet.apis, scale.clients))
+            yield Deployment(scale, backend, fleet, Clients(fleet.apis, scale.clients))
     finally:
         await asyncio.to_thread(backend.stop)

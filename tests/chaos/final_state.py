@@ -112,7 +112,7 @@ class FinalState(msgspec.Struct, frozen=True):
         return sum(len(job.bodies(kind)) for job in self.jobs.values())
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Findings(msgspec.Struct, frozen=True):
     """What was found.
 
     failed: jobs that ended so, though honestly. most_attempts: of one step. wrong: what each check says.
@@ -134,11 +134,11 @@ class Verdict(msgspec.Struct, frozen=True):
 
 async def check_final_state(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID] = ()
-) -> Verdict:
+) -> Findings:
     """Judge what a service has left behind. url: of the database's owner; poisoned: jobs that must be set aside."""
     found = await gather(url, s3, acknowledged, keys, poisoned)
     wrong = {name: check(found) for name, check in CHECKS.items()}
-    return Verdict(
+    return Findings(
         jobs=len(found.jobs),
         failed=sum(job.status == "failed" for job in found.jobs.values()),
         attempts=found.count(StepStart),

@@ -48,7 +48,7 @@ class SendsAhead(SimulatedCommitter):
 class MovesBlindly(Storage):
     """Moves checkpoints without comparing where they stand."""
 
-    def at_start(self, move: Move) -> bool:  # noqa: ARG002  # that is the mistake
+    def at_start(self, move: Move) -> bool:  # noqa: ARG002  # that is the bug
         """Whatever the mover believes."""
         return True
 
@@ -123,7 +123,7 @@ class Unfenced(Runner):
 class BeginsAnew(Runner):
     """Renders every item again in a new attempt."""
 
-    def _missing(self, state: JobState, step: StepState) -> Sequence[int]:  # noqa: ARG002  # that is the mistake
+    def _missing(self, state: JobState, step: StepState) -> Sequence[int]:  # noqa: ARG002  # that is the bug
         return range(state.generate.count)
 
 
@@ -143,7 +143,7 @@ class GivesWayWholly(Runner):
         await run.jobs.settle(run.claim.ack())
 
 
-MISTAKES = {
+PLANTED_BUGS = {
     "acknowledges before it appends": Parts(committer=AcknowledgesFirst),
     "sends beside the commit": Parts(committer=SendsBeside),
     "sends ahead of the commit": Parts(committer=SendsAhead),

@@ -9,7 +9,7 @@ from eventstore import codec
 from eventstore.events import ArtifactWritten, DecodedEvent, DomainEvent, JobFinish, RecordedEvent, StepFinish
 from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
-from tests.chaos.verdict import CHECKS, FinalState, Job, folded
+from tests.chaos.final_state import CHECKS, FinalState, Job, folded
 from tests.http.conftest import succeeded
 
 LOG_ID = new_id()

@@ -23,7 +23,7 @@ _BODY = {
 }
 
 
-class Customers:
+class Clients:
     """A number of clients, each of which submits a job, waits for its end, and submits the next.
 
     apis: where the service can be reached now. acknowledged: the jobs that the service has answered for. keys: how many

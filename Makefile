@@ -35,7 +35,7 @@ EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests
 SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type floors check mutants fixes simulate clean
+.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -124,7 +124,7 @@ fmt: $(VENV)/.installed-dev ## Format the code and repair what can be repaired
 type: $(VENV)/.installed-dev ## Check the types
 	@$(PY) -m mypy
 
-floors: $(VENV)/.installed-dev ## Check who imports whom
+layers: $(VENV)/.installed-dev ## Check who imports whom
 	@$(VENV)/bin/lint-imports --no-logo
 
 mutants: $(VENV)/.installed-dev ## Break each invariant on purpose, and see the test that protects it fail (minutes)
@@ -136,7 +136,7 @@ fixes: $(VENV)/.installed-dev ## Take back each fix of a reported fault, and see
 simulate: $(VENV)/.installed-dev ## Simulate a million steps of the protocol under faults, or STEPS (a minute)
 	@$(PY) -m tests.simulation --steps="$${STEPS:-1000000}"
 
-check: lint type floors ## Everything that can be checked without running the code
+check: lint type layers ## Everything that can be checked without running the code
 
 clean: ## Remove all that make made (.dreamforge, your data, stays)
 	@rm -rf $(VENV) .venv-* .demo demo-output build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What this room tells Prometheus, and the middleware that counts."""
+"""Prometheus metrics of the API, and the middleware that counts requests."""
 
 import time
 

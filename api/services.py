@@ -78,7 +78,7 @@ class OpenStreams:
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """The doors to the floors below.
+    """What the handlers use of the layers below.
 
     keys: None where requests need none. stopping: set when streams must end, since the server goes away.
     """

@@ -205,7 +205,7 @@ async def _aside(context: DoctorContext, name: str) -> Finding:
     return Finding(
         check=name,
         state="warning",
-        found=f"{row['commands']} put aside, in pgmq.a_generate and pgmq.a_upscale",
+        found=f"{row['commands']} unreadable, in pgmq.a_generate and pgmq.a_upscale",
         advice="A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
     )
 

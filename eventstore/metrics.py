@@ -1,4 +1,4 @@
-"""What this room tells Prometheus: how long commits take, what the queues hold, how far subscriptions are behind."""
+"""Prometheus metrics of the event store: time of commits, length of queues, lag of subscriptions."""
 
 import asyncio
 import math

@@ -17,7 +17,7 @@ from eventstore.errors import DatabaseUnavailable
 from eventstore.events import StepName
 from eventstore.log import Ack, Defer, Queue
 
-_FLOOR_AGE_S = 5.0
+_MIN_MSG_ID_AGE_S = 5.0
 _UNREADABLE_CLAIMS = 3
 """How many claims a command that can't be read is left in its queue for."""
 
@@ -75,11 +75,11 @@ class Outbox:
         """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
         expires = time.monotonic() + visibility
         try:
-            await self._refresh_floors()
+            await self._refresh_min_msg_ids()
             rows = await self._database.call(
                 "select * from eventstore.claim($1, $2, $3, $4)",
                 self._queues,
-                self._floors,
+                self._min_msg_ids,
                 slots,
                 visibility,
                 seconds=_patience(visibility),
@@ -92,7 +92,7 @@ class Outbox:
             try:
                 command = _COMMAND.decode(row["message"])
             except msgspec.ValidationError:
-                await self._put_aside(row)
+                await self._archive_unreadable(row)
                 continue
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
             claims.append(Claim(**given, command=command, expires=expires))
@@ -111,38 +111,38 @@ class Outbox:
         kept = {(row["queue"], row["msg_id"], row["read_ct"]) for row in rows}
         return [claim for claim in claims if (claim.queue, claim.msg_id, claim.read_ct) not in kept]
 
-    async def _put_aside(self, row: Row) -> None:
-        """Leave a command that can't be read to others for a while, a newer release perhaps; then put it away.
+    async def _archive_unreadable(self, row: Row) -> None:
+        """Leave an unreadable command to other processes for a few claims, perhaps of a newer release; then archive it.
 
-        It would come back for ever; in pgmq's archive it is out of the way, and not lost.
+        Otherwise it would be delivered without end. In pgmq's archive it is kept.
         """
         message = {"queue": row["queue"], "msg_id": row["msg_id"]}
         if row["read_ct"] < _UNREADABLE_CLAIMS:
             _log.warning("unreadable command", **message)
             return
-        _log.error("unreadable command put aside", **message)
+        _log.error("unreadable command archived", **message)
         await self._database.call(
             "select eventstore.put_aside($1, $2, $3)", row["queue"], row["msg_id"], row["read_ct"]
         )
 
     def _forget(self) -> None:
         """Look from the start again: a database that was away may come from a backup, with lower ids."""
-        self._floors = self._bases = self._lowest = [0] * len(self._queues)
-        self._lowest_at = self._floors_at = 0.0
+        self._min_msg_ids = self._bases = self._lowest = [0] * len(self._queues)
+        self._lowest_at = self._min_msg_ids_at = 0.0
 
-    async def _refresh_floors(self) -> None:
+    async def _refresh_min_msg_ids(self) -> None:
         # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may
-        # still appear (ids are drawn before commit), so the floor is taken anew every few seconds, by a search from a
+        # still appear (ids are drawn before commit), so the minimum is read again every few seconds, by a search from a
         # base under which none can appear any more: what was the lowest a while ago, and is not undercut since.
         now = time.monotonic()
-        if now - self._floors_at < _FLOOR_AGE_S:
+        if now - self._min_msg_ids_at < _MIN_MSG_ID_AGE_S:
             return
         rows = await self._database.read("select eventstore.floors($1, $2) as floors", self._queues, self._bases)
-        self._floors = rows[0]["floors"]
-        self._floors_at = now
+        self._min_msg_ids = rows[0]["floors"]
+        self._min_msg_ids_at = now
         if now - self._lowest_at >= _LATE_S:
-            self._bases = list(map(min, self._lowest, self._floors))
-            self._lowest, self._lowest_at = self._floors, now
+            self._bases = list(map(min, self._lowest, self._min_msg_ids))
+            self._lowest, self._lowest_at = self._min_msg_ids, now
 
 
 def _patience(visibility: float) -> float:

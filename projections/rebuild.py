@@ -188,7 +188,7 @@ class Rebuild:
         self.generation = row["generation"]
 
     async def abort(self) -> bool:
-        """Give up what is under way; a build to be brought back is put aside again. Answers whether any was."""
+        """Abort what is under way; a build to be brought back is retired again. Returns whether any was."""
         return bool(await self._ask("select projector.abort_rebuild()"))
 
     async def pause(self, projection: str, *, paused: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What this room tells Prometheus. The names are those of the old service, whose dashboards go on working."""
+"""Prometheus metrics of the runners. Their names are those of the old service, so that its dashboards still work."""
 
 from collections.abc import Sequence
 from typing import get_args

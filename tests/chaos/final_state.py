@@ -53,8 +53,8 @@ _SIZES = (
 _COMMANDS = """
 select format('%s is in the queue of generate', message) as found from pgmq.q_generate
 union all select format('%s is in the queue of upscale', message) from pgmq.q_upscale
-union all select format('%s was put aside', message) from pgmq.a_generate
-union all select format('%s was put aside', message) from pgmq.a_upscale
+union all select format('%s was archived as unreadable', message) from pgmq.a_generate
+union all select format('%s was archived as unreadable', message) from pgmq.a_upscale
 """
 
 

@@ -69,7 +69,7 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
         for role in (roles._api, roles._orchestrator, roles._runner):
             await role(core, stack)
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=core.url, trust_env=False))
-        await asyncio.sleep(1.5)  # start-up, and the first refresh of the queues' floors
+        await asyncio.sleep(1.5)  # start-up, and the first refresh of the queues' minimum msg_id
         database.statements.clear()
         database.commits.clear()
         body = {"type": "generate", "prompt": "x", "width": 64, "height": 64, "chain": {"upscale": {}}}

@@ -53,11 +53,11 @@ def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) 
     assert (again.status_code, again.content) == (202, first.content)
 
 
-async def flood(base: str, refusal: int, *, room: int) -> int:
+async def flood(base: str, refusal: int, *, admitted: int) -> int:
     """Submit forty jobs at once, until so many have come in, and once more; answers how many did."""
     accepted, floods = 0, 0
     async with httpx.AsyncClient(base_url=base, timeout=60, limits=httpx.Limits(), trust_env=False) as client:
-        while accepted < room or floods < 2:
+        while accepted < admitted or floods < 2:
             answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(40)))
             statuses = [answer.status_code for answer in answers]
             assert set(statuses) <= {202, refusal}
@@ -72,9 +72,9 @@ def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Confi
     One that is started over its limit lets none in. No orchestrator reacts to the jobs, and no projector sees them.
     """
     given = {limit: "20", "DF_DB_CONNECTIONS": "2"}
-    for room in (20, 0):
+    for admitted in (20, 0):
         with running("api", db_url, s3_config, **given) as service:
-            assert asyncio.run(flood(service.url, refusal, room=room)) == room
+            assert asyncio.run(flood(service.url, refusal, admitted=admitted)) == admitted
 
 
 async def test_a_count_is_known_before_anybody_is_let_in() -> None:

@@ -107,7 +107,7 @@ async def test_a_message_below_the_floor_is_still_found(store: Store, db_url: st
     assert len(await outbox.claim(5, 60)) == 1
     await late.execute("commit")
     await late.close()
-    outbox._floors_at = 0.0
+    outbox._min_msg_ids_at = 0.0
     assert len(await outbox.claim(5, 60)) == 1
 
 

@@ -267,7 +267,7 @@ async def test_the_one_before_comes_back(store: Store) -> None:
 
 
 async def test_an_aborted_rollback_can_be_begun_again(store: Store) -> None:
-    """Given a rollback that was aborted, then the build before is put aside again, and comes back by another."""
+    """Given a rollback that was aborted, then the build before is retired again, and comes back by another."""
     await append(store, 3)
     await project(store)
     rebuild = await build(store)

@@ -56,7 +56,7 @@ async def test_the_projectors_function_writes_into_the_read_model_alone(db_url: 
 
 
 async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
-    """Append, send, claim, extend, settle, put aside: all with the service's login."""
+    """Append, send, claim, extend, settle, archive: all with the service's login."""
     database = Database(login(db_url, *SERVICE_LOGIN))
     log, outbox = Log(database), Outbox(database, ["generate"])
     one = some_append()

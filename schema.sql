@@ -707,7 +707,7 @@ begin
 end $$;
 
 -- The lowest message of each queue: where the next claims may begin. `bases` (one per queue): below it none can be,
--- so that the search need not wade through all that was ever deleted.
+-- so that the search need not read the deleted entries.
 create or replace function eventstore.floors(queues text[], bases bigint[] default null) returns bigint[]
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare

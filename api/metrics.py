@@ -52,7 +52,7 @@ class RequestMetrics:
 
 
 def _method(scope: Scope) -> str:
-    # A client may invent methods, and each would be a series for ever.
+    # A client may invent methods, and each would stay as a time series.
     method: str = scope["method"]
     return method if method in _METHODS else "other"
 

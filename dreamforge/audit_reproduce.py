@@ -57,16 +57,16 @@ class _Silence:
     """Nobody needs to hear how a reproduction gets on (a `batches.Report`)."""
 
     def ticked(self, items: list[int], done: int, of: int) -> None:
-        """Nothing."""
+        """Ignored: a reproduction records nothing."""
 
     def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
-        """Nothing."""
+        """Ignored: a reproduction records nothing."""
 
     def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Nothing."""
+        """Ignored: a reproduction records nothing."""
 
     def lost(self, items: list[int], reason: str) -> None:
-        """Nothing."""
+        """Ignored: a reproduction records nothing."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:

@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_S = 30.0
-"""How long a client may take for a request's head: uvicorn waits for ever for one that trickles in, or never comes."""
+"""How long a client may take for a request's head: uvicorn itself sets no limit."""
 HEAD_BYTES = 64 * 1024
 """How long a head may be, beside what a read of the socket brings at once: httptools sets no bound."""
 _VERSIONS = {"1.0", "1.1"}

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from dreamforge.http_protocol import HEAD_S, Connection
 
 # How long a client may leave what it was sent unread: uvicorn closes a connection only when its buffer is empty, so one
-# that never reads would stay for ever.
+# that never reads would stay open without limit.
 _UNREAD_MS = 30_000
 # How long a connection may stay without a request: longer than the clients and proxies that keep connections do (httpx
 # 5 s, load balancers 60 s), so that they are the ones to close. uvicorn's 5 s would race with httpx's.

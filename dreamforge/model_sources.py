@@ -70,8 +70,8 @@ def _arrival(file: ModelFile) -> Download:
 def _fetched(source: str, folder: Path, *, trust: bool) -> Obtained:
     """Fetch a repository's files as one commit has them.
 
-    What was chosen has a folder of its own, lest files of another choice look like damage: the commit's own for safe
-    files alone, and others for all files and for single ones.
+    Each choice of files has its own folder, since files of another would look like damage: the commit's for the safe
+    files alone, others for all files and for single ones.
     """
     match = _HUB.fullmatch(source)
     if match is None:

@@ -64,7 +64,7 @@ def _begin_worker(stop: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's process would wait for ever for one that was killed. What it was filling is rolled back."""
+    """A pool's process would wait without end for one that was killed. What it was filling is rolled back."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -73,7 +73,7 @@ def _live(args: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _lines(watch: Watch, every: float) -> None:
-    """A line a refresh, for ever; the first when rates are known."""
+    """Print a line at each refresh, until interrupted; the first when rates are known."""
     known = False
     while True:
         try:
@@ -88,7 +88,7 @@ async def _lines(watch: Watch, every: float) -> None:
 
 
 async def _screen(watch: Watch, every: float) -> None:
-    """The whole terminal, for ever. While the database is away the last picture stays, and a line says so."""
+    """Fill the terminal until interrupted. While the database is away the last snapshot stays, and a line says so."""
     picture: Snapshot | None = None
     trouble = ""
     with Live(console=PipeConsole(highlight=False), screen=True, auto_refresh=False) as live:

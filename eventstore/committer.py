@@ -25,7 +25,7 @@ _CALLS_APART = 20
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to one stream at once: events, and what becomes of the command that led to them."""
+    """One atomic change of a stream: events, and how the command that led to them is settled."""
 
     append: Append
     settle: Ack | Defer | None = None

@@ -125,7 +125,7 @@ class Database:
             raise DatabaseRefused(f"PostgreSQL refuses us: {error}; see DF_DB_URL") from error
         except _AWAY as error:
             if isinstance(error, ValueError):
-                raise  # an argument that can't be encoded; trying again would go on for ever
+                raise  # an argument that can't be encoded; a retry would never succeed
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
         except _DENIED as error:
             raise DatabaseRefused(
@@ -238,7 +238,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Await some work for so long at most, then raise TimeoutError.
 
     asyncio.timeout would await the end of what it cancels, and asyncpg waits for the server to confirm a cancel: for a
-    server that hangs, for ever.
+    server that hangs, without limit.
     """
     task = asyncio.create_task(work)
     try:

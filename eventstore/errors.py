@@ -21,7 +21,7 @@ class DatabaseUnavailable(EventStoreError):
 
 
 class DatabaseRefused(EventStoreError):
-    """PostgreSQL answers, but lets us not in; the connection's settings are wrong."""
+    """PostgreSQL denies access; the connection's settings are wrong."""
 
 
 class SchemaMissing(EventStoreError):

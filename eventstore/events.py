@@ -173,7 +173,7 @@ class JobCreated(DomainEvent, frozen=True, kw_only=True):
     idempotency: Idempotency | None = None
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         chain = " then ".join(step.name for step in self.steps)
         return f"Job created: {chain}, {self.generate.count} image(s) of {self.generate.width}x{self.generate.height}."
 
@@ -186,7 +186,7 @@ class StepStart(StepEvent, frozen=True, kw_only=True):
     runner: str
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} started, attempt {self.attempt}."
 
 
@@ -201,7 +201,7 @@ class ModelSelected(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
     model_sha256: str | None = None
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} uses {self.engine} ({self.source})."
 
 
@@ -215,7 +215,7 @@ class SamplingTick(StepEvent, frozen=True, kw_only=True):
     of: int
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} is at {self.done} of {self.of} for {_items(self.items)}."
 
 
@@ -229,7 +229,7 @@ class SamplingBatch(StepEvent, frozen=True, kw_only=True):
     memory: Memory | None
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         peak = "" if self.memory is None else f", at most {self.memory.peak >> 20} MiB in use"
         return f"Step {self.step_name} rendered {_items(self.items)} in a batch of {self.size}{peak}."
 
@@ -250,7 +250,7 @@ class SamplingOom(StepEvent, frozen=True, kw_only=True):
         return "warning"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         then = "nothing is left to try" if self.next is None else f"trying {self.next.replace('_', ' ')}"
         return f"Step {self.step_name} ran out of memory with a batch of {self.size}; {then}."
 
@@ -269,7 +269,7 @@ class EngineLost(StepEvent, frozen=True, kw_only=True):
         return "warning"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} lost its engine while it rendered {_items(self.items)}: {self.reason}."
 
 
@@ -298,7 +298,7 @@ class ArtifactWritten(ArtifactEvent, frozen=True, kw_only=True, omit_defaults=Tr
     rendering: Rendering | None = None
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} wrote item {self.item_index} ({self.width}x{self.height})."
 
 
@@ -313,7 +313,7 @@ class ArtifactRewritten(ArtifactEvent, frozen=True, kw_only=True, omit_defaults=
     rendering: Rendering | None = None
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Item {self.item_index} of step {self.step_name} was stored anew."
 
 
@@ -342,7 +342,7 @@ class StepRetry(StepEvent, frozen=True, kw_only=True):
         return "info" if self.reason == "hand_back" else "warning"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         if self.reason == "hand_back":
             return f"Step {self.step_name} was handed back by a runner that stops."
         if self.reason == "not_started":
@@ -358,7 +358,7 @@ class StepFinish(StepEvent, frozen=True, kw_only=True):
     status: Outcome
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Step {self.step_name} {self.status}."
 
 
@@ -381,7 +381,7 @@ class StepError(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
         return "error"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return self.error_message
 
 
@@ -395,7 +395,7 @@ class CancelRequested(DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "job.cancel_requested"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "Cancellation requested."
 
 
@@ -415,7 +415,7 @@ class RetryRequested(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
         return 2 if self.items else 1
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         again = f" Lost, and made again: {_items(self.items)}." if self.items else ""
         return f"Retry of step {self.step_name} requested.{again}"
 
@@ -432,7 +432,7 @@ class JobFinish(DomainEvent, frozen=True, kw_only=True):
         return "error" if self.status == "failed" else "info"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Job {self.status}."
 
 
@@ -443,7 +443,7 @@ class JobErased(DomainEvent, frozen=True, kw_only=True):
     erased: list[PrivateField]
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Erased: {', '.join(self.erased) or 'nothing'}."
 
 
@@ -465,7 +465,7 @@ class JobQuarantined(DomainEvent, frozen=True, kw_only=True):
         return "error"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Job set aside: {self.reader} failed at version {self.at_version}: {self.reason}"
 
 
@@ -476,7 +476,7 @@ class JobReleased(DomainEvent, frozen=True, kw_only=True):
     resume: bool
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "Job released: it goes on." if self.resume else "Job released: it stays failed."
 
 
@@ -530,7 +530,7 @@ class ModelRegistered(DomainEvent, frozen=True, kw_only=True, omit_defaults=True
     trusted: bool = False
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Model {self.name} {self.version} registered: {self.kind}, {len(self.files)} file(s)."
 
 
@@ -540,7 +540,7 @@ class ModelEnabled(DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "model.enabled"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "Model enabled."
 
 
@@ -550,7 +550,7 @@ class ModelDisabled(DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "model.disabled"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "Model disabled."
 
 
@@ -567,7 +567,7 @@ class ModelVerified(DomainEvent, frozen=True, kw_only=True):
         return "info" if self.intact else "warning"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "Model verified: intact." if self.intact else f"Model damaged: {'; '.join(self.problems)}."
 
 
@@ -587,7 +587,7 @@ class KeyCreated(DomainEvent, frozen=True, kw_only=True):
     digest: str
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"API key {self.name} created for {', '.join(self.scopes)}."
 
 
@@ -597,7 +597,7 @@ class KeyRevoked(DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "key.revoked"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return "API key revoked."
 
 
@@ -617,7 +617,7 @@ class OutboxPurged(DomainEvent, frozen=True, kw_only=True):
         return "warning"
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Outbox purged of {sum(self.commands.values())} command(s)."
 
 
@@ -628,7 +628,7 @@ class OutboxRebuilt(DomainEvent, frozen=True, kw_only=True):
     commands: dict[str, int]
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         return f"Outbox rebuilt: {sum(self.commands.values())} command(s) sent again."
 
 
@@ -667,7 +667,7 @@ class AnchorSigned(DomainEvent, frozen=True, kw_only=True):
     anchor: Anchor
 
     def message(self) -> str:
-        """One sentence for people."""
+        """The text of the event's log line."""
         events = sum(end.position for end in self.anchor.ends)
         return f"Anchor of {events} event(s) signed by {self.anchor.public_key[:16]}…."
 

@@ -15,7 +15,7 @@ _LONGEST_S = 10.0
 class WriteProbe:
     """Tries a commit that leaves nothing behind, when it is asked, and not more often than every two seconds.
 
-    A server that is read-only, that has no room left, or whose synchronous standby is away answers reads as ever.
+    A server that is read-only, that has no room left, or whose synchronous standby is away still answers reads.
     """
 
     def __init__(self, database: Database) -> None:

@@ -11,7 +11,7 @@
     ├── OutOfTime                 retryable  timeout             the attempt took too long; what it wrote is kept
     └── Unexpected                retryable  internal            a bug, or something that nobody foresaw
 
-After a retryable error the step is tried again, later and not for ever; after a final one its job fails.
+After a retryable error the step is tried again later, a limited number of times; after a final one its job fails.
 """
 
 from typing import ClassVar

@@ -15,7 +15,7 @@ from runners.upscalers import Upscaler
 class Renderer:
     """What renders without a model. Every method blocks; several threads may call them at once.
 
-    max_pixels: of a picture that is read back, lest a decompression bomb fills the memory.
+    max_pixels: of an image that is read back, as a limit on decompression bombs.
     """
 
     def __init__(self, engine: Engine, upscaler: Upscaler, *, faults: FaultPlan, max_pixels: int) -> None:

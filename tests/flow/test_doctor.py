@@ -82,7 +82,7 @@ class Late(BaseHTTPRequestHandler):
         return super().date_time_string((time.time() if timestamp is None else timestamp) - 3600)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Suppress the server's access log."""
 
 
 def test_a_store_whose_clock_is_late_is_warned_of(db_url: str, s3_config: S3Config) -> None:

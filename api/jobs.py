@@ -152,7 +152,7 @@ async def events(request: Request) -> Response:
     include = included(request)
     if include - {"proof"}:
         raise invalid("include", "must be proof")
-    source = services.archive if include else services.log
+    source = services.reader if include else services.log
     found: Sequence[RecordedEvent] = await source.stream(job, after=after, limit=limit + 1)
     if not _is_ours(request, found):
         found = []

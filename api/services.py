@@ -84,7 +84,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     log: Log
-    archive: AuditReader
+    reader: AuditReader
     committer: Committer
     jobs: JobService
     tailer: Tailer

@@ -141,16 +141,16 @@ def _diff(args: argparse.Namespace, settings: Settings) -> int:
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
     async def write(database: Database, _actor: str) -> int:
-        archive = AuditReader(database)
+        reader = AuditReader(database)
         header = Header(
-            log=await archive.identity(),
+            log=await reader.identity(),
             exported_at=datetime.now(UTC),
             job=args.job,
             since=args.since,
             private=args.private,
         )
         writer = Writer(header)
-        events = _one(database, args.job) if args.job else _since(archive, args.since)
+        events = _one(database, args.job) if args.job else _since(reader, args.since)
         first = await anext(events, None)  # nothing is written of a job that is not there
         with _opened(args.file) as file:
             file.write(writer.begin())
@@ -192,10 +192,10 @@ async def _one(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
         yield event
 
 
-async def _since(archive: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
-    for partition in await archive.partitions():
-        after = await archive.start(partition, moment)
-        async for page in archive.pages(partition, after=after):
+async def _since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
+    for partition in await reader.partitions():
+        after = await reader.start(partition, moment)
+        async for page in reader.pages(partition, after=after):
             for event in page:
                 yield event
 

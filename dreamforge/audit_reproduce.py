@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dreamforge.backends import ask_backends
 from dreamforge.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
-from dreamforge.rendering import engine_process, painter
+from dreamforge.rendering import engine_process, fake_engine
 from dreamforge.settings import Settings
 from eventstore import codec
 from eventstore.database import Database
@@ -121,7 +121,7 @@ class _Again:
         self._batches = batches
         self._models = models
         self._settings = settings
-        self._painter = painter(settings)
+        self._fake_engine = fake_engine(settings)
         self._files = ModelFiles()
         self._selected = {
             (event.body.step_id, event.body.attempt): event.body
@@ -155,7 +155,11 @@ class _Again:
             source = await self._store.verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
         if made is None:
             self._expect_painted(step, written)
-            body = self._painter.generate(job, item) if source is None else self._painter.upscale(job, item, source)
+            body = (
+                self._fake_engine.generate(job, item)
+                if source is None
+                else self._fake_engine.upscale(job, item, source)
+            )
             return self._decoded(body), None
         model = await self._model(step, written, made)
         if source is None:

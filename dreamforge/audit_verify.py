@@ -91,11 +91,11 @@ def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
 
 def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], trusted: set[str]) -> int:
     async def verify(database: Database, store: ObjectStore | None) -> Verified:
-        archive = AuditReader(database)
-        audit = _Audit(await archive.identity(), trusted, store, whole=args.all)
-        async for page in _whole(archive) if args.all else _one(archive, args.target):
+        reader = AuditReader(database)
+        audit = _Audit(await reader.identity(), trusted, store, whole=args.all)
+        async for page in _whole(reader) if args.all else _one(reader, args.target):
             await audit.check(page)
-        return await audit.report(archive, given)
+        return await audit.report(reader, given)
 
     if args.artifacts:
         found = ask_backends(settings, "audit", verify)
@@ -113,14 +113,14 @@ def _counts(found: Verified) -> str:
     return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
 
 
-async def _whole(archive: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
-    for partition in await archive.partitions():
-        async for page in archive.pages(partition):
+async def _whole(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
+    for partition in await reader.partitions():
+        async for page in reader.pages(partition):
             yield page
 
 
-async def _one(archive: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
-    yield await archive.stream(job)
+async def _one(reader: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
+    yield await reader.stream(job)
 
 
 class _Audit:
@@ -153,11 +153,11 @@ class _Audit:
             for event in page:
                 await self._forgive(self._store, event)
 
-    async def report(self, archive: AuditReader, given: Sequence[Anchor]) -> Verified:
+    async def report(self, reader: AuditReader, given: Sequence[Anchor]) -> Verified:
         """What there is to say, now that no event is left: by the chains, by anchors given, by those in the log."""
         held = [*given, *self._anchors]
         for anchor in held:
-            chains = await archive.chains({end.partition: end.position for end in anchor.ends})
+            chains = await reader.chains({end.partition: end.position for end in anchor.ends})
             self._flaws += anchors.differences(anchor, self._log.log_id, chains)
         return Verified(
             events=self._events,

@@ -46,7 +46,7 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
     if args.dry_run:
         found, done = _asked(settings, OutboxReconciler.missing), "to send"
     else:
-        found, done = _asked(settings, lambda recovery: recovery.rebuild(settings.lease_s)), "sent"
+        found, done = _asked(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
     counts = Counter(str(one.step) for one in found)
     print_answer(args.output, found, _counted({queue: counts[queue] for queue in ("generate", "upscale")}, done))
     return OK

@@ -17,6 +17,6 @@ def engine_process(settings: Settings) -> EngineProcess:
     return EngineProcess(config, stall_s=settings.engine_stall_s, environ=unconfigured_environ())
 
 
-def painter(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
+def fake_engine(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
     """What needs no model: the fake engine, and the upscaler that resamples."""
     return Renderer(FakeEngine(), ImageUpscaler(), faults=faults or FaultPlan(), max_pixels=settings.max_pixels)

@@ -30,7 +30,7 @@ from dreamforge.backends import configured, embedded, object_store, service_logi
 from dreamforge.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearby, url_of
-from dreamforge.rendering import engine_process, painter
+from dreamforge.rendering import engine_process, fake_engine
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -276,7 +276,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
     services = Services(
         log=log,
-        archive=AuditReader(reads),
+        reader=AuditReader(reads),
         committer=core.committer,
         jobs=JobService(core.log, core.committer, core.actor),
         tailer=tailer,
@@ -488,7 +488,7 @@ def _item_renderer(core: Core) -> ItemRenderer:
     settings = core.settings
     faults = FaultPlan.parse(settings.fake_fail or "")
     return ItemRenderer(
-        painter(settings, faults),
+        fake_engine(settings, faults),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
         Batches(engine_process(settings), batch_max=settings.batch_max),

@@ -85,10 +85,10 @@ class Projector:
             return of_history(await self._log.stream(new[0].stream_id))
         except DatabaseUnavailable:
             raise
-        except Exception as broke:  # a fold may break in any way on what it was not written for
+        except Exception as error:  # a fold may break in any way on what it was not written for
             history = await self._log.stream(new[0].stream_id)
             if not is_set_aside(history):
-                raise Rejected(new[0], broke) from broke
+                raise Rejected(new[0], error) from error
             return of_history(history)
 
     async def set_aside(self, rejected: Rejected) -> bool:

@@ -166,7 +166,7 @@ def render(model: ModelRef, job: JobState, item_index: int, injected: InjectedFa
         guidance=wanted.guidance,
         scheduler=wanted.scheduler,
     )
-    return Render(sampling=sampling, specs=[_wish(job, item_index, injected)])
+    return Render(sampling=sampling, specs=[_image_spec(job, item_index, injected)])
 
 
 def enlarge(
@@ -183,11 +183,11 @@ def enlarge(
         width=opaque.width,
         height=opaque.height,
         pixels=opaque.tobytes(),
-        spec=_wish(job, item_index, injected),
+        spec=_image_spec(job, item_index, injected),
     )
 
 
-def _wish(job: JobState, item_index: int, injected: InjectedFault | None) -> ImageSpec:
+def _image_spec(job: JobState, item_index: int, injected: InjectedFault | None) -> ImageSpec:
     return ImageSpec(
         prompt=job.private.prompt or "",
         negative_prompt=job.private.negative_prompt,

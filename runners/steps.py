@@ -197,7 +197,7 @@ class StepRunner:
             delay_s=self._retry.delay(step.attempts_without_progress + 1),
             max_attempts=self._retry.max_attempts,
         )
-        _, bodies = await self._carry_out(state, command, claim)
+        _, bodies = await self._execute(state, command, claim)
         if not bodies:
             await self._jobs.settle(claim.ack())
 
@@ -213,13 +213,13 @@ class StepRunner:
             model_sha256=None if selected.model is None else selected.model.sha256,
             max_attempts=self._retry.max_attempts,
         )
-        state, bodies = await self._carry_out(state, command, claim)
+        state, bodies = await self._execute(state, command, claim)
         if not bodies:
             await self._jobs.settle(claim.ack())
             return None
         return None if _finishes(bodies) else state
 
-    async def _carry_out(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
         """As `JobService.execute`, and count the outcome."""
         state, bodies = await self._jobs.execute(state, command, claim)
         metrics.count(bodies)
@@ -248,7 +248,7 @@ class StepRunner:
                         items=told.items,
                         progress_events=told.progress_events,
                     )
-                state, bodies = await self._carry_out(state, command, claim)
+                state, bodies = await self._execute(state, command, claim)
                 for finish in (body for body in bodies if isinstance(body, StepFinish)):
                     _log.info(f"step {finish.status}", attempt=step.attempt, **_of(state, step.name))
                     return
@@ -263,7 +263,7 @@ class StepRunner:
         # An attempt that ends early for no reason is a bug, and counts: a hand-back would come back forever.
         failure = buffer.failure or Failure(None, Unexpected(RuntimeError()))
         if self._stopping and (buffer.failure is None or failure.cause.retryable):
-            await self._carry_out(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
+            await self._execute(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, failure)
 
@@ -399,7 +399,7 @@ class StepRunner:
             max_attempts=self._retry.max_attempts,
             lost=lost,
         )
-        await self._carry_out(state, command, claim)
+        await self._execute(state, command, claim)
 
     async def _lost(self, state: JobState, step: StepState) -> list[int]:
         """Which images of the step before are gone from the store or changed: all of them, so that one retry is enough.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from eventstore.events import Memory, Rendering
-from runners.engines.child import Have, ProgressReporter, serve
+from runners.engines.child import ProgressReporter, RenderFunction, serve
 from runners.engines.landscape import paint
 from runners.engines.messages import Enlarge, Ready, Work
 from runners.engines.process import EngineConfig
@@ -19,7 +19,7 @@ LATE = "late"
 MEMORY = Memory(before=1 << 20, peak=3 << 20, after=2 << 20, total=1 << 30)
 
 
-def begin(config: EngineConfig) -> tuple[Ready, Have]:
+def begin(config: EngineConfig) -> tuple[Ready, RenderFunction]:
     """Start at once."""
     del config
     return Ready(versions={"painter": "1"}, device="cpu"), render

@@ -74,10 +74,10 @@ class _Refused(StepError):
     error_code: ErrorCode  # type: ignore[misc]  # told by the engine, of each failure
     retryable: bool  # type: ignore[misc]
 
-    def __init__(self, broke: ItemsFailed) -> None:
-        super().__init__(broke.message)
-        self.error_code = broke.error_code
-        self.retryable = broke.retryable
+    def __init__(self, failed: ItemsFailed) -> None:
+        super().__init__(failed.message)
+        self.error_code = failed.error_code
+        self.retryable = failed.retryable
 
 
 class _Request:
@@ -99,7 +99,7 @@ class Batches:
         self.batch_max = batch_max
         self._waiting: list[_Request] = []
         self._under_way: list[_Request] = []
-        self._arriving: set[object] = set()
+        self._expected: set[object] = set()
         self._changed = asyncio.Event()
         self._withdrawn = False
         self._working: asyncio.Task[None] | None = None
@@ -110,10 +110,10 @@ class Batches:
         Call what is answered once it has said what it wants, or wants nothing; a second call does nothing.
         """
         here = object()
-        self._arriving.add(here)
+        self._expected.add(here)
 
         def arrived() -> None:
-            self._arriving.discard(here)
+            self._expected.discard(here)
             self._changed.set()
 
         return arrived
@@ -157,7 +157,7 @@ class Batches:
                 continue
             self._under_way = batch
             try:
-                await self._have(batch)
+                await self._run(batch)
                 for request in batch:
                     if request not in self._waiting:
                         _fail(request, Unexpected(RuntimeError()))  # an engine that leaves items out has a bug
@@ -176,7 +176,7 @@ class Batches:
         """Let those come who are on their way."""
         try:
             async with asyncio.timeout(_GATHER_S):
-                while self._arriving:
+                while self._expected:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -192,7 +192,7 @@ class Batches:
             self._waiting.remove(request)
         return batch
 
-    async def _have(self, batch: list[_Request]) -> None:
+    async def _run(self, batch: list[_Request]) -> None:
         arrived: list[Pixels] = []
         try:
             try:
@@ -235,9 +235,9 @@ class Batches:
                 if message.rendering.batch_index == message.rendering.batch_size - 1:
                     _deliver(batch, arrived)
             case ItemsFailed():
-                self._broke([batch[item] for item in message.items if not batch[item].picture.done()], message)
+                self._fail([batch[item] for item in message.items if not batch[item].picture.done()], message)
 
-    def _broke(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
+    def _fail(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
         """Some items failed, whosever fault it was."""
         if len({id(request.report) for request in broken}) > 1:
             self._again(broken)

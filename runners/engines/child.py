@@ -82,8 +82,8 @@ class ParentConnection:
 class ProgressReporter:
     """Tells the runner of one piece of work (a `messages.Watch`)."""
 
-    def __init__(self, runner: ParentConnection, items: int) -> None:
-        self._runner = runner
+    def __init__(self, parent: ParentConnection, items: int) -> None:
+        self._runner = parent
         self._befell: list[ImageSpec] = []
         self.open = set(range(items))
 
@@ -121,27 +121,27 @@ class ProgressReporter:
                     time.sleep(3600)
 
 
-Have = Callable[[Work, ProgressReporter], None]
+RenderFunction = Callable[[Work, ProgressReporter], None]
 """Does some work. May raise `StepError`, `Abandoned`, and whatever a library raises."""
 
 
-def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, Have]]) -> None:
+def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
     """Work for the runner behind a socket until it goes."""
     # What ends a service often goes to every process of its group; this one ends when its runner does.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:
-        runner = ParentConnection(connection)
-        ready, render = begin(runner.config())
-        threading.Thread(target=runner.listen, name="runner", daemon=True).start()
-        runner.say(ready)
+        parent = ParentConnection(connection)
+        ready, render = begin(parent.config())
+        threading.Thread(target=parent.listen, name="runner", daemon=True).start()
+        parent.say(ready)
         while True:
-            runner.say(Done(unfit=_have(runner, runner.work.get(), render)))
+            parent.say(Done(unfit=_run(parent, parent.work.get(), render)))
 
 
-def _have(runner: ParentConnection, work: Work, render: Have) -> bool:
+def _run(parent: ParentConnection, work: Work, render: RenderFunction) -> bool:
     """Do some work, and tell what failed; answers whether something befell it that nobody foresaw."""
-    watch = ProgressReporter(runner, len(work.specs) if isinstance(work, Render) else 1)
+    watch = ProgressReporter(parent, len(work.specs) if isinstance(work, Render) else 1)
     try:
         render(work, watch)
     except Abandoned:
@@ -156,7 +156,7 @@ def _have(runner: ParentConnection, work: Work, render: Have) -> bool:
     else:
         failure = Unexpected(RuntimeError())  # an engine that leaves items out has a bug
     if watch.open:
-        runner.say(
+        parent.say(
             ItemsFailed(
                 items=sorted(watch.open),
                 error_code=failure.error_code,
@@ -167,7 +167,7 @@ def _have(runner: ParentConnection, work: Work, render: Have) -> bool:
     return bool(watch.open) and isinstance(failure, Unexpected)
 
 
-def begin(config: EngineConfig) -> tuple[Ready, Have]:
+def begin(config: EngineConfig) -> tuple[Ready, RenderFunction]:
     """Import what this process is for; where that can't be, every piece of work fails and says why."""
     try:
         from runners.engines.host import EngineHost  # noqa: PLC0415  # torch takes seconds, and need not be there

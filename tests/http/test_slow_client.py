@@ -33,7 +33,7 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
     store = Store(url)
     services = Services(
         log=store.log,
-        archive=AuditReader(store.database),
+        reader=AuditReader(store.database),
         committer=store.committer,
         jobs=JobService(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),

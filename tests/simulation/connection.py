@@ -19,12 +19,12 @@ _BATCH = 4
 
 
 class SimulatedLog:
-    """The face of `Log`. patient: its calls are repeated until they are done, as whoever waits for an answer does."""
+    """The face of `Log`. repeats: its calls are repeated until they are done, as whoever waits for an answer does."""
 
-    def __init__(self, storage: Storage, clock: Clock, *, context: bool) -> None:
+    def __init__(self, storage: Storage, clock: Clock, *, repeats: bool) -> None:
         self._storage = storage
         self._clock = clock
-        self._failure = None if context else DatabaseUnavailable("simulated")
+        self._failure = None if repeats else DatabaseUnavailable("simulated")
 
     def commit(self, batch: Batch) -> Effect[Answers]:
         """As `Log.commit`."""
@@ -65,16 +65,16 @@ class SimulatedCommitter:
     """The face of `Committer`."""
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
-        self._patient = SimulatedLog(storage, clock, context=True)
-        self._impatient = SimulatedLog(storage, clock, context=False)
+        self._repeating_log = SimulatedLog(storage, clock, repeats=True)
+        self._log = SimulatedLog(storage, clock, repeats=False)
 
     async def commit(self, transition: Transition) -> Answer:
         """As `Committer.commit`, which waits for an answer."""
-        return (await self._patient.commit(batch_of(transition))).streams[transition.append.stream]
+        return (await self._repeating_log.commit(batch_of(transition))).streams[transition.append.stream]
 
     async def react(self, batch: Batch) -> Answers:
         """As `Committer.react`, which doesn't."""
-        return await self._impatient.commit(batch)
+        return await self._log.commit(batch)
 
 
 def batch_of(transition: Transition) -> Batch:
@@ -88,5 +88,5 @@ def batch_of(transition: Transition) -> Batch:
 
 def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> JobService:
     """The service's `JobService` over the simulated faces."""
-    log = SimulatedLog(storage, clock, context=True)
+    log = SimulatedLog(storage, clock, repeats=True)
     return JobService(cast("Log", log), cast("Committer", committer), actor)

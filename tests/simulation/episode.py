@@ -48,7 +48,7 @@ class Episode:
         self._auditor = auditor
         self._world = world = World(seed, storage)
         committer = parts.committer(storage, world.clock)
-        log = cast("Log", SimulatedLog(storage, world.clock, context=False))
+        log = cast("Log", SimulatedLog(storage, world.clock, repeats=False))
         server = jobs(storage, committer, world.clock, "api")
         self._clients = [Client(world, f"client {n}", committer, server) for n in range(world.dice.randint(1, 5))]
         self._subscribers = [

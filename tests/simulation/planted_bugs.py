@@ -22,8 +22,8 @@ class AcknowledgesFirst(SimulatedCommitter):
         """In two commits."""
         whole = batch_of(transition)
         if transition.settle is not None:
-            await self._patient.commit(Batch(acks=whole.acks, defers=whole.defers))
-        return (await self._patient.commit(Batch(appends=whole.appends))).streams[transition.append.stream]
+            await self._repeating_log.commit(Batch(acks=whole.acks, defers=whole.defers))
+        return (await self._repeating_log.commit(Batch(appends=whole.appends))).streams[transition.append.stream]
 
 
 class SendsBeside(SimulatedCommitter):
@@ -31,8 +31,8 @@ class SendsBeside(SimulatedCommitter):
 
     async def react(self, batch: Batch) -> Answers:
         """In two commits."""
-        answers = await self._impatient.commit(replace(batch, sends=()))
-        await self._impatient.commit(Batch(sends=batch.sends))
+        answers = await self._log.commit(replace(batch, sends=()))
+        await self._log.commit(Batch(sends=batch.sends))
         return answers
 
 
@@ -41,8 +41,8 @@ class SendsAhead(SimulatedCommitter):
 
     async def react(self, batch: Batch) -> Answers:
         """In two commits."""
-        await self._impatient.commit(Batch(sends=batch.sends))
-        return await self._impatient.commit(replace(batch, sends=()))
+        await self._log.commit(Batch(sends=batch.sends))
+        return await self._log.commit(replace(batch, sends=()))
 
 
 class MovesBlindly(Storage):
@@ -109,15 +109,15 @@ class ForgetsClaims(Storage):
 class Unfenced(Runner):
     """Goes on under whatever attempt is the current one."""
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         try:
-            return await super()._carry_out(run, state, command)
+            return await super()._execute(run, state, command)
         except StaleAttempt:
             if not isinstance(command, RecordItems | FailAttempt | HandBack):
                 raise
             state = await run.jobs.load(state.job_id)
             current = replace(command, attempt=state.step(command.step_id).attempt)
-            return await super()._carry_out(run, state, current)
+            return await super()._execute(run, state, current)
 
 
 class BeginsAnew(Runner):
@@ -130,10 +130,10 @@ class BeginsAnew(Runner):
 class TriesWithoutEnd(Runner):
     """Tries a step that can't start again and again."""
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, FailStart):
             command = replace(command, max_attempts=1000)
-        return await super()._carry_out(run, state, command)
+        return await super()._execute(run, state, command)
 
 
 class GivesWayWholly(Runner):

@@ -263,7 +263,7 @@ class Runner(Process):
             model_id=None,
             max_attempts=MAX_ATTEMPTS,
         )
-        state, bodies = await self._carry_out(run, state, command)
+        state, bodies = await self._execute(run, state, command)
         if not bodies:
             await run.jobs.settle(run.claim.ack())
             return None
@@ -281,11 +281,11 @@ class Runner(Process):
             delay_s=self.world.dice.uniform(0.5, 4.0),
             max_attempts=MAX_ATTEMPTS,
         )
-        _, bodies = await self._carry_out(run, state, command)
+        _, bodies = await self._execute(run, state, command)
         if not bodies:
             await run.jobs.settle(run.claim.ack())
 
-    async def _carry_out(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         return await run.jobs.execute(state, command, run.claim)
 
     async def _attempt(self, run: Run, state: JobState) -> None:
@@ -294,13 +294,13 @@ class Runner(Process):
         run.producer = Actor(self._produce(run, state, step))
         while items := await buffer.next_batch():
             command = RecordItems(step_id=step.step_id, attempt=step.attempt, items=items)
-            state, bodies = await self._carry_out(run, state, command)
+            state, bodies = await self._execute(run, state, command)
             if finishes(bodies):
                 return
         self._leave(run)
         if buffer.failure is None or (self._stopping and buffer.failure[1].retryable):
             self.world.figures["hand-backs"] += 1
-            await self._carry_out(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
+            await self._execute(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
         else:
             await self._fail(run, state, step, *buffer.failure)
 
@@ -390,7 +390,7 @@ class Runner(Process):
             max_attempts=MAX_ATTEMPTS,
             lost=lost,
         )
-        await self._carry_out(run, state, command)
+        await self._execute(run, state, command)
 
 
 def finishes(bodies: Sequence[DomainEvent]) -> bool:

@@ -91,10 +91,10 @@ class Storage:
 
     def check_expected_version(self, append: Append) -> Verdict:
         """As `eventstore.judge`, the SQL function."""
-        stands = self.streams.get(append.stream, [])
-        if len(stands) == append.expected:
+        history = self.streams.get(append.stream, [])
+        if len(history) == append.expected:
             return "accepted"
-        there = [one.event_id for one in stands[append.expected : append.expected + len(append.events)]]
+        there = [one.event_id for one in history[append.expected : append.expected + len(append.events)]]
         return "already_committed" if there == [one.event_id for one in append.events] else "conflict"
 
     def at_start(self, move: Move) -> bool:
@@ -208,14 +208,14 @@ class Storage:
             del self.messages[token.queue][token.msg_id]
 
     def _dispatch(self, batch: Batch, skipped: set[UUID], rejected: set[int], now: float) -> None:
-        def stands(one: Send | Ack) -> bool:
+        def history(one: Send | Ack) -> bool:
             return one.stream not in skipped and partition_of(one.stream, PARTITIONS) not in rejected
 
-        for send in filter(stands, batch.sends):
+        for send in filter(history, batch.sends):
             assert isinstance(send.message, Command)
             self._observer.sent(send.message)
             self.send(send.queue, send.message, now + send.delay)
-        for token in filter(stands, (*batch.acks, *batch.defers)):
+        for token in filter(history, (*batch.acks, *batch.defers)):
             self.settle(token, now)
 
     # The objects ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Subscriber(Process):
     def __init__(self, world: World, name: str, handler: Handler) -> None:
         super().__init__(world, name)
         self._handler = handler
-        self._log = SimulatedLog(world.storage, world.clock, context=False)
+        self._log = SimulatedLog(world.storage, world.clock, repeats=False)
         self._subscription = self._new()
         self._actor: Actor | None = None
 

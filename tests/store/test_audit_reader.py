@@ -16,11 +16,11 @@ from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 async def flaws(store: Store) -> list[IntegrityViolation]:
     """What a verification of the whole log finds."""
-    archive = AuditReader(store.database)
-    verifier = Verifier(await archive.identity(), whole=True)
+    reader = AuditReader(store.database)
+    verifier = Verifier(await reader.identity(), whole=True)
     found: list[IntegrityViolation] = []
-    for partition in await archive.partitions():
-        async for page in archive.pages(partition):
+    for partition in await reader.partitions():
+        async for page in reader.pages(partition):
             for one in page:
                 found += verifier.check(one)
     return found + verifier.end()
@@ -96,16 +96,16 @@ async def test_rows_where_no_reader_looks_are_found(store: Store, db_url: str) -
 async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: str) -> None:
     """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
     first = await written(store)
-    archive = AuditReader(store.database)
-    verifier = Verifier(await archive.identity(), whole=False)
-    events = await archive.stream(first)
+    reader = AuditReader(store.database)
+    verifier = Verifier(await reader.identity(), whole=False)
+    events = await reader.stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
-    assert await archive.stream(first, after=1, limit=2) == events[1:3]
+    assert await reader.stream(first, after=1, limit=2) == events[1:3]
     assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
-    assert await archive.stream(new_id()) == []
+    assert await reader.stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
-    verifier = Verifier(await archive.identity(), whole=False)
-    assert [flaw for one in await archive.stream(first) for flaw in verifier.check(one)] + verifier.end() == []
+    verifier = Verifier(await reader.identity(), whole=False)
+    assert [flaw for one in await reader.stream(first) for flaw in verifier.check(one)] + verifier.end() == []
 
 
 async def test_pages_follow_each_other(store: Store) -> None:
@@ -113,13 +113,13 @@ async def test_pages_follow_each_other(store: Store) -> None:
     stream = stream_in(4)
     for expected in range(0, 2500, 500):
         await store.log.commit(Batch(appends=[some_append(stream, expected=expected, count=500)]))
-    archive = AuditReader(store.database)
-    events = [one async for page in archive.pages(4) for one in page]
+    reader = AuditReader(store.database)
+    events = [one async for page in reader.pages(4) for one in page]
     assert [one.position for one in events] == list(range(1, 2501))
     for place in (0, 1, 499, 1200, 2499):
         since = events[place].recorded_at
-        after = await archive.start(4, since)
+        after = await reader.start(4, since)
         assert after == sum(one.recorded_at < since for one in events)
-    assert await archive.start(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500
-    assert await archive.start(5, events[0].recorded_at) == 0
-    assert await archive.partitions() == [4]
+    assert await reader.start(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500
+    assert await reader.start(5, events[0].recorded_at) == 0
+    assert await reader.partitions() == [4]

@@ -95,11 +95,11 @@ async def test_exactly_what_is_owed_is_sent_again(store: Store, name: str) -> No
     history = tell(History())
     await store.log.subscribe("orchestrator")
     await write(store, history)
-    recovery = OutboxReconciler(store.database, "operator")
-    sent = await recovery.rebuild(60)
+    reconciler = OutboxReconciler(store.database, "operator")
+    sent = await reconciler.rebuild(60)
     assert [(one.job_id, one.step, one.running) for one in sent] == ([(history.job_id, step, running)] if step else [])
     assert await held(store) == ([(step, history.step_id(step), not running)] if step else [])
-    assert await recovery.rebuild(60) == []
+    assert await reconciler.rebuild(60) == []
     assert await notes(store) == ([OutboxRebuilt(commands={step: 1})] if step else [])
 
 
@@ -118,13 +118,13 @@ async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
         await write(store, one)
         command = Command(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
         await store.log.commit(Batch(sends=[Send(stream=one.job_id, queue="generate", message=command)]))
-    recovery = OutboxReconciler(store.database, "operator")
-    [generate, upscale] = await recovery.status()
+    reconciler = OutboxReconciler(store.database, "operator")
+    [generate, upscale] = await reconciler.status()
     assert (generate.visible, generate.idle, generate.missing, upscale.visible) == (2, 1, 0, 0)
-    assert await recovery.purge() == {"generate": 2, "upscale": 0}
-    [generate, _] = await recovery.status()
+    assert await reconciler.purge() == {"generate": 2, "upscale": 0}
+    [generate, _] = await reconciler.status()
     assert (generate.visible, generate.missing, generate.oldest) == (0, 1, None)
-    await recovery.rebuild(0)
+    await reconciler.rebuild(0)
     [claim] = await Outbox(store.database, ["generate", "upscale"]).claim(5, 60)
     assert claim.command.job_id == history.job_id
     assert await notes(store) == [

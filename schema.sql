@@ -799,7 +799,7 @@ create table readmodel.artifacts (
 create table readmodel.generation (
     singleton boolean  primary key default true check (singleton),
     number    integer  not null,  -- 1, 2, 3 …: each rebuild makes the next
-    version   integer  not null,  -- of the views that are kept here (projections.views.VERSION)
+    version   integer  not null,  -- of the views that are kept here (projections.job_view.VERSION)
     build     uuid     not null default gen_random_uuid(),  -- numbers come again after an abort
     stood     bigint[]            -- where the projector stood in each partition when another took this one's place
 );

@@ -22,8 +22,8 @@ from api import errors, frames
 from api.errors import ApiError
 from api.services import Services
 from eventstore.errors import EventStoreError
-from eventstore.events import Scope
 from eventstore.log import DEFAULT_TENANT
+from orchestrator.events.keys import Scope
 
 _CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"

@@ -7,7 +7,7 @@ from api.inputs import whole_number
 from api.responses import json_response
 from api.schemas import Answer
 from api.services import Services
-from eventstore.events import Anchor
+from eventstore.integrity.anchors import Anchor
 from projections.anchor_queries import newest
 
 _MOST = 200

@@ -11,10 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from api import anchors, commands, docs, feed, jobs, models, projections, schemas, stream
+from api import anchors, commands, docs, feed, job_stream, jobs, models, projections, schemas
 from api.access import Authentication, Guard
 from api.errors import HANDLERS
-from api.event_stream import Endpoint, StreamEndpoint
 from api.health import Health, healthz, metrics, readyz
 from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
@@ -22,6 +21,7 @@ from api.middleware import AcceptedEncoding, RelativeRedirects, RequestIds, Secu
 from api.operations import OPERATIONS
 from api.responses import json_response
 from api.services import Services
+from api.sse import Endpoint, StreamEndpoint
 
 _GZIP_FROM = 1000
 _EXPOSED = ["ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"]
@@ -64,7 +64,7 @@ ROUTES = [
     _guarded("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
     _guarded("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
     _guarded("/v1/jobs/{job_id}/progress", jobs.progress),
-    _streaming("/v1/jobs/{job_id}/progress/stream", "job", stream.stream),
+    _streaming("/v1/jobs/{job_id}/progress/stream", "job", job_stream.stream),
     _guarded("/v1/jobs/{job_id}/events", jobs.events),
     _guarded("/v1/jobs/{job_id}/logs", jobs.logs),
     _guarded("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),

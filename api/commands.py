@@ -20,17 +20,19 @@ from api.jobs import load
 from api.middleware import trace_id
 from api.responses import json_response
 from api.services import Services
-from eventstore import codec
 from eventstore.committer import Transition
 from eventstore.database import within
-from eventstore.events import Idempotency, JobCreated, Meta, Private, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.ids import derived_id, new_id
 from eventstore.log import Append
+from model_registry import parameters
+from model_registry.view import ModelView
+from orchestrator import codec
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
+from orchestrator.events.base import Meta, Private
+from orchestrator.events.jobs import Idempotency, JobCreated
 from orchestrator.plan import SEED_PRIME
 from orchestrator.service import NoSuchJob, Unreadable, event
-from projections import parameters
-from projections.models import ModelView
 
 _LONGEST_KEY = 255
 T = TypeVar("T")
@@ -113,7 +115,7 @@ async def _accept(
     if named is not None:
         private = replace(private, request_id=named.request_id, traceparent=named.traceparent)
     first = event(created, _cause(request), private=private)
-    append = Append(stream=job, tenant=caller(request).tenant, expected=0, events=(first,))
+    append = Append(stream=job, category="job", tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.slot(caller(request).tenant):
         answer = await _soon(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.committed)

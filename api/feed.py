@@ -14,14 +14,15 @@ from api import frames, responses, schemas
 from api.access import caller
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
-from api.event_stream import EventStream, HeartbeatTimer, pieces
 from api.inputs import one_of, whole_number
 from api.responses import json_response
 from api.services import Services
-from eventstore import codec
+from api.sse import EventStream, HeartbeatTimer, pieces
 from eventstore.errors import EventStoreError
-from eventstore.events import Category, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.log import OPERATOR_TENANT, expect_gapless
+from orchestrator import codec
+from orchestrator.events.base import Category
 
 _MOST_EVENTS = 1000
 _PAGE = 200

@@ -11,8 +11,9 @@ import msgspec
 
 from api import lines
 from api.responses import log_event
-from eventstore import codec
-from eventstore.events import ArtifactWritten, RecordedEvent, StepError, StepFinish, StepStart
+from eventstore.events import RecordedEvent
+from orchestrator import codec
+from orchestrator.events.steps import ArtifactWritten, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"

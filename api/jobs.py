@@ -14,9 +14,11 @@ from api.errors import invalid, not_found
 from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
 from api.responses import json_response
 from api.services import Services
-from eventstore.events import JobErased, RecordedEvent, Status, StepName
+from eventstore.events import RecordedEvent
+from orchestrator.events.jobs import JobErased
+from orchestrator.events.steps import Status, StepName
+from projections.job_view import JobView, as_of, of_history
 from projections.progress import progress as progress_of
-from projections.views import JobView, as_of, of_history
 
 _MOST_EVENTS = 1000
 _PAGE = 500

@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from api.responses import stamp
-from eventstore import codec
-from eventstore.events import DomainEvent, RecordedEvent
+from eventstore.events import RecordedEvent
+from orchestrator import codec
+from orchestrator.events.base import DomainEvent
 
 _NOT_TO_US = (msgspec.DecodeError, RecursionError)
 """What is raised on JSON that PostgreSQL takes: half a surrogate pair, thousands of brackets."""

@@ -13,8 +13,9 @@ from api.inputs import one_of, path_id, whole_number
 from api.responses import json_response
 from api.schemas import Answer, Sha256
 from api.services import Services
-from eventstore.events import ModelKind, StepName
-from projections.models import ModelView
+from model_registry.view import ModelView
+from orchestrator.events.models import ModelKind
+from orchestrator.events.steps import StepName
 
 _MOST = 200
 _LAST_PAGE = 2**31 - 1

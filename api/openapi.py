@@ -34,6 +34,7 @@ from api.operations import (
     Schema,
     ref,
 )
+from orchestrator import parameters
 from projections.progress import Progress
 
 _REF = "#/components/schemas/{name}"
@@ -58,7 +59,7 @@ _ANSWERS = (
     models.ModelDetail,
     Progress,
 )
-_REQUESTS = (requests.JobRequest, requests.Generate, requests.PipelineUpscale)
+_REQUESTS = (requests.JobRequest, parameters.Generate, requests.PipelineUpscale)
 _ERROR_HEADERS = {
     "unauthorized": CHALLENGE,
     "forbidden": CHALLENGE,

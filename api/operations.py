@@ -6,8 +6,10 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from api.examples import CHAINED_JOB, JOB_ANSWER, LEGACY_JOB, LOG_LINE, PIPELINE_JOB, SSE_TRANSCRIPT, Example
-from eventstore import codec
-from eventstore.events import Category, Scope, Status, StepName
+from orchestrator import codec
+from orchestrator.events.base import Category
+from orchestrator.events.keys import Scope
+from orchestrator.events.steps import Status, StepName
 
 ANY: tuple[Scope, ...] = get_args(Scope)
 READS: tuple[Scope, ...] = ("jobs", "audit")

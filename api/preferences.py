@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from api.services import Services
 from eventstore.errors import EventStoreError
-from projections.views import JobView
+from projections.job_view import JobView
 
 _LONGEST_S = 60
 # A preference is `name`, or `name=value` with the value perhaps quoted; parameters after `;` mean nothing here.

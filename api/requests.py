@@ -16,35 +16,16 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
-from eventstore.events import (
-    GenerateParams,
-    Idempotency,
-    ImageFormat,
-    JobCreated,
-    PlannedStep,
-    Private,
-    UpscaleParams,
-)
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import GenerateParams, Idempotency, JobCreated, PlannedStep, UpscaleParams
+from orchestrator.events.steps import ImageFormat
+from orchestrator.parameters import PARAMETERS, Engine, Generate, Impl, Scale, Scheduler, Upscale
 from orchestrator.plan import output_size
 
-Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
-Impl = Literal["auto", "image", "gan", "diffusion"]
-Engine = Literal["sdxl", "flux-srpo"]
-Scale = Literal[2, 4]
-Side = Annotated[int, Meta(ge=16, le=4096)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
-LARGEST_SEED = 2**53 - 1
 T = TypeVar("T")
-
-
-class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Enlarge every generated image."""
-
-    scale: Scale = 2
-    impl: Impl = "auto"
-    strict_scale: bool = False
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,37 +34,11 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     upscale: Upscale | None = None
 
 
-class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Make images from a prompt."""
-
-    type: Literal["generate"]
-    prompt: Annotated[str, Meta(min_length=1, max_length=4096)]
-    negative_prompt: Annotated[str, Meta(max_length=4096)] | None = None
-    width: Side = 1024
-    height: Side = 1024
-    steps: Annotated[int, Meta(ge=1, le=200)] = 30
-    guidance: Annotated[float, Meta(ge=0, le=50)] = 7.0
-    scheduler: Scheduler | None = None
-    format: ImageFormat = "png"
-    embed_metadata: bool = True
-    seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)] | None = None
-    count: Annotated[int, Meta(ge=1, le=100)] = 1
-    model_id: UUID | None = None
-    provider: str | None = None
-    engine: Engine | None = None
-
-
-PARAMETERS = tuple(
-    name for name in Generate.__struct_fields__ if name not in {"type", "model_id", "provider", "engine"}
-)
-"""The fields that say what a model is to do, rather than which one."""
-
-
 class JobRequest(Generate, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The legacy form and `chain`."""
 
     chain: Chain | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = msgspec.field(default_factory=dict)
 
 
 class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,11 +9,12 @@ import msgspec
 from starlette.responses import Response
 
 from api import schemas
-from eventstore import codec
-from eventstore.events import RecordedEvent, Status
+from eventstore.events import RecordedEvent
 from eventstore.integrity.verifier import AuditEvent
+from orchestrator import codec
+from orchestrator.events.steps import Status
+from projections.job_view import ArtifactView, JobView, StepView
 from projections.queries import Listed
-from projections.views import ArtifactView, JobView, StepView
 
 
 def stamp(moment: datetime) -> str:

@@ -10,7 +10,8 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from eventstore.events import ErrorCode, ImageFormat, Level, Status, StepName
+from orchestrator.events.base import Level
+from orchestrator.events.steps import ErrorCode, ImageFormat, Status, StepName
 
 Timestamp = Annotated[
     str,

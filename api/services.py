@@ -15,9 +15,9 @@ from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.tailer import Tailer
+from model_registry.catalogue import Models
 from orchestrator.service import JobService
 from projections.key_queries import Keys
-from projections.model_queries import Models
 from projections.progress import EVEN, Weights
 from projections.queries import Queries
 

@@ -11,9 +11,9 @@ def main() -> int:
     if reason is not None:
         sys.stderr.write(f"dreamforge: {reason}\n")
         return 1
-    from dreamforge import cli  # noqa: PLC0415 - it imports the packages that may not be ours
+    from dreamforge.cli.main import main as command  # noqa: PLC0415 - it imports the packages that may not be ours
 
-    return cli.main()
+    return command()
 
 
 if __name__ == "__main__":

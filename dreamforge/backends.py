@@ -11,12 +11,12 @@ from urllib.parse import quote, urlsplit
 
 from msgspec.structs import replace
 
+from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
 from dreamforge.embedded import home as notes
 from dreamforge.settings import NotConfigured, Settings
 from eventstore import schema
 from eventstore.database import Database
-from runners.objects import ObjectStore, S3Config
 
 T = TypeVar("T")
 

@@ -25,12 +25,14 @@ from api.hosts import Hosts
 from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
 from api.tokens import StreamTokens
-from dreamforge import anchoring, event_loop
+from artifacts.object_store import ObjectStore
+from dreamforge import event_loop
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store
-from dreamforge.console import FAILED, UNAVAILABLE
+from dreamforge.cli.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
+from dreamforge.engines import engine_process, fake_engine
 from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearby, url_of
-from dreamforge.rendering import engine_process, fake_engine
+from dreamforge.operations import anchoring
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -44,22 +46,22 @@ from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
+from model_registry.catalogue import Models
+from orchestrator import codec, step_command
 from orchestrator.process_manager import Orchestrator
-from orchestrator.quarantine_log import Quarantine
+from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS, Quarantine
 from orchestrator.service import JobService
-from projections import views
+from projections import job_view
 from projections.key_queries import Keys
-from projections.model_queries import Models
 from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
-from runners.engines.batches import Batches
+from runners.engines.batching import Batches
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
-from runners.objects import ObjectStore
 from runners.selection import NO_MODELS, Selection
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
@@ -101,7 +103,9 @@ class Core:
             "committer": self.committer.task.check,
         }
         self.notices: dict[str, Check] = {}
-        self.health = Health(self.checks, Backlog(database), WriteProbe(database), notices=self.notices)
+        self.health = Health(
+            self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
+        )
         self.tasks: list[asyncio.Task[None]] = []
 
     def store(self) -> ObjectStore:
@@ -398,11 +402,11 @@ async def _rebuild_outdated(settings: Settings) -> None:
     async with _database(settings, "dreamforge-rebuild", bounded=False) as database:
         rebuild = Rebuild(database)
         serving = (await until_available("rebuild", rebuild.state)).views_version
-        if serving > views.VERSION:
+        if serving > job_view.VERSION:
             _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
-        if serving >= views.VERSION:
+        if serving >= job_view.VERSION:
             return
-        _log.info("rebuilding the read model", views_version=views.VERSION, serving=serving)
+        _log.info("rebuilding the read model", views_version=job_view.VERSION, serving=serving)
         try:
             lag = await until_available("rebuild", rebuild.run)
         except RebuildFailed as error:
@@ -412,7 +416,7 @@ async def _rebuild_outdated(settings: Settings) -> None:
 
 
 def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
-    subscription = Subscription(core.log, core.notifier, handler, poll_s=core.settings.poll_s)
+    subscription = Subscription(core.log, core.notifier, handler, codec.is_known, poll_s=core.settings.poll_s)
     task = core.spawn(subscription.run(), handler.name)
 
     async def check() -> None:
@@ -461,7 +465,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         name=core.actor,
     )
     # What was begun is finished before anything new is begun.
-    outbox = Outbox(core.database, ["upscale", "generate"])
+    outbox = Outbox(core.database, ["upscale", "generate"], step_command.decode)
     consumer = Consumer(outbox, core.notifier, steps.run, slots=settings.slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
     core.checks["heartbeat"] = consumer.heartbeat.check

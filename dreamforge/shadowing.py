@@ -4,7 +4,7 @@ import importlib.util
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("api", "eventstore", "orchestrator", "projections", "runners")
+PACKAGES = ("api", "artifacts", "eventstore", "model_registry", "orchestrator", "projections", "runners")
 _ROOT = Path(__file__).resolve().parent.parent
 _WAY_OUT = (
     "Install Dream Forge into an environment of its own, and start it where neither PYTHONPATH nor the current folder "

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 
 import structlog
 from prometheus_client import Gauge, Histogram
@@ -36,8 +37,6 @@ DATABASE_WRITABLE = Gauge(
     "1 if a commit succeeded when it was last tried, else 0; tried with a scrape, every two seconds at most.",
 )
 
-QUARANTINED_JOBS = Gauge("df_quarantined_jobs", "Jobs that are set aside, since their histories can't be read.")
-
 _QUEUES = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"
 # Positions have no gaps, so the distance to the head is the number of events, and the oldest is the next.
 _LAGS = """
@@ -56,20 +55,18 @@ group by c.subscription
 """
 
 
-QUARANTINED = """
-select count(*) as jobs from (
-    select distinct on (stream_id) code from eventstore.events
-    where code in ('job.quarantined', 'job.released') order by stream_id, version desc
-) as newest where code = 'job.quarantined'
-"""
-"""How many jobs wait for an operator, by their last marks."""
+_NO_COUNTS: Mapping[Gauge, str] = {}
 
 
 class Backlog:
-    """Keeps the gauges that only the database can tell: of the queues, and of every subscription's lag."""
+    """Keeps the gauges that only the database can tell: of the queues, and of every subscription's lag.
 
-    def __init__(self, database: Database) -> None:
+    counts: gauges of the application's, each with the query of its one value, in the column `count`.
+    """
+
+    def __init__(self, database: Database, counts: Mapping[Gauge, str] = _NO_COUNTS) -> None:
         self._database = database
+        self._counts = counts
         self._reading: asyncio.Task[None] | None = None
         self._read_at = 0.0
 
@@ -88,16 +85,18 @@ class Backlog:
 
     async def _read(self) -> None:
         try:
-            quarantined = await self._database.read(QUARANTINED)
+            counted = {gauge: await self._database.read(query) for gauge, query in self._counts.items()}
             queues = await self._database.read(_QUEUES)
             lags = await self._database.read(_LAGS)
         except Exception as error:  # noqa: BLE001  # whatever keeps it away, the other metrics are answered
             _log.warning("queues and lags are left out of the metrics", error=str(error))
             _forget()
-            QUARANTINED_JOBS.set(math.nan)
+            for gauge in self._counts:
+                gauge.set(math.nan)
         else:
             _forget()
-            QUARANTINED_JOBS.set(quarantined[0]["jobs"])
+            for gauge, [row] in counted.items():
+                gauge.set(row["count"])
             for row in queues:
                 QUEUE_DEPTH.labels(row["queue_name"]).set(row["queue_length"])
                 QUEUE_OLDEST_AGE_SECONDS.labels(row["queue_name"]).set(row["age"])

@@ -5,8 +5,9 @@ the token of a claim's owner: whoever lost the lease can no longer touch the mes
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -14,8 +15,7 @@ import structlog
 
 from eventstore.database import Database, Row
 from eventstore.errors import DatabaseUnavailable
-from eventstore.events import StepName
-from eventstore.log import Ack, Defer, Queue
+from eventstore.log import Ack, Defer
 
 _MIN_MSG_ID_AGE_S = 5.0
 _UNREADABLE_CLAIMS = 3
@@ -27,51 +27,54 @@ _LATE_S = 70.0
 _log = structlog.get_logger(__name__)
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """What a queue carries: run this step of this job. `version`: of the job's stream when it was decided."""
+class Command(Protocol):
+    """What a queue carries, decoded by the application."""
 
-    job_id: UUID
-    step_id: UUID
-    step: StepName
-    version: int
+    @property
+    def stream(self) -> UUID:
+        """The stream that it is about."""
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+C = TypeVar("C", bound=Command)
+
+
+class Claim(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
     """A claimed command. It is ours until its visibility ends, unless extended before.
 
     expires: on this process's monotonic clock, when it ends at the latest if nothing extends it.
     """
 
-    queue: Queue
+    queue: str
     msg_id: int
     read_ct: int
     enqueued_at: datetime
-    command: Command
+    command: C
     expires: float
 
     def ack(self) -> Ack:
         """What deletes the message."""
-        return Ack(stream=self.command.job_id, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct)
+        return Ack(stream=self.command.stream, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct)
 
     def defer(self, delay: float) -> Defer:
         """What gives the message back, to be shown again after `delay` seconds."""
         return Defer(
-            stream=self.command.job_id, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct, delay=delay
+            stream=self.command.stream, queue=self.queue, msg_id=self.msg_id, read_ct=self.read_ct, delay=delay
         )
 
 
-_COMMAND = msgspec.json.Decoder(Command)
+class Outbox(Generic[C]):
+    """Claims of one process. Every method may raise `DatabaseUnavailable`; all are safe to repeat.
 
+    queues: earlier ones first. decode: a command from its JSON text; raises `msgspec.MsgspecError` if it can't be read.
+    """
 
-class Outbox:
-    """Claims of one process. Every method may raise `DatabaseUnavailable`; all are safe to repeat."""
-
-    def __init__(self, database: Database, queues: Sequence[Queue]) -> None:
+    def __init__(self, database: Database, queues: Sequence[str], decode: Callable[[str], C]) -> None:
         self._database = database
         self._queues = list(queues)
+        self._decode = decode
         self._forget()
 
-    async def claim(self, slots: int, visibility: float) -> list[Claim]:
+    async def claim(self, slots: int, visibility: float) -> list[Claim[C]]:
         """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
         expires = time.monotonic() + visibility
         try:
@@ -90,15 +93,15 @@ class Outbox:
         claims = []
         for row in rows:
             try:
-                command = _COMMAND.decode(row["message"])
-            except msgspec.ValidationError:
+                command = self._decode(row["message"])
+            except msgspec.MsgspecError:
                 await self._archive_unreadable(row)
                 continue
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
             claims.append(Claim(**given, command=command, expires=expires))
         return claims
 
-    async def extend(self, claims: Sequence[Claim], visibility: float) -> list[Claim]:
+    async def extend(self, claims: Sequence[Claim[C]], visibility: float) -> list[Claim[C]]:
         """Keep claims for `visibility` seconds more. Answers those that were lost: stop working on them."""
         rows = await self._database.call(
             "select queue, msg_id, read_ct from eventstore.extend($1, $2, $3, $4)",

@@ -6,13 +6,12 @@ subscription and be killed at any instruction. They need neither locks nor a ses
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from eventstore import codec
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, Rejected, UnknownEvent
 from eventstore.events import RecordedEvent
@@ -27,6 +26,9 @@ _TRIES = 3
 """How often an event is rejected before it is set aside."""
 _REJECTED_RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
+
+
+IsKnown = Callable[[str, int], bool]
 
 
 class SubscriptionGone(EventStoreError):
@@ -69,16 +71,25 @@ class PartitionCursor(msgspec.Struct):
 class Subscription:
     """Runs a handler over the log.
 
+    is_known: whether this release can handle events of a code and schema version; the subscription stops before others.
     create: add the subscription if there is none; else `SubscriptionGone` is raised once there is none any more.
     available: is the database there? cursors: each partition's position, and why it is stalled if it is.
     """
 
     def __init__(
-        self, log: Log, notifier: Notifier, handler: Handler, *, poll_s: float = 1.0, create: bool = True
+        self,
+        log: Log,
+        notifier: Notifier,
+        handler: Handler,
+        is_known: IsKnown,
+        *,
+        poll_s: float = 1.0,
+        create: bool = True,
     ) -> None:
         self._log = log
         self._notifier = notifier
         self._handler = handler
+        self._is_known = is_known
         self._poll_s = poll_s
         self._create = create
         self._rechecked_at = 0.0
@@ -227,7 +238,7 @@ class Subscription:
             self._stop(cursor, error)
             return []
         for n, event in enumerate(batch):
-            if not codec.is_known(event.code, event.schema_version):
+            if not self._is_known(event.code, event.schema_version):
                 if n == 0:
                     unknown = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
                     _log.error("subscription stalled", error=str(unknown), **self._bind)

@@ -9,21 +9,17 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.events import (
-    PRIVATE,
+from orchestrator.events.base import PRIVATE, DomainEvent
+from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, RetryRequested
+from orchestrator.events.steps import (
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
-    CancelRequested,
-    DomainEvent,
     EngineLost,
     ErrorCode,
-    JobErased,
-    JobFinish,
     ModelSelected,
     Outcome,
     RetryReason,
-    RetryRequested,
     SamplingBatch,
     SamplingOom,
     SamplingTick,

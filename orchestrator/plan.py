@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from uuid import UUID
 
-from eventstore.events import GenerateParams, StepName, UpscaleParams
+from orchestrator.events.jobs import GenerateParams, UpscaleParams
+from orchestrator.events.steps import StepName
 
 SEED_PRIME = 2**31 - 1
 """A Mersenne prime: derived seeds are 1 to this number."""

@@ -6,18 +6,18 @@ events ─▶ fold each job ─▶ react ─▶ commands and job.finish ─▶ o
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.errors import Rejected, Undecodable
 from eventstore.events import NewEvent, RecordedEvent
 from eventstore.log import Append, Batch, Log, Move, Moved, Send
-from eventstore.outbox import Command
+from orchestrator import codec
 from orchestrator.decisions import decide
 from orchestrator.quarantine import is_set_aside
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
-from orchestrator.service import append, apply_appended
+from orchestrator.service import append
 from orchestrator.state import JobState, apply
+from orchestrator.step_command import StepCommand
 
 
 class Orchestrator:
@@ -92,17 +92,18 @@ class Orchestrator:
                 continue
             bodies = decide(state, reaction)
             if bodies:
-                more = append(state, bodies, self._actor)
+                more, state = append(state, bodies, self._actor)
                 events.extend(more.events)
-                state = apply_appended(state, more)
         if not events:
             return [], sends
-        whole = Append(stream=head.job_id, tenant=head.tenant, expected=head.version, events=tuple(events))
+        whole = Append(
+            stream=head.job_id, category="job", tenant=head.tenant, expected=head.version, events=tuple(events)
+        )
         return [whole], sends
 
     def _send(self, state: JobState, step_id: UUID) -> Send:
         step = state.step(step_id)
-        command = Command(job_id=state.job_id, step_id=step_id, step=step.name, version=state.version)
+        command = StepCommand(job_id=state.job_id, step_id=step_id, step=step.name, version=state.version)
         return Send(stream=state.job_id, queue=step.name, message=command)
 
 

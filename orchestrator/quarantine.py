@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from eventstore import codec
-from eventstore.events import EventRow, JobQuarantined, JobReleased
+from eventstore.events import EventRow
+from orchestrator import codec
+from orchestrator.events.jobs import JobQuarantined, JobReleased
 
 MARKS = frozenset({JobQuarantined.code, JobReleased.code})
 

@@ -13,13 +13,15 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from prometheus_client import Gauge
 
-from eventstore import codec, schema
+from eventstore import schema
 from eventstore.database import Backoff, Row
 from eventstore.errors import EventStoreError
-from eventstore.events import JobQuarantined, JobReleased, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.log import COLUMNS, Log, recorded
-from eventstore.metrics import QUARANTINED
+from orchestrator import codec
+from orchestrator.events.jobs import JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
 from orchestrator.service import append_unconditionally
 
@@ -39,6 +41,15 @@ order by reported_at limit 100
 """
 _FORGET = "select eventstore.forget_rejection($1)"
 _RELEASE = "select max(release) as release from eventstore.releases"
+
+QUARANTINED_JOBS = Gauge("df_quarantined_jobs", "Jobs that are set aside, since their histories can't be read.")
+QUARANTINED = """
+select count(*) from (
+    select distinct on (stream_id) code from eventstore.events
+    where code in ('job.quarantined', 'job.released') order by stream_id, version desc
+) as newest where code = 'job.quarantined'
+"""
+"""How many jobs wait for an operator, by their last marks."""
 
 _UNREADABLE = JobQuarantined(reader="unknown", at_version=0, reason="the event that says it can't be read itself")
 
@@ -104,8 +115,8 @@ class Quarantine:
     async def check(self) -> None:
         """For readiness: raise `JobsSetAside` while any job is quarantined."""
         [row] = await self._log.database.read(QUARANTINED)
-        if row["jobs"]:
-            raise JobsSetAside(f"{row['jobs']} job(s) set aside; see `dreamforge jobs quarantine list`")
+        if row["count"]:
+            raise JobsSetAside(f"{row['count']} job(s) set aside; see `dreamforge jobs quarantine list`")
 
     async def all(self) -> list[QuarantinedJob]:
         """Every job that was set aside and does not go on, the last first."""

@@ -17,8 +17,10 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.events import CancelRequested, DomainEvent, JobCreated, JobReleased, RetryRequested, StepFinish
 from orchestrator.decisions import FinishJob
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import CancelRequested, JobCreated, JobReleased, RetryRequested
+from orchestrator.events.steps import StepFinish
 from orchestrator.pending import pending_step
 from orchestrator.state import JobState
 

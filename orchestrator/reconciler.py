@@ -14,14 +14,16 @@ import msgspec
 import structlog
 
 from eventstore.database import Database, Row
-from eventstore.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
-from eventstore.outbox import Command
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.operations import OutboxPurged, OutboxRebuilt
+from orchestrator.events.steps import StepName
 from orchestrator.pending import pending_step
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside
 from orchestrator.service import Unreadable, append_unconditionally, readable
+from orchestrator.step_command import StepCommand
 
 T = TypeVar("T")
 
@@ -179,7 +181,7 @@ def _pending(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Miss
 
 
 def _send(one: Missing, lease_s: float) -> Send:
-    command = Command(job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version)
+    command = StepCommand(job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version)
     return Send(stream=one.job_id, queue=one.step, message=command, delay=lease_s if one.running else 0.0)
 
 

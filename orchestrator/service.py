@@ -5,32 +5,24 @@ from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
 
-from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import (
-    Category,
-    DecodedEvent,
-    DomainEvent,
-    EventRow,
-    Meta,
-    NewEvent,
-    Private,
-    StepFinish,
-    StepRetry,
-)
+from eventstore.events import EventRow, NewEvent
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
-from eventstore.outbox import Claim
+from orchestrator import codec
 from orchestrator.decisions import Command, Request, StaleAttempt, decide
+from orchestrator.events.base import Category, DecodedEvent, DomainEvent, Meta, Private
+from orchestrator.events.steps import StepFinish, StepRetry
 from orchestrator.quarantine import is_set_aside
 from orchestrator.state import JobState, apply
+from orchestrator.step_command import StepClaim
 
 
 def event(body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
     """A new event with the current time."""
-    return NewEvent(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta, private=private)
+    return codec.new_event(new_id(), datetime.now(UTC), body, meta, private)
 
 
 async def append_unconditionally(
@@ -52,35 +44,30 @@ def append(
     actor: str,
     cause: Meta | None = None,
     private: Private | None = None,
-) -> Append:
-    """An append of events to a job's stream. Their meta names the request that caused them, and the actor.
+) -> tuple[Append, JobState]:
+    """An append of events to a job's stream, and the state after it. Their meta names the request, and the actor.
 
     cause: that request; the state's, if not given. private: the client's own identifiers, stored with the first event.
     """
     cause = cause or state.cause
     meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)
-    return Append(
-        stream=state.job_id,
-        tenant=state.tenant,
-        expected=state.version,
-        events=tuple(event(body, meta, private=None if number else private) for number, body in enumerate(bodies)),
-    )
-
-
-def apply_appended(state: JobState, appended: Append) -> JobState:
-    """The state after an append that was committed, without reading it back."""
-    for version, done in enumerate(appended.events, state.version + 1):
-        decoded = DecodedEvent(
-            stream_id=state.job_id,
-            tenant=state.tenant,
-            version=version,
-            ts=done.ts,
-            body=done.body,
-            meta=done.meta,
-            private=done.private or Private(),
+    texts = [private, *[None] * (len(bodies) - 1)]
+    events = tuple(event(body, meta, private=text) for body, text in zip(bodies, texts, strict=True))
+    appended = Append(stream=state.job_id, category="job", tenant=state.tenant, expected=state.version, events=events)
+    for new, body, text in zip(events, bodies, texts, strict=True):
+        state = apply(
+            state,
+            DecodedEvent(
+                stream_id=state.job_id,
+                tenant=state.tenant,
+                version=state.version + 1,
+                ts=new.ts,
+                body=body,
+                meta=meta,
+                private=text or Private(),
+            ),
         )
-        state = apply(state, decoded)
-    return state
+    return appended, state
 
 
 class NoSuchJob(LookupError):
@@ -143,17 +130,17 @@ class JobService:
             if not bodies:
                 await until_available("request", self._log.confirm_replicated)
                 return state
-            appended = append(state, bodies, self._actor, cause, private)
+            appended, after = append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
             if answer.committed:
-                return apply_appended(state, appended)
+                return after
 
     async def settle(self, settlement: Ack | Defer) -> None:
         """Acknowledge or defer a command without an event. Waits while the database is away."""
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
         await until_available("settle", lambda: self._log.commit(batch))
 
-    async def execute(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(self, state: JobState, command: Command, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
         """Decide a command, and append the decision until it is committed, loading the job again after each conflict.
 
         Returns the state after it and the appended events, which may be none. The claimed message is settled in the
@@ -163,10 +150,10 @@ class JobService:
             bodies = decide(state, command)
             if not bodies:
                 return state, []
-            appended = append(state, bodies, self._actor)
+            appended, after = append(state, bodies, self._actor)
             answer = await self._committer.commit(Transition(append=appended, settle=settlement(claim, bodies)))
             if answer.committed:
-                return apply_appended(state, appended), bodies
+                return after, bodies
             state = await self.load(state.job_id)
 
 
@@ -181,7 +168,7 @@ def readable(history: Sequence[EventRow]) -> JobState:
     return cast("JobState", state)
 
 
-def settlement(claim: Claim, bodies: Sequence[DomainEvent]) -> Ack | Defer | None:
+def settlement(claim: StepClaim, bodies: Sequence[DomainEvent]) -> Ack | Defer | None:
     """A finished step's command is acknowledged, a retried one deferred; while the step runs it is kept."""
     for body in bodies:
         if isinstance(body, StepFinish):

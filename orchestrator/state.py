@@ -7,26 +7,26 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.events import (
-    ArtifactRewritten,
-    ArtifactWritten,
+from orchestrator.events.base import DecodedEvent, Meta, Private
+from orchestrator.events.jobs import (
     CancelRequested,
-    DecodedEvent,
     GenerateParams,
     JobCreated,
     JobErased,
     JobFinish,
-    Meta,
-    Outcome,
-    Private,
     RetryRequested,
+    UpscaleParams,
+)
+from orchestrator.events.steps import (
+    ArtifactRewritten,
+    ArtifactWritten,
+    Outcome,
     Status,
     StepError,
     StepFinish,
     StepName,
     StepRetry,
     StepStart,
-    UpscaleParams,
 )
 
 

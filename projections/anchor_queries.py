@@ -1,9 +1,10 @@
 """Reads of the signed anchors that stand in the log."""
 
-from eventstore import codec
-from eventstore.events import Anchor, AnchorSigned
 from eventstore.ids import derived_id
+from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
+from orchestrator import codec
+from orchestrator.events.operations import AnchorSigned
 
 STREAM = derived_id(b"anchors")
 """The stream of all anchors."""

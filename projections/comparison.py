@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from projections.views import JobView
+from projections.job_view import JobView
 
 
 class Difference(msgspec.Struct, frozen=True):

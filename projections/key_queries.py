@@ -8,10 +8,10 @@ from uuid import UUID
 
 import structlog
 
-from eventstore import codec
 from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
+from orchestrator import codec
 from projections.keys import KeyView, digest, named_id, view
 
 _log = structlog.get_logger(__name__)

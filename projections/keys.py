@@ -9,7 +9,8 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.events import DecodedEvent, KeyCreated, KeyRevoked, Scope
+from orchestrator.events.base import DecodedEvent
+from orchestrator.events.keys import KeyCreated, KeyRevoked, Scope
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """What a tenant may be called: its name is a part of its objects' keys."""

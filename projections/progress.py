@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from eventstore.events import StepName
-from projections.views import JobView
+from orchestrator.events.steps import StepName
+from projections.job_view import JobView
 
 Weights = Mapping[StepName, float]
 EVEN: Weights = {"generate": 0.5, "upscale": 0.5}

@@ -7,15 +7,16 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore import codec
 from eventstore.database import UNSTORABLE, Database
 from eventstore.errors import DatabaseUnavailable, Rejected
-from eventstore.events import JobReleased, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
+from orchestrator import codec
+from orchestrator.events.jobs import JobReleased
 from orchestrator.quarantine import is_set_aside
-from projections import views
+from projections import job_view
+from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, artifact_rows, job_row, step_rows, text, to_view
-from projections.views import JobView, evolve, of_history
 
 Generation = Literal["readmodel", "readmodel_shadow"]
 """A build of the read model, by its schema: the one that serves, or the one that a rebuild makes."""
@@ -70,7 +71,7 @@ class Projector:
         if not is_set_aside(history):
             raise Rejected(event, error) from error
         view = of_history(history)
-        return [] if view is None else [views.least(view, seen)]
+        return [] if view is None else [job_view.least(view, seen)]
 
     async def _evolved(self, seen: JobView | None, new: Sequence[RecordedEvent]) -> JobView | None:
         """A view after more events; folded anew from the whole history where one by one won't do.
@@ -119,7 +120,7 @@ class Projector:
         rows = await self._database.call(
             _PROJECT,
             self.name,
-            views.VERSION,
+            job_view.VERSION,
             build,
             text([job_row(view) for view in changed]),
             text([row for view in changed for row in step_rows(view)]),

@@ -10,12 +10,14 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from eventstore import codec
 from eventstore.database import Database
-from eventstore.events import EventRow, JobReleased, Status
+from eventstore.events import EventRow
 from eventstore.log import Log
+from orchestrator import codec
+from orchestrator.events.jobs import JobReleased
+from orchestrator.events.steps import Status
+from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, to_view
-from projections.views import JobView, evolve, of_history
 
 # One statement, so one snapshot: an event is in the row or in the tail, never in neither.
 _JOB = """

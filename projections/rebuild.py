@@ -16,17 +16,17 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from eventstore import codec
 from eventstore.database import UNSTORABLE, Database, Row
 from eventstore.events import EventRow
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from eventstore.subscription import Subscription, SubscriptionGone
+from orchestrator import codec
 from orchestrator.quarantine import is_set_aside
-from projections import views
+from projections import job_view
+from projections.job_view import JobView
 from projections.projector import SHADOW, Projector
 from projections.rows import COLUMNS, records
-from projections.views import JobView
 
 Phase = Literal["filling", "following"]
 
@@ -117,7 +117,7 @@ class Rebuild:
         outdated: only if what serves is of earlier views. Raises `RebuildFailed` if there is to be none.
         """
         row = await self._unbounded(
-            "select * from projector.begin_rebuild($1, $2, $3)", views.VERSION, _JOBS_PER_CHUNK, outdated
+            "select * from projector.begin_rebuild($1, $2, $3)", job_view.VERSION, _JOBS_PER_CHUNK, outdated
         )
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
@@ -131,7 +131,7 @@ class Rebuild:
         while go_on():
             if await self._fill_one():
                 continue
-            if not await self._ask(_OTHERS, views.VERSION):
+            if not await self._ask(_OTHERS, job_view.VERSION):
                 return
             await asyncio.sleep(_AGAIN_S)  # the last ones are others' work, unless those die
 
@@ -159,7 +159,9 @@ class Rebuild:
         await self._unbounded("select projector.follow()")
         # It polls: nothing waits for what it writes.
         log = Log(self._database)
-        subscription = Subscription(log, Notifier(self._database), Projector(self._database, SHADOW), create=False)
+        subscription = Subscription(
+            log, Notifier(self._database), Projector(self._database, SHADOW), codec.is_known, create=False
+        )
         tries = 0
         while True:
             with suppress(SubscriptionGone):
@@ -182,7 +184,7 @@ class Rebuild:
 
     async def begin_rollback(self) -> None:
         """Begin to bring the one before back, which `follow` ends. Raises `RebuildFailed` if that can't be."""
-        [row] = await self._database.call("select * from projector.begin_rollback($1)", views.VERSION)
+        [row] = await self._database.call("select * from projector.begin_rollback($1)", job_view.VERSION)
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["generation"]
@@ -208,7 +210,7 @@ class Rebuild:
         async with self._transaction() as connection:
             # Who freezes must not keep its chunk, and all that waits for it.
             await connection.execute("set local idle_in_transaction_session_timeout = '65s'")
-            chunk = await connection.fetchrow(_TAKE, views.VERSION)
+            chunk = await connection.fetchrow(_TAKE, job_view.VERSION)
             if chunk is None:
                 return False
             heads = await connection.fetchval("select heads from projector.rebuild")
@@ -236,7 +238,7 @@ class Rebuild:
                 return
             if not is_set_aside(await Log(self._database).stream(jobs[0].job_id)):
                 raise _failed(jobs[0].job_id, error) from error
-            await self._copy(connection, [views.least(jobs[0], None)])
+            await self._copy(connection, [job_view.least(jobs[0], None)])
 
     async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
         for table, rows in records(jobs).items():
@@ -278,7 +280,7 @@ def _view(history: Sequence[EventRow]) -> JobView | None:
                 f"{event.schema_version}; rebuild with the release that wrote it"
             )
     try:
-        return views.of_history(history)
+        return job_view.of_history(history)
     except Exception as error:
         raise _failed(history[0].stream_id, error) from error
 

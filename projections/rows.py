@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import asdict, astuple
 
-from projections.views import ArtifactView, JobHead, JobView, StepView
+from projections.job_view import ArtifactView, JobHead, JobView, StepView
 
 
 class StepRow(StepView, frozen=True, kw_only=True):

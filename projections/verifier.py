@@ -10,9 +10,9 @@ from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator.quarantine import is_set_aside
 from projections.comparison import Difference, differences
+from projections.job_view import JobView, of_history
 from projections.projector import LIVE
 from projections.rows import Rows, to_view
-from projections.views import JobView, of_history
 
 _PAGE = 200
 _LOWEST = UUID(int=0)

@@ -8,10 +8,18 @@ from contextlib import contextmanager, suppress
 import msgspec
 import structlog
 
-from eventstore.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
 from orchestrator.decisions import ProgressEvent
+from orchestrator.events.steps import (
+    ArtifactWritten,
+    EngineLost,
+    Measure,
+    Memory,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
+)
 from orchestrator.state import StepState
-from runners.errors import StepError, Unexpected, classified
+from orchestrator.step_errors import StepError, Unexpected, classified
 
 _TICK_S = 1.0
 """Seconds between two recorded sampling ticks of a step, at least."""
@@ -88,7 +96,7 @@ class AttemptBuffer:
         if self.failure is None:
             self.failure = Failure(item_index, cause)
 
-    # What the engine reports (`runners.engines.batches.Report`) -----------------------------------------------------
+    # What the engine reports (`runners.engines.batching.Report`) -----------------------------------------------------
 
     def ticked(self, items: list[int], done: int, of: int) -> None:
         """Report progress: `done` of `of` sampling steps. Recorded once a second at most."""

@@ -14,11 +14,11 @@ import structlog
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable
 from eventstore.notifier import Notifier
-from eventstore.outbox import Claim, Outbox
 from eventstore.supervision import Supervised
+from orchestrator.step_command import StepClaim, StepOutbox
 from runners.metrics import LEASES_LOST
 
-Run = Callable[[Claim], Awaitable[None]]
+Run = Callable[[StepClaim], Awaitable[None]]
 
 _POLL_S = 1.0
 """Seconds between polls for claims at most: a dead runner's lease ends without a notification."""
@@ -44,20 +44,20 @@ class Consumer:
     slots: commands run at once. lease_s: seconds from a runner's death to the step's start elsewhere, at most.
     """
 
-    def __init__(self, outbox: Outbox, notifier: Notifier, run: Run, *, slots: int, lease_s: float) -> None:
+    def __init__(self, outbox: StepOutbox, notifier: Notifier, run: Run, *, slots: int, lease_s: float) -> None:
         self._outbox = outbox
         self._notifier = notifier
         self._run = run
         self._slots = slots
         self._visibility = visibility(lease_s)
-        self._active: dict[Claim, asyncio.Task[None]] = {}
+        self._active: dict[StepClaim, asyncio.Task[None]] = {}
         self._wake_signal = notifier.wake_signal()
         self._stopping = False
         self.heartbeat = Supervised("heartbeat", self._heartbeat)
         self.available = False
 
     async def run(self) -> None:
-        """Claim and run until stopped, then wait for what is under way."""
+        """StepClaim and run until stopped, then wait for what is under way."""
         self.heartbeat.start()
         backoff = Backoff()
         away_since = math.inf
@@ -98,7 +98,7 @@ class Consumer:
         return self.available and not self._stopping
 
     def stop(self) -> None:
-        """Claim no more. A second call does nothing."""
+        """StepClaim no more. A second call does nothing."""
         self._stopping = True
         self._wake_signal.wake()
 
@@ -111,11 +111,11 @@ class Consumer:
             self._active[claim] = task
             task.add_done_callback(partial(self._done, claim))
 
-    def _done(self, claim: Claim, _task: asyncio.Task[None]) -> None:
+    def _done(self, claim: StepClaim, _task: asyncio.Task[None]) -> None:
         del self._active[claim]
         self._wake_signal.wake()
 
-    async def _guarded(self, claim: Claim) -> None:
+    async def _guarded(self, claim: StepClaim) -> None:
         try:
             await self._run(claim)
         except Exception:  # noqa: BLE001  # one run's trouble must not end the others

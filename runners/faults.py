@@ -20,7 +20,7 @@ from uuid import UUID
 
 import msgspec
 
-from runners.errors import ProviderError
+from orchestrator.step_errors import ProviderError
 
 FORM = re.compile(
     r"(?P<step>generate|upscale)(=(?P<injected>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII

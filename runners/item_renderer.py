@@ -9,16 +9,16 @@ from typing import TypeVar
 import msgspec
 from PIL import Image
 
-from eventstore.events import Rendering, StepName
+from artifacts.encoding import decode, encode, size_of
+from artifacts.errors import InvalidSource, ObjectChanged
+from artifacts.lineage import embed, lineage, read
+from orchestrator.events.steps import Rendering, StepName
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
-from runners.encoding import decode, encode, size_of
-from runners.engines.batches import Batches, Report
-from runners.engines.messages import Enlarge, ImageSpec, ModelRef, Pixels, Render, Sampling
-from runners.errors import InvalidSource, ObjectChanged
+from runners.engines.batching import Batches, Report
+from runners.engines.protocol import Enlarge, ImageSpec, ModelRef, Pixels, Render, Sampling
+from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan, InjectedFault
-from runners.lineage import embed, lineage, read
-from runners.rendering import Renderer
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
 
 T = TypeVar("T")

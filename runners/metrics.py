@@ -5,7 +5,8 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from eventstore.events import DomainEvent, StepFinish, StepName, StepStart
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.steps import StepFinish, StepName, StepStart
 
 
 def _per_step(outcome: str, meaning: str) -> dict[StepName, Counter]:

@@ -7,14 +7,14 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.events import ModelKind
+from model_registry.catalogue import Models
+from model_registry.files import model_files
+from model_registry.parameters import violation
+from model_registry.view import ModelView
+from orchestrator.events.models import ModelKind
 from orchestrator.state import JobState, StepState
-from projections.model_queries import Models
-from projections.models import ModelView
-from projections.parameters import violation
-from runners.engines.messages import ModelRef
-from runners.errors import InvalidInput, ProviderError, StepError
-from runners.model_files import model_files
+from orchestrator.step_errors import InvalidInput, ProviderError, StepError
+from runners.engines.protocol import ModelRef
 
 _KINDS: dict[str, ModelKind] = {"gan": "gan-upscaler", "diffusion": "diffusion-upscaler"}
 

@@ -13,11 +13,12 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from artifacts.encoding import content_type
+from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
+from artifacts.object_store import ObjectStore, StoredObject, described
 from eventstore.database import Backoff, until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import ArtifactWritten, DomainEvent, Rendering, StepFinish
 from eventstore.ids import new_id
-from eventstore.outbox import Claim
 from orchestrator.decisions import (
     Command,
     FailAttempt,
@@ -28,24 +29,16 @@ from orchestrator.decisions import (
     StaleAttempt,
     StartStep,
 )
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.steps import ArtifactWritten, Rendering, StepFinish
 from orchestrator.plan import item_seed, object_key
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable
 from orchestrator.state import JobState, StepState
+from orchestrator.step_command import StepClaim
+from orchestrator.step_errors import OutOfTime, ProviderError, StepError, Unexpected, classified
 from runners import metrics
 from runners.attempt import AttemptBuffer, Failure
-from runners.encoding import content_type
-from runners.errors import (
-    ObjectChanged,
-    ObjectMissing,
-    ObjectStoreUnavailable,
-    OutOfTime,
-    ProviderError,
-    StepError,
-    Unexpected,
-    classified,
-)
 from runners.item_renderer import ItemRenderer, RenderedImage
-from runners.objects import ObjectStore, StoredObject, described
 from runners.selection import Selected
 
 T = TypeVar("T")
@@ -104,7 +97,7 @@ class StepRunner:
         for buffer in self._buffers:
             buffer.give_up()
 
-    async def run(self, claim: Claim) -> None:
+    async def run(self, claim: StepClaim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
         arrived = self._item_renderer.expect_request()
         try:
@@ -117,7 +110,7 @@ class StepRunner:
         finally:
             arrived()
 
-    async def _run(self, claim: Claim, arrived: Callable[[], None]) -> None:
+    async def _run(self, claim: StepClaim, arrived: Callable[[], None]) -> None:
         if self._stopping:
             await self._jobs.settle(claim.defer(0))
             return
@@ -146,7 +139,7 @@ class StepRunner:
             # fence each other off until the step fails.
             await self._jobs.settle(claim.ack())
 
-    async def _pending(self, claim: Claim) -> tuple[JobState, StepState] | None:
+    async def _pending(self, claim: StepClaim) -> tuple[JobState, StepState] | None:
         """The claimed job and step; None for a command that can't be obeyed, which is settled."""
         job_id = claim.command.job_id
         try:
@@ -166,7 +159,7 @@ class StepRunner:
             await self._jobs.settle(claim.ack())
             return None
 
-    async def _begin(self, state: JobState, step: StepState, claim: Claim) -> tuple[JobState, Selected] | None:
+    async def _begin(self, state: JobState, step: StepState, claim: StepClaim) -> tuple[JobState, Selected] | None:
         """The state with the new attempt, and what renders it; None if it does not start. Raises `StaleAttempt`."""
         try:
             selected = await until_available("selection", lambda: self._item_renderer.select(state, step))
@@ -187,7 +180,7 @@ class StepRunner:
             return None
         return None if started is None else (started, selected)
 
-    async def _fail_start(self, state: JobState, step: StepState, claim: Claim, cause: StepError) -> None:
+    async def _fail_start(self, state: JobState, step: StepState, claim: StepClaim, cause: StepError) -> None:
         command = FailStart(
             step_id=step.step_id,
             after=step.attempt,
@@ -201,7 +194,7 @@ class StepRunner:
         if not bodies:
             await self._jobs.settle(claim.ack())
 
-    async def _start(self, state: JobState, step: StepState, selected: Selected, claim: Claim) -> JobState | None:
+    async def _start(self, state: JobState, step: StepState, selected: Selected, claim: StepClaim) -> JobState | None:
         """The state with the new attempt; None if the step isn't pending, or ended instead of starting."""
         command = StartStep(
             step_id=step.step_id,
@@ -219,13 +212,15 @@ class StepRunner:
             return None
         return None if _finishes(bodies) else state
 
-    async def _execute(self, state: JobState, command: Command, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, state: JobState, command: Command, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
         """As `JobService.execute`, and count the outcome."""
         state, bodies = await self._jobs.execute(state, command, claim)
         metrics.count(bodies)
         return state, bodies
 
-    async def _attempt(self, state: JobState, selected: Selected, claim: Claim, arrived: Callable[[], None]) -> None:
+    async def _attempt(
+        self, state: JobState, selected: Selected, claim: StepClaim, arrived: Callable[[], None]
+    ) -> None:
         """Produce the missing items, and record those that are stored, as many at once as there are by then."""
         step = state.step(claim.command.step_id)
         buffer = AttemptBuffer(step)
@@ -385,7 +380,7 @@ class StepRunner:
                     _log.warning("object store away, the step waits", job_id=str(state.job_id), error=str(error))
                 await backoff.wait()
 
-    async def _fail(self, state: JobState, claim: Claim, step: StepState, failure: Failure) -> None:
+    async def _fail(self, state: JobState, claim: StepClaim, step: StepState, failure: Failure) -> None:
         _log.warning("step failed", **_of(state, step.name), error=str(failure.cause))
         lost = await self._lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dreamforge.stack import Stack, StackError, exit_on_signals
+from dreamforge.demo.stack import Stack, StackError, exit_on_signals
 
 VALIDATORS = ("validate_m4.py", "validate_m5.py")
 

@@ -23,27 +23,28 @@ import asyncpg
 import msgspec
 
 from api import requests
+from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from dreamforge import logs
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import schema
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
-from eventstore.events import Meta
 from eventstore.ids import new_id
 from eventstore.log import Append, Log
 from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
 from eventstore.subscription import Handler, Subscription
+from orchestrator import codec, step_command
+from orchestrator.events.base import Meta
 from orchestrator.process_manager import Orchestrator
 from orchestrator.service import JobService, event
 from orchestrator.state import JobState
 from projections.projector import Projector
 from runners.consumer import Consumer
 from runners.engines.fake import FakeEngine
+from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.objects import ObjectStore, S3Config, StoredObject
-from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
 from runners.upscalers.image import ImageUpscaler
@@ -116,10 +117,13 @@ class Arm:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """All roles, for as long as the block."""
-        outbox = Outbox(self._database, ["upscale", "generate"])
+        outbox = Outbox(self._database, ["upscale", "generate"], step_command.decode)
         consumer = Consumer(outbox, self._notifier, self._run, slots=64, lease_s=15)
         handlers: list[Handler] = [Orchestrator(self._log, self._committer, "bench"), Projector(self._database)]
-        work = [consumer.run(), *(Subscription(self._log, self._notifier, handler).run() for handler in handlers)]
+        work = [
+            consumer.run(),
+            *(Subscription(self._log, self._notifier, handler, codec.is_known).run() for handler in handlers),
+        ]
         tasks = [asyncio.create_task(one) for one in work]
         try:
             yield
@@ -150,7 +154,7 @@ class Arm:
         for _ in range(free):
             created, private = requests.events(submission, seed=7, step_ids=(new_id(), new_id()), max_pixels=10**9)
             first = event(created, Meta(), private=private)
-            transitions.append(Transition(append=Append(stream=new_id(), expected=0, events=(first,))))
+            transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         self._submitted += free
         await asyncio.gather(*(self._committer.commit(one) for one in transitions))
 

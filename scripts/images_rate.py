@@ -45,8 +45,8 @@ def bare(given: Given) -> None:
     import torch  # noqa: PLC0415  # in the process of its own alone
 
     from runners.engines.memory import best_device, best_dtype  # noqa: PLC0415
-    from runners.engines.messages import ModelRef  # noqa: PLC0415
     from runners.engines.pipelines import open_pipeline  # noqa: PLC0415
+    from runners.engines.protocol import ModelRef  # noqa: PLC0415
 
     device = best_device() if given.device == "auto" else torch.device(given.device)
     dtype = best_dtype(device) if given.dtype == "auto" else getattr(torch, given.dtype)

@@ -147,7 +147,7 @@ MUTANTS = (
     Mutant(
         "6-unknown-events-skipped",
         "eventstore/subscription.py",
-        "            if not codec.is_known(event.code, event.schema_version):",
+        "            if not self._is_known(event.code, event.schema_version):",
         "            if False:",
         "tests/store/test_subscription.py -k does_not_know",
     ),

@@ -24,15 +24,18 @@ from uuid import UUID
 import httpx
 import msgspec
 
+from artifacts.object_store import S3Config
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.events import ArtifactWritten, JobFinish, NewEvent, Private
+from eventstore.events import NewEvent
 from eventstore.log import Append, Batch, Log
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.steps import ArtifactWritten
 from projections.rebuild import Rebuild
 from projections.subscription_status import subscription_statuses
 from projections.verifier import ReadModelVerifier
-from runners.objects import S3Config
 from tests.kit import SERVICE_LOGIN, History, Service, dreamforge, event, roles_environ
 
 IMAGES = 4
@@ -89,7 +92,10 @@ class Users:
         while True:
             jobs = [lived() for _ in range(width)]
             for version in range(len(jobs[0].events)):
-                appends = [Append(stream=job.job_id, expected=version, events=(events(job)[version],)) for job in jobs]
+                appends = [
+                    Append(stream=job.job_id, category="job", expected=version, events=(events(job)[version],))
+                    for job in jobs
+                ]
                 await self._log.commit(Batch(appends=appends))
                 self._known.update({job.job_id: version + 1 for job in jobs})
                 due += TICK_S
@@ -139,7 +145,7 @@ async def fill(log: Log, count: int) -> dict[UUID, int]:
     known: dict[UUID, int] = {}
     while (written := sum(known.values())) < count:
         batch = [lived() for _ in range(JOBS_PER_CALL)]
-        appends = [Append(stream=job.job_id, expected=0, events=tuple(events(job))) for job in batch]
+        appends = [Append(stream=job.job_id, category="job", expected=0, events=tuple(events(job))) for job in batch]
         await log.commit(Batch(appends=appends))
         known.update({job.job_id: len(job.events) for job in batch})
         if written // 100_000 != sum(known.values()) // 100_000:

@@ -9,7 +9,7 @@ import msgspec
 import validation
 from validation import Report, Run, Wrong, expect
 
-from dreamforge.client import Client, JsonObject
+from dreamforge.client.api_client import Client, JsonObject
 
 BATCH = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3, "seed": 1234}
 SINGLE = BATCH | {"count": 1, "seed": 0}

@@ -9,7 +9,7 @@ from functools import partial
 import validation
 from validation import Report, Run, expect
 
-from dreamforge.client import ApiError, Client, JsonObject
+from dreamforge.client.api_client import ApiError, Client, JsonObject
 
 STEPS = ["generate", "upscale"]
 GENERATE: JsonObject = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3}

@@ -15,9 +15,9 @@ import msgspec
 from PIL import Image
 
 from dreamforge import settings
-from dreamforge.client import Client, ClientError, JsonObject
+from dreamforge.client.api_client import Client, ClientError, JsonObject
+from dreamforge.client.sse import Message, Parser
 from dreamforge.settings import SettingsError
-from dreamforge.sse import Message, Parser
 
 TERMINAL = {"succeeded", "failed", "cancelled"}
 T = TypeVar("T")

@@ -23,11 +23,11 @@ import msgspec
 import pytest
 import structlog
 
+from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
-from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN, Api, Service, Store, roles_environ
 from tests.pooler import pooled
 from tests.skips import Skips

@@ -5,11 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-from eventstore.events import Memory, Rendering
-from runners.engines.child import ProgressReporter, RenderFunction, serve
+from orchestrator.events.steps import Memory, Rendering
+from runners.engine_host.server import ProgressReporter, RenderFunction, serve
 from runners.engines.landscape import paint
-from runners.engines.messages import Enlarge, Ready, Work
 from runners.engines.process import EngineConfig
+from runners.engines.protocol import Enlarge, Ready, Work
 from runners.upscalers.image import ImageUpscaler
 
 STEP_S = 0.02

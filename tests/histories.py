@@ -5,17 +5,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from eventstore.events import (
-    CancelRequested,
-    JobFinish,
-    ModelSelected,
-    Private,
-    RetryRequested,
-    StepError,
-    StepName,
-    StepRetry,
-)
 from eventstore.log import Append
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
+from orchestrator.events.steps import ModelSelected, StepError, StepName, StepRetry
 from tests.kit import History, event
 
 
@@ -50,7 +43,7 @@ def append(drawn: History, *, known: int = 0) -> Append:
         for decoded in drawn.events[known:]
         if decoded.body is not None
     ]
-    return Append(stream=drawn.job_id, expected=known, events=tuple(events))
+    return Append(stream=drawn.job_id, category="job", expected=known, events=tuple(events))
 
 
 def _step(drawn: History, rng: random.Random, name: StepName) -> bool:

@@ -18,34 +18,20 @@ import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from artifacts.object_store import S3Config
 from dreamforge.backends import login
-from eventstore import codec
 from eventstore.committer import Committer
 from eventstore.database import Database
-from eventstore.events import (
-    ArtifactEvent,
-    ArtifactRewritten,
-    ArtifactWritten,
-    DecodedEvent,
-    DomainEvent,
-    GenerateParams,
-    JobCreated,
-    Meta,
-    ModelFile,
-    ModelRegistered,
-    NewEvent,
-    PlannedStep,
-    Private,
-    StepFinish,
-    StepName,
-    StepStart,
-    UpscaleParams,
-)
+from eventstore.events import NewEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Log
 from eventstore.notifier import Notifier
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent, DomainEvent, Meta, Private
+from orchestrator.events.jobs import GenerateParams, JobCreated, PlannedStep, UpscaleParams
+from orchestrator.events.models import ModelFile, ModelRegistered
+from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten, ArtifactWritten, StepFinish, StepName, StepStart
 from orchestrator.state import JobState, apply
-from runners.objects import S3Config
 from tests import pooler, processes
 
 T = TypeVar("T")
@@ -105,13 +91,18 @@ def model_registered(**changes: Any) -> ModelRegistered:
 
 def event(body: DomainEvent, *, private: Private | None = None, meta: Meta | None = None) -> NewEvent:
     """An event to append."""
-    return NewEvent(event_id=new_id(), ts=datetime.now(UTC), body=body, meta=meta or Meta(), private=private)
+    return codec.new_event(new_id(), datetime.now(UTC), body, meta or Meta(), private)
 
 
 def some_append(stream: UUID | None = None, *, expected: int = 0, count: int = 1, **more: Any) -> Append:
     """Events whose meaning doesn't matter."""
     bodies = [StepStart(step_id=new_id(), step_name="generate", attempt=1, runner="r") for _ in range(count)]
-    return Append(stream=stream or new_id(), expected=expected, events=tuple(event(body) for body in bodies), **more)
+    return Append(
+        stream=stream or new_id(),
+        expected=expected,
+        events=tuple(event(body) for body in bodies),
+        **{"category": "job"} | more,
+    )
 
 
 def stream_in(partition: int, partitions: int = 8) -> UUID:

@@ -7,6 +7,7 @@ Whoever has one, and the public key, can tell whether the log still holds all th
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -14,10 +15,33 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec.structs import asdict
 
-from eventstore.events import Anchor, AnchoredEnd, Statement
 from eventstore.integrity.verifier import IntegrityViolation
 
 _PREFIX = b"dreamforge anchor\n"
+
+
+class AnchoredEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a partition ended. chain: lower-case hex; empty where position is 0, of a partition without events."""
+
+    partition: int
+    position: int
+    chain: str
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What an anchor says of a log. public_key: of its signer, 32 bytes in lower-case hex."""
+
+    format: Literal["dreamforge-anchor/1"] = "dreamforge-anchor/1"
+    log_id: UUID
+    signed_at: datetime
+    ends: list[AnchoredEnd]
+    public_key: str
+
+
+class Anchor(Statement, frozen=True, kw_only=True):
+    """A statement with its signature, 64 bytes in lower-case hex."""
+
+    signature: str
 
 
 class BadAnchor(Exception):

@@ -11,7 +11,7 @@ forged one.
 Bytes are in base64 (RFC 4648, section 4); `data`, `meta` and `private` are the texts that were hashed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Literal
@@ -20,13 +20,14 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from eventstore.events import Anchor
-from eventstore.integrity.anchors import differences
+from eventstore.integrity.anchors import Anchor, differences
 from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIdentity, Verifier
+
+_NO_VOCABULARY: Mapping[str, Sequence[object]] = {}
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle holds: one job's history, or all that was recorded since a moment.
+    """What a bundle holds: one stream's history, or all that was recorded since a moment.
 
     private: is personal text in it?
     """
@@ -34,7 +35,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: Literal["dreamforge-bundle/1"] = "dreamforge-bundle/1"
     log: LogIdentity
     exported_at: datetime
-    job: UUID | None
+    stream: UUID | None = msgspec.field(name="job")  # as dreamforge-bundle/1 calls it
     since: datetime | None
     private: bool
 
@@ -102,13 +103,18 @@ class Writer:
         return _line(self.events + 2, "end", msgspec.json.encode(End(self.events)))
 
 
-def verify(lines: Iterable[bytes], anchors: Sequence[Anchor] = ()) -> BundleReport:
+def verify(
+    lines: Iterable[bytes],
+    anchors: Sequence[Anchor] = (),
+    vocabulary: Mapping[str, Sequence[object]] = _NO_VOCABULARY,
+) -> BundleReport:
     """Read a bundle's lines, each with its newline, and tell what is wrong, by itself and by anchors that were checked.
 
     Once a line is damaged only the seals of those behind it are looked at: what it held can't be known. An anchor
-    vouches for the events that it saw and the bundle holds. Raises `BadAnchor` for one of another log.
+    vouches for the events that it saw and the bundle holds. vocabulary: as of `Verifier`. Raises `BadAnchor`
+    for one of another log.
     """
-    reader = _Reader(anchors)
+    reader = _Reader(anchors, vocabulary)
     for line in lines:
         reader.read_line(line)
     return reader.report()
@@ -125,8 +131,9 @@ def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
 class _Reader:
     """Follows a bundle line by line."""
 
-    def __init__(self, anchors: Sequence[Anchor]) -> None:
+    def __init__(self, anchors: Sequence[Anchor], vocabulary: Mapping[str, Sequence[object]]) -> None:
         self._anchors = anchors
+        self._vocabulary = vocabulary
         self._anchored = {(end.partition, end.position) for anchor in anchors for end in anchor.ends}
         self._seen: dict[tuple[int, int], bytes] = {}
         self._lines = 0
@@ -173,7 +180,7 @@ class _Reader:
 
     def _hold_against(self, anchor: Anchor, header: Header) -> None:
         """An anchored event that the bundle should hold is one between those that it does, or of a tail it had then."""
-        complete = header.job is None and header.exported_at >= anchor.signed_at
+        complete = header.stream is None and header.exported_at >= anchor.signed_at
         for flaw in differences(anchor, header.log.log_id, self._seen):
             location = flaw.partition, flaw.position
             last, _ = self._chains.get(flaw.partition, (0, b""))
@@ -190,7 +197,9 @@ class _Reader:
             match kind:
                 case "header":
                     self._header = msgspec.json.decode(content, type=Header)
-                    self._verifier = Verifier(self._header.log, whole=self._header.job is None)
+                    self._verifier = Verifier(
+                        self._header.log, whole=self._header.stream is None, vocabulary=self._vocabulary
+                    )
                 case "event":
                     self._follow(msgspec.json.decode(content, type=AuditEvent))
                 case _:
@@ -204,8 +213,8 @@ class _Reader:
 
     def _follow(self, event: AuditEvent) -> None:
         self._line_of[event.partition, event.position] = self._lines
-        if self._header is not None and self._header.job not in {None, event.stream_id}:
-            raise _Bad(f"is of {event.stream_id}, and the bundle of {self._header.job} alone")
+        if self._header is not None and self._header.stream not in {None, event.stream_id}:
+            raise _Bad(f"is of {event.stream_id}, and the bundle of {self._header.stream} alone")
         # An event is judged by the links that it brings along: they must be those of the lines before.
         version, link = self._hashes.get(event.stream_id, (0, b""))
         if version and version == event.version - 1 and link != event.previous_hash:

@@ -8,17 +8,17 @@ What can be told from the events alone is told: any change to one, any gap, any 
 can't: a tail that was cut off, and chains that somebody with the database computed anew. For those there are anchors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import get_args
 from uuid import UUID
 
 import msgspec
 from msgspec.structs import replace
 
-from eventstore import codec
-from eventstore.events import Category, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
+
+_NO_VOCABULARY: Mapping[str, Sequence[object]] = {}
 
 
 class AuditEvent(RecordedEvent, frozen=True, kw_only=True):
@@ -60,11 +60,15 @@ class Verifier:
     """Takes the events of some partitions, each partition's in the order of position, and answers what is wrong.
 
     whole: the events are all that the partitions hold from where they begin, so that a gap among the positions is a
-    flaw. Otherwise they are one stream's, and a gap among its versions is.
+    flaw. Otherwise they are one stream's, and a gap among its versions is. vocabulary: values that a column may have
+    had, by its name: with them a changed one can be named.
     """
 
-    def __init__(self, log: LogIdentity, *, whole: bool) -> None:
+    def __init__(
+        self, log: LogIdentity, *, whole: bool, vocabulary: Mapping[str, Sequence[object]] = _NO_VOCABULARY
+    ) -> None:
         self._log = log
+        self._vocabulary = vocabulary
         self._whole = whole
         self._last: dict[int, AuditEvent] = {}
         self._version = 0
@@ -133,10 +137,18 @@ class Verifier:
                 self._hashes[event.stream_id, event.version] = link
                 yield _flaw(event, "hash", "was changed: the chain is that of another hash, which fits the event")
                 return
-            yield _flaw(event, _changed_field(event, before), "was changed: the hash is that of another content")
+            yield _flaw(event, self._changed_field(event, before), "was changed: the hash is that of another content")
         if chain is not None and event_chain(chain, event) != event.chain:
             doubt = _flaw(event, "recorded_at or chain", "the chain does not follow from the position before")
             self._doubts[event.partition] = (doubt, event_chain(chain, event))
+
+    def _changed_field(self, event: AuditEvent, previous: bytes) -> str:
+        """The field that was changed, where putting back one of the few values that it can have had mends the hash."""
+        few = {**self._vocabulary, "schema_version": range(1, 10), "private_digest": (None, _digest(event))}
+        for field, values in few.items():
+            if any(event_hash(previous, replace(event, **{field: value})) == event.hash for value in values):
+                return field
+        return "envelope (stream_id, version, tenant, event_id, ts, data or meta)"
 
     def _hash_before(self, event: AuditEvent) -> bytes | None:
         if event.version <= 1:
@@ -176,17 +188,3 @@ def _missing(name: str, first: int, last: int) -> str:
 
 def _digest(event: AuditEvent) -> bytes:
     return sha256((event.private_salt or b"") + (event.private or "").encode()).digest()
-
-
-def _changed_field(event: AuditEvent, previous: bytes) -> str:
-    """The field that was changed, where putting back one of the few values that it can have had mends the hash."""
-    few: dict[str, Sequence[object]] = {
-        "code": sorted(codec.CODES),
-        "category": get_args(Category),
-        "schema_version": range(1, 10),
-        "private_digest": (None, _digest(event)),
-    }
-    for field, values in few.items():
-        if any(event_hash(previous, replace(event, **{field: value})) == event.hash for value in values):
-            return field
-    return "envelope (stream_id, version, tenant, event_id, ts, data or meta)"

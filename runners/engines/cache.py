@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
+from orchestrator.step_errors import OutOfMemory
 from runners.engines.memory import is_out_of_memory
-from runners.engines.messages import ModelRef, Watch
-from runners.errors import OutOfMemory
+from runners.engines.protocol import ModelRef, Watch
 
 _SIGN_S = 5.0
 _SIGNS = 720

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from eventstore.events import Memory
+from orchestrator.events.steps import Memory
 
 _SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 """What CUDA, the CPU's allocator and cuBLAS or cuDNN say, where they raise a mere RuntimeError."""

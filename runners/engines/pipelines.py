@@ -11,10 +11,10 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
+from model_registry.files import risky
+from orchestrator.step_errors import InvalidInput, ProviderError
 from runners.engines.memory import release
-from runners.engines.messages import ModelRef
-from runners.errors import InvalidInput, ProviderError
-from runners.model_files import risky
+from runners.engines.protocol import ModelRef
 
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),

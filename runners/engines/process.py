@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from runners.engines.messages import Cancel, Done, FromProcess, Ready, ToProcess, Work
+from runners.engines.protocol import Cancel, Done, FromProcess, Ready, ToProcess, Work
 
 _HEAD = 4
 _BUFFER = 16 * 2**20
@@ -63,7 +63,7 @@ class EngineProcess:
         config: EngineConfig,
         *,
         stall_s: float,
-        program: str = "runners.engines.child",
+        program: str = "runners.engine_host.server",
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config

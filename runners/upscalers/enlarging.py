@@ -6,10 +6,10 @@ from typing import ClassVar, Protocol
 import torch
 from PIL import Image
 
-from eventstore.events import Measure, Memory, Rendering
+from orchestrator.events.steps import Measure, Memory, Rendering
+from orchestrator.step_errors import InvalidInput, OutOfMemory
 from runners.engines.memory import Meter, device_name, figures, is_out_of_memory, release
-from runners.engines.messages import Enlarge, ImageSpec, Watch
-from runners.errors import InvalidInput, OutOfMemory
+from runners.engines.protocol import Enlarge, ImageSpec, Watch
 from runners.upscalers.tiling import tiled
 
 _SMALLEST_TILE = 32

@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
+from orchestrator.step_errors import ProviderError
 from runners.engines.memory import release
-from runners.engines.messages import ImageSpec, ModelRef
 from runners.engines.pipelines import expect_safe
-from runners.errors import ProviderError
+from runners.engines.protocol import ImageSpec, ModelRef
 
 
 class GanUpscaler:

@@ -2,7 +2,8 @@
 
 from PIL import Image
 
-from runners.errors import InvalidInput, InvalidSource
+from artifacts.errors import InvalidSource
+from orchestrator.step_errors import InvalidInput
 
 
 class ImageUpscaler:

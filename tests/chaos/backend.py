@@ -5,12 +5,12 @@ import signal
 import time
 from pathlib import Path
 
+from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.backends import login
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from dreamforge.embedded.processes import until
 from eventstore import schema
 from eventstore.database import Database
-from runners.objects import ObjectStore, S3Config
 from tests.kit import SERVICE_LOGIN
 from tests.standby import Pair
 

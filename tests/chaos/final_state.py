@@ -13,25 +13,18 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore import codec
+from artifacts.errors import ObjectMissing
+from artifacts.object_store import ObjectStore, S3Config
 from eventstore.database import Database
-from eventstore.events import (
-    ArtifactWritten,
-    DecodedEvent,
-    DomainEvent,
-    JobCreated,
-    RecordedEvent,
-    RetryRequested,
-    StepFinish,
-    StepRetry,
-    StepStart,
-)
+from eventstore.events import RecordedEvent
 from eventstore.log import COLUMNS, recorded
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent, DomainEvent
+from orchestrator.events.jobs import JobCreated, RetryRequested
+from orchestrator.events.steps import ArtifactWritten, StepFinish, StepRetry, StepStart
 from orchestrator.quarantine import is_set_aside
+from projections.job_view import JobView, ViewGap, of_history, view
 from projections.rows import Rows, to_view
-from projections.views import JobView, ViewGap, of_history, view
-from runners.errors import ObjectMissing
-from runners.objects import ObjectStore, S3Config
 from tests.kit import TERMINAL
 from tests.store.test_hash_chain import broken
 

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.committer import Transition
-from eventstore.events import Private
 from eventstore.ids import new_id
 from eventstore.log import Append
-from runners.objects import S3Config
+from orchestrator.events.base import Private
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, Store, event, eventually, job_created, roles_environ
 
@@ -39,7 +39,7 @@ async def _submit(url: str) -> None:
         transitions = []
         for _ in range(min(500, JOBS - start)):
             first = event(job_created(scale=2), private=Private(prompt="a castle" * 20))
-            transitions.append(Transition(append=Append(stream=new_id(), expected=0, events=(first,))))
+            transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         await asyncio.gather(*(store.committer.commit(one) for one in transitions))
     await store.close()
 

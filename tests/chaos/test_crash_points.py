@@ -19,17 +19,20 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from dreamforge import roles
 from dreamforge.settings import Settings, load
-from eventstore import codec
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
-from eventstore.events import ArtifactWritten, JobFinish, Private, RecordedEvent, StepFinish
+from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
+from orchestrator import codec
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.steps import ArtifactWritten, StepFinish
+from projections.job_view import JobView, view
 from projections.queries import Queries
-from projections.views import JobView, view
-from runners.objects import ObjectStore, S3Config, StoredObject
 from tests.conftest import Backends, fresh_database
 from tests.kit import event, eventually, job_created, roles_environ
 from tests.store.test_hash_chain import broken
@@ -226,7 +229,7 @@ async def run(core: FusedCore, case: Case, stack: AsyncExitStack) -> None:
 async def submit(committer: Committer, job_id: UUID) -> None:
     """Append the first event; a conflict says that an earlier try did."""
     created = event(job_created(count=ITEMS, width=16, height=16), private=Private(prompt="a castle"))
-    await committer.commit(Transition(append=Append(stream=job_id, expected=0, events=(created,))))
+    await committer.commit(Transition(append=Append(stream=job_id, category="job", expected=0, events=(created,))))
 
 
 async def notify(core: FusedCore) -> None:

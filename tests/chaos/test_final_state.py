@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from msgspec.structs import replace
 
-from eventstore import codec
-from eventstore.events import ArtifactWritten, DecodedEvent, DomainEvent, JobFinish, RecordedEvent, StepFinish
+from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent, DomainEvent
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.steps import ArtifactWritten, StepFinish
 from tests.chaos.final_state import CHECKS, FinalState, Job, folded
 from tests.http.conftest import succeeded
 

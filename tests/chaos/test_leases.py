@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from dreamforge import rendering, roles
+from artifacts.object_store import S3Config
+from dreamforge import engines, roles
 from dreamforge.settings import load
 from eventstore.database import Database
 from runners.consumer import visibility
 from runners.engines import ImageRequest
 from runners.engines.fake import FakeEngine
-from runners.objects import S3Config
 from tests.flow.test_fleet import Fleet, assert_exactly_once
 from tests.kit import Api, Metrics, Service, eventually, roles_environ
 
@@ -104,7 +104,7 @@ async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
     db_url: str, s3_config: S3Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a runner with a slow engine and an idle one that waits for work, then there is one attempt."""
-    monkeypatch.setattr(rendering, "FakeEngine", SlowEngine)
+    monkeypatch.setattr(engines, "FakeEngine", SlowEngine)
     environ = roles_environ(db_url, s3_config)
     settings = replace(load(environ)[0], lease_s=SLOW_LEASE_S)
     database = Database(settings.db_url or "")

@@ -17,9 +17,9 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
+from artifacts.object_store import S3Config
+from dreamforge.client.sse import Message, Parser
 from dreamforge.embedded.processes import choose_ports
-from dreamforge.sse import Message, Parser
-from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, eventually, roles_environ
 

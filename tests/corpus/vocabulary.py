@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from eventstore import codec
-from eventstore.events import Meta, Private
+from orchestrator import codec
+from orchestrator.events.base import Meta, Private
 
 FILE = Path(__file__).parent / "vocabulary.json"
 
@@ -26,7 +26,7 @@ def kept() -> dict[str, Any]:
 
 def today() -> dict[str, Any]:
     """What this release writes and reads."""
-    bodies = {f"{code}/{codec.current_version(code)}": kind for code, kind in sorted(codec.BODIES.items())}
+    bodies = {f"{code}/{kind.schema_version}": kind for code, kind in sorted(codec.BODIES.items())}
     return {name: described(kind) for name, kind in {**bodies, "meta": Meta, "private": Private}.items()}
 
 

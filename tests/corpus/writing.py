@@ -20,47 +20,36 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import codec, schema
+from eventstore import schema
 from eventstore.database import Database
-from eventstore.events import (
-    AnchorSigned,
-    CancelRequested,
-    Category,
-    DomainEvent,
-    EngineLost,
-    ErrorCode,
-    JobErased,
-    JobFinish,
-    JobQuarantined,
-    JobReleased,
-    KeyCreated,
-    KeyRevoked,
-    Memory,
-    Meta,
-    ModelDisabled,
-    ModelEnabled,
-    ModelSelected,
-    ModelVerified,
-    OutboxPurged,
-    OutboxRebuilt,
-    Private,
-    Rendering,
-    RetryReason,
-    RetryRequested,
-    SamplingBatch,
-    SamplingOom,
-    SamplingTick,
-    StepError,
-    StepRetry,
-)
 from eventstore.ids import new_id
 from eventstore.integrity import anchors
 from eventstore.integrity.bundle import Header, Writer, events
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
-from projections import keys, models
-from projections.views import of_history
+from model_registry import view
+from orchestrator import codec
+from orchestrator.events.base import Category, DomainEvent, Meta, Private
+from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, JobQuarantined, JobReleased, RetryRequested
+from orchestrator.events.keys import KeyCreated, KeyRevoked
+from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelVerified
+from orchestrator.events.operations import AnchorSigned, OutboxPurged, OutboxRebuilt
+from orchestrator.events.steps import (
+    EngineLost,
+    ErrorCode,
+    Memory,
+    ModelSelected,
+    Rendering,
+    RetryReason,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
+    StepError,
+    StepRetry,
+)
+from projections import keys
+from projections.job_view import of_history
 from tests.kit import History, event, model_registered
 
 PLACE = Path(__file__).parent / "histories"
@@ -73,7 +62,7 @@ def folded(histories: list[AuditEvent]) -> dict[str, Any]:
         streams.setdefault(one.stream_id, []).append(one)
     folds: dict[str, Callable[[list[AuditEvent]], Any]] = {
         "job": of_history,
-        "model": lambda own: models.view(map(codec.decode_event, own)),
+        "model": lambda own: view.view(map(codec.decode_event, own)),
         "key": lambda own: keys.view(map(codec.decode_event, own)),
     }
     views = {
@@ -223,8 +212,10 @@ async def _written(url: str) -> list[AuditEvent]:
             for fact in job.events
             if fact.body is not None
         ]
-        await log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=tuple(facts), tenant="acme")]))
-        if facts[-1].body.code == JobErased.code:
+        await log.commit(
+            Batch(appends=[Append(stream=job.job_id, category="job", expected=0, events=tuple(facts), tenant="acme")])
+        )
+        if facts[-1].code == JobErased.code:
             await database.call("select eventstore.erase($1)", job.job_id)
     for category, bodies in _others():
         facts = [event(body, meta=meta) for body in bodies]
@@ -247,7 +238,7 @@ async def _bundle(url: str) -> tuple[bytes, list[AuditEvent]]:
     now = datetime.now(UTC)
     log = await AuditReader(database).identity()
     await database.close()
-    writer = Writer(Header(log=log, exported_at=now, job=None, since=now, private=True))
+    writer = Writer(Header(log=log, exported_at=now, stream=None, since=now, private=True))
     return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found
 
 

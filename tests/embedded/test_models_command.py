@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dreamforge import cli
+from dreamforge.cli import main as cli
 from dreamforge.embedded import EmbeddedPostgres, Home
 from dreamforge.settings import VARIABLES, unconfigured_environ
 from tests import processes

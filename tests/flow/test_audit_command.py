@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import consumer, running, until
 from tests.kit import NOBODY, Api, connect, dreamforge, roles_environ

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from artifacts.object_store import S3Config
 from dreamforge.settings import unconfigured_environ
-from runners.objects import S3Config
 from tests import processes
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running

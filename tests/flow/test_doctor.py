@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from runners.objects import S3Config
 from tests.kit import History, Store, connect, dreamforge, event, roles_environ
 
 pytestmark = pytest.mark.usefixtures("durable")
@@ -46,7 +46,7 @@ async def test_a_lost_command_and_a_silent_projector_are_bad(db_url: str, s3_con
     store = Store(db_url, listen=False)
     job = History()
     own = job.job_id.bytes[-1] & 7
-    created = Append(stream=job.job_id, expected=0, events=(event(job.created),))
+    created = Append(stream=job.job_id, category="job", expected=0, events=(event(job.created),))
     await store.log.subscribe("orchestrator")
     await store.log.commit(Batch(appends=[created]))
     connection = await connect(db_url)

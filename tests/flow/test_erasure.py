@@ -10,18 +10,18 @@ from uuid import UUID
 
 import pytest
 
+from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
-from runners.objects import ObjectStore, S3Config
 from tests import poison
 from tests.kit import NOBODY, Api, Service, codes, connect, dreamforge, eventually
 
 _LISTS_NOTHING = """
-import runners.objects
+import artifacts.object_store
 
 async def keys(store, prefix):
     return []
 
-runners.objects.ObjectStore.keys = keys
+artifacts.object_store.ObjectStore.keys = keys
 """
 
 

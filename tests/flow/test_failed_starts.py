@@ -3,10 +3,10 @@
 from contextlib import ExitStack
 from typing import Any
 
-from eventstore.events import ModelDisabled, ModelEnabled
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from runners.objects import S3Config
+from orchestrator.events.models import ModelDisabled, ModelEnabled
 from tests.flow.test_fleet import Fleet
 from tests.kit import Store, codes, event, model_registered, roles_environ
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.kit import Api, Service, project_root, roles_environ
 
 FAULTS = '''

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import execute
 from tests.kit import TERMINAL, Api, Service, codes, roles_environ
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamforge import cli
+from dreamforge.cli import main as cli
 from dreamforge.settings import VARIABLES
 from eventstore.integrity.bundle import Header, Writer
 from eventstore.integrity.verifier import AuditEvent
@@ -95,7 +95,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def bundle(rows: Sequence[AuditEvent]) -> bytes:
     """An exported log."""
-    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, job=None, since=NOON, private=False))
+    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, stream=None, since=NOON, private=False))
     return b"".join([writer.begin(), *map(writer.event, rows), writer.end()])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.http.conftest import running, until
 from tests.kit import dreamforge, roles_environ
 

@@ -9,7 +9,7 @@ import boto3
 import httpx
 from PIL import Image
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.flow.test_fleet import Fleet
 from tests.kit import Api, dreamforge, roles_environ
 

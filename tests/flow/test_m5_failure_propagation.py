@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, codes, roles_environ
 

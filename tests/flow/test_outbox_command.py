@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.kit import Api, Service, codes, dreamforge, roles_environ
 
 

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from artifacts.object_store import S3Config
 from dreamforge.backends import login
-from runners.objects import S3Config
 from tests import pooler
 from tests.conftest import Backends
 from tests.kit import SERVICE_LOGIN, Api, Service, codes, roles_environ

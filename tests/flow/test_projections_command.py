@@ -4,10 +4,10 @@ import json
 import random
 from typing import Any
 
+from artifacts.object_store import S3Config
 from eventstore.log import Batch
-from projections import views
+from projections import job_view
 from projections.rebuild import Rebuild
-from runners.objects import S3Config
 from tests import histories
 from tests.http.conftest import consumer, running
 from tests.kit import Service, Store, connect, dreamforge, eventually, roles_environ
@@ -101,7 +101,7 @@ async def test_a_rebuild_that_was_killed_goes_on(store: Store, db_url: str, s3_c
     rng = random.Random(3)
     appends = [histories.append(histories.history(rng)) for _ in range(30)]
     await store.log.commit(Batch(appends=appends))
-    await store.database.call("select projector.begin_rebuild($1, 1, false)", views.VERSION)
+    await store.database.call("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
     environ = roles_environ(db_url, s3_config)
     rebuild = Rebuild(store.database)
     killed = Service("projections", environ, "rebuild", "--workers", "1")
@@ -162,7 +162,7 @@ async def test_a_release_with_other_views_rebuilds_by_itself(store: Store, db_ur
 
         async def taken_over() -> bool:
             state = await rebuild.state()
-            return (state.generation, state.views_version) == (2, views.VERSION)
+            return (state.generation, state.views_version) == (2, job_view.VERSION)
 
         await eventually(taken_over)
     assert projections(roles_environ(db_url, s3_config), "verify") == {

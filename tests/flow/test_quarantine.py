@@ -12,8 +12,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
-from runners.objects import S3Config
 from tests import poison
 from tests.kit import Api, Metrics, Service, codes, connect, dreamforge, eventually, project_root, roles_environ
 

@@ -8,7 +8,7 @@ import boto3
 import pytest
 from PIL import Image
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.flow.test_fleet import Fleet
 from tests.kit import codes, roles_environ
 

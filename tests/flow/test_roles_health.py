@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 import httpx
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.kit import Metrics, Service, eventually, roles_environ
 
 CHECKS = {

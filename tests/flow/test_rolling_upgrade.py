@@ -7,8 +7,8 @@ from uuid import UUID
 import httpx
 import msgspec
 
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
-from runners.objects import S3Config
 from tests.kit import Api, Service, codes, connect, eventually, roles_environ
 
 LATER_RELEASE = '''

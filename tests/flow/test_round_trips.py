@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from artifacts.object_store import S3Config
 from dreamforge import roles
 from dreamforge.settings import load
 from eventstore.database import Database
-from runners.objects import S3Config
 from tests.kit import TERMINAL, eventually, roles_environ
 
 COMMITS = 10

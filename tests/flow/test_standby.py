@@ -9,20 +9,22 @@ from uuid import UUID
 import httpx
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import DatabaseRefused, DatabaseUnavailable
-from eventstore.events import CancelRequested, Meta
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Move, Send
-from eventstore.outbox import Command
 from eventstore.subscription import Subscription
+from orchestrator import codec
 from orchestrator.decisions import RequestCancel
+from orchestrator.events.base import Meta
+from orchestrator.events.jobs import CancelRequested
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
 from orchestrator.service import JobService
-from runners.objects import S3Config
+from orchestrator.step_command import StepCommand
 from tests import poison
 from tests.conftest import database_named, execute
 from tests.kit import (
@@ -109,7 +111,7 @@ async def test_a_repeated_commit_waits_for_the_standby(primary: str, pair: Pair)
     """
     database = Database(primary)
     appended = some_append()
-    command = Command(job_id=appended.stream, step_id=new_id(), step="generate", version=1)
+    command = StepCommand(job_id=appended.stream, step_id=new_id(), step="generate", version=1)
     sent = Send(stream=appended.stream, queue="generate", message=command)
     log, batch = Log(database), Batch(appends=[appended], sends=[sent])
     pair.lose()
@@ -135,10 +137,10 @@ async def test_a_cancelled_wait_is_heard_of_whatever_the_logins_settings(primary
 async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair) -> None:
     """Given a cancel whose wait was cut short, then asking again decides nothing, and waits all the same."""
     store = Store(primary)
-    created = Append(stream=new_id(), expected=0, events=(event(job_created()),))
+    created = Append(stream=new_id(), category="job", expected=0, events=(event(job_created()),))
     await store.log.commit(Batch(appends=[created]))
     pair.lose()
-    cancel = Append(stream=created.stream, expected=1, events=(event(CancelRequested()),))
+    cancel = Append(stream=created.stream, category="job", expected=1, events=(event(CancelRequested()),))
     await cut_short(pair, store.log.commit(Batch(appends=[cancel])))
     jobs = JobService(store.log, store.committer, "test")
     asked = jobs.request("default", created.stream, RequestCancel(), Meta())
@@ -151,11 +153,11 @@ async def test_a_repeated_rebuild_of_the_outbox_waits_for_the_standby(primary: s
     store = Store(primary)
     await store.log.subscribe("orchestrator")
     body = job_created()
-    created = Append(stream=new_id(), expected=0, events=(event(body),))
+    created = Append(stream=new_id(), category="job", expected=0, events=(event(body),))
     move = Move(subscription="orchestrator", partition=created.stream.bytes[-1] & 7, start=0, end=0)
     await store.log.commit(Batch(appends=[created], moves=[move]))
     pair.lose()
-    command = Command(job_id=created.stream, step_id=body.steps[0].step_id, step="generate", version=1)
+    command = StepCommand(job_id=created.stream, step_id=body.steps[0].step_id, step="generate", version=1)
     sends = [Send(stream=created.stream, queue="generate", message=command)]
     await cut_short(pair, store.log.commit(Batch(sends=sends)))
     assert await expect_waits(pair, OutboxReconciler(store.database, "test").rebuild(0)) == []
@@ -208,7 +210,9 @@ async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: P
     pair.lose()
     move = Move(subscription="orchestrator", partition=partition, start=0, end=0)
     await cut_short(pair, store.committer.react(Batch(appends=[appended], moves=[move])))
-    subscription = Subscription(store.log, store.notifier, Orchestrator(store.log, store.committer, "test"))
+    subscription = Subscription(
+        store.log, store.notifier, Orchestrator(store.log, store.committer, "test"), codec.is_known
+    )
     await expect_waits(pair, subscription.step())
     assert subscription.cursors[partition].stored == 1
     await store.close()

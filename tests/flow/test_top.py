@@ -16,12 +16,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dreamforge.top_picture import Snapshot
-from dreamforge.top_reading import Watch
-from eventstore.events import JobFinish, Meta
+from artifacts.object_store import S3Config
+from dreamforge.operations.snapshot import Snapshot
+from dreamforge.operations.snapshot_reader import Watch
 from eventstore.log import Append, Batch, Send
-from eventstore.outbox import Command, Outbox
-from runners.objects import S3Config
+from eventstore.outbox import Outbox
+from orchestrator import step_command
+from orchestrator.events.base import Meta
+from orchestrator.events.jobs import JobFinish
+from orchestrator.step_command import StepCommand
 from tests.conftest import Backends, execute
 from tests.http.conftest import consumer, running
 from tests.kit import History, Store, dreamforge, event, roles_environ
@@ -84,13 +87,15 @@ def top(environ: dict[str, str]) -> Any:
 async def commit(store: Store, job: History, *, sends: tuple[Send, ...] = (), actor: str | None = None) -> None:
     """Write a job's whole history as an actor would have."""
     events = tuple(event(one.body, meta=Meta(actor=actor)) for one in job.events if one.body is not None)
-    await store.log.commit(Batch(appends=[Append(stream=job.job_id, expected=0, events=events)], sends=sends))
+    await store.log.commit(
+        Batch(appends=[Append(stream=job.job_id, category="job", expected=0, events=events)], sends=sends)
+    )
 
 
 def command(job: History) -> Send:
     """The command of a job's first step."""
     step_id = job.step_id("generate")
-    wanted = Command(job_id=job.job_id, step_id=step_id, step="generate", version=1)
+    wanted = StepCommand(job_id=job.job_id, step_id=step_id, step="generate", version=1)
     return Send(stream=job.job_id, queue="generate", message=wanted)
 
 
@@ -128,7 +133,7 @@ async def test_a_waiting_and_a_running_step_are_told_apart(store: Store) -> None
     await store.log.subscribe("readmodel")
     await commit(store, working.started("generate").wrote("generate", 0), sends=(command(working),), actor="painter")
     await commit(store, deferred.started("generate").finished("generate", "failed"), sends=(command(deferred),))
-    await Outbox(store.database, ["generate"]).claim(2, 60)
+    await Outbox(store.database, ["generate"], step_command.decode).claim(2, 60)
     await commit(store, waiting, sends=(command(waiting),))
     watch = Watch(store.database)
     found = await watch.look()

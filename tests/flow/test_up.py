@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.kit import Api, Service, dreamforge, eventually, roles_environ
 
 

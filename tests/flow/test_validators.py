@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from artifacts.object_store import S3Config
 from dreamforge.settings import unconfigured_environ
-from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Service, parse_sse, project_root, roles_environ
 

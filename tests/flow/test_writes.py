@@ -6,10 +6,10 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from artifacts.object_store import S3Config
 from dreamforge.embedded import EmbeddedPostgres
 from eventstore import schema
 from eventstore.database import Database
-from runners.objects import S3Config
 from tests.kit import SERVICE_LOGIN, Metrics, Service, connect, eventually, roles_environ
 
 ROLES = ("api", "orchestrator", "projector", "runner", "up")

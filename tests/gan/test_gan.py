@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from runners.engines.host import EngineHost
-from runners.engines.messages import Abandoned, Enlarge, ImageSpec, ModelRef
+from artifacts.object_store import S3Config
+from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
+from runners.engine_host.host import EngineHost
 from runners.engines.process import EngineConfig
-from runners.errors import InvalidInput, OutOfMemory, ProviderError
-from runners.objects import S3Config
+from runners.engines.protocol import Abandoned, Enlarge, ImageSpec, ModelRef
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running
 from tests.images.watching import ProgressReporter, Starved

@@ -9,10 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from eventstore.events import JobFinish, NewEvent, StepName
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from runners.objects import S3Config
+from orchestrator import codec
+from orchestrator.events.base import Meta
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.steps import StepName
 from tests.conftest import Backends, fresh_database
 from tests.kit import NOON, Api, History, Service, Store, eventually, roles_environ
 
@@ -105,11 +108,11 @@ class Scribe:
         decoded = history.events[after:]
         stamps = times or [minute(one.version) for one in decoded]
         events = tuple(
-            NewEvent(event_id=new_id(), ts=ts, body=one.body, private=one.private)
+            codec.new_event(new_id(), ts, one.body, Meta(), one.private)
             for one, ts in zip(decoded, stamps, strict=True)
             if one.body is not None
         )
-        append = Append(stream=history.job_id, expected=after, events=events)
+        append = Append(stream=history.job_id, category="job", expected=after, events=events)
         answers = await self.store.log.commit(Batch(appends=[append]))
         assert answers.streams[history.job_id].committed
         return str(history.job_id)

@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from api import openapi
 from api.operations import OPERATIONS, Operation
 from api.tokens import Claims, encode
-from dreamforge.anchoring import anchor
-from eventstore.events import KeyCreated, KeyRevoked, Meta, Scope
+from artifacts.object_store import S3Config
+from dreamforge.operations.anchoring import anchor
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
+from orchestrator.events.base import Meta
+from orchestrator.events.keys import KeyCreated, KeyRevoked, Scope
 from orchestrator.service import event
 from projections.keys import digest, key_text
-from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Frames, refused, running, until
 from tests.kit import NOBODY, Api, Service, Store, eventually

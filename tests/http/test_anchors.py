@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dreamforge import anchoring
-from eventstore.events import Anchor
+from artifacts.object_store import S3Config
+from dreamforge.operations import anchoring
 from eventstore.integrity import anchors
-from runners.objects import S3Config
+from eventstore.integrity.anchors import Anchor
 from tests.http.conftest import consumer, invalid, running
 from tests.kit import Api, Store, dreamforge, roles_environ
 

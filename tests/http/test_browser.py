@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page, Request, async_playwright
 
+from artifacts.object_store import S3Config
 from dreamforge.embedded.processes import choose_ports
-from runners.objects import S3Config
 from tests.kit import Api, Service, eventually, roles_environ
 
 CHROMIUM = Path("/usr/bin/chromium")

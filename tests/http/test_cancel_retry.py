@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from eventstore.events import JobFinish
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
+from orchestrator.events.jobs import JobFinish
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import Scribe, consumer, refused, running, succeeded, until
 from tests.kit import Api, codes

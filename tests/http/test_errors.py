@@ -12,10 +12,10 @@ from api.app import build
 from api.health import Health
 from api.limits import Admission, Limits
 from api.services import ApiConfig, OpenStreams
-from eventstore.events import StepError
+from artifacts.object_store import S3Config
 from eventstore.metrics import Backlog
 from eventstore.write_probe import WriteProbe
-from runners.objects import S3Config
+from orchestrator.events.steps import StepError
 from tests.conftest import Backends, execute, fresh_database
 from tests.http.conftest import BODY, Scribe, consumer, invalid, refused, running, succeeded, until
 from tests.kit import NOBODY, Api, History

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from runners.objects import S3Config
 from tests.conftest import Backends, execute, fresh_database
 from tests.http.conftest import Scribe, consumer, invalid, live, running, succeeded
 from tests.kit import Api, Store, event, model_registered

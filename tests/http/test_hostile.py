@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running
 from tests.http.hostile import Hostile, Sent, status_of

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from api.app import HEALTH_ROUTES, ROUTES
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.http.conftest import BODY, refused, running
 from tests.kit import NOBODY, Api, Service
 

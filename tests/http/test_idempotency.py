@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.ids import derived_id, new_id
-from runners.objects import S3Config
 from tests import poison
 from tests.http.conftest import BODY, Scribe, invalid, refused, running
 from tests.kit import Api

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from eventstore.events import CancelRequested, JobFinish, ModelSelected, RetryRequested, StepError, StepRetry
+from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
+from orchestrator.events.steps import ModelSelected, StepError, StepRetry
 from tests.http.conftest import Scribe, invalid, minute, refused
 from tests.kit import Api, History
 

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from api.limits import _OPEN, Bucket, Count
-from eventstore.events import RetryRequested
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch
-from runners.objects import S3Config
+from orchestrator.events.jobs import RetryRequested
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, refused, running, until
 from tests.kit import Api, Store, event, job_created, some_append, stream_in
@@ -214,9 +214,11 @@ async def test_what_no_projector_has_seen_counts_by_job(store: Store) -> None:
     await store.log.commit(Batch(appends=[some_append(long, count=1500)]))
     retry = event(RetryRequested(step_id=new_id(), step_name="generate"))
     again = event(RetryRequested(step_id=new_id(), step_name="generate"))
-    await store.log.commit(Batch(appends=[Append(stream=made, expected=0, events=(event(job_created()), again))]))
+    await store.log.commit(
+        Batch(appends=[Append(stream=made, category="job", expected=0, events=(event(job_created()), again))])
+    )
     await store.log.commit(Batch(appends=[some_append(retried)]))
-    await store.log.commit(Batch(appends=[Append(stream=retried, expected=1, events=(retry,))]))
+    await store.log.commit(Batch(appends=[Append(stream=retried, category="job", expected=1, events=(retry,))]))
     async with store.database.connection() as connection:
         assert await connection.fetchval(_OPEN, DEFAULT_TENANT, 20) == 2
 

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
-from runners.objects import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Metrics, Service, eventually, roles_environ
 

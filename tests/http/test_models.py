@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from dreamforge.registry import Registry, registration
-from eventstore.events import ModelEnabled, ModelKind
+from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from projections.models import ModelView
-from runners.objects import S3Config
+from model_registry.registry import Registry, registration
+from model_registry.view import ModelView
+from orchestrator.events.models import ModelEnabled, ModelKind
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import consumer, invalid, running
 from tests.kit import NOBODY, Api, Service, Store, event, model_registered, roles_environ

@@ -1,7 +1,7 @@
 """GET /v1/projections: how far each has come."""
 
+from artifacts.object_store import S3Config
 from eventstore.log import Batch, Move
-from runners.objects import S3Config
 from tests.http.conftest import consumer, running
 from tests.kit import Store, some_append, stream_in
 

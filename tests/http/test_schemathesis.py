@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, project_root, roles_environ
 from tests.weights import safetensors

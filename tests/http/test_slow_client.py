@@ -14,13 +14,14 @@ from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
 from api.tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
-from eventstore.events import JobFinish, StepRetry
 from eventstore.integrity.reader import AuditReader
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
+from model_registry.catalogue import Models
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.steps import StepRetry
 from orchestrator.service import JobService
-from projections.model_queries import Models
 from projections.queries import Queries
 from tests.http.conftest import Scribe
 from tests.http.test_stream import ids, path

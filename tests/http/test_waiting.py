@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from runners.objects import S3Config
+from artifacts.object_store import S3Config
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Scribe, consumer, running, succeeded
 from tests.kit import Api, History

@@ -12,18 +12,18 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from dreamforge.model_checks import Unfit, expect_fit
-from eventstore.events import Memory
-from runners.engines import cache, diffusion
+from model_registry.checks import Unfit, expect_fit
+from orchestrator.events.steps import Memory
+from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
+from runners.engine_host.host import EngineHost
+from runners.engine_host.server import ProgressReporter as ChildReporter
+from runners.engine_host.server import begin
+from runners.engines import cache, diffusion_engine
 from runners.engines.cache import ModelCache
-from runners.engines.child import ProgressReporter as ChildReporter
-from runners.engines.child import begin
-from runners.engines.host import EngineHost
 from runners.engines.memory import Meter
-from runners.engines.messages import Abandoned, Enlarge, ImageSpec, ModelRef, Render, Sampling
 from runners.engines.pipelines import open_pipeline
 from runners.engines.process import EngineConfig
-from runners.errors import InvalidInput, OutOfMemory, ProviderError
+from runners.engines.protocol import Abandoned, Enlarge, ImageSpec, ModelRef, Render, Sampling
 from tests.images import tiny
 from tests.images.checkpoint import checkpoint
 from tests.images.watching import ProgressReporter, Starved
@@ -244,13 +244,13 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
     engine_host: EngineHost, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a batch whose second image is no number, then the first and third are handed over."""
-    real = diffusion.to_picture
+    real = diffusion_engine.to_picture
     calls = itertools.count()
 
     def not_finite(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
-    monkeypatch.setattr(diffusion, "to_picture", not_finite)
+    monkeypatch.setattr(diffusion_engine, "to_picture", not_finite)
     watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
         engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
@@ -261,7 +261,7 @@ def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatc
     """Given room for two images, after one fallback batches are of two; what fits only tiled is alone."""
     used = Memory(before=100, peak=300, after=100, total=1000)
     monkeypatch.setattr(Meter, "read", lambda _: used)
-    monkeypatch.setattr(diffusion, "free_bytes", lambda _: 250)
+    monkeypatch.setattr(diffusion_engine, "free_bytes", lambda _: 250)
     engine_host = EngineHost(EngineConfig(device="cpu", batch_max=4))
 
     def sizes(watch: ProgressReporter, steps: int, images: int) -> list[int]:

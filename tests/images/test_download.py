@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
-from runners.engines.messages import ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.engines.process import EngineConfig, EngineProcess
+from runners.engines.protocol import ImageSpec, ModelRef, Pixels, Render, Sampling
 from tests.images import tiny
 from tests.images.hub import COMMIT, REPO, Hub, serving
 from tests.kit import outside

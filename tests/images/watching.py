@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eventstore.events import Measure, Memory, Rendering
-from runners.engines.messages import Abandoned, ImageSpec
+from orchestrator.events.steps import Measure, Memory, Rendering
+from runners.engines.protocol import Abandoned, ImageSpec
 
 
 class ProgressReporter:

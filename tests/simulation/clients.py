@@ -3,9 +3,11 @@
 from contextlib import suppress
 
 from eventstore.committer import Transition
-from eventstore.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName, UpscaleParams
 from eventstore.log import DEFAULT_TENANT, Append
 from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
+from orchestrator.events.base import Meta, Private
+from orchestrator.events.jobs import JobCreated, PlannedStep, UpscaleParams
+from orchestrator.events.steps import Outcome, StepName
 from orchestrator.service import JobService, NoSuchJob
 from tests.kit import generate_params
 from tests.simulation.connection import SimulatedCommitter
@@ -85,7 +87,7 @@ class Client(Process):
         """Create the job; a conflict says that an earlier try did."""
         created = self.world.event(self._submission(), Meta(), private=Private(prompt="a castle"))
         answer = await self._committer.commit(
-            Transition(append=Append(stream=self.job_id, expected=0, events=(created,)))
+            Transition(append=Append(stream=self.job_id, category="job", expected=0, events=(created,)))
         )
         self.world.figures["jobs" if answer.committed and not self.done else "repeated creates"] += 1
         self.done = True

@@ -3,24 +3,22 @@
 from collections import Counter
 from uuid import UUID
 
-from eventstore.events import (
+from orchestrator.events.base import DecodedEvent
+from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
+from orchestrator.events.steps import (
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
-    CancelRequested,
-    DecodedEvent,
-    JobFinish,
-    RetryRequested,
     StepFinish,
     StepRetry,
     StepStart,
 )
-from eventstore.outbox import Command
 from orchestrator.pending import pending_step
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState
+from orchestrator.step_command import StepCommand
+from projections.job_view import JobView, evolve
 from projections.progress import progress
-from projections.views import JobView, evolve
 from tests.simulation.storage import Storage
 
 MAX_ATTEMPTS = 3
@@ -67,7 +65,7 @@ class Auditor:
                 self._retried(before, body)
         self._view(after, event)
 
-    def sent(self, command: Command) -> None:
+    def sent(self, command: StepCommand) -> None:
         """Check a command that a reaction sent."""
         step = command.step_id
         self._sent[step] += 1

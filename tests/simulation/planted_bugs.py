@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from eventstore.committer import Transition
-from eventstore.events import DomainEvent
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt
+from orchestrator.events.base import DomainEvent
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
 from tests.simulation.episode import Parts

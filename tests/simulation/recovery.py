@@ -1,8 +1,8 @@
 """An operator who loses the queues, and has them rebuilt: `orchestrator.reconciler` retold."""
 
-from eventstore.outbox import Command
 from orchestrator.pending import pending_step
 from orchestrator.state import JobState, StepState
+from orchestrator.step_command import StepCommand
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process
 from tests.simulation.runner import VISIBILITY
@@ -48,7 +48,7 @@ class Operator(Process):
     async def _rebuild(self) -> None:
         self._lost = False  # what is purged from now on takes another rebuild
         for state, step in await Effect("compare", self._missing):
-            command = Command(job_id=state.job_id, step_id=step.step_id, step=step.name, version=state.version)
+            command = StepCommand(job_id=state.job_id, step_id=step.step_id, step=step.name, version=state.version)
             delay = VISIBILITY if step.status == "running" else 0.0
             storage = self.world.storage
             await Effect("resend", lambda: storage.send(step.name, command, self.world.now + delay))  # noqa: B023  # awaited at once

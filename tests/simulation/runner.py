@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from eventstore.errors import DatabaseUnavailable
-from eventstore.events import ArtifactWritten, DomainEvent, StepFinish
-from eventstore.outbox import Claim
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.steps import ArtifactWritten, StepFinish
 from orchestrator.plan import item_seed, output_size
 from orchestrator.service import JobService
 from orchestrator.state import JobState, StepState
-from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable, OutOfTime, ProviderError, StepError
+from orchestrator.step_command import StepClaim
+from orchestrator.step_errors import OutOfTime, ProviderError, StepError
 from tests.kit import NOON
 from tests.simulation.connection import SimulatedCommitter, jobs
 from tests.simulation.effects import Actor, Effect
@@ -59,7 +61,7 @@ class AttemptBuffer:
 class Run:
     """One claim at work."""
 
-    def __init__(self, name: str, claim: Claim, jobs: JobService) -> None:
+    def __init__(self, name: str, claim: StepClaim, jobs: JobService) -> None:
         self.name = name
         self.claim = claim
         self.jobs = jobs
@@ -398,9 +400,9 @@ def finishes(bodies: Sequence[DomainEvent]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)
 
 
-def claim_of(message: Message, expires: float) -> Claim:
+def claim_of(message: Message, expires: float) -> StepClaim:
     """A claim as `Outbox.claim` answers it."""
-    return Claim(
+    return StepClaim(
         queue=message.queue,
         msg_id=message.msg_id,
         read_ct=message.read_ct,

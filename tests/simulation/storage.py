@@ -7,8 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore import codec
-from eventstore.events import DecodedEvent, NewEvent, Private, RecordedEvent
+from eventstore.events import NewEvent, RecordedEvent
 from eventstore.integrity.chain import partition_of
 from eventstore.log import (
     Ack,
@@ -19,16 +18,17 @@ from eventstore.log import (
     Defer,
     Move,
     Moved,
-    Queue,
     Send,
     Verdict,
 )
-from eventstore.outbox import Command
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent
 from orchestrator.state import JobState, apply
-from projections.views import ArtifactView, JobView
+from orchestrator.step_command import StepCommand
+from projections.job_view import ArtifactView, JobView
 
 PARTITIONS = 2
-QUEUES: tuple[Queue, ...] = ("upscale", "generate")
+QUEUES = ("upscale", "generate")
 
 
 class Observer(Protocol):
@@ -37,18 +37,18 @@ class Observer(Protocol):
     def appended(self, before: JobState | None, after: JobState, decoded: DecodedEvent) -> None:
         """An event stands in the log."""
 
-    def sent(self, command: Command) -> None:
+    def sent(self, command: StepCommand) -> None:
         """A reaction sent a command."""
 
 
 class Message(msgspec.Struct):
     """A command in a queue; visible from a time on."""
 
-    queue: Queue
+    queue: str
     msg_id: int
     read_ct: int
     visible_at: float
-    command: Command
+    command: StepCommand
 
 
 class Storage:
@@ -60,7 +60,7 @@ class Storage:
         self.streams: dict[UUID, list[RecordedEvent]] = {}
         self.states: dict[UUID, list[JobState]] = {}
         self.checkpoints: dict[str, list[int]] = {}
-        self.messages: dict[Queue, dict[int, Message]] = {queue: {} for queue in QUEUES}
+        self.messages: dict[str, dict[int, Message]] = {queue: {} for queue in QUEUES}
         self.objects: dict[str, str] = {}
         self.harmed: set[str] = set()
         self.views: dict[UUID, JobView] = {}
@@ -115,34 +115,25 @@ class Storage:
         states = self.states.setdefault(append.stream, [])
         for event in append.events:
             version = len(stream) + 1
-            decoded = DecodedEvent(
-                stream_id=append.stream,
-                tenant=append.tenant,
-                version=version,
-                ts=event.ts,
-                body=event.body,
-                meta=event.meta,
-                private=event.private or Private(),
-            )
+            decoded = codec.decode_event(self._record(append, event, version, stream))
             before = states[-1] if states else None
             after = apply(before, decoded)
             self._observer.appended(before, after, decoded)
-            self._record(append, event, version, stream)
             states.append(after)
 
-    def _record(self, append: Append, event: NewEvent, version: int, stream: list[RecordedEvent]) -> None:
+    def _record(self, append: Append, event: NewEvent, version: int, stream: list[RecordedEvent]) -> RecordedEvent:
         number = partition_of(append.stream, PARTITIONS)
         partition = self.partitions[number]
         recorded = RecordedEvent(
             stream_id=append.stream,
             tenant=append.tenant,
             version=version,
-            code=event.body.code,
-            schema_version=event.body.schema_version,
+            code=event.code,
+            schema_version=event.schema_version,
             ts=event.ts,
-            data=codec.encode(event.body),
-            meta=codec.encode(event.meta),
-            private=None if event.private is None else codec.encode(event.private),
+            data=event.data,
+            meta=event.meta,
+            private=event.private,
             partition=number,
             position=len(partition) + 1,
             category=append.category,
@@ -154,6 +145,7 @@ class Storage:
         )
         stream.append(recorded)
         partition.append(recorded)
+        return recorded
 
     def _move(self, move: Move, heads: Sequence[int], held: set[int], rejected: set[int]) -> Moved:
         at = self.checkpoints[move.subscription]
@@ -166,7 +158,7 @@ class Storage:
 
     # The outbox -----------------------------------------------------------------------------------
 
-    def send(self, queue: Queue, command: Command, visible_at: float) -> None:
+    def send(self, queue: str, command: StepCommand, visible_at: float) -> None:
         """Put a message into a queue."""
         self._last_id += 1
         self.messages[queue][self._last_id] = Message(queue, self._last_id, 0, visible_at, command)
@@ -212,7 +204,7 @@ class Storage:
             return one.stream not in skipped and partition_of(one.stream, PARTITIONS) not in rejected
 
         for send in filter(history, batch.sends):
-            assert isinstance(send.message, Command)
+            assert isinstance(send.message, StepCommand)
             self._observer.sent(send.message)
             self.send(send.queue, send.message, now + send.delay)
         for token in filter(history, (*batch.acks, *batch.defers)):

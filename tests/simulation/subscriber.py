@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
-from eventstore import codec
 from eventstore.errors import DatabaseUnavailable, Rejected
-from eventstore.events import DecodedEvent, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
 from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, PartitionCursor, Subscription
-from projections.views import JobView, evolve
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent
+from projections.job_view import JobView, evolve
 from tests.simulation.connection import SimulatedLog
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process
@@ -45,7 +46,7 @@ class Subscriber(Process):
         self._subscription = self._new()
 
     def _new(self) -> Subscription:
-        return Subscription(cast("Log", self._log), cast("Notifier", None), self._handler)
+        return Subscription(cast("Log", self._log), cast("Notifier", None), self._handler, codec.is_known)
 
     def _step(self) -> bool:
         if self._actor is None:

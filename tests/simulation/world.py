@@ -10,8 +10,9 @@ from unittest.mock import patch
 from uuid import UUID
 
 from eventstore import subscription
-from eventstore.events import DomainEvent, Meta, NewEvent, Private
-from orchestrator import service
+from eventstore.events import NewEvent
+from orchestrator import codec, service
+from orchestrator.events.base import DomainEvent, Meta, Private
 from tests.kit import NOON
 from tests.simulation.effects import Fate
 from tests.simulation.storage import Storage
@@ -55,7 +56,7 @@ class World:
     def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
         """As `service.event`, in this world's time."""
         now = NOON + timedelta(seconds=self.now)
-        return NewEvent(event_id=self.new_id(), ts=now, body=body, meta=meta, private=private)
+        return codec.new_event(self.new_id(), now, body, meta, private)
 
     def record(self, who: str, what: str) -> None:
         """Keep what happened, for whoever has to understand a violation."""

@@ -3,11 +3,11 @@
 import asyncpg
 import pytest
 
-from eventstore import codec
-from eventstore.events import Private
 from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, event_hash
 from eventstore.log import Append, Batch
+from orchestrator import codec
+from orchestrator.events.base import Private
 from tests.kit import Store, connect, event, job_created, some_append
 
 FIELDS = (
@@ -32,7 +32,7 @@ FIELDS = (
 async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, change: str) -> None:
     """Given an event with private text, when any field is updated, then the database refuses."""
     first = event(job_created(), private=Private(prompt="a castle"))
-    await store.log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=(first,))]))
+    await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(first,))]))
     connection = await connect(db_url)
     with pytest.raises(asyncpg.PostgresError, match="append-only"):
         await connection.execute(f"update eventstore.events set {change}")
@@ -57,7 +57,7 @@ async def test_erasure_takes_the_private_text_and_every_hash_still_verifies(stor
     stream = new_id()
     first = event(job_created(), private=Private(prompt="a castle"))
     second = event(job_created(), private=Private(prompt="a moat"))
-    await store.log.commit(Batch(appends=[Append(stream=stream, expected=0, events=(first, second))]))
+    await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first, second))]))
     before = await store.log.stream(stream)
     assert [codec.private(one).prompt for one in before] == ["a castle", "a moat"]
 
@@ -76,7 +76,7 @@ async def test_erasing_again_changes_nothing(store: Store) -> None:
     """Erasure is safe to repeat, and says how many events it changed."""
     stream = new_id()
     first = event(job_created(), private=Private(prompt="a castle"))
-    await store.log.commit(Batch(appends=[Append(stream=stream, expected=0, events=(first,))]))
+    await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first,))]))
     erased = "select eventstore.erase($1) as count"
     assert (await store.database.call(erased, stream))[0]["count"] == 1
     assert (await store.database.call(erased, stream))[0]["count"] == 0

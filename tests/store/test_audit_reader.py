@@ -6,18 +6,19 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from eventstore.events import Private
 from eventstore.ids import new_id
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import IntegrityViolation, Verifier
 from eventstore.log import Append, Batch
+from orchestrator import codec
+from orchestrator.events.base import Private
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
 async def flaws(store: Store) -> list[IntegrityViolation]:
     """What a verification of the whole log finds."""
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.identity(), whole=True)
+    verifier = Verifier(await reader.identity(), whole=True, vocabulary=codec.VOCABULARY)
     found: list[IntegrityViolation] = []
     for partition in await reader.partitions():
         async for page in reader.pages(partition):
@@ -30,7 +31,7 @@ async def written(store: Store) -> UUID:
     """Partition 4 with two streams interleaved, and something elsewhere; answers the first stream."""
     first, second = stream_in(4), stream_in(4)
     private = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
-    created = Append(stream=first, expected=0, events=(event(job_created(), private=private),))
+    created = Append(stream=first, category="job", expected=0, events=(event(job_created(), private=private),))
     await store.log.commit(Batch(appends=[created]))
     await store.log.commit(Batch(appends=[some_append(second, count=2), some_append(first, expected=1, count=3)]))
     await store.log.commit(Batch(appends=[some_append(second, expected=2)]))
@@ -97,14 +98,14 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
     first = await written(store)
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.identity(), whole=False)
+    verifier = Verifier(await reader.identity(), whole=False, vocabulary=codec.VOCABULARY)
     events = await reader.stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
     assert await reader.stream(first, after=1, limit=2) == events[1:3]
     assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
     assert await reader.stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
-    verifier = Verifier(await reader.identity(), whole=False)
+    verifier = Verifier(await reader.identity(), whole=False, vocabulary=codec.VOCABULARY)
     assert [flaw for one in await reader.stream(first) for flaw in verifier.check(one)] + verifier.end() == []
 
 

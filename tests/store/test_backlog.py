@@ -6,7 +6,9 @@ from eventstore import metrics
 from eventstore.ids import new_id
 from eventstore.log import Batch, Move, Send
 from eventstore.metrics import Backlog
-from eventstore.outbox import Command, Outbox
+from eventstore.outbox import Outbox
+from orchestrator import step_command
+from orchestrator.step_command import StepCommand
 from tests.kit import Store, connect, some_append, stream_in
 
 
@@ -40,10 +42,10 @@ async def test_the_events_that_a_subscription_has_not_passed_are_its_lag(store: 
 async def test_a_queue_is_as_deep_as_what_is_not_yet_done(store: Store) -> None:
     """Given commands of which one is claimed and one deferred, then all count; an acknowledged one does not."""
     stream = new_id()
-    command = Command(job_id=stream, step_id=new_id(), step="generate", version=1)
+    command = StepCommand(job_id=stream, step_id=new_id(), step="generate", version=1)
     sends = [Send(stream=stream, queue="generate", message=command, delay=delay) for delay in (0, 0, 60)]
     await store.log.commit(Batch(appends=[some_append(stream)], sends=sends))
-    [claim] = await Outbox(store.database, ["generate"]).claim(1, 60)
+    [claim] = await Outbox(store.database, ["generate"], step_command.decode).claim(1, 60)
     await Backlog(store.database).refresh()
     assert gauge("df_queue_depth", queue="generate") == 3
     assert gauge("df_queue_depth", queue="upscale") == 0
@@ -55,12 +57,12 @@ async def test_a_queue_is_as_deep_as_what_is_not_yet_done(store: Store) -> None:
 async def test_the_oldest_command_counts_from_when_it_was_sent(store: Store) -> None:
     """Given a command sent an hour ago and claimed since, then it is an hour old."""
     stream = new_id()
-    command = Command(job_id=stream, step_id=new_id(), step="upscale", version=1)
+    command = StepCommand(job_id=stream, step_id=new_id(), step="upscale", version=1)
     await store.log.commit(
         Batch(appends=[some_append(stream)], sends=[Send(stream=stream, queue="upscale", message=command)])
     )
     await store.database.call("update pgmq.q_upscale set enqueued_at = enqueued_at - interval '1 hour'")
-    await Outbox(store.database, ["upscale"]).claim(1, 60)
+    await Outbox(store.database, ["upscale"], step_command.decode).claim(1, 60)
     await Backlog(store.database).refresh()
     assert 3600 <= (gauge("df_queue_oldest_age_seconds", queue="upscale") or 0) < 3700
     assert gauge("df_queue_oldest_age_seconds", queue="generate") == 0

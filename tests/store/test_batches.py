@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from dreamforge.settings import unconfigured_environ
-from eventstore.events import Measure, Memory
-from runners.engines.batches import Batches, EngineLost, Withdrawn
+from orchestrator.events.steps import Measure, Memory
+from orchestrator.step_errors import StepError
+from runners.engines.batching import Batches, EngineLost, Withdrawn
 from runners.engines.landscape import paint
-from runners.engines.messages import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.engines.process import EngineConfig, EngineGone, EngineProcess, framed
-from runners.errors import StepError
+from runners.engines.protocol import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.faults import InjectedFault
 from tests.engine_program import LATE
 from tests.kit import eventually, project_root

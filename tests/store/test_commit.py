@@ -12,10 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from eventstore.events import DomainEvent, RetryRequested, StepRetry
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Move, Send
-from eventstore.outbox import Command
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import RetryRequested
+from orchestrator.events.steps import StepRetry
+from orchestrator.step_command import StepCommand
 from tests.kit import NOBODY, Store, connect, event, some_append, stream_in
 
 RETRY: dict[str, Any] = {
@@ -34,7 +36,7 @@ def command(stream: object) -> Send:
     return Send(
         stream=stream,  # type: ignore[arg-type]
         queue="generate",
-        message=Command(job_id=stream, step_id=new_id(), step="generate", version=1),  # type: ignore[arg-type]
+        message=StepCommand(job_id=stream, step_id=new_id(), step="generate", version=1),  # type: ignore[arg-type]
     )
 
 
@@ -232,7 +234,7 @@ async def test_what_an_earlier_schema_version_can_hold_is_written_in_it(
     store: Store, body: DomainEvent, version: int
 ) -> None:
     """A process of an earlier release reads what it can, and stops at the rest."""
-    append = Append(stream=new_id(), expected=0, events=(event(body),))
+    append = Append(stream=new_id(), category="job", expected=0, events=(event(body),))
     await store.log.commit(Batch(appends=[append]))
     [row] = await store.log.stream(append.stream)
     assert row.schema_version == version

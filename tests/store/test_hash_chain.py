@@ -5,9 +5,10 @@ from uuid import UUID
 import pytest
 from msgspec.structs import replace
 
-from eventstore.events import Private, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.log import Append, Batch
+from orchestrator.events.base import Private
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
@@ -30,7 +31,9 @@ async def written(store: Store) -> tuple[UUID, list[RecordedEvent]]:
     first, second = stream_in(4), stream_in(4)
     prompt = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
     await store.log.commit(
-        Batch(appends=[Append(stream=first, expected=0, events=(event(job_created(), private=prompt),))])
+        Batch(
+            appends=[Append(stream=first, category="job", expected=0, events=(event(job_created(), private=prompt),))]
+        )
     )
     await store.log.commit(Batch(appends=[some_append(second), some_append(first, expected=1, count=2)]))
     await store.log.commit(Batch(appends=[some_append(second, expected=1)]))

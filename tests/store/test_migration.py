@@ -10,7 +10,9 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.log import Batch, Log, Move, Send
-from eventstore.outbox import Claim, Command, Outbox
+from eventstore.outbox import Claim, Outbox
+from orchestrator import step_command
+from orchestrator.step_command import StepCommand
 from tests.kit import connect, some_append
 
 EARLIER = Path(__file__).parent.parent / "corpus" / "schema"
@@ -83,7 +85,7 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
     one = some_append()
     log = Log(database)
     partition = one.stream.bytes[-1] & 7
-    command = Command(job_id=one.stream, step_id=new_id(), step="generate", version=1)
+    command = StepCommand(job_id=one.stream, step_id=new_id(), step="generate", version=1)
     sends = [Send(stream=one.stream, queue="generate", message=command)]
     moves = [Move(subscription="orchestrator", partition=partition, start=0, end=0)]
     answers = await log.commit(Batch(appends=[one], sends=sends, moves=moves))
@@ -97,7 +99,7 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
     assert await schema.install(database)
 
     assert (await log.checkpoints("orchestrator"))[partition] == 1
-    assert await Outbox(database, ["generate"]).extend([claim], 60) == []
+    assert await Outbox(database, ["generate"], step_command.decode).extend([claim], 60) == []
     more = some_append(one.stream, expected=1)
     moves = [Move(subscription="orchestrator", partition=partition, start=1, end=1)]
     answers = await log.commit(Batch(appends=[more], acks=[claim.ack()], moves=moves))

@@ -16,9 +16,9 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from runners import objects
-from runners.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
-from runners.objects import ObjectStore, S3Config, StoredObject
+from artifacts import object_store
+from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
+from artifacts.object_store import ObjectStore, S3Config, StoredObject
 
 PNG = "image/png"
 
@@ -93,7 +93,7 @@ async def test_a_changed_object_is_refused_and_no_more_of_it_read_than_was_writt
 async def test_what_is_too_large_is_not_adopted(store: ObjectStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given an object that is larger than any file of a job, then a put does not read it to its end."""
     await store.put(key, bytes(4 * 2**20), PNG)
-    monkeypatch.setattr(objects, "MOST", 2**20)
+    monkeypatch.setattr(object_store, "MOST", 2**20)
     with pytest.raises(ObjectChanged, match=f"more than 1,048,576 bytes under {key}"):
         await store.put(key, b"pixels", PNG)
 

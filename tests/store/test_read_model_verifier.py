@@ -4,9 +4,10 @@ from uuid import UUID
 
 import pytest
 
-from eventstore.events import Private
 from eventstore.log import Append, Batch
 from eventstore.subscription import Subscription
+from orchestrator import codec
+from orchestrator.events.base import Private
 from projections.projector import Projector
 from projections.verifier import Disagreement, ReadModelVerifier
 from tests.kit import History, Store, event
@@ -19,8 +20,10 @@ async def projected(store: Store, *histories: History) -> None:
         bodies = [decoded.body for decoded in history.events[known:] if decoded.body is not None]
         private = Private(prompt="a castle") if known == 0 else None
         events = tuple(event(body, private=private if n == 0 else None) for n, body in enumerate(bodies))
-        await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=known, events=events)]))
-    subscription = Subscription(store.log, store.notifier, Projector(store.database))
+        await store.log.commit(
+            Batch(appends=[Append(stream=history.job_id, category="job", expected=known, events=events)])
+        )
+    subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await subscription.step():
         pass
 
@@ -45,7 +48,9 @@ async def test_what_the_projector_wrote_agrees(store: Store) -> None:
     assert await everything(store) == []
     more = half.wrote("generate", 0).events[-1].body
     assert more is not None
-    await store.log.commit(Batch(appends=[Append(stream=half.job_id, expected=3, events=(event(more),))]))
+    await store.log.commit(
+        Batch(appends=[Append(stream=half.job_id, category="job", expected=3, events=(event(more),))])
+    )
     assert await everything(store) == []
 
 
@@ -109,7 +114,10 @@ async def test_every_job_is_looked_at(store: Store) -> None:
     """Given more jobs than a page holds, then each comes once."""
     jobs = [History() for _ in range(450)]
     for n in range(0, len(jobs), 50):
-        appends = [Append(stream=job.job_id, expected=0, events=(event(job.created),)) for job in jobs[n : n + 50]]
+        appends = [
+            Append(stream=job.job_id, category="job", expected=0, events=(event(job.created),))
+            for job in jobs[n : n + 50]
+        ]
         await store.log.commit(Batch(appends=appends))
     found = [job async for page in ReadModelVerifier(store.database).pages() for job in page]
     assert sorted(found) == sorted(job.job_id for job in jobs)

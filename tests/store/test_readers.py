@@ -8,13 +8,13 @@ import asyncpg
 import msgspec
 
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, _append_text
+from eventstore.log import Append, Batch
 from tests.kit import Store, connect, some_append, stream_in
 
 
 async def commit_on(connection: asyncpg.Connection, *appends: Append) -> None:
     """Call the log's function on a given connection, as part of whatever transaction it is in."""
-    text = msgspec.json.encode([_append_text(one) for one in appends]).decode()
+    text = msgspec.json.encode(appends).decode()
     await connection.execute("select eventstore.commit($1::json)", text)
 
 

@@ -6,16 +6,17 @@ from uuid import UUID
 
 import pytest
 
-from eventstore.events import JobErased, JobFinish
 from eventstore.log import Batch
 from eventstore.subscription import Subscription
-from projections import views
+from orchestrator import codec
+from orchestrator.events.jobs import JobErased, JobFinish
+from projections import job_view
+from projections.job_view import JobView
 from projections.projector import LIVE, SHADOW, Generation, Projector
 from projections.queries import Queries
 from projections.rebuild import LONGEST_LAG_S, Rebuild, RebuildFailed
 from projections.subscription_status import subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
-from projections.views import JobView
 from tests import histories
 from tests.kit import History, Store, connect, eventually, some_append
 
@@ -32,7 +33,7 @@ async def append(store: Store, count: int, seed: int = 1) -> list[History]:
 
 async def project(store: Store, generation: Generation = LIVE) -> None:
     """Let the projector read all there is."""
-    subscription = Subscription(store.log, store.notifier, Projector(store.database, generation))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database, generation), codec.is_known)
     while await subscription.step():
         pass
 
@@ -145,7 +146,7 @@ async def test_a_swap_waits_for_who_reads(store: Store) -> None:
 async def test_the_projector_goes_on_where_the_new_one_stands(store: Store) -> None:
     """Given a projector that runs through a swap, then it writes what comes after into the new tables."""
     await append(store, 10)
-    projector = Subscription(store.log, store.notifier, Projector(store.database))
+    projector = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await projector.step():
         pass
     await (await build(store)).follow()
@@ -160,7 +161,7 @@ async def test_reads_see_every_event_all_the_while(store: Store) -> None:
     """Given a rebuild at any stage, then a job is read as its whole history tells it."""
     [drawn] = await append(store, 1)
     queries = Queries(store.database)
-    wanted = views.view(drawn.events)
+    wanted = job_view.view(drawn.events)
     assert wanted is not None
 
     async def seen() -> JobView:
@@ -186,11 +187,11 @@ async def test_reads_see_every_event_all_the_while(store: Store) -> None:
 async def test_any_number_fill_at_once(store: Store) -> None:
     """Given chunks of one job each and a worker that died in one, then the others fill what it left, nothing twice."""
     await append(store, 12)
-    await store.database.call("select projector.begin_rebuild($1, 1, false)", views.VERSION)
+    await store.database.call("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
     dead = await connect(store.database.url)
     transaction = dead.transaction()
     await transaction.start()
-    taken = await dead.fetchval("select chunk from projector.take_chunk($1)", views.VERSION)
+    taken = await dead.fetchval("select chunk from projector.take_chunk($1)", job_view.VERSION)
     rebuild = Rebuild(store.database)
     others = [asyncio.create_task(rebuild.fill()) for _ in range(2)]
 
@@ -295,9 +296,9 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     """Given a release with other views, then the old rows are kept until its own are built, and those by it alone."""
     await append(store, 5)
     await project(store)
-    old = Subscription(store.log, store.notifier, Projector(store.database))
+    old = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     await old.step()
-    monkeypatch.setattr(views, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VERSION", 2)
     await append(store, 5, seed=2)
     await project(store)
     assert len(await store.database.read("select from readmodel.jobs")) == 10
@@ -305,11 +306,11 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     await rebuild.follow()
     assert (await rebuild.state()).views_version == 2
 
-    monkeypatch.setattr(views, "VERSION", 1)
+    monkeypatch.setattr(job_view, "VERSION", 1)
     await append(store, 5, seed=3)
     await project(store)
     assert len(await store.database.read("select from readmodel.jobs")) == 10
-    monkeypatch.setattr(views, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VERSION", 2)
     with pytest.raises(RebuildFailed, match=r"of version 1, .* run the release that built it"):
         await rebuild.begin_rollback()
 
@@ -320,9 +321,9 @@ async def test_a_rebuild_for_other_views_is_given_up(store: Store, monkeypatch: 
     rebuild = Rebuild(store.database)
     await rebuild.begin()
     await rebuild.fill()
-    monkeypatch.setattr(views, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VERSION", 2)
     await rebuild.begin()
-    monkeypatch.setattr(views, "VERSION", 1)
+    monkeypatch.setattr(job_view, "VERSION", 1)
     await rebuild.fill()  # who began with the other has no part in this one
     state = await rebuild.state()
     assert state.rebuild is not None
@@ -383,7 +384,7 @@ async def test_a_projector_that_was_ahead_of_the_new_one_goes_back_to_it(store: 
     await build(store)
     await store.database.call("select projector.follow()")
     await append(store, 5, seed=2)
-    live = Subscription(store.log, store.notifier, Projector(store.database))
+    live = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await live.step():
         pass
     assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is None
@@ -419,7 +420,7 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
         return found
 
     projector._load = load_then_swap  # type: ignore[method-assign]
-    live = Subscription(store.log, store.notifier, projector)
+    live = Subscription(store.log, store.notifier, projector, codec.is_known)
 
     async def agrees() -> bool:
         await live.step()

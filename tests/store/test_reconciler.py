@@ -6,22 +6,17 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from eventstore import codec
-from eventstore.events import (
-    CancelRequested,
-    DomainEvent,
-    JobFinish,
-    NewEvent,
-    OutboxPurged,
-    OutboxRebuilt,
-    StepName,
-    StepRetry,
-)
 from eventstore.ids import new_id
 from eventstore.integrity.chain import partition_of
 from eventstore.log import Append, Batch, Move, Send
-from eventstore.outbox import Command, Outbox
+from eventstore.outbox import Outbox
+from orchestrator import codec, step_command
+from orchestrator.events.base import DomainEvent, Meta
+from orchestrator.events.jobs import CancelRequested, JobFinish
+from orchestrator.events.operations import OutboxPurged, OutboxRebuilt
+from orchestrator.events.steps import StepName, StepRetry
 from orchestrator.reconciler import STREAM, OutboxReconciler
+from orchestrator.step_command import StepCommand
 from tests.kit import NOON, History, Store
 
 HANDED_BACK = {"attempt": 1, "reason": "hand_back", "error_code": None, "error_message": None, "delay_s": 0.0}
@@ -56,11 +51,9 @@ JOBS: dict[str, tuple[Callable[[History], History], StepName | None, bool]] = {
 async def write(store: Store, history: History, *, reacted: bool = True) -> None:
     """A job's history, and the orchestrator's checkpoint behind it if it has reacted."""
     events = tuple(
-        NewEvent(event_id=new_id(), ts=NOON, body=one.body, private=one.private)
-        for one in history.events
-        if one.body is not None
+        codec.new_event(new_id(), NOON, one.body, Meta(), one.private) for one in history.events if one.body is not None
     )
-    append = Append(stream=history.job_id, expected=0, events=events)
+    append = Append(stream=history.job_id, category="job", expected=0, events=events)
     moves: Sequence[Move] = ()
     if reacted:
         partition = partition_of(history.job_id, 8)
@@ -80,7 +73,7 @@ async def held(store: Store) -> list[tuple[str, UUID, bool]]:
 
 def _step(message: str) -> UUID:
     """The step of a command."""
-    return msgspec.json.decode(message, type=Command).step_id
+    return msgspec.json.decode(message, type=StepCommand).step_id
 
 
 async def notes(store: Store) -> list[DomainEvent | None]:
@@ -116,7 +109,7 @@ async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
     history, ended = History(), JOBS["ended"][0](History())
     for one in (history, ended):
         await write(store, one)
-        command = Command(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
+        command = StepCommand(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
         await store.log.commit(Batch(sends=[Send(stream=one.job_id, queue="generate", message=command)]))
     reconciler = OutboxReconciler(store.database, "operator")
     [generate, upscale] = await reconciler.status()
@@ -125,7 +118,7 @@ async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
     [generate, _] = await reconciler.status()
     assert (generate.visible, generate.missing, generate.oldest) == (0, 1, None)
     await reconciler.rebuild(0)
-    [claim] = await Outbox(store.database, ["generate", "upscale"]).claim(5, 60)
+    [claim] = await Outbox(store.database, ["generate", "upscale"], step_command.decode).claim(5, 60)
     assert claim.command.job_id == history.job_id
     assert await notes(store) == [
         OutboxPurged(commands={"generate": 2, "upscale": 0}),

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from dreamforge.registry import NoSuchModel, Registry, RegistryError, damage, inventory, registration
-from eventstore.events import ModelDisabled
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log
 from eventstore.subscription import Handler, Subscription
+from model_registry.catalogue import Models
+from model_registry.registry import NoSuchModel, Registry, RegistryError, damage, inventory, registration
+from orchestrator import codec
+from orchestrator.events.models import ModelDisabled
 from orchestrator.process_manager import Orchestrator
-from projections.model_queries import Models
+from orchestrator.step_errors import ProviderError
 from projections.projector import Projector
-from runners.errors import ProviderError
 from runners.selection import ModelFiles, model_ref
 from tests.kit import Store, connect, event, job_created
 
@@ -243,7 +244,7 @@ async def test_a_job_may_be_generated_by_an_available_generator_alone(
     models = Models(store.log)
     generator = await added(registry, folder)
     upscaler, _ = await registry.add(registration(str(folder), "gan-upscaler"))
-    job = Append(stream=new_id(), expected=0, events=(event(job_created()),))
+    job = Append(stream=new_id(), category="job", expected=0, events=(event(job_created()),))
     await store.log.commit(Batch(appends=[job]))
     assert await models.generator(generator.model_id) == generator
     for other in (upscaler.model_id, job.stream, new_id()):
@@ -258,7 +259,7 @@ async def test_subscriptions_pass_over_models(store: Store, registry: Registry, 
     model = await added(registry, folder)
     handlers: list[Handler] = [Orchestrator(store.log, store.committer, "test"), Projector(store.database)]
     for handler in handlers:
-        subscription = Subscription(store.log, store.notifier, handler)
+        subscription = Subscription(store.log, store.notifier, handler, codec.is_known)
         assert await subscription.step()
         assert not await subscription.step()
         assert [cursor.failure for cursor in subscription.cursors.values() if cursor.failure] == []

@@ -5,14 +5,18 @@ import asyncio
 import pytest
 
 from eventstore import schema
-from eventstore.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
+from model_registry.catalogue import Models
+from orchestrator import codec
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import JobCreated, JobQuarantined, JobReleased
+from orchestrator.events.keys import KeyCreated
+from orchestrator.events.steps import StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.key_queries import Keys
-from projections.model_queries import Models
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild
@@ -27,7 +31,7 @@ def history(created: JobCreated) -> Append:
     """A job that was set aside at once, went on, and runs."""
     started = StepStart(step_id=created.steps[0].step_id, step_name="generate", attempt=1, runner="r")
     bodies = (created, SET_ASIDE, JobReleased(resume=True), started)
-    return Append(stream=new_id(), expected=0, events=tuple(event(body) for body in bodies))
+    return Append(stream=new_id(), category="job", expected=0, events=tuple(event(body) for body in bodies))
 
 
 async def rebuilt(store: Store) -> None:
@@ -67,7 +71,7 @@ async def test_what_two_events_ask_for_is_sent_once(store: Store) -> None:
     """Given a job's beginning and its release in one batch of events, then its first step is queued once."""
     created = job_created()
     append = history(created)
-    append = Append(stream=append.stream, expected=0, events=append.events[:3])
+    append = Append(stream=append.stream, category="job", expected=0, events=append.events[:3])
     await store.log.commit(Batch(appends=[append]))
     await store.log.subscribe(Orchestrator.name)
     events = await store.log.stream(append.stream)
@@ -81,9 +85,11 @@ async def test_what_two_events_ask_for_is_sent_once(store: Store) -> None:
 async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> None:
     """Given a count that no column takes, then that job is reported, and kept once it is set aside; so by a rebuild."""
     bodies = [job_created(scale=None), job_created(scale=None, count=10**12), job_created(scale=None)]
-    before, broken, behind = [Append(stream=stream_in(1), expected=0, events=(event(body),)) for body in bodies]
+    before, broken, behind = [
+        Append(stream=stream_in(1), category="job", expected=0, events=(event(body),)) for body in bodies
+    ]
     await store.log.commit(Batch(appends=[before, broken, behind]))
-    subscription = Subscription(store.log, store.notifier, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
 
     async def reported() -> bool:
         await subscription.step()
@@ -111,13 +117,17 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
 async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None:
     """Given a row that is none of ours, then its job is reported, and as good as new once it is set aside."""
     history = History(scale=None)
-    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=(event(history.created),))]))
-    subscription = Subscription(store.log, store.notifier, Projector(store.database))
+    await store.log.commit(
+        Batch(appends=[Append(stream=history.job_id, category="job", expected=0, events=(event(history.created),))])
+    )
+    subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await subscription.step():
         pass
     await store.database.call("update readmodel.jobs set status = 'lost'")
     [started] = [decoded.body for decoded in history.started("generate").events[1:] if decoded.body is not None]
-    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=1, events=(event(started),))]))
+    await store.log.commit(
+        Batch(appends=[Append(stream=history.job_id, category="job", expected=1, events=(event(started),))])
+    )
 
     async def reported() -> bool:
         await subscription.step()
@@ -140,7 +150,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
     history = History().started("generate").wrote("generate", 0)
     bodies = [decoded.body for decoded in history.events if decoded.body is not None]
     events = tuple(event(body) for body in [*bodies, History().item("generate", 0)])
-    await store.log.commit(Batch(appends=[Append(stream=history.job_id, expected=0, events=events)]))
+    await store.log.commit(Batch(appends=[Append(stream=history.job_id, category="job", expected=0, events=events)]))
     queries = Queries(store.database)
 
     async def images() -> list[int] | None:
@@ -148,7 +158,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
         return None if view is None else [one.item_index for one in view.artifacts]
 
     assert await images() == [0]
-    subscription = Subscription(store.log, store.notifier, Projector(store.database))
+    subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await subscription.step():
         pass
     assert [one.job_id for one in await ReadModelVerifier(store.database).check([history.job_id])] == [history.job_id]
@@ -159,7 +169,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
 async def test_a_prompt_that_no_text_column_takes_is_listed(store: Store) -> None:
     """Given U+0000 in a prompt, which a json column takes from a rebuild, then the tenant's list is whole."""
     created = event(job_created(), private=Private(prompt="a\0castle"))
-    await store.log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=(created,))]))
+    await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(created,))]))
     await rebuilt(store)
     listed = await Queries(store.database).jobs("default", status=None, before=None, limit=5)
     assert [one.prompt for one in listed] == ["a\0castle"]
@@ -174,7 +184,7 @@ async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, mo
     keys, models = Keys(store.log), Models(store.log)
     assert (len(await keys.all()), len(await models.all())) == (1, 1)
     monkeypatch.setattr("projections.key_queries.view", lambda _: 1 / 0)
-    monkeypatch.setattr("projections.model_queries.view", lambda _: 1 / 0)
+    monkeypatch.setattr("model_registry.catalogue.view", lambda _: 1 / 0)
     assert (await keys.all(), await models.all(), await models.model(model.stream)) == ([], [], None)
 
 
@@ -183,9 +193,11 @@ async def test_a_report_of_before_the_release_says_nothing_of_the_job(store: Sto
     """Given a report and a release of its job, then what was reported later alone sets the job aside again."""
     append = history(job_created())
     before, release = append.events[:2], append.events[2:3]
-    await store.log.commit(Batch(appends=[Append(stream=append.stream, expected=0, events=before)]))
+    await store.log.commit(Batch(appends=[Append(stream=append.stream, category="job", expected=0, events=before)]))
     report = store.log.report_rejection(append.stream, "readmodel", 1, "RuntimeError")
-    released = store.log.commit(Batch(appends=[Append(stream=append.stream, expected=2, events=release)]))
+    released = store.log.commit(
+        Batch(appends=[Append(stream=append.stream, category="job", expected=2, events=release)])
+    )
     for call in (released, report) if released_first else (report, released):
         await call
     watching = asyncio.create_task(Quarantine(store.log, "test").run())

@@ -6,10 +6,12 @@ import pytest
 from dreamforge.backends import login
 from eventstore.database import Database
 from eventstore.errors import DatabaseRefused
-from eventstore.events import KeyCreated
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Send
-from eventstore.outbox import Command, Outbox
+from eventstore.outbox import Outbox
+from orchestrator import step_command
+from orchestrator.events.keys import KeyCreated
+from orchestrator.step_command import StepCommand
 from tests.kit import SERVICE_LOGIN, connect, event, some_append
 
 FORBIDDEN = [
@@ -58,10 +60,10 @@ async def test_the_projectors_function_writes_into_the_read_model_alone(db_url: 
 async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
     """Append, send, claim, extend, settle, archive: all with the service's login."""
     database = Database(login(db_url, *SERVICE_LOGIN))
-    log, outbox = Log(database), Outbox(database, ["generate"])
+    log, outbox = Log(database), Outbox(database, ["generate"], step_command.decode)
     one = some_append()
-    command = Command(job_id=one.stream, step_id=new_id(), step="generate", version=1)
-    unreadable = Command(job_id=one.stream, step_id=new_id(), step="nothing", version=1)  # type: ignore[arg-type]
+    command = StepCommand(job_id=one.stream, step_id=new_id(), step="generate", version=1)
+    unreadable = StepCommand(job_id=one.stream, step_id=new_id(), step="nothing", version=1)  # type: ignore[arg-type]
     sends = [Send(stream=one.stream, queue="generate", message=message) for message in (command, unreadable)]
     await log.subscribe("orchestrator")
     await log.commit(Batch(appends=[one], sends=sends))

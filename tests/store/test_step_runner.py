@@ -6,16 +6,18 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from eventstore.events import StepStart
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
-from eventstore.outbox import Claim, Command, Outbox
+from eventstore.outbox import Outbox
+from orchestrator import step_command
+from orchestrator.events.steps import StepStart
 from orchestrator.service import JobService
 from orchestrator.state import JobState
+from orchestrator.step_command import StepClaim, StepCommand
 from runners.engines.fake import FakeEngine
+from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.rendering import Renderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, job_created
@@ -35,7 +37,7 @@ class LateJobs(JobService):
         if not self._frozen:
             self._frozen = True
             start = StepStart(step_id=self._step_id, step_name="generate", attempt=1, runner="other")
-            other = Append(stream=job_id, expected=state.version, events=(event(start),))
+            other = Append(stream=job_id, category="job", expected=state.version, events=(event(start),))
             await self._store.log.commit(Batch(appends=[other]))
         return state
 
@@ -48,13 +50,13 @@ def runner(jobs: JobService) -> StepRunner:
     return StepRunner(jobs, nothing, ItemRenderer(renderer, nothing), retry=retry, name="r")
 
 
-async def claimed(store: Store) -> Claim:
+async def claimed(store: Store) -> StepClaim:
     """A claim of a new job's first step."""
     job_id, created = new_id(), job_created(scale=None)
-    command = Command(job_id=job_id, step_id=created.steps[0].step_id, step="generate", version=1)
-    first = Append(stream=job_id, expected=0, events=(event(created),))
+    command = StepCommand(job_id=job_id, step_id=created.steps[0].step_id, step="generate", version=1)
+    first = Append(stream=job_id, category="job", expected=0, events=(event(created),))
     await store.log.commit(Batch(appends=[first], sends=[Send(stream=job_id, queue="generate", message=command)]))
-    [claim] = await Outbox(store.database, ["generate"]).claim(1, 60)
+    [claim] = await Outbox(store.database, ["generate"], step_command.decode).claim(1, 60)
     return claim
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from eventstore.events import ArtifactWritten, StepError
+from artifacts.encoding import encode
+from artifacts.lineage import embed, read
+from artifacts.object_store import ObjectStore, S3Config, StoredObject
+from orchestrator.events.steps import ArtifactWritten, StepError
 from orchestrator.state import JobState
-from runners.encoding import encode
-from runners.lineage import embed, read
-from runners.objects import ObjectStore, S3Config, StoredObject
 from tests.kit import Store
 from tests.store.test_troubled_steps import Bench, Hanging, bench
 

@@ -9,16 +9,19 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from eventstore import codec
 from eventstore.errors import Rejected
-from eventstore.events import CancelRequested, RecordedEvent, StepFinish, StepStart
+from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Moved, Send
-from eventstore.outbox import Claim, Command
+from eventstore.outbox import Claim
 from eventstore.subscription import Subscription
+from orchestrator import codec
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
+from orchestrator.events.jobs import CancelRequested
+from orchestrator.events.steps import StepFinish, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.service import JobService
+from orchestrator.step_command import StepCommand
 from tests.kit import NOON, History, Store, connect, event, eventually, job_created, some_append, stream_in
 
 CLAIM = Claim(
@@ -26,7 +29,7 @@ CLAIM = Claim(
     msg_id=1,
     read_ct=1,
     enqueued_at=NOON,
-    command=Command(job_id=new_id(), step_id=new_id(), step="generate", version=1),
+    command=StepCommand(job_id=new_id(), step_id=new_id(), step="generate", version=1),
     expires=0.0,
 )
 """A claim for runs whose message doesn't matter."""
@@ -74,7 +77,7 @@ class Forwarder(Recorder):
             Send(
                 stream=one.stream_id,
                 queue="generate",
-                message=Command(job_id=one.stream_id, step_id=new_id(), step="generate", version=one.version),
+                message=StepCommand(job_id=one.stream_id, step_id=new_id(), step="generate", version=one.version),
             )
             for one in events
         ]
@@ -85,7 +88,8 @@ async def test_competing_processes_handle_every_event_exactly_once(store: Store,
     """Given three processes on one subscription, two of which are killed midway, then each event is handled once."""
     stores = [Store(db_url) for _ in range(3)]
     tasks = [
-        asyncio.create_task(Subscription(one.log, one.notifier, Forwarder(one), poll_s=0.02).run()) for one in stores
+        asyncio.create_task(Subscription(one.log, one.notifier, Forwarder(one), codec.is_known, poll_s=0.02).run())
+        for one in stores
     ]
     appends = [some_append(count=2) for _ in range(60)]
     for n, one in enumerate(appends):
@@ -117,7 +121,7 @@ async def test_a_broken_handler_stops_its_partition_alone_and_skips_nothing(stor
     handler.poison = poisonous.stream
     for one in (poisonous, beside, elsewhere):
         await store.log.commit(Batch(appends=[one]))
-    subscription = Subscription(store.log, store.notifier, handler, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, handler, codec.is_known, poll_s=0.02)
     running = asyncio.create_task(subscription.run())
 
     async def went_on() -> bool:
@@ -166,7 +170,7 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     await connection.execute("select eventstore.commit($1::json)", msgspec.json.encode([unknown]).decode())
     await connection.close()
     await store.log.commit(Batch(appends=[after]))
-    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, poll_s=0.02)
     for _ in range(3):
         await subscription.step()
     assert seen == [(before.stream, 1)]
@@ -188,7 +192,7 @@ async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: s
     await connection.execute("alter table eventstore.events disable trigger all")
     await connection.execute("delete from eventstore.events where partition = 6 and position = 1")
     await connection.close()
-    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, poll_s=0.02)
     await subscription.step()
     assert seen == [(elsewhere.stream, 1)]
     assert "position 1 is missing" in (subscription.cursors[6].failure or "")
@@ -201,10 +205,10 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
     poisonous, after = some_append(stream_in(1)), some_append(stream_in(1))
     older.poison = poisonous.stream
     await store.log.commit(Batch(appends=[poisonous]))
-    subscription = Subscription(store.log, store.notifier, older, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, older, codec.is_known, poll_s=0.02)
     await subscription.step()
     failures = [subscription.cursors[1].failure]
-    await Subscription(store.log, store.notifier, Recorder(store, seen)).step()
+    await Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known).step()
     await store.log.commit(Batch(appends=[after]))
 
     async def followed() -> bool:
@@ -221,7 +225,7 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
 async def test_checkpoints_move_past_events_without_reaction(store: Store) -> None:
     """Given events that lead to nothing, then the checkpoint moves lazily, once for many events."""
     handler = Recorder(store, [], quiet=True)
-    subscription = Subscription(store.log, store.notifier, handler, poll_s=0.02)
+    subscription = Subscription(store.log, store.notifier, handler, codec.is_known, poll_s=0.02)
     for _ in range(5):
         await store.log.commit(Batch(appends=[some_append(stream_in(0))]))
         await subscription.step()
@@ -239,7 +243,9 @@ async def running_job(store: Store) -> tuple[JobService, UUID, UUID]:
     job_id, created = new_id(), job_created(count=1)
     step_id = created.steps[0].step_id
     start = StepStart(step_id=step_id, step_name="generate", attempt=1, runner="a")
-    await store.log.commit(Batch(appends=[Append(stream=job_id, expected=0, events=(event(created), event(start)))]))
+    await store.log.commit(
+        Batch(appends=[Append(stream=job_id, category="job", expected=0, events=(event(created), event(start)))])
+    )
     return JobService(store.log, store.committer, "a"), job_id, step_id
 
 
@@ -247,7 +253,7 @@ async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store:
     """Given a failed step and a cancel that slips in between fold and commit, then the job still finishes."""
     _jobs, job_id, step_id = await running_job(store)
     failed = StepFinish(step_id=step_id, step_name="generate", attempt=1, status="failed")
-    await store.log.commit(Batch(appends=[Append(stream=job_id, expected=2, events=(event(failed),))]))
+    await store.log.commit(Batch(appends=[Append(stream=job_id, category="job", expected=2, events=(event(failed),))]))
     slipped = False
 
     real_streams = store.log.streams
@@ -257,12 +263,14 @@ async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store:
         found = await real_streams(streams)
         if not slipped:
             slipped = True
-            cancel = Append(stream=job_id, expected=3, events=(event(CancelRequested()),))
+            cancel = Append(stream=job_id, category="job", expected=3, events=(event(CancelRequested()),))
             await store.log.commit(Batch(appends=[cancel]))
         return found
 
     store.log.streams = cancelling  # type: ignore[method-assign]
-    subscription = Subscription(store.log, store.notifier, Orchestrator(store.log, store.committer, "o"), poll_s=0.02)
+    subscription = Subscription(
+        store.log, store.notifier, Orchestrator(store.log, store.committer, "o"), codec.is_known, poll_s=0.02
+    )
     for _ in range(3):
         await subscription.step()
     assert slipped

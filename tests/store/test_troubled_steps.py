@@ -10,32 +10,25 @@ from uuid import UUID
 import pytest
 from msgspec.structs import replace
 
-from eventstore import codec
-from eventstore.events import (
-    ArtifactWritten,
-    CancelRequested,
-    DomainEvent,
-    ErrorCode,
-    Rendering,
-    StepError,
-    StepFinish,
-    StepRetry,
-    StepStart,
-)
+from artifacts.errors import ObjectStoreUnavailable
+from artifacts.lineage import embed, read
+from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
-from eventstore.outbox import Claim, Command, Outbox
+from eventstore.outbox import Outbox
+from orchestrator import codec, step_command
 from orchestrator.decisions import Command as Decision
 from orchestrator.decisions import RecordItems
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import CancelRequested
+from orchestrator.events.steps import ArtifactWritten, ErrorCode, Rendering, StepError, StepFinish, StepRetry, StepStart
 from orchestrator.service import JobService, Unreadable
 from orchestrator.state import JobState, StepState
+from orchestrator.step_command import StepClaim, StepCommand
 from runners.engines.fake import FakeEngine
-from runners.errors import ObjectStoreUnavailable
+from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.lineage import embed, read
-from runners.objects import ObjectStore, S3Config, StoredObject
-from runners.rendering import Renderer
 from runners.selection import Selected
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
@@ -108,17 +101,17 @@ class Baffled(JobService):
 class Undecided(JobService):
     """Can fold every history, and decides nothing."""
 
-    async def execute(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(self, state: JobState, command: Decision, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
         raise RuntimeError(state, command, claim)
 
 
 class RestartedElsewhere(JobService):
     """Another begins the step anew, by a second message, before the first item is recorded."""
 
-    async def execute(self, state: JobState, command: Decision, claim: Claim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(self, state: JobState, command: Decision, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, RecordItems) and command.attempt == 1:
             other = StepStart(step_id=command.step_id, step_name="generate", attempt=2, runner="other")
-            append = Append(stream=state.job_id, expected=state.version, events=(event(other),))
+            append = Append(stream=state.job_id, category="job", expected=state.version, events=(event(other),))
             await self._log.commit(Batch(appends=[append]))
         return await super().execute(state, command, claim)
 
@@ -129,22 +122,22 @@ class Bench:
     def __init__(self, store: Store, objects: ObjectStore, count: int, scale: int | None = None) -> None:
         self._store = store
         self._objects = objects
-        self._outbox = Outbox(store.database, ["generate", "upscale"])
+        self._outbox = Outbox(store.database, ["generate", "upscale"], step_command.decode)
         self.job_id = new_id()
         self._created = job_created(scale=scale, count=count)
 
     async def submit(self) -> None:
         """Create the job and send its command."""
         step_id = self._created.steps[0].step_id
-        command = Command(job_id=self.job_id, step_id=step_id, step="generate", version=1)
-        first = Append(stream=self.job_id, expected=0, events=(event(self._created),))
+        command = StepCommand(job_id=self.job_id, step_id=step_id, step="generate", version=1)
+        first = Append(stream=self.job_id, category="job", expected=0, events=(event(self._created),))
         sends = [Send(stream=self.job_id, queue="generate", message=command)]
         await self._store.log.commit(Batch(appends=[first], sends=sends))
 
     async def follow(self) -> None:
         """Send the upscale's command, as the orchestrator does after generate."""
         step_id = self._created.steps[1].step_id
-        command = Command(job_id=self.job_id, step_id=step_id, step="upscale", version=1)
+        command = StepCommand(job_id=self.job_id, step_id=step_id, step="upscale", version=1)
         await self._store.log.commit(Batch(sends=[Send(stream=self.job_id, queue="upscale", message=command)]))
 
     def runner(
@@ -161,7 +154,7 @@ class Bench:
         )
 
     async def attempt(self, runner: StepRunner) -> None:
-        """Claim the step's command and run it."""
+        """StepClaim the step's command and run it."""
         await runner.run(await eventually(self._claim, what="a claim"))
 
     async def _claim(self) -> Any:
@@ -290,7 +283,7 @@ async def test_a_cancel_is_heard_during_an_outage(store: Store, s3_config: S3Con
         run = asyncio.create_task(work.attempt(work.runner(Hanging(-1))))
         await eventually(lambda: _reached(work, "step.start"), what="the start")
         version = len(await work.codes())
-        cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
+        cancel = Append(stream=work.job_id, category="job", expected=version, events=(event(CancelRequested()),))
         assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].committed
         await run
         finish: Any = (await work.bodies())[-1]
@@ -304,7 +297,7 @@ async def test_a_cancel_is_heard_while_nothing_happens(store: Store, s3_config: 
         run = asyncio.create_task(work.attempt(work.runner(hanging)))
         await eventually(lambda: _reached(work, "model.selected"), what="the start")
         version = len(await work.codes())
-        cancel = Append(stream=work.job_id, expected=version, events=(event(CancelRequested()),))
+        cancel = Append(stream=work.job_id, category="job", expected=version, events=(event(CancelRequested()),))
         assert (await store.log.commit(Batch(appends=[cancel]))).streams[work.job_id].committed
         await run
         finish: Any = (await work.bodies())[-1]

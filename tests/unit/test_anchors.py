@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from eventstore.events import Anchor, AnchoredEnd
 from eventstore.integrity import anchors
+from eventstore.integrity.anchors import Anchor, AnchoredEnd
 from eventstore.integrity.bundle import Header, Writer, verify
 from tests import memory_log
 from tests.kit import NOON
@@ -62,7 +62,7 @@ def test_an_anchor_of_another_log_says_so() -> None:
 def bundle(rows: list[Any], *, minutes: int = 1) -> list[bytes]:
     """A bundle of all, written some minutes after the anchor was signed."""
     exported_at = NOON + timedelta(minutes=minutes)
-    writer = Writer(Header(log=memory_log.LOG, exported_at=exported_at, job=None, since=NOON, private=False))
+    writer = Writer(Header(log=memory_log.LOG, exported_at=exported_at, stream=None, since=NOON, private=False))
     return [writer.begin(), *map(writer.event, memory_log.read(memory_log.ordered(rows))), writer.end()]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamforge import arguments
+from dreamforge.cli import arguments
 
 
 @pytest.mark.parametrize(("text", "size"), [("512", (512, 512)), ("640x384", (640, 384)), ("640X384", (640, 384))])

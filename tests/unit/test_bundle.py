@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from eventstore.integrity.bundle import BundleReport, Header, Writer, verify
 from eventstore.integrity.verifier import AuditEvent
+from orchestrator import codec
 from tests import memory_log
 from tests.kit import NOON
 
@@ -23,7 +24,7 @@ def written(rows: Sequence[AuditEvent], **changes: object) -> list[bytes]:
     given: dict[str, object] = {
         "log": memory_log.LOG,
         "exported_at": NOON,
-        "job": None,
+        "stream": None,
         "since": NOON,
         "private": False,
     }
@@ -40,7 +41,7 @@ def told(report: BundleReport) -> list[tuple[int, str]]:
 def test_a_whole_bundle_verifies(private: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """With and without the personal text; a bundle without it does not hold it anywhere."""
     lines = written(ROWS, private=private)
-    report = verify(lines)
+    report = verify(lines, vocabulary=codec.VOCABULARY)
     assert told(report) == []
     assert report.events == len(ROWS)
     assert report.header is not None
@@ -55,7 +56,7 @@ def test_a_part_of_a_log_verifies() -> None:
 
 def test_one_job_verifies() -> None:
     rows = [row for row in ROWS if row.stream_id == JOB]
-    assert told(verify(written(rows, job=JOB, since=None))) == []
+    assert told(verify(written(rows, stream=JOB, since=None))) == []
 
 
 def test_an_empty_bundle_verifies() -> None:
@@ -106,7 +107,7 @@ def test_a_forger_who_seals_anew_is_told_by_the_chains() -> None:
 
 def test_a_changed_event_under_a_new_seal_names_its_field() -> None:
     rows = [replace(ROWS[0], code="job.finish" if ROWS[0].code != "job.finish" else "error"), *ROWS[1:]]
-    line, problem = told(verify(written(rows)))[0]
+    line, problem = told(verify(written(rows), vocabulary=codec.VOCABULARY))[0]
     assert (line, problem.split(":")[0]) == (2, "code")
 
 
@@ -119,7 +120,7 @@ def test_what_is_no_bundle_is_told(text: bytes) -> None:
 
 def test_another_format_is_refused() -> None:
     """A later release's bundle is no damaged one: the message says what it is."""
-    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, job=None, since=None, private=False))
+    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, stream=None, since=None, private=False))
     writer._header = msgspec.structs.replace(writer._header, format="dreamforge-bundle/9")
     assert "dreamforge-bundle/9" in told(verify([writer.begin()]))[0][1]
 

@@ -2,7 +2,9 @@
 
 from msgspec.structs import replace
 
-from eventstore.events import CancelRequested, JobErased, Meta, Private
+from orchestrator import codec
+from orchestrator.events.base import Meta, Private
+from orchestrator.events.jobs import CancelRequested, JobErased
 from orchestrator.service import append
 from orchestrator.state import fold
 from tests.kit import History, decoded_event
@@ -21,8 +23,8 @@ def test_a_traceparent_is_read_from_where_each_release_put_it() -> None:
         state = fold([created])
         assert state is not None
         assert state.traceparent == TRACE
-        [event] = append(state, [CancelRequested()], "runner-1").events
-        assert event.meta == Meta(request_id="ours", actor="runner-1")
+        [event] = append(state, [CancelRequested()], "runner-1")[0].events
+        assert event.meta == codec.encode(Meta(request_id="ours", actor="runner-1"))
 
 
 def test_the_newest_request_is_the_cause() -> None:
@@ -41,8 +43,8 @@ def test_what_the_client_says_goes_with_the_request_alone() -> None:
     history = History()
     state = history.state
     said = Private(request_id="jane.doe", traceparent=TRACE)
-    both = append(state, [CancelRequested(), CancelRequested()], "api-1", CAUSE, said).events
-    assert [event.private for event in both] == [said, None]
+    both = append(state, [CancelRequested(), CancelRequested()], "api-1", CAUSE, said)[0].events
+    assert [event.private for event in both] == [codec.encode(said), None]
     erased = fold(
         [replace(history.events[0], private=said), decoded_event(JobErased(erased=[]), 2, job_id=history.job_id)]
     )

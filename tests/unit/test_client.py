@@ -9,8 +9,8 @@ import httpx
 import msgspec
 import pytest
 
-from dreamforge.client import ApiError, Client, Damaged, Unreachable, log_line
-from dreamforge.sse import Message
+from dreamforge.client.api_client import ApiError, Client, Damaged, Unreachable, log_line
+from dreamforge.client.sse import Message
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

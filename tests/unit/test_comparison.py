@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from projections.comparison import Difference, differences
-from projections.views import view
+from projections.job_view import view
 from tests.kit import History
 
 

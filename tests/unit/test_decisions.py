@@ -6,16 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import (
-    ArtifactWritten,
-    CancelRequested,
-    DomainEvent,
-    JobErased,
-    JobFinish,
-    RetryRequested,
-    StepName,
-    StepRetry,
-)
 from orchestrator.decisions import (
     FailAttempt,
     FailStart,
@@ -31,6 +21,9 @@ from orchestrator.decisions import (
     decide,
     may_start,
 )
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, RetryRequested
+from orchestrator.events.steps import ArtifactWritten, StepName, StepRetry
 from tests.kit import History
 
 

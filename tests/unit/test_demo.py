@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamforge import contact_sheet, demo
-from dreamforge.contact_sheet import Print
+from dreamforge.demo import __main__ as demo
+from dreamforge.demo import contact_sheet
+from dreamforge.demo.contact_sheet import Print
 
 SPEC = demo.ImageSpec(prompt="p", count=2, scale=2, width=32, height=16)
 

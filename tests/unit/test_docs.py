@@ -13,11 +13,15 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import api.metrics
 import eventstore.metrics
+import orchestrator.quarantine_log
 import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS
 from dreamforge.settings import VARIABLES, Settings, Var
-from eventstore.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
+from orchestrator.events.jobs import JobEvent
+from orchestrator.events.keys import KeyEvent
+from orchestrator.events.models import ModelEvent
+from orchestrator.events.operations import AnchorSigned, OutboxEvent
 from tests.kit import project_root
 
 DOCS = project_root() / "docs"
@@ -57,11 +61,11 @@ def _written(default: Any) -> str:
 
 
 def metrics_table() -> list[str]:
-    """The table of all metrics, room by room."""
+    """The table of all metrics, module by module."""
     found = [
         metric
-        for room in (api.metrics, eventstore.metrics, runners.metrics)
-        for member in vars(room).values()
+        for module in (api.metrics, eventstore.metrics, orchestrator.quarantine_log, runners.metrics)
+        for member in vars(module).values()
         for metric in (member.values() if isinstance(member, dict) else [member])
         if isinstance(metric, MetricWrapperBase)
     ]

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import pytest
 
-from dreamforge.downloads import Download, receive
-from dreamforge.model_sources import obtain
-from dreamforge.registry import RegistryError, inventory
+from model_registry.downloads import Download, receive
+from model_registry.registry import RegistryError, inventory
+from model_registry.sources import obtain
 
 WORDS = b"weights of a model"
 ARRIVAL = Download(path="unet/weights.safetensors", size=len(WORDS), digest=hashlib.sha256(WORDS).hexdigest())

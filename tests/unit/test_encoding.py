@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
-from eventstore.events import ImageFormat
-from runners.encoding import content_type, decode, encode
-from runners.errors import InvalidSource
+from artifacts.encoding import content_type, decode, encode
+from artifacts.errors import InvalidSource
+from orchestrator.events.steps import ImageFormat
 
 FORMATS: list[ImageFormat] = ["png", "jpg"]
 PLENTY = 10**6

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.access import EVERYBODY
-from api.event_stream import StreamEndpoint, pieces
 from api.limits import Admission, Limits
 from api.services import ApiConfig, OpenStreams
+from api.sse import StreamEndpoint, pieces
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=20))

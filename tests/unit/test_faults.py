@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from runners.errors import ProviderError, classified
+from orchestrator.step_errors import ProviderError, classified
 from runners.faults import FaultPlan
 
 JOB = UUID("018f0000-0000-7000-8000-000000000001")

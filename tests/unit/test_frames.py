@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.frames import HEARTBEAT, of_event, of_progress, retry
-from eventstore import codec
-from eventstore.events import CancelRequested, DomainEvent, JobFinish, RecordedEvent, StepError, StepRetry
+from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
+from orchestrator import codec
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import CancelRequested, JobFinish
+from orchestrator.events.steps import StepError, StepRetry
+from projections.job_view import view
 from projections.progress import progress
-from projections.views import view
 from tests.kit import NOON, History, job_created
 
 HISTORY = History().started("generate").wrote("generate", 0).finished("generate")

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from runners.errors import InvalidInput, InvalidSource
+from artifacts.errors import InvalidSource
+from orchestrator.step_errors import InvalidInput
 from runners.upscalers.image import ImageUpscaler
 
 

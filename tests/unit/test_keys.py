@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import DomainEvent, JobFinish, KeyCreated, KeyRevoked
 from eventstore.ids import new_id
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.keys import KeyCreated, KeyRevoked
 from projections.keys import TENANT, KeyView, digest, evolve, key_text, named_id, view
 from tests.kit import NOON, decoded_event
 

@@ -1,6 +1,5 @@
 """Where a picture came from, within its file: written, read back by others, and taken out again."""
 
-import argparse
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -13,14 +12,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from dreamforge.artifact_commands import show
-from dreamforge.settings import Settings
-from eventstore.events import ImageFormat, Private, Rendering
+from artifacts.encoding import encode
+from artifacts.errors import InvalidSource
+from artifacts.lineage import Generated, Lineage, Upscaled, embed, lineage, parameters, read, stripped
+from dreamforge.cli import main as cli
 from eventstore.ids import new_id
-from runners.encoding import encode
+from orchestrator.events.base import Private
+from orchestrator.events.steps import ImageFormat, Rendering
 from runners.engines.landscape import paint
-from runners.errors import InvalidSource
-from runners.lineage import Generated, Lineage, Upscaled, embed, lineage, parameters, read, stripped
 from tests.kit import History, project_root
 
 RENDERING = Rendering(
@@ -170,7 +169,7 @@ def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: py
     """Given a prompt with escape sequences, then they are shown as what they are not: text."""
     place = tmp_path / "theirs.png"
     place.write_bytes(embed(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
-    assert show(argparse.Namespace(file=place, output="table"), Settings()) == 0
+    assert cli.main(["--no-env-file", "artifact", "show", str(place)]) == 0
     shown = capsys.readouterr().out
     assert "castle" in shown
     assert not set(shown) & {"\x1b", "\x07", "\x9b"}
@@ -181,7 +180,7 @@ def test_a_file_that_is_not_what_it_says_is_told(tmp_path: Path, capsys: pytest.
     place = tmp_path / "theirs.png"
     other = picture("png", (30, 20))
     place.write_bytes(embed(other, a_lineage("a castle")))
-    assert show(argparse.Namespace(file=place, output="table"), Settings()) == 1
+    assert cli.main(["--no-env-file", "artifact", "show", str(place)]) == 1
     shown = capsys.readouterr()
     assert "castle" in shown.out
     assert "the file is 30x20, and says that it is" in shown.err

@@ -7,11 +7,13 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from api.requests import Generate
-from dreamforge.registry import default_schema
-from eventstore.events import DomainEvent, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from eventstore.ids import new_id
-from projections.models import ModelView, in_order, view
+from model_registry.registry import default_schema
+from model_registry.view import ModelView, in_order, view
+from orchestrator.events.base import DomainEvent
+from orchestrator.events.jobs import JobFinish
+from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelVerified
+from orchestrator.parameters import Generate
 from runners.selection import model_ref
 from tests.kit import NOON, decoded_event, job_created, model_registered
 

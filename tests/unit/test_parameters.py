@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dreamforge.registry import default_schema
-from projections.parameters import BadSchema, SchemaViolation, check, violation
+from model_registry.parameters import BadSchema, SchemaViolation, check, violation
+from model_registry.registry import default_schema
 
 SMALL = {
     "type": "object",

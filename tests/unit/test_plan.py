@@ -6,7 +6,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.events import UpscaleParams
+from orchestrator.events.jobs import UpscaleParams
 from orchestrator.plan import SEED_PRIME, item_seed, object_key, output_size
 from tests.kit import generate_params
 

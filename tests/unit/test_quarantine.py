@@ -2,7 +2,8 @@
 
 import pytest
 
-from eventstore.events import EventRow, JobQuarantined, JobReleased
+from eventstore.events import EventRow
+from orchestrator.events.jobs import JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
 from tests.kit import NOBODY, NOON
 

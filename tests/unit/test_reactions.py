@@ -1,7 +1,8 @@
 """The reaction table, row by row."""
 
-from eventstore.events import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested, StepRetry
 from orchestrator.decisions import FinishJob
+from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested
+from orchestrator.events.steps import StepRetry
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
 from tests.kit import History
 

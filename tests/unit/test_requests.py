@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import ApiError
-from api.requests import LARGEST_SEED, JobRequest, events, parse
-from eventstore.events import JobCreated, Private
+from api.requests import JobRequest, events, parse
 from eventstore.ids import new_id
+from orchestrator.events.base import Private
+from orchestrator.events.jobs import JobCreated
+from orchestrator.parameters import LARGEST_SEED
 
 BASE: dict[str, Any] = {"type": "generate", "prompt": "a castle"}
 ONLY = {"field": "pipeline", "reason": "M5 only supports [generate, upscale]"}

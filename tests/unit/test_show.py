@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from dreamforge import show
-from dreamforge.client import JsonObject
-from dreamforge.sse import Message
+from dreamforge.cli import show
+from dreamforge.client.api_client import JsonObject
+from dreamforge.client.sse import Message
 
 JOB = {
     "id": "j1",

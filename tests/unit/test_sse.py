@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamforge.sse import Message, Parser
+from dreamforge.client.sse import Message, Parser
 
 LINES = st.sampled_from(
     [

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dreamforge import top_picture
-from dreamforge.top_picture import WINDOW, Happened, Reading, Running, picture, share, window
+from dreamforge.operations import snapshot
+from dreamforge.operations.snapshot import WINDOW, Happened, Reading, Running, picture, share, window
 from projections.subscription_status import SubscriptionStatus
 from tests.kit import NOON
 
@@ -68,7 +68,7 @@ def test_a_log_that_was_set_back_is_looked_at_anew() -> None:
     """Given a head that is lower than before, then nothing is subtracted from it."""
     before = reading(0, happened(9))
     after = reading(1, happened(4))
-    assert top_picture.continued(before, after.heads) is None
+    assert snapshot.continued(before, after.heads) is None
     assert picture(before, after).rates["events"].now is None
 
 
@@ -144,7 +144,7 @@ def test_the_window_begins_where_all_is_known(start: int, seen: int, since: floa
 
 
 def test_the_window_holds_no_more_than_so_many_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_picture, "MOST_EVENTS", 3)
+    monkeypatch.setattr(snapshot, "MOST_EVENTS", 3)
     fresh = [happened(n, second=n) for n in range(1, 6)]
     since, events = window(NOON + timedelta(seconds=6), None, {0: 0, 1: 0}, fresh)
     assert since == NOON + timedelta(seconds=3)

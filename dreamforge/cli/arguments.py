@@ -1,0 +1,141 @@
+"""Parsers of the command line, and the types of its arguments; these raise `ArgumentTypeError` for what they reject."""
+
+import argparse
+import difflib
+import re
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+STDIN = Path("-")
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the command that was probably meant.
+
+    module: adds the parser's arguments by its `add_arguments`. It is imported when the parser is first used, so that a
+    command costs no other command's imports.
+    """
+
+    def __init__(self, *args: Any, module: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._module = module
+
+    def load(self) -> None:
+        """Add the module's arguments, once."""
+        if self._module is not None:
+            module, self._module = self._module, None
+            import_module(module).add_arguments(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the module's arguments."""
+        self.load()
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [str(choice) for choice in action.choices or ()]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        if near and str(value) not in choices:
+            raise argparse.ArgumentError(action, f"there is no {value!r}; did you mean {near[0]!r}?")
+        super()._check_value(action, value)
+
+
+def subcommands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Parser]":
+    """Give a command subcommands, one of which must be named."""
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
+
+def output_option(*, json_alias: bool = False) -> Parser:
+    """A parent parser with `--output`. json_alias: `--json` means `--output json`."""
+    output = Parser(add_help=False)
+    output.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
+    if json_alias:
+        output.add_argument(
+            "--json", dest="output", action="store_const", const="json", help="the same as --output json"
+        )
+    return output
+
+
+def unicode_text(text: str) -> str:
+    """An argument that is sound Unicode; a terminal of another encoding, or a stray byte, makes lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("this is not valid UTF-8") from None
+    return text
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Width and height from `512` or `640x384`."""
+    width, _, height = text.lower().partition("x")
+    if not (text.isascii() and width.isdigit() and (height.isdigit() or text.isdigit())):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 512 or 640x384")
+    return int(width), int(height or width)
+
+
+def amount(text: str) -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """A name and a value from `name=value`."""
+    name, equals, value = unicode_text(text).partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+    return name, value
+
+
+def header_text(text: str) -> str:
+    """A text that an HTTP header can carry."""
+    if text != text.strip() or not unicode_text(text).isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} begins or ends with a blank, or holds what can't be printed")
+    return text
+
+
+def file(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
+
+
+def file_or_stdin(text: str) -> Path:
+    """A file that is there, or `-`."""
+    return STDIN if text == "-" else file(text)
+
+
+def port(text: str) -> int | None:
+    """A port to listen on; None where make passes an empty one, since none was given."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; it must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def moment(text: str) -> datetime:
+    """A point in time: RFC 3339, without an offset in UTC; or how long ago, like `90s`, `15m`, `2h`, `3d`."""
+    ago = _AGO.fullmatch(text)
+    if ago:
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write it like 2026-01-02T12:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def job_id(text: str) -> str:
+    """A job's id; whether there is such a job, the service knows."""
+    if not text:
+        raise argparse.ArgumentTypeError("the id is empty")
+    return unicode_text(text)

@@ -1,0 +1,376 @@
+"""What `dreamforge audit` does and answers: reads of the log itself, past the service and its read models."""
+
+import argparse
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from api import responses, schemas
+from artifacts.errors import ObjectStoreUnavailable
+from artifacts.object_store import ObjectStore
+from dreamforge.backends import actor, ask_backends, ask_database
+from dreamforge.cli import arguments, show
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.cli.handlers import Handler, set_handlers
+from dreamforge.operations import anchoring, erasure, reproduction, verification
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from eventstore.errors import Undecodable
+from eventstore.integrity import anchors
+from eventstore.integrity.anchors import Anchor
+from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.reader import AuditReader
+from eventstore.integrity.verifier import AuditEvent
+from eventstore.log import Log
+from orchestrator import codec
+from orchestrator.events.jobs import JobErased
+from orchestrator.quarantine import mark
+from orchestrator.service import Unreadable
+from projections.comparison import Difference, differences
+from projections.job_view import JobView, as_of, evolve, of_history
+from projections.progress import progress
+from projections.verifier import Disagreement, ReadModelVerifier
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge audit`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option(json_alias=True)
+
+    show = actions.add_parser("show", parents=[output], help="a job's history, and what it had come to")
+    _add_job(show)
+    show.add_argument(
+        "--at", type=_point, metavar="VERSION|TIME", help="as it was after this version, or at this time; not as it is"
+    )
+    replay = actions.add_parser(
+        "replay", parents=[output], help="fold a job's history event by event, and hold the read model against it"
+    )
+    _add_job(replay)
+    diff = actions.add_parser("diff", parents=[output], help="what changed about a job between two of its versions")
+    _add_job(diff)
+    for name, default in (("before", "A"), ("after", "B")):
+        diff.add_argument(name, type=_version, metavar=default, help="a version; 0 is before the job was there")
+    verify = actions.add_parser(
+        "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
+    )
+    verified = verify.add_mutually_exclusive_group(required=True)
+    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
+    verified.add_argument("--all", action="store_true", help="the whole log")
+    verify.add_argument(
+        "--anchor",
+        dest="anchors",
+        action="append",
+        default=[],
+        type=arguments.file,
+        metavar="FILE",
+        help="hold it against this anchor too; may be repeated",
+    )
+    verify.add_argument(
+        "--key",
+        dest="keys",
+        action="append",
+        default=[],
+        type=_public_key,
+        metavar="HEX",
+        help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
+    )
+    verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
+    export = actions.add_parser(
+        "export", parents=[output], help="write histories into a file that verifies with no database"
+    )
+    exported = export.add_mutually_exclusive_group(required=True)
+    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
+    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
+    export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
+    export.add_argument(
+        "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
+    )
+    erase = actions.add_parser(
+        "erase", parents=[output], help="take the prompts and metadata of jobs that have ended away, for good"
+    )
+    erase.add_argument("jobs", nargs="+", type=_job, metavar="JOB", help="the job's id")
+    actions.add_parser(
+        "scrub", parents=[output], help="write the tables anew, so that nothing erased stays in the database's files"
+    )
+    reproduce = actions.add_parser(
+        "reproduce", parents=[output], help="render a job's images again, and compare; exits with 1 if one differs"
+    )
+    _add_job(reproduce)
+    actions.add_parser("anchor", help="sign the log's heads; the anchor is printed, and kept in the log and in S3")
+    key = actions.add_parser("key", help="make a key that signs anchors, and print its public half")
+    key.add_argument("file", type=Path, metavar="FILE", help="where to write it; name it in DF_ANCHOR_KEY")
+    set_handlers(
+        actions,
+        {
+            "show": _with_advice(_show),
+            "replay": _with_advice(_replay),
+            "diff": _with_advice(_diff),
+            "export": _with_advice(_export),
+            "verify": verification.run,
+            "erase": erasure.erase,
+            "scrub": erasure.scrub,
+            "reproduce": _with_advice(reproduction.run),
+            "anchor": _anchor,
+            "key": _key,
+        },
+        errors={NoSuchJob: NOT_FOUND, ObjectStoreUnavailable: UNAVAILABLE},
+    )
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=_job, metavar="JOB", help="the job's id")
+
+
+def _job(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id of a job") from None
+
+
+def _version(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is no version; it must be a whole number from 0 on")
+    return int(text)
+
+
+def _point(text: str) -> int | datetime:
+    return _version(text) if text.isdigit() else arguments.moment(text)
+
+
+def _target(text: str) -> UUID | Path:
+    try:
+        return UUID(text)
+    except ValueError:
+        if not Path(text).is_file():
+            raise argparse.ArgumentTypeError(f"{text!r} is neither the id of a job nor a file") from None
+        return Path(text)
+
+
+def _public_key(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no public key; it has 64 of 0-9 and a-f")
+    return text
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's history up to some point, and what it had come to there; no job where that was nothing yet."""
+
+    job: schemas.Job | None
+    events: list[schemas.LogEvent]
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """One event, and the job after it."""
+
+    version: int
+    ts: datetime
+    code: str
+    progress: float
+    job: JobView
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole history, folded. disagreement: where the read model says otherwise; null if nowhere."""
+
+    steps: list[Replayed]
+    disagreement: Disagreement | None
+
+
+class NoSuchJob(Exception):
+    """The log has no such job; the message says which."""
+
+
+def _with_advice(handler: Handler) -> Handler:
+    """A handler of one job's history: where that can't be read, it says how to find out why."""
+
+    def run(args: argparse.Namespace, settings: Settings) -> int:
+        try:
+            return handler(args, settings)
+        except (Undecodable, Unreadable) as error:
+            return complain(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
+
+    return run
+
+
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    events = _until(_history(settings, args.job), args.at)
+    job = of_history(events, lenient=True)
+    answer = Shown(
+        job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
+    )
+    plain = msgspec.to_builtins(answer)
+    state = "The job was not there yet." if job is None else show.job_table(plain["job"])
+    print_answer(args.output, answer, Group(show.history_table(plain["events"]), "", state, "", _private(events)))
+    return OK
+
+
+def _replay(args: argparse.Namespace, settings: Settings) -> int:
+    async def ask(database: Database, _actor: str) -> tuple[list[AuditEvent], list[Disagreement]]:
+        return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
+
+    events, found = ask_database(settings, "audit", ask)
+    steps = []
+    job: JobView | None = None
+    strict = mark(events) is None
+    for count, event in enumerate(events, 1):
+        try:
+            job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
+        except Exception as error:  # a fold may break in any way on what it was not written for
+            raise Unreadable(args.job, event.version, error) from error
+        if job is not None:
+            done = progress(job).progress
+            steps.append(Replayed(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
+    disagreement = found[0] if found else None
+    verdict: RenderableType = "The read model agrees, as far as the projector has come."
+    if disagreement is not None:
+        verdict = _difference_table(disagreement.differences, "LOG", "READ MODEL")
+    answer = Replay(steps=steps, disagreement=disagreement)
+    print_answer(args.output, answer, Group(_replay_table(steps), "", verdict))
+    if disagreement is not None:
+        return complain(FAILED, f"the read model disagrees: {disagreement.problem}")
+    return OK
+
+
+def _diff(args: argparse.Namespace, settings: Settings) -> int:
+    events = _history(settings, args.job)
+    one, other = (of_history(_until(events, at), lenient=True) for at in (args.before, args.after))
+    found = differences(one, other)
+    print_answer(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
+    return OK
+
+
+def _export(args: argparse.Namespace, settings: Settings) -> int:
+    async def write(database: Database, _actor: str) -> int:
+        reader = AuditReader(database)
+        header = Header(
+            log=await reader.identity(),
+            exported_at=datetime.now(UTC),
+            stream=args.job,
+            since=args.since,
+            private=args.private,
+        )
+        writer = Writer(header)
+        events = _one(database, args.job) if args.job else _since(reader, args.since)
+        first = await anext(events, None)  # nothing is written of a job that is not there
+        with _opened(args.file) as file:
+            file.write(writer.begin())
+            if first is not None:
+                file.write(writer.event(first))
+            async for event in events:
+                file.write(writer.event(event))
+            file.write(writer.end())
+        return writer.events
+
+    count = ask_database(settings, "audit", write)
+    return complain(OK, f"{count:,} event(s) exported to {args.file}")
+
+
+def _anchor(_args: argparse.Namespace, settings: Settings) -> int:
+    if settings.anchor_key is None:
+        return complain(INVALID, "DF_ANCHOR_KEY names no key; make one by `dreamforge audit key FILE`, and name FILE")
+    key = anchoring.read_key(settings.anchor_key)
+
+    async def sign(database: Database, store: ObjectStore) -> Anchor:
+        await store.ensure_bucket()
+        return await anchoring.anchor(Log(database), store, key, actor())
+
+    print(msgspec.json.encode(ask_backends(settings, "audit", sign)).decode())
+    return OK
+
+
+def _key(args: argparse.Namespace, _settings: Settings) -> int:
+    try:
+        key = anchoring.make_key(args.file)
+    except FileExistsError:
+        return complain(INVALID, f"{args.file} is there already, and is not written over")
+    print(anchors.public_key(key))
+    return OK
+
+
+async def _one(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
+    for event in await _stream(database, job):
+        yield event
+
+
+async def _since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
+    for partition in await reader.partitions():
+        after = await reader.start(partition, moment)
+        async for page in reader.pages(partition, after=after):
+            for event in page:
+                yield event
+
+
+def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
+    async def ask(database: Database, _actor: str) -> list[AuditEvent]:
+        return await _stream(database, job)
+
+    return ask_database(settings, "audit", ask)
+
+
+async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
+    events = await AuditReader(database).stream(job)
+    if not events or events[0].category != "job":
+        raise NoSuchJob(f"the log has no job {job}")
+    return events
+
+
+def _until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
+    """The events up to a version, or as they were at a time; all, if neither is given."""
+    if isinstance(at, datetime):
+        return as_of(events, at)
+    return [event for event in events if at is None or event.version <= at]
+
+
+def _private(events: Sequence[AuditEvent]) -> str:
+    """What is kept of the personal text, for people."""
+    created = events[0] if events else None
+    if created is None or created.private_digest is None:
+        return ""
+    if created.private is None:
+        erased = next((event for event in events if event.code == JobErased.code), None)
+        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.meta(erased).actor}"
+        return f"Prompts and metadata were erased{when}; their hash stands."
+    return f"Private: {escape(created.private)}"
+
+
+def _replay_table(steps: Sequence[Replayed]) -> Table:
+    table = Table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", box=None)
+    for step in steps:
+        states = [f"{one.name} {one.status} {one.completed}/{step.job.count}" for one in step.job.steps]
+        time = f"{step.ts:%H:%M:%S.%f}"[:-3]
+        table.add_row(str(step.version), time, step.code, step.job.status, ", ".join(states), f"{step.progress:.1%}")
+    return table
+
+
+def _difference_table(found: Sequence[Difference], before: str, after: str) -> Table:
+    table = Table("PLACE", before, after, box=None)
+    for one in found:
+        table.add_row(one.path, *(escape(_told(value)) for value in (one.before, one.after)))
+    return table
+
+
+def _told(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name once it is whole; or stdout."""
+    if file == arguments.STDIN:
+        yield sys.stdout.buffer
+        return
+    part = file.with_name(f"{file.name}.part")
+    with part.open("wb") as opened:
+        yield opened
+    part.replace(file)

@@ -1,0 +1,381 @@
+"""`dreamforge jobs`: a client for the service's jobs."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path
+
+import msgspec
+
+from dreamforge.cli import arguments, show
+from dreamforge.cli.arguments import Parser
+from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, complain, print_answer
+from dreamforge.client.api_client import ApiError, Client, ClientError, JsonObject, log_line
+from dreamforge.settings import Settings
+
+_FIELDS = (
+    "prompt",
+    "negative_prompt",
+    "count",
+    "steps",
+    "guidance",
+    "scheduler",
+    "seed",
+    "format",
+    "embed_metadata",
+    "model_id",
+    "engine",
+)
+_UPSCALE_FIELDS = ("scale", "impl", "strict_scale")
+_LISTED = 20
+_RATE_PATIENCE_S = 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge jobs`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option()
+    one = Parser(add_help=False)
+    one.add_argument("job_id", metavar="ID", type=arguments.job_id)
+
+    create = actions.add_parser("create", parents=[output], help="submit a job")
+    _add_request(create)
+    _add_submission(create)
+    watch = actions.add_parser("watch", parents=[output, one], help="follow a job to its end")
+    watch.set_defaults(handler=_watch)
+    shown = actions.add_parser("show", parents=[output, one], help="show a job and its steps")
+    moment = shown.add_mutually_exclusive_group()
+    moment.add_argument("--as-of", metavar="TIME", help="as it was then, like 2026-01-02T12:00:00Z")
+    moment.add_argument("--as-of-version", type=int, metavar="N", help="as it was after N events")
+    shown.set_defaults(handler=_show)
+    listed = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
+    listed.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
+    much = listed.add_mutually_exclusive_group()
+    much.add_argument("--limit", type=arguments.amount, default=_LISTED, metavar="N", help=f"{_LISTED} unless given")
+    much.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
+    listed.set_defaults(handler=_list)
+    logs = actions.add_parser("logs", parents=[output, one], help="print what happened, line by line")
+    logs.add_argument("--tail", type=arguments.amount, metavar="N", help="the last N lines only")
+    logs.add_argument("--since", metavar="TIME", help="from then on, like 2026-01-02T12:00:00Z")
+    logs.add_argument("--follow", action="store_true", help="go on to the job's end")
+    logs.set_defaults(handler=_logs, refuse=logs.error)
+    _add_events(actions, output)
+    cancel = actions.add_parser("cancel", parents=[output, one], help="cancel a job")
+    cancel.add_argument("--wait", action="store_true", help="wait for its end; exit 1 if it ended otherwise")
+    cancel.set_defaults(handler=_cancel)
+    _add_retry(actions, output)
+    artifacts = actions.add_parser("artifacts", parents=[output, one], help="list a job's artifacts")
+    artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
+    artifacts.set_defaults(handler=_artifacts)
+    about = "see and release jobs that were set aside since their history can't be read (needs DF_DB_URL or the home)"
+    actions.add_parser("quarantine", help=about, description=about, module="dreamforge.cli.quarantine")
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", type=arguments.unicode_text, metavar="PROMPT", help="what to paint")
+    what.add_argument("--prompt", type=arguments.unicode_text, help="the same")
+    what.add_argument(
+        "--file",
+        type=arguments.file_or_stdin,
+        help="send this file, or - for standard input, as the whole request; no field is given beside it",
+    )
+    parser.add_argument("--negative-prompt", type=arguments.unicode_text, metavar="TEXT", help="what to avoid")
+    parser.add_argument("--count", type=int, metavar="N", help="how many images")
+    parser.add_argument("--size", type=arguments.image_size, metavar="SIZE", help="like 512 or 640x384")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
+    parser.add_argument("--guidance", type=float, metavar="X", help="how closely to follow the prompt")
+    parser.add_argument("--scheduler", metavar="NAME", help="dpmpp_2m_karras, unipc, euler or ddim")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same images")
+    parser.add_argument("--format", choices=("png", "jpg"), help="the form of the images")
+    parser.add_argument(
+        "--no-embed-metadata", dest="embed_metadata", action="store_const", const=False, help="leave the images bare"
+    )
+    parser.add_argument("--model-id", metavar="ID", help="the model to use, not the default one")
+    parser.add_argument("--engine", metavar="NAME", help="sdxl or flux-srpo")
+    parser.add_argument("--scale", type=int, metavar="N", help="chain an upscale by 2 or 4")
+    parser.add_argument("--impl", metavar="NAME", help="chain an upscale by auto, image, gan or diffusion")
+    parser.add_argument(
+        "--strict-scale", action="store_const", const=True, help="refuse an upscaler made for another scale"
+    )
+    parser.add_argument(
+        "--metadata", type=arguments.pair, action="append", metavar="KEY=VALUE", help="your own note; can be repeated"
+    )
+
+
+def _add_submission(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--idempotency-key", type=arguments.header_text, metavar="KEY", help="sending it again makes no second job"
+    )
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--watch", action="store_true", help="follow the job to its end")
+    end.add_argument(
+        "--wait", type=arguments.amount, metavar="SECONDS", help="wait for the job's end, but no longer than 60"
+    )
+    parser.add_argument(
+        "--download", type=Path, metavar="DIR", help="follow the job to its end, and download its images to DIR/<step>/"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the job's id, and nothing else")
+    parser.set_defaults(handler=_create, refuse=parser.error)
+
+
+def _add_events(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    events = actions.add_parser("events", parents=[output], help="print the history of a job, or the whole log")
+    which = events.add_mutually_exclusive_group(required=True)
+    which.add_argument("job_id", metavar="ID", nargs="?", type=arguments.job_id)
+    which.add_argument("--all", action="store_true", help="the whole log, of models too")
+    whole = events.add_argument_group("with --all")
+    whole.add_argument("--follow", action="store_true", help="go on as it grows, until Ctrl-C")
+    whole.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
+    whole.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
+    whole.add_argument("--category", metavar="NAME", help="job, model, key, outbox or anchor")
+    events.set_defaults(handler=_events, refuse=events.error)
+
+
+def _add_retry(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    retry = actions.add_parser("retry", parents=[output], help="run a failed job's failed step again, or those of all")
+    retry.add_argument("job_id", metavar="ID", nargs="?", type=arguments.job_id)
+    retry.add_argument("--watch", action="store_true", help="follow the job to its end")
+    retry.add_argument("--failed", action="store_true", help="every failed job rather than one")
+    retry.add_argument("--since", type=arguments.moment, metavar="TIME", help="of those, what failed from then on")
+    retry.add_argument("--dry-run", action="store_true", help="only list them")
+    retry.set_defaults(handler=_retry, refuse=retry.error)
+
+
+def _create(args: argparse.Namespace, found: Settings) -> int:
+    request = _request(args)
+    with Client(found.api_base, api_key=found.api_key) as client:
+        try:
+            job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
+        except KeyboardInterrupt:
+            return complain(INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`")
+        if args.quiet:
+            print(job["id"], flush=True)
+        if args.watch or args.download is not None:
+            return _followed(client, job["id"], args)
+        if not args.quiet:
+            print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+            print(_next(client, job), file=sys.stderr)
+        return FAILED if job["status"] in {"failed", "cancelled"} else OK
+
+
+def _followed(client: Client, job_id: str, args: argparse.Namespace) -> int:
+    """Follow a new job to its end, and fetch what it has made."""
+    if not args.quiet:
+        print(f"Job {job_id}", file=sys.stderr)
+    code = _follow(client, job_id, args.output, quiet=args.quiet)
+    if args.download is not None and code != INTERRUPTED:
+        _download(client.artifacts(job_id), client, args.download, quiet=args.quiet)
+    return code
+
+
+def _next(client: Client, job: JsonObject) -> str:
+    """What to do next about a job; why there is nothing to do."""
+    if job["status"] in {"failed", "cancelled"}:
+        return _reason(client.job(job["id"]))
+    images = f"Get its images: dreamforge jobs artifacts {job['id']} --download DIR"
+    return images if job["status"] == "succeeded" else f"Follow it: dreamforge jobs watch {job['id']}\n{images}"
+
+
+def _reason(job: JsonObject) -> str:
+    """Why a job ended without its images."""
+    return f"{job['error_code']}: {job['error_message']}" if job["error_code"] else f"It was {job['status']}."
+
+
+def _request(args: argparse.Namespace) -> JsonObject | bytes:
+    given = {name: getattr(args, name) for name in _FIELDS}
+    given["prompt"] = args.prompt if args.text is None else args.text
+    given["width"], given["height"] = args.size or (None, None)
+    given["chain"] = _given({"upscale": _given({name: getattr(args, name) for name in _UPSCALE_FIELDS})})
+    given["metadata"] = args.metadata and dict(args.metadata)
+    request = _given(given)
+    if args.file is None:
+        return {"type": "generate", **request}
+    if request:
+        args.refuse(f"{', '.join(request)} can't be given beside --file, which is the whole request")
+    body: bytes = sys.stdin.buffer.read() if args.file == arguments.STDIN else args.file.read_bytes()
+    return body
+
+
+def _given(fields: JsonObject) -> JsonObject:
+    return {name: value for name, value in fields.items() if value is not None and value != {}}
+
+
+def _watch(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base, api_key=found.api_key) as client:
+        return _follow(client, client.find(args.job_id), args.output)
+
+
+def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) -> int:
+    console = PipeConsole(stderr=True, quiet=quiet)
+    try:
+        status = show.follow(client.job(job_id), client.stream(job_id), console)
+    except KeyboardInterrupt:
+        told = f"the job goes on. Follow it: dreamforge jobs watch {job_id}. Cancel it: dreamforge jobs cancel {job_id}"
+        return complain(INTERRUPTED, told)
+    job = client.job(job_id)
+    if not quiet:
+        print_answer(output, job, show.job_table(job))
+    return OK if status == "succeeded" else FAILED
+
+
+def _show(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base, api_key=found.api_key) as client:
+        job = client.job(client.find(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
+        print_answer(args.output, job, show.job_table(job))
+        return OK
+
+
+def _list(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base, api_key=found.api_key) as client:
+        jobs = list(client.jobs(status=args.status, limit=args.limit))
+        print_answer(args.output, jobs, show.job_list_table(jobs))
+        return OK
+
+
+def _logs(args: argparse.Namespace, found: Settings) -> int:
+    if args.follow and args.tail and args.since:
+        args.refuse("--follow goes with --tail or with --since, not with both")
+    with Client(found.api_base, api_key=found.api_key) as client:
+        job_id = client.find(args.job_id)
+        if args.follow:
+            lines = _followed_logs(client, job_id, args)
+        else:
+            lines = client.logs(job_id, tail=args.tail, since=args.since)
+        if args.output == "json":
+            _print_lines(lines)
+        else:
+            _print_lines(show.log_text(msgspec.json.decode(line, type=JsonObject)) for line in lines)
+        return OK
+
+
+def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Iterator[str]:
+    # All of them from the stream, in the form of /logs: between two sources an event could be lost, or come twice.
+    version = client.job(job_id)["version"]
+    after = "" if args.tail is None else str(max(0, version - args.tail))
+    for message in client.stream(job_id, after, since=args.since):
+        if message.event != "progress":
+            yield msgspec.json.encode(log_line(job_id, message)).decode()
+
+
+def _events(args: argparse.Namespace, found: Settings) -> int:
+    if args.job_id is not None and (args.follow or args.new or args.codes or args.category):
+        args.refuse("--follow, --new, --codes and --category go with --all")
+    if args.new and not args.follow:
+        args.refuse("--new goes with --follow")
+    with Client(found.api_base, api_key=found.api_key) as client:
+        if args.job_id is None:
+            _print_events(args.output, _whole_log(client, args))
+        elif args.output == "json":
+            _print_events("json", client.events(client.find(args.job_id)))
+        else:
+            print_answer("table", None, show.history_table(client.events(client.find(args.job_id))))
+        return OK
+
+
+def _whole_log(client: Client, args: argparse.Namespace) -> Iterable[JsonObject]:
+    if not args.follow:
+        return client.log_events(codes=args.codes, category=args.category)
+    messages = client.log_stream("now" if args.new else "start", codes=args.codes, category=args.category)
+    return (msgspec.json.decode(message.data, type=JsonObject) for message in messages)
+
+
+def _print_events(output: str, events: Iterable[JsonObject]) -> None:
+    if output == "json":
+        _print_lines(msgspec.json.encode(event).decode() for event in events)
+    else:
+        _print_lines(map(show.event_text, events))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _cancel(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base, api_key=found.api_key) as client:
+        job = client.cancel(client.find(args.job_id))
+        if args.wait:
+            for _ in client.stream(job["id"]):
+                pass
+            job = client.job(job["id"])
+        print_answer(args.output, job, f"Job {job['id']} is {_word(job['status'])}.")
+        return FAILED if args.wait and job["status"] != "cancelled" else OK
+
+
+def _word(status: str) -> str:
+    """What a job is whose cancellation was asked for."""
+    return status if status in {"succeeded", "failed", "cancelled"} else "being cancelled"
+
+
+def _retry(args: argparse.Namespace, found: Settings) -> int:
+    if args.failed == (args.job_id is not None):
+        args.refuse("name one job, or --failed for all of them")
+    if args.failed and args.watch:
+        args.refuse("--watch goes with one job")
+    if not args.failed and (args.since or args.dry_run):
+        args.refuse("--since and --dry-run go with --failed")
+    with Client(found.api_base, api_key=found.api_key) as client:
+        if args.failed:
+            return _retry_failed(client, args)
+        job = client.retry(client.find(args.job_id))
+        if args.watch:
+            return _follow(client, job["id"], args.output)
+        print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+        return OK
+
+
+def _retry_failed(client: Client, args: argparse.Namespace) -> int:
+    """Ask for a retry of each; one that is no longer failed was retried by somebody else."""
+    failed = [
+        job
+        for job in client.jobs(status="failed")
+        if args.since is None or datetime.fromisoformat(job["updated_at"]) >= args.since
+    ]
+    retried = []
+    try:
+        for job in [] if args.dry_run else failed:
+            answer = _retried(client, job["id"])
+            if answer is not None:
+                retried.append(answer)
+    except ClientError:
+        print(f"{len(retried)} of {len(failed)} failed jobs run again.", file=sys.stderr)
+        raise
+    shown = show.job_list_table(failed) if args.dry_run else f"{len(retried)} of {len(failed)} failed jobs run again."
+    print_answer(args.output, failed if args.dry_run else retried, shown)
+    return OK
+
+
+def _retried(client: Client, job_id: str) -> JsonObject | None:
+    """The job that runs again; None if it is no longer failed. Waits where the tenant's rate is used up."""
+    deadline = time.monotonic() + _RATE_PATIENCE_S
+    while True:
+        try:
+            return client.retry(job_id)
+        except ApiError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                return None
+            if error.status != HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def _artifacts(args: argparse.Namespace, found: Settings) -> int:
+    with Client(found.api_base, api_key=found.api_key) as client:
+        artifacts = client.artifacts(client.find(args.job_id))
+        print_answer(args.output, artifacts, show.artifact_table(artifacts))
+        if args.download:
+            _download(artifacts, client, args.download)
+        return OK
+
+
+def _download(artifacts: Sequence[JsonObject], client: Client, folder: Path, *, quiet: bool = False) -> None:
+    for artifact in artifacts:
+        folder = folder / artifact["step"]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = client.download(artifact, folder)
+        if not quiet:
+            print(path, file=sys.stderr)

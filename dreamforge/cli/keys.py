@@ -1,0 +1,189 @@
+"""What `dreamforge keys` does and answers."""
+
+import argparse
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import get_args
+from uuid import UUID
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from dreamforge.backends import ask_database
+from dreamforge.cli import arguments
+from dreamforge.cli.console import INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.handlers import set_handlers
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from eventstore.ids import new_id
+from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
+from orchestrator.events.base import Meta
+from orchestrator.events.keys import KeyCreated, KeyEvent, KeyRevoked, Scope
+from orchestrator.service import event
+from projections.key_queries import Keys
+from projections.keys import TENANT, KeyView, digest, key_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge keys`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option()
+
+    new = actions.add_parser("create", parents=[output], help="make a key; it is shown this once")
+    new.add_argument("name", metavar="NAME", type=_name, help="what to call it, such as who will hold it")
+    new.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT, help=f"whose jobs it opens ({DEFAULT_TENANT})")
+    new.add_argument(
+        "--scopes",
+        type=_scopes,
+        default=["jobs"],
+        metavar="SCOPE,…",
+        help="jobs: submit, follow, cancel, retry; audit: read jobs and the log; admin: operate (jobs)",
+    )
+    listed = actions.add_parser("list", parents=[output], help="list the keys, without what opens anything")
+    listed.add_argument("--tenant", type=_tenant, help="only those of one tenant")
+    listed.add_argument("--all", action="store_true", help="those that were revoked, too")
+    revoke = actions.add_parser("revoke", parents=[output], help="let a key open nothing any more")
+    revoke.add_argument("key", metavar="ID", help="its id, or its name if no other key has it")
+    set_handlers(
+        actions,
+        {
+            "create": _create,
+            "list": _list,
+            "revoke": _revoke,
+        },
+        errors={NoSuchKey: NOT_FOUND},
+    )
+
+
+def _name(text: str) -> str:
+    name = arguments.unicode_text(text)
+    if not (name.isprintable() and 1 <= len(name) <= 100):
+        raise argparse.ArgumentTypeError("a name has 1 to 100 printable characters")
+    return name
+
+
+def _tenant(text: str) -> str:
+    if not TENANT.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no tenant; it has 1 to 63 of a-z, 0-9 and -, and begins without -"
+        )
+    return text
+
+
+def _scopes(text: str) -> list[Scope]:
+    given = [name.strip() for name in text.split(",")]
+    unknown = sorted(set(given) - set(get_args(Scope)))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no scope; there are {', '.join(get_args(Scope))}")
+    return [scope for scope in get_args(Scope) if scope in given]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it is shown."""
+
+    id: UUID
+    tenant: str
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it is shown once. key: what its holder sends."""
+
+    id: UUID
+    tenant: str
+    name: str
+    scopes: list[Scope]
+    key: str
+
+
+class NoSuchKey(Exception):
+    """There is no such key, or more than one; the message says which."""
+
+
+def _create(args: argparse.Namespace, settings: Settings) -> int:
+    key_id = new_id()
+    text = key_text(key_id, secrets.token_urlsafe(32))
+    body = KeyCreated(name=args.name, scopes=args.scopes, digest=digest(text))
+
+    async def create(database: Database, actor: str) -> bool:
+        known = await Keys(Log(database)).all()
+        if any((key.tenant, key.name, key.active) == (args.tenant, args.name, True) for key in known):
+            return False
+        await _append(database, actor, args.tenant, key_id, 0, body)
+        return True
+
+    if not ask_database(settings, "keys", create):
+        return complain(
+            INVALID, f"tenant {args.tenant} has a key called {args.name!r}; revoke it, or choose another name."
+        )
+    made = NewKey(id=key_id, tenant=args.tenant, name=args.name, scopes=args.scopes, key=text)
+    print_answer(args.output, made, f"{escape(text)}\n\nThis is shown once. Send it as `Authorization: Bearer …`.")
+    return OK
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    async def ask(database: Database, _actor: str) -> list[KeyView]:
+        return await Keys(Log(database)).all()
+
+    found = ask_database(settings, "keys", ask)
+    shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.active)]
+    print_answer(args.output, [_shown(key) for key in shown], _table(shown))
+    return OK
+
+
+def _revoke(args: argparse.Namespace, settings: Settings) -> int:
+    async def revoke(database: Database, actor: str) -> KeyView:
+        keys = Keys(Log(database))
+        found = _chosen(await keys.all(), args.key)
+        if found.active:
+            await _append(database, actor, found.tenant, found.key_id, found.stream_version, KeyRevoked())
+        else:
+            await Log(database).confirm_replicated()
+        return _chosen(await keys.all(), str(found.key_id))
+
+    revoked = ask_database(settings, "keys", revoke)
+    text = f"Key {revoked.name} of tenant {revoked.tenant} opens nothing any more."
+    print_answer(args.output, _shown(revoked), escape(text))
+    return OK
+
+
+async def _append(database: Database, actor: str, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
+    noted = event(body, Meta(actor=actor))
+    append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(noted,))
+    # A conflict means that somebody else has just revoked the same key.
+    await Log(database).commit(Batch(appends=[append]))
+
+
+def _chosen(keys: Sequence[KeyView], text: str) -> KeyView:
+    """The key of an id, or of a name; of several by one name the active one."""
+    found = [key for key in keys if text.lower() == str(key.key_id)] or [key for key in keys if key.name == text]
+    active = [key for key in found if key.active]
+    if len(active or found) == 1:
+        return (active or found)[0]
+    raise NoSuchKey(
+        f"there are {len(found)} keys called {text!r}; name one by its id." if found else f"no key {text!r}."
+    )
+
+
+def _shown(key: KeyView) -> Key:
+    return Key(
+        id=key.key_id,
+        tenant=key.tenant,
+        name=key.name,
+        scopes=sorted(key.scopes),
+        created_at=key.created_at,
+        revoked_at=key.revoked_at,
+    )
+
+
+def _table(keys: Sequence[KeyView]) -> Table:
+    table = Table("ID", "TENANT", "NAME", "SCOPES", "CREATED", "REVOKED", box=None)
+    for key in keys:
+        times = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at)]
+        table.add_row(str(key.key_id), key.tenant, escape(key.name), ", ".join(sorted(key.scopes)), *times)
+    return table

@@ -1,0 +1,225 @@
+"""What `dreamforge models` does and answers."""
+
+import argparse
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from api.models import detail, summary
+from dreamforge.backends import ask_database, expect_database
+from dreamforge.cli import arguments
+from dreamforge.cli.arguments import Parser
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.handlers import set_handlers
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from eventstore.log import Log
+from model_registry.checks import Unfit, expect_fit
+from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
+from model_registry.sources import obtain
+from model_registry.view import ModelView
+from orchestrator.events.models import ModelKind
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge models`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option()
+    one = Parser(add_help=False)
+    one.add_argument("model", metavar="ID", help="the model's id, or its name if no other has it")
+
+    new = actions.add_parser(
+        "add", parents=[output], help="register a folder or file, or fetch and register a repository"
+    )
+    new.add_argument(
+        "path", metavar="PATH", help="the folder or file, or hf:REPOSITORY[@REVISION][#FILE] of Hugging Face's hub"
+    )
+    new.add_argument("--kind", required=True, choices=get_args(ModelKind), help="what it does")
+    new.add_argument("--name", type=arguments.unicode_text, help="what to call it; like PATH unless given")
+    new.add_argument("--version", type=arguments.unicode_text, help="the beginning of its files' digest unless given")
+    new.add_argument(
+        "--parameters-schema",
+        type=arguments.file,
+        metavar="FILE",
+        help="the JSON Schema of what may be asked of it; the bounds of a request unless given",
+    )
+    new.add_argument("--copy", action="store_true", help="copy the folder or file into DF_MODELS_DIR first")
+    new.add_argument(
+        "--trust", action="store_true", help="let in files that may run code when they are opened (pickles)"
+    )
+    new.add_argument("--disabled", action="store_true", help="let no job use it yet")
+    listed = actions.add_parser("list", parents=[output], help="list the models that jobs may use")
+    listed.add_argument("--all", action="store_true", help="those that are disabled or damaged, too")
+    actions.add_parser("show", parents=[output, one], help="show a model and its files")
+    verify = actions.add_parser("verify", parents=[output], help="read a model's files again; exit 1 if any is damaged")
+    verify.add_argument("model", metavar="ID", nargs="?", help="its id or name; every model if not given")
+    actions.add_parser("enable", parents=[output, one], help="let jobs use a model")
+    actions.add_parser("disable", parents=[output, one], help="keep new jobs from using a model")
+    set_handlers(
+        actions,
+        {
+            "add": _add,
+            "list": _list,
+            "show": _show,
+            "verify": _verify,
+            "enable": _enable,
+            "disable": _disable,
+        },
+        errors={NoSuchModel: NOT_FOUND, RegistryError: INVALID},
+    )
+
+
+T = TypeVar("T")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification found."""
+
+    id: str
+    name: str
+    intact: bool
+    problems: list[str]
+
+
+def _add(args: argparse.Namespace, settings: Settings) -> int:
+    # The model before the database: a large one takes its time to fetch and read, and may prove to be none.
+    expect_database(settings)
+    schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
+    found = obtain(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
+    wanted = registration(
+        found.path,
+        args.kind,
+        name=args.name or found.name,
+        version=args.version,
+        parameters_schema=schema,
+        source_uri=found.source_uri,
+        trust=args.trust,
+    )
+    try:
+        expect_fit(Path(wanted.local_path), args.kind, (file.path for file in wanted.files), trust=args.trust)
+    except (Unfit, OSError) as error:
+        raise RegistryError(f"{args.path} can't be a {args.kind}: {error}.") from error
+    model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
+    if not new:
+        complain(OK, f"it is registered already, as {model.model_id}")
+    print_answer(args.output, detail(model), _model_table(model))
+    return OK
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    models = [model for model in _asked(settings, Registry.all) if args.all or model.available]
+    print_answer(args.output, [summary(model) for model in models], _models_table(models))
+    return OK
+
+
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    model = _asked(settings, lambda registry: registry.find(args.model))
+    print_answer(args.output, detail(model), _model_table(model))
+    return OK
+
+
+def _verify(args: argparse.Namespace, settings: Settings) -> int:
+    async def verify(registry: Registry) -> list[ModelView]:
+        models = await registry.all() if args.model is None else [await registry.find(args.model)]
+        return [await registry.verify(model) for model in models]
+
+    verdicts = [
+        Verdict(id=str(model.model_id), name=model.name, intact=model.installed, problems=list(model.problems))
+        for model in _asked(settings, verify)
+    ]
+    print_answer(args.output, verdicts, _verdict_table(verdicts))
+    if not verdicts:
+        return complain(FAILED, "nothing was verified: no model is registered; is this the log that was meant?")
+    return OK if all(verdict.intact for verdict in verdicts) else FAILED
+
+
+def _enable(args: argparse.Namespace, settings: Settings) -> int:
+    async def enable(registry: Registry) -> tuple[ModelView, bool]:
+        return await registry.enable((await registry.find(args.model)).model_id)
+
+    return _changed(args, "enabled", *_asked(settings, enable))
+
+
+def _disable(args: argparse.Namespace, settings: Settings) -> int:
+    async def disable(registry: Registry) -> tuple[ModelView, bool]:
+        return await registry.disable((await registry.find(args.model)).model_id)
+
+    return _changed(args, "disabled", *_asked(settings, disable))
+
+
+def _changed(args: argparse.Namespace, state: str, model: ModelView, new: bool) -> int:  # noqa: FBT001  # unpacked
+    told = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
+    if model.enabled and not model.installed:
+        told += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
+    print_answer(args.output, summary(model), told)
+    return OK
+
+
+def _asked(settings: Settings, question: Callable[[Registry], Awaitable[T]]) -> T:
+    async def ask(database: Database, actor: str) -> T:
+        return await question(Registry(Log(database), actor))
+
+    return ask_database(settings, "models", ask)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} is no JSON Schema: {error}.") from error
+    if rb"\u0000" in msgspec.json.encode(found):
+        raise RegistryError(f"{path} holds U+0000, which the database can't keep; take it out.")
+    return found
+
+
+def _models_table(models: Sequence[ModelView]) -> Table:
+    table = _table("Models", "id", "name", "kind", "version", "installed", "enabled")
+    for model in models:
+        states = [_yes_no(value=model.installed), _yes_no(value=model.enabled)]
+        table.add_row(str(model.model_id), escape(model.name), model.kind, escape(model.version), *states)
+    return table
+
+
+def _model_table(model: ModelView) -> Table:
+    table = _table(f"Model {model.model_id}", "", "")
+    table.show_header = False
+    rows = {
+        "name": model.name,
+        "kind": model.kind,
+        "version": model.version,
+        "capabilities": ", ".join(model.capabilities),
+        "installed": _yes_no(value=model.installed),
+        "enabled": _yes_no(value=model.enabled),
+        "trusted": "yes" if model.trusted else "",
+        "source": model.source_uri,
+        "path": model.local_path,
+        "files": "\n".join(f"{file.sha256[:12]}  {file.size:>15,}  {file.path}" for file in model.files),
+        "problems": "\n".join(model.problems),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, escape(value))
+    return table
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    table = _table("Models", "id", "name", "intact", "problems")
+    for verdict in verdicts:
+        problems = escape("\n".join(verdict.problems))
+        table.add_row(verdict.id, escape(verdict.name), _yes_no(value=verdict.intact), problems)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _yes_no(*, value: bool) -> str:
+    return "yes" if value else "no"

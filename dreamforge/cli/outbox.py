@@ -1,0 +1,96 @@
+"""What `dreamforge outbox` does and answers."""
+
+import argparse
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from rich.table import Table
+
+from dreamforge.backends import ask_database
+from dreamforge.cli import arguments
+from dreamforge.cli.console import FAILED, OK, complain, print_answer
+from dreamforge.cli.handlers import set_handlers
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from orchestrator.reconciler import OutboxReconciler, QueueStatus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge outbox`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option()
+
+    actions.add_parser("status", parents=[output], help="compare the queues with the pending commands of the log")
+    rebuild = actions.add_parser("rebuild", parents=[output], help="send pending commands that no queue holds")
+    rebuild.add_argument("--dry-run", action="store_true", help="only show what would be sent")
+    purge = actions.add_parser(
+        "purge", parents=[output], help="delete every command; rebuild sends the pending ones again"
+    )
+    purge.add_argument("--yes", action="store_true", help="do it; without this it is only shown")
+    set_handlers(
+        actions,
+        {
+            "status": _status,
+            "rebuild": _rebuild,
+            "purge": _purge,
+        },
+    )
+
+
+T = TypeVar("T")
+
+
+def _status(args: argparse.Namespace, settings: Settings) -> int:
+    found = _asked(settings, OutboxReconciler.status)
+    print_answer(args.output, found, _status_table(found))
+    if any(queue.missing for queue in found):
+        return complain(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
+    return OK
+
+
+def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
+    if args.dry_run:
+        found, done = _asked(settings, OutboxReconciler.missing), "to send"
+    else:
+        found, done = _asked(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
+    counts = Counter(str(one.step) for one in found)
+    print_answer(args.output, found, _counted({queue: counts[queue] for queue in ("generate", "upscale")}, done))
+    return OK
+
+
+def _purge(args: argparse.Namespace, settings: Settings) -> int:
+    if not args.yes:
+        held = {str(queue.queue): queue.visible + queue.hidden for queue in _asked(settings, OutboxReconciler.status)}
+        print_answer(args.output, held, _counted(held, "to throw away"))
+        return complain(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")
+    purged = _asked(settings, OutboxReconciler.purge)
+    print_answer(args.output, purged, _counted(purged, "thrown away"))
+    return OK
+
+
+def _asked(settings: Settings, question: Callable[[OutboxReconciler], Awaitable[T]]) -> T:
+    async def ask(database: Database, actor: str) -> T:
+        return await question(OutboxReconciler(database, actor))
+
+    return ask_database(settings, "outbox", ask)
+
+
+def _status_table(found: Sequence[QueueStatus]) -> Table:
+    table = Table("QUEUE", "VISIBLE", "HIDDEN", "IDLE", "MISSING", "OLDEST", box=None)
+    for queue in found:
+        counts = (queue.visible, queue.hidden, queue.idle, queue.missing)
+        table.add_row(queue.queue, *map(str, counts), _age(queue.oldest))
+    return table
+
+
+def _age(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{(datetime.now(UTC) - moment).total_seconds():.0f} s"
+
+
+def _counted(counts: Mapping[str, int], done: str) -> Table:
+    table = Table("QUEUE", done.upper(), box=None)
+    for queue, count in counts.items():
+        table.add_row(queue, str(count))
+    return table

@@ -1,0 +1,117 @@
+"""What `dreamforge jobs quarantine` does and answers."""
+
+import argparse
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from dreamforge.backends import ask_database
+from dreamforge.cli import arguments
+from dreamforge.cli.arguments import Parser
+from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.handlers import set_handlers
+from dreamforge.client.api_client import Ambiguous
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from eventstore.log import Log
+from orchestrator.events.jobs import JobErased
+from orchestrator.quarantine_log import Quarantine, QuarantinedJob
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `dreamforge jobs quarantine`."""
+    actions = arguments.subcommands(parser)
+    output = arguments.output_option()
+    one = Parser(add_help=False)
+    one.add_argument("job_id", metavar="ID", type=arguments.job_id)
+
+    listed = actions.add_parser("list", parents=[output], help="the jobs that are set aside")
+    listed.add_argument("--all", action="store_true", help="those that were left failed, too")
+    actions.add_parser("show", parents=[output, one], help="one of them")
+    actions.add_parser("release", parents=[output, one], help="let it go on, with a release that can read it")
+    actions.add_parser("fail", parents=[output, one], help="leave it failed for good")
+    set_handlers(actions, {"list": _list, "show": _show, "release": _release, "fail": _fail})
+
+
+_SHORTEST = 4
+"""Characters of the beginning of an id; shorter ones would hit by chance."""
+
+
+class Erased(Exception):
+    """The job's prompt was taken away."""
+
+
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    async def ask(database: Database, actor: str) -> list[QuarantinedJob]:
+        return await Quarantine(Log(database), actor).all()
+
+    found = ask_database(settings, "quarantine", ask)
+    shown = [one for one in found if args.all or one.state == "quarantined"]
+    print_answer(args.output, shown, _table(shown) if shown else "No job is set aside.")
+    return OK
+
+
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    async def ask(database: Database, actor: str) -> QuarantinedJob | None:
+        return await _found(Quarantine(Log(database), actor), args.job_id)
+
+    found = ask_database(settings, "quarantine", ask)
+    if found is None:
+        return complain(NOT_FOUND, f"job {args.job_id} is not set aside")
+    print_answer(args.output, found, _table([found]))
+    return OK
+
+
+def _release(args: argparse.Namespace, settings: Settings) -> int:
+    return _end(args, settings, resume=True)
+
+
+def _fail(args: argparse.Namespace, settings: Settings) -> int:
+    return _end(args, settings, resume=False)
+
+
+def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
+    async def end(database: Database, actor: str) -> QuarantinedJob | None:
+        log = Log(database)
+        quarantine = Quarantine(log, actor)
+        found = await _found(quarantine, args.job_id)
+        if found is None:
+            return None
+        if resume and any(event.code == JobErased.code for event in await log.stream(found.job_id)):
+            raise Erased
+        if resume or found.state == "quarantined":
+            await quarantine.release(found, resume=resume)
+        else:
+            await log.confirm_replicated()
+        return found
+
+    try:
+        found = ask_database(settings, "quarantine", end)
+    except Erased:
+        return complain(CONFLICT, f"the prompt of job {args.job_id} was erased; it can't go on, only be left failed")
+    if found is None:
+        return complain(CONFLICT, f"job {args.job_id} is not set aside")
+    done = "goes on, if this release can read its history" if resume else "stays failed"
+    print_answer(args.output, found, f"Job {found.job_id} {done}.")
+    return OK
+
+
+async def _found(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
+    """The job that is set aside and has this id, or alone has one that begins so."""
+    beginning = text.lower().replace("-", "")
+    if len(beginning) < _SHORTEST:
+        return None
+    found = [one for one in await quarantine.all() if one.job_id.hex.startswith(beginning)]
+    if len(found) > 1:
+        raise Ambiguous(f"{len(found)} jobs that are set aside have an id that begins with {text}")
+    return found[0] if found else None
+
+
+def _table(found: Sequence[QuarantinedJob]) -> Table:
+    table = Table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", box=None)
+    for one in found:
+        since = f"{one.since:%Y-%m-%d %H:%M:%S}"
+        cells = (str(one.job_id), one.tenant, since, one.state, one.reader, str(one.at_version))
+        table.add_row(*cells, escape(one.reason))
+    return table

@@ -1,0 +1,179 @@
+"""What `dreamforge projections rebuild|rollback|pause|resume` do and answer."""
+
+import argparse
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dreamforge.backends import ask_database
+from dreamforge.cli.console import OK, PipeConsole, print_answer
+from dreamforge.operations.rebuild import fill, watched
+from dreamforge.settings import Settings
+from eventstore.database import Database
+from projections import job_view
+from projections.rebuild import Rebuild, State
+
+T = TypeVar("T")
+
+_SIZES = """
+select (select coalesce(sum(position), 0)::bigint from (
+        select max(position) as position from eventstore.events group by partition) as heads) as events,
+    (select sum(pg_total_relation_size(oid))::bigint from pg_class
+    where relnamespace = 'readmodel'::regnamespace and relkind = 'r') as bytes
+"""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild would do. events: it would read; bytes: about what it would need, besides those in use."""
+
+    state: State
+    views_version: int
+    events: int
+    bytes: int
+
+
+class Swapped(msgspec.Struct, frozen=True, kw_only=True):
+    """A rebuild or rollback that has ended. generation: which serves now; lag_s: how far behind it was at the swap."""
+
+    generation: int
+    events: int
+    seconds: float
+    rate: float
+    lag_s: float
+
+
+def rebuild(args: argparse.Namespace, settings: Settings) -> int:
+    """Rebuild the read model, or say what would be done, or give it up."""
+    if args.dry_run:
+        plan = ask_database(settings, "projections", _plan)
+        print_answer(args.output, plan, _told_plan(plan))
+        return OK
+    if args.abort:
+        return _abort(args, settings)
+
+    async def run(database: Database, _actor: str) -> Swapped:
+        one = Rebuild(database)
+        began = time.monotonic()
+        async with _shown(one, quiet=args.output == "json"):
+            await one.begin()
+            await fill(one, database, args.workers)
+            under_way = (await one.state()).rebuild
+            async for _ in one.index():
+                pass
+            lag = await one.follow()
+        events = 0 if under_way is None else under_way.of_events
+        return _swapped(one, events, time.monotonic() - began, lag)
+
+    done = ask_database(settings, "projections", run)
+    told = (
+        f"Generation {done.generation} serves: {done.events:,} events in {done.seconds:.1f} s ({done.rate:,.0f}/s). "
+        f"It was {done.lag_s:.2f} s behind when it took over.\n"
+        "The one before is kept: `dreamforge projections rollback` brings it back."
+    )
+    print_answer(args.output, done, told)
+    return OK
+
+
+def rollback(args: argparse.Namespace, settings: Settings) -> int:
+    """Bring the generation before back."""
+
+    async def run(database: Database, _actor: str) -> Swapped:
+        one = Rebuild(database)
+        began = time.monotonic()
+        await one.begin_rollback()
+        async with _shown(one, quiet=args.output == "json"):
+            lag = await one.follow()
+        return _swapped(one, 0, time.monotonic() - began, lag)
+
+    done = ask_database(settings, "projections", run)
+    told = f"Generation {done.generation} serves again; it was {done.lag_s:.2f} s behind when it took over."
+    print_answer(args.output, done, told)
+    return OK
+
+
+def pause(args: argparse.Namespace, settings: Settings) -> int:
+    """Pause a projection."""
+    return _pause(args, settings, paused=True, told=f"{args.name} is paused; reads of a job stay fresh, lists do not.")
+
+
+def resume(args: argparse.Namespace, settings: Settings) -> int:
+    """Let a projection go on."""
+    return _pause(args, settings, paused=False, told=f"{args.name} goes on within some seconds.")
+
+
+def _pause(args: argparse.Namespace, settings: Settings, *, paused: bool, told: str) -> int:
+    async def run(database: Database, _actor: str) -> bool:
+        return await Rebuild(database).pause(args.name, paused=paused)
+
+    if not ask_database(settings, "projections", run):
+        told = f"{args.name} has not run yet: there is nothing to pause."
+    print_answer(args.output, {"projection": args.name, "paused": paused}, told)
+    return OK
+
+
+def _abort(args: argparse.Namespace, settings: Settings) -> int:
+    async def run(database: Database, _actor: str) -> bool:
+        return await Rebuild(database).abort()
+
+    aborted = ask_database(settings, "projections", run)
+    told = "It was given up; what served serves on." if aborted else "Nothing was under way."
+    print_answer(args.output, {"aborted": aborted}, told)
+    return OK
+
+
+async def _plan(database: Database, _actor: str) -> Plan:
+    sizes = (await database.read(_SIZES))[0]
+    return Plan(
+        state=await Rebuild(database).state(),
+        views_version=job_view.VERSION,
+        events=sizes["events"],
+        bytes=sizes["bytes"],
+    )
+
+
+def _swapped(one: Rebuild, events: int, seconds: float, lag: float) -> Swapped:
+    return Swapped(generation=one.generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag)
+
+
+@asynccontextmanager
+async def _shown(one: Rebuild, *, quiet: bool) -> AsyncIterator[None]:
+    """Bars with rate and time left, on a terminal; nothing where a script reads."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} events"),
+        TimeRemainingColumn(),
+    )
+    console = PipeConsole(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
+        bar = bars.add_task("", total=1)
+
+        def show(state: State) -> None:
+            if (now := state.rebuild) is None:
+                return
+            phase = "indexing" if now.phase == "filling" and now.filled == now.chunks else now.phase
+            bars.update(bar, description=phase, completed=now.events, total=now.of_events)
+
+        async with watched(one, show):
+            yield
+
+
+def _told_plan(plan: Plan) -> str:
+    state = plan.state
+    told = (
+        f"Generation {state.generation} serves, of views of version {state.views_version}; "
+        f"this release has version {plan.views_version}.\n"
+        f"A rebuild would fold {plan.events:,} events, and need about {decimal(plan.bytes)} beside what is in use."
+    )
+    if (now := state.rebuild) is not None:
+        progress = f"{now.phase}, {now.filled} of {now.chunks} chunks"
+        told += f"\nOne was begun at {now.started_at:%Y-%m-%d %H:%M:%S} UTC ({progress}): it would go on with that."
+    if state.before:
+        told += "\nThe generation before is still there; it is dropped when the next takes over."
+    return told

@@ -1,0 +1,1 @@
+"""`make demo`: a stack of its own, and a job run on it."""

@@ -1,0 +1,160 @@
+"""The demo: one chained job, from nothing to images, on an embedded stack of its own. `make demo` runs it."""
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+from rich.console import Console
+
+from dreamforge.cli import show
+from dreamforge.cli.arguments import image_size, unicode_text
+from dreamforge.client.api_client import Client, ClientError, JsonObject
+from dreamforge.demo import contact_sheet
+from dreamforge.demo.contact_sheet import Print
+from dreamforge.demo.stack import Stack, StackError, exit_on_signals
+
+HOME = Path(".demo")
+OUTPUT = Path("demo-output")
+STEPS = ("generate", "upscale")
+
+_PROMPT = "a lighthouse above a stormy sea at dusk"
+
+
+class DemoError(Exception):
+    """The demo did not come to its end; the message says why."""
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demo is to paint."""
+
+    prompt: str
+    count: int
+    scale: int
+    width: int
+    height: int
+
+    def request(self) -> JsonObject:
+        """The job to submit."""
+        fields = {name: getattr(self, name) for name in ("prompt", "count", "width", "height")}
+        return {"type": "generate", **fields, "chain": {"upscale": {"scale": self.scale}}}
+
+    def size(self, step: str) -> tuple[int, int]:
+        """The size of a step's images."""
+        factor = self.scale if step == "upscale" else 1
+        return self.width * factor, self.height * factor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 only if every image is there as it should be."""
+    show.replace_unprintable()
+    spec = parse_spec(argv)
+    exit_on_signals()
+    # Without a terminal nobody's screen sets the width of a table.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        run(spec, console)
+    except (DemoError, StackError, ClientError) as error:
+        console.print(f"The demo failed. {error}", style="red", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted; everything is stopped.")
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run(spec: ImageSpec, console: Console) -> None:
+    """The whole story: start, submit, watch, download, check, show, stop."""
+    painted, upscaled = ("{}x{}".format(*spec.size(step)) for step in STEPS)
+    console.print(f'"{spec.prompt}": {spec.count} in {painted}, then upscaled to {upscaled}.')
+    begun = time.monotonic()
+    with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
+        console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
+        job_id = client.create_job(spec.request())["id"]
+        status = show.follow(client.job(job_id), client.stream(job_id), console)
+        if status != "succeeded":
+            job = client.job(job_id)
+            raise DemoError(f"The job {status}: {job['error_code']}: {job['error_message']}")
+        paths = _download(client, job_id)
+        check(spec, paths)
+        _write_sheet(spec, paths)
+        console.print(show.history_table(client.events(job_id)))
+    console.print(f"All {2 * spec.count} images are in {OUTPUT}/, side by side in {OUTPUT}/contact-sheet.png.")
+    console.print("Everything is stopped.")
+
+
+def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
+    """Every artifact of a job, by step and item, in place of those of the last demo."""
+    for step in STEPS:
+        shutil.rmtree(OUTPUT / step, ignore_errors=True)
+        (OUTPUT / step).mkdir(parents=True)
+    (OUTPUT / "contact-sheet.png").unlink(missing_ok=True)
+    return {
+        (artifact["step"], artifact["item_index"]): client.download(artifact, OUTPUT / artifact["step"])
+        for artifact in client.artifacts(job_id)
+    }
+
+
+def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
+    """Raise `DemoError` unless there is one image for each step and item, in its size, and no other."""
+    faults = []
+    for step in STEPS:
+        for item in range(spec.count):
+            path = paths.get((step, item))
+            if path is None:
+                faults.append(f"{step} {item} is missing")
+                continue
+            with Image.open(path) as image:
+                image.load()
+                if image.size != spec.size(step):
+                    faults.append(f"{path} is {image.width}x{image.height}, not {'{}x{}'.format(*spec.size(step))}")
+    if len(paths) > 2 * spec.count:
+        faults.append(f"there are {len(paths)} artifacts, not {2 * spec.count}")
+    if faults:
+        raise DemoError(f"The job succeeded, but {'; '.join(faults)}.")
+
+
+def _write_sheet(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
+    labels = {step: "{} · {}x{}".format(step, *spec.size(step)) for step in STEPS}
+    pairs = [
+        (Print(paths["generate", item], labels["generate"]), Print(paths["upscale", item], labels["upscale"]))
+        for item in range(spec.count)
+    ]
+    contact_sheet.write(OUTPUT / "contact-sheet.png", spec.prompt, pairs)
+
+
+def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
+    """Parse the variables of `make demo`; names a wrong one, and exits."""
+    parser = argparse.ArgumentParser(
+        prog="make demo",
+        usage="make demo PROMPT=… COUNT=… SCALE=2|4 SIZE=512|640x384",
+        description="Run one chained job and show what comes out.",
+    )
+    parser.add_argument("--prompt", default="", type=unicode_text, help="PROMPT, what to paint")
+    parser.add_argument("--count", default="", help="COUNT, how many images: 1 to 100")
+    parser.add_argument("--scale", default="", help="SCALE, by how much to upscale: 2 or 4")
+    parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")
+    args = parser.parse_args(argv)
+    # make passes an empty text for a variable that is not given.
+    count, scale = args.count or "4", args.scale or "2"
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= 100):
+        parser.error(f"COUNT is {count!r}; it must be a whole number from 1 to 100")
+    if scale not in {"2", "4"}:
+        parser.error(f"SCALE is {scale!r}; it must be 2 or 4")
+    try:
+        width, height = image_size(args.size or "512")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"SIZE: {error}")
+    if not (16 <= width <= 4096 and 16 <= height <= 4096):
+        parser.error(f"SIZE is {args.size!r}; each side must be from 16 to 4096")
+    prompt = args.prompt.strip() or _PROMPT
+    return ImageSpec(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

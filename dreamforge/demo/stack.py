@@ -1,0 +1,120 @@
+"""A stack of one's own for a while: `dreamforge up` on embedded services in a folder, as a child process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Self
+
+import psutil
+
+from dreamforge.client.api_client import Client
+from dreamforge.embedded.processes import LOOPBACK, choose_ports, end, is_running, tail, until
+from dreamforge.settings import unconfigured_environ
+
+_START_S = 120.0
+_STOP_S = 30.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StackError(Exception):
+    """The stack did not start, or did not stop; the message says why."""
+
+
+class Stack:
+    """`dreamforge up` as a child process: ready on entering a `with` block, gone after it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.resolve()
+        self._home.mkdir(parents=True, exist_ok=True)
+        self._log = self._home / "stack.log"
+        self._port = choose_ports(1, [])[0]
+        self._owns_home = False
+        self.base_url = f"http://{LOOPBACK}:{self._port}"
+
+    def __enter__(self) -> Self:
+        environ = unconfigured_environ() | {"DF_HOME": str(self._home), "DF_FAKE_RUNNER": "1"}
+        command = [sys.executable, "-m", "dreamforge", "--no-env-file", "up", "--port", str(self._port)]
+        self._log.unlink(missing_ok=True)  # rather than truncated: another stack may still be writing it
+        with self._log.open("wb") as log:
+            # In a session of its own: Ctrl-C reaches this process alone, which then stops everything in order.
+            self._process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_exc_info: object) -> None:
+        killed = self._stop()
+        if killed and error is None:
+            raise StackError(f"SIGTERM did not stop {', '.join(killed)}; killed. The log: {self._log}")
+
+    def _wait_until_ready(self) -> None:
+        with Client(self.base_url) as client:
+            if until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
+                self._owns_home = True
+                return
+        raise StackError(f"The service did not start. The end of its log, {self._log}:\n{tail(self._log)}")
+
+    def _stop(self) -> list[str]:
+        """Stop all of it; what had to be killed."""
+        with _undisturbed():
+            started = self._descendants()
+            if self._process.poll() is None:
+                self._process.terminate()
+                until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
+            left = self._running(started)
+            names = [f"{process.name()} ({process.pid})" for process in left]
+            end(left, grace_s=0)
+            self._process.wait()
+            return names
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            started: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return started
+
+    def _running(self, started: Sequence[psutil.Process]) -> list[psutil.Process]:
+        """What runs of the service: what it started, its process group, and the servers in folders of its home.
+
+        The last are another stack's as long as this one was not ready, for then that one may hold the home.
+        """
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                ours = process in started or os.getpgid(process.pid) == self._process.pid
+                ours = ours or (self._owns_home and Path(process.cwd()).is_relative_to(self._home))
+                if ours and is_running(process):
+                    found.append(process)
+        return found
+
+
+def exit_on_signals() -> None:
+    """From now on, let SIGTERM and SIGHUP end this process as an exception, so that what it started is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on)
+
+
+def _exit_on(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A block that no Ctrl-C breaks off."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""What operators run: checks, live view, rebuilds, erasure, anchors."""

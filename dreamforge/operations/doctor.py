@@ -1,0 +1,309 @@
+"""`dreamforge doctor`: looks at everything that a service stands on, and says what to do about what it finds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from artifacts.errors import ObjectStoreUnavailable
+from artifacts.object_store import ObjectStore
+from dreamforge.backends import actor, object_store, resolve_backends
+from dreamforge.settings import Settings
+from eventstore import schema
+from eventstore.database import Database
+from eventstore.errors import EventStoreError, Undecodable
+from eventstore.events import RecordedEvent
+from eventstore.log import Log
+from orchestrator import codec
+from orchestrator.quarantine_log import Quarantine
+from orchestrator.reconciler import OutboxReconciler
+from projections.projector import SHADOW
+from projections.subscription_status import subscription_statuses
+
+State = Literal["ok", "warning", "bad"]
+
+_OLD_SNAPSHOT = timedelta(minutes=5)
+_LONG_LAG_S = 60.0
+_SKEW_S = 2.0
+_PROBE = "doctor/probe"
+
+_SERVER = """
+select current_setting('server_version') as version, current_setting('server_version_num')::int as number,
+    current_setting('fsync') as fsync, current_setting('full_page_writes') as full_page_writes,
+    current_setting('synchronous_commit') as synchronous_commit, current_setting('autovacuum') as autovacuum,
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int as most,
+    (select count(*) from pg_stat_activity where backend_type = 'client backend') as used
+"""
+_LOGIN = """
+select current_user as login, r.rolsuper as super, pg_has_role(current_user, c.relowner, 'usage') as owner
+from pg_roles r, pg_class c
+where r.rolname = current_user and c.oid = 'eventstore.events'::regclass
+"""
+# Whatever keeps dead rows from being removed: open snapshots, prepared transactions, slots of replicas that are away.
+_HOLDERS = """
+select format('process %s (%s, %s)', pid, application_name, state) as holder, age(backend_xmin) as transactions,
+    clock_timestamp() - xact_start as held
+from pg_stat_activity where backend_xmin is not null and pid <> pg_backend_pid()
+union all
+select format('prepared transaction %s', gid), age(transaction), clock_timestamp() - prepared from pg_prepared_xacts
+union all
+select format('replication slot %s', slot_name), greatest(age(xmin), age(catalog_xmin)), interval '1 day'
+from pg_replication_slots where not active and (xmin is not null or catalog_xmin is not null)
+order by held desc nulls last limit 1
+"""
+_DEAD = """
+select format('%s.%s', schemaname, relname) as name, n_live_tup as live, n_dead_tup as dead
+from pg_stat_user_tables
+where schemaname in ('eventstore', 'readmodel', 'pgmq') and n_dead_tup > 50000 and n_dead_tup > 2 * n_live_tup
+order by n_dead_tup desc
+"""
+_ASIDE = "select (select count(*) from pgmq.a_generate) + (select count(*) from pgmq.a_upscale) as commands"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What one check found. advice: what to do; empty where there is nothing to do."""
+
+    check: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+Check = Callable[["DoctorContext", str], Awaitable[Finding]]
+
+
+class DoctorContext(msgspec.Struct, frozen=True):
+    """What is looked at. settings: as they were given, before the home's services were put in."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Run every check. Raises `EmbeddedError` and `EventStoreError` if the home can't be used."""
+    with resolve_backends(settings, store=True) as found:
+        return asyncio.run(_examine(settings, found))
+
+
+async def _examine(given: Settings, found: Settings) -> list[Finding]:
+    pooled = found.db_pooler == "transaction"
+    database = Database(found.db_url or "", pooled=pooled, role="dreamforge-doctor")
+    store = object_store(found)
+    context = DoctorContext(given, database, store)
+    try:
+        return [finding async for finding in _findings(context)]
+    finally:
+        await store.close()
+        await database.close()
+
+
+async def _findings(context: DoctorContext) -> AsyncIterator[Finding]:
+    reached = await _guarded(context, "database", _server)
+    yield reached
+    if reached.state != "bad":
+        for name, check in _OF_DATABASE.items():
+            yield await _guarded(context, name, check)
+    yield await _guarded(context, "object store", _store)
+    yield await _guarded(context, "object store's clock", _store_clock)
+
+
+async def _guarded(context: DoctorContext, name: str, check: Check) -> Finding:
+    try:
+        return await check(context, name)
+    except (EventStoreError, ObjectStoreUnavailable) as error:
+        return Finding(check=name, state="bad", found=str(error), advice="Mend that first; then look again.")
+
+
+async def _server(context: DoctorContext, name: str) -> Finding:
+    [row] = await context.database.read(_SERVER)
+    told = f"PostgreSQL {row['version']}, {row['used']} of {row['most']} connections in use"
+    if row["number"] < 150000:
+        return Finding(check=name, state="bad", found=told, advice="Upgrade it: 15 is the oldest that is supported.")
+    off = [setting for setting in ("fsync", "full_page_writes", "synchronous_commit") if row[setting] == "off"]
+    if off:
+        return Finding(
+            check=name,
+            state="bad",
+            found=f"{told}; {', '.join(off)} off",
+            advice="Turn it on: else a crash of the server loses events that were answered.",
+        )
+    if row["used"] > 0.8 * row["most"]:
+        return Finding(
+            check=name,
+            state="warning",
+            found=told,
+            advice="Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER).",
+        )
+    if row["autovacuum"] == "off":
+        return Finding(check=name, state="warning", found=f"{told}; autovacuum off", advice="Turn autovacuum on.")
+    return Finding(check=name, state="ok", found=told)
+
+
+async def _schema(context: DoctorContext, name: str) -> Finding:
+    await schema.check(context.database)
+    return Finding(check=name, state="ok", found=f"release {schema.RELEASE}")
+
+
+async def _login(context: DoctorContext, name: str) -> Finding:
+    if context.settings.db_url is None:
+        return Finding(check=name, state="ok", found="the home's own")
+    [row] = await context.database.read(_LOGIN)
+    if not (row["super"] or row["owner"]):
+        return Finding(check=name, state="ok", found=row["login"])
+    return Finding(
+        check=name,
+        state="warning",
+        found=f"{row['login']} {'is a superuser' if row['super'] else 'owns the log'}",
+        advice="Run the service with a login that was granted dreamforge_service, and no more.",
+    )
+
+
+async def _clocks(context: DoctorContext, name: str) -> Finding:
+    before = datetime.now(UTC)
+    [row] = await context.database.read("select clock_timestamp() as now")
+    after = datetime.now(UTC)
+    # Whatever the database says between the two is no skew.
+    skew = max(timedelta(0), before - row["now"], row["now"] - after).total_seconds()
+    told = f"this machine and the database are {skew:.3f} s apart"
+    if skew < _SKEW_S:
+        return Finding(check=name, state="ok", found=told)
+    return Finding(
+        check=name, state="warning", found=told, advice="Let NTP set both: `ts` is the one, `as_of` the other."
+    )
+
+
+async def _queues(context: DoctorContext, name: str) -> Finding:
+    queues = await OutboxReconciler(context.database, actor()).status()
+    missing = sum(queue.missing for queue in queues)
+    told = ", ".join(
+        f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
+    )
+    if missing:
+        return Finding(check=name, state="bad", found=told, advice="Run `dreamforge outbox rebuild`.")
+    return Finding(check=name, state="ok", found=told)
+
+
+async def _aside(context: DoctorContext, name: str) -> Finding:
+    [row] = await context.database.read(_ASIDE)
+    if not row["commands"]:
+        return Finding(check=name, state="ok", found="none")
+    return Finding(
+        check=name,
+        state="warning",
+        found=f"{row['commands']} unreadable, in pgmq.a_generate and pgmq.a_upscale",
+        advice="A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
+    )
+
+
+async def _quarantine(context: DoctorContext, name: str) -> Finding:
+    log = Log(context.database)
+    jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
+    others = [
+        f"{category} {stream}"
+        for category in ("model", "key", "outbox", "anchor")
+        for stream, history in (await log.category(category)).items()
+        if any(codec.is_known(event.code, event.schema_version) and _is_broken(event) for event in history)
+    ]
+    if not (jobs or others):
+        return Finding(check=name, state="ok", found="none")
+    return Finding(
+        check=name,
+        state="warning",
+        found=f"set aside or unreadable: {', '.join([*jobs, *others])}",
+        advice="`dreamforge jobs quarantine list` tells of jobs; what else can't be read is left out.",
+    )
+
+
+def _is_broken(event: RecordedEvent) -> bool:
+    try:
+        codec.decode_event(event)
+    except Undecodable:
+        return True
+    return False
+
+
+async def _lag(context: DoctorContext, name: str) -> Finding:
+    # What is built aside is behind until it takes over.
+    kept = [one for one in await subscription_statuses(context.database) if one.projection != SHADOW]
+    behind = [one for one in kept if (one.lag_s or 0) > _LONG_LAG_S]
+    paused = sorted({one.projection for one in kept if one.paused_at is not None})
+    if paused:
+        return Finding(
+            check=name,
+            state="warning",
+            found=f"{', '.join(paused)} is paused",
+            advice="`dreamforge projections resume` lets it go on.",
+        )
+    if not behind:
+        return Finding(check=name, state="ok", found=f"nothing waits longer than {_LONG_LAG_S:g} s")
+    worst = max(behind, key=lambda one: one.lag_s or 0)
+    waiting = f"{worst.projection}, partition {worst.partition}: {worst.lag} event(s) wait, for {worst.lag_s:.0f} s"
+    return Finding(
+        check=name,
+        state="bad",
+        found=f"{waiting}; {len(behind)} place(s) in all",
+        advice="Does its process run? Its /readyz and its log say why it is stalled.",
+    )
+
+
+async def _snapshots(context: DoctorContext, name: str) -> Finding:
+    rows = await context.database.read(_HOLDERS)
+    if not rows or rows[0]["held"] is None or rows[0]["held"] < _OLD_SNAPSHOT:
+        return Finding(check=name, state="ok", found=f"none is older than {_OLD_SNAPSHOT}")
+    told = f"{rows[0]['holder']} for {str(rows[0]['held']).split('.')[0]}, {rows[0]['transactions']:,} transactions ago"
+    return Finding(check=name, state="warning", found=told, advice="End it: no dead row can be removed before that.")
+
+
+async def _dead(context: DoctorContext, name: str) -> Finding:
+    rows = await context.database.read(_DEAD)
+    if not rows:
+        return Finding(check=name, state="ok", found="few")
+    told = ", ".join(f"{row['name']}: {row['dead']:,} dead, {row['live']:,} live" for row in rows)
+    advice = "Let autovacuum come by; if an old snapshot is held, end that first."
+    return Finding(check=name, state="warning", found=told, advice=advice)
+
+
+async def _store(context: DoctorContext, name: str) -> Finding:
+    await context.store.ready()
+    # Every picture relies on it: a second put must find the first, and leave it.
+    first = await context.store.put(_PROBE, b"first", "text/plain")
+    second = await context.store.put(_PROBE, b"second", "text/plain")
+    if first != second:
+        return Finding(
+            check=name,
+            state="bad",
+            found="it lets an object be written over, although told not to (If-None-Match: *)",
+            advice="Use a store, or a version of it, that honours conditional writes.",
+        )
+    return Finding(check=name, state="ok", found="reachable, and keeps what was written first")
+
+
+async def _store_clock(context: DoctorContext, name: str) -> Finding:
+    before = datetime.now(UTC)
+    told = await context.store.clock()
+    after = datetime.now(UTC)
+    if told is None:
+        return Finding(check=name, state="ok", found="it does not tell its time")
+    # It is told without the fraction of a second.
+    skew = max(timedelta(0), before - told - timedelta(seconds=1), told - after).total_seconds()
+    found = f"this machine and the object store are {skew:.1f} s apart"
+    if skew < _SKEW_S:
+        return Finding(check=name, state="ok", found=found)
+    advice = "Let NTP set both: signed URLs expire early or late by that, and from 15 minutes on S3 refuses requests."
+    return Finding(check=name, state="warning", found=found, advice=advice)
+
+
+_OF_DATABASE: dict[str, Check] = {
+    "schema": _schema,
+    "login": _login,
+    "clocks": _clocks,
+    "queues": _queues,
+    "unreadable commands": _aside,
+    "unreadable events": _quarantine,
+    "lag": _lag,
+    "old snapshots": _snapshots,
+    "dead rows": _dead,
+}

@@ -1,0 +1,124 @@
+"""Reads from the database what `dreamforge top` shows, by statements that cost the same however long the log is."""
+
+from dreamforge.operations.snapshot import (
+    WINDOW,
+    Happened,
+    Queue,
+    Reading,
+    Running,
+    Snapshot,
+    continued,
+    picture,
+    share,
+    window,
+)
+from eventstore.database import Database, DatabaseWithDeadline
+from projections.subscription_status import subscription_statuses
+
+_PATIENCE_S = 5.0
+_MOST_CLAIMS = 1000
+
+_HEADS = """
+select clock_timestamp() as at, p as partition, coalesce(h.position, 0) as position
+from eventstore.log
+cross join generate_series(0, partitions - 1) as p
+left join lateral (
+    select position from eventstore.events e where e.partition = p order by position desc limit 1
+) as h on true
+"""
+# By the key up to the head, since positions have no gaps; the limit keeps the planner from any other way.
+_EVENTS = """
+select e.partition, e.position, e.recorded_at, e.code,
+    case when e.code in ('step.finish', 'job.finish') then e.data ->> 'status' end as status,
+    case when e.code in ('step.start', 'model.selected', 'artifact.written', 'step.retry', 'step.finish', 'error')
+        then coalesce(e.data ->> 'runner', e.meta ->> 'actor') end as runner
+from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as s (partition, start, head)
+cross join lateral (
+    select * from eventstore.events e where e.partition = s.partition and e.position > s.start
+    order by e.position limit s.head - s.start
+) as e
+where e.recorded_at > $4
+"""
+# Tenant after tenant by the index of open and failed jobs, which begins with them: past all that ended.
+_JOBS = """
+with recursive tenants as (
+    (select tenant from readmodel.jobs where status <> 'succeeded' order by tenant limit 1)
+    union all
+    select (
+        select j.tenant from readmodel.jobs j
+        where j.status <> 'succeeded' and j.tenant > t.tenant order by j.tenant limit 1
+    ) from tenants t where t.tenant is not null
+)
+select s.status, coalesce(sum(open.jobs), 0)::bigint as jobs
+from (values ('queued'), ('running')) as s (status)
+cross join tenants t
+cross join lateral (
+    select count(*) as jobs from readmodel.jobs j
+    where j.tenant = t.tenant and j.status = s.status and j.status <> 'succeeded'
+) as open
+group by s.status
+"""
+_QUEUES = """
+select queue, count(*) filter (where visible) as visible, count(*) filter (where not visible) as hidden,
+    extract(epoch from clock_timestamp() - min(enqueued_at) filter (where visible))::float8 as oldest_s
+from (values ('generate'), ('upscale')) as q (queue)
+left join (
+    select 'generate' as queue, vt <= clock_timestamp() as visible, enqueued_at from pgmq.q_generate
+    union all
+    select 'upscale', vt <= clock_timestamp(), enqueued_at from pgmq.q_upscale
+) as held using (queue)
+group by queue order by queue
+"""
+# A hidden command is claimed, or deferred: the last that a runner told of its job says which. Those that show again
+# soonest come first, since claims are shorter than most deferrals. The case: an unreadable command names no job.
+_RUNNING = """
+select last.runner, last.recorded_at as heard_at
+from (
+    select message ->> 'job_id' as job_id from (
+        select message, vt from pgmq.q_generate where vt > clock_timestamp()
+        union all
+        select message, vt from pgmq.q_upscale where vt > clock_timestamp()
+    ) as hidden group by 1 order by min(vt) limit $1
+) as claimed
+cross join lateral (
+    select e.code, coalesce(e.data ->> 'runner', e.meta ->> 'actor') as runner, e.recorded_at
+    from eventstore.events e
+    where e.stream_id = case when job_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then job_id::uuid end
+        and e.code in ('step.start', 'artifact.written', 'step.retry', 'step.finish')
+    order by e.version desc limit 1
+) as last
+where last.code in ('step.start', 'artifact.written') and last.runner is not null
+"""
+
+
+class Watch:
+    """Looks at the database again and again. Every look may raise `EventStoreError`; the next may succeed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = DatabaseWithDeadline(database, _PATIENCE_S)
+        self._before: Reading | None = None
+
+    async def look(self) -> Snapshot:
+        """The database as it is now, and what happened since the look before."""
+        after = await self._read()
+        before, self._before = self._before, after
+        return picture(before, after)
+
+    async def _read(self) -> Reading:
+        rows = await self._database.read(_HEADS)
+        at, heads = rows[0]["at"], {row["partition"]: row["position"] for row in rows}
+        before = continued(self._before, heads)
+        starts = share(heads, before)
+        ranges = (list(heads), [starts[partition] for partition in heads], list(heads.values()))
+        fresh = [Happened(**row) for row in await self._database.read(_EVENTS, *ranges, at - WINDOW)]
+        since, events = window(at, before, starts, fresh)
+        return Reading(
+            at=at,
+            heads=heads,
+            since=since,
+            events=events,
+            open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS)},
+            queues=[Queue(**row) for row in await self._database.read(_QUEUES)],
+            running=[Running(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
+            subscription_statuses=await subscription_statuses(self._database),
+        )

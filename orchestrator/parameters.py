@@ -1,0 +1,50 @@
+"""What may be asked of each kind of step: fields, bounds and defaults. Pure."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from orchestrator.events.steps import ImageFormat
+
+Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
+Impl = Literal["auto", "image", "gan", "diffusion"]
+Engine = Literal["sdxl", "flux-srpo"]
+Scale = Literal[2, 4]
+Side = Annotated[int, Meta(ge=16, le=4096)]
+LARGEST_SEED = 2**53 - 1
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Make images from a prompt."""
+
+    type: Literal["generate"]
+    prompt: Annotated[str, Meta(min_length=1, max_length=4096)]
+    negative_prompt: Annotated[str, Meta(max_length=4096)] | None = None
+    width: Side = 1024
+    height: Side = 1024
+    steps: Annotated[int, Meta(ge=1, le=200)] = 30
+    guidance: Annotated[float, Meta(ge=0, le=50)] = 7.0
+    scheduler: Scheduler | None = None
+    format: ImageFormat = "png"
+    embed_metadata: bool = True
+    seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)] | None = None
+    count: Annotated[int, Meta(ge=1, le=100)] = 1
+    model_id: UUID | None = None
+    provider: str | None = None
+    engine: Engine | None = None
+
+
+class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Enlarge every generated image."""
+
+    scale: Scale = 2
+    impl: Impl = "auto"
+    strict_scale: bool = False
+
+
+PARAMETERS = tuple(
+    name for name in Generate.__struct_fields__ if name not in {"type", "model_id", "provider", "engine"}
+)
+"""The fields that say what a model is to do, rather than which one."""

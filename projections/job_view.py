@@ -1,0 +1,328 @@
+"""A job as its users see it. Pure.
+
+`evolve` serves the projector, the reads, time travel and the live streams alike.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from eventstore.events import EventRow
+from orchestrator import codec
+from orchestrator.events.base import DecodedEvent
+from orchestrator.events.jobs import JobCreated, JobErased, JobFinish, JobQuarantined, RetryRequested
+from orchestrator.events.steps import (
+    ArtifactEvent,
+    ArtifactRewritten,
+    ArtifactWritten,
+    ErrorCode,
+    ImageFormat,
+    ModelSelected,
+    Status,
+    StepError,
+    StepFinish,
+    StepName,
+    StepRetry,
+    StepStart,
+)
+from orchestrator.quarantine import MARKS, mark, resumes
+
+VERSION = 1
+"""Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
+builds the read model anew, beside the one that serves."""
+
+S = TypeVar("S", bound=EventRow | DecodedEvent)
+
+
+class ArtifactView(msgspec.Struct, frozen=True, kw_only=True):
+    """One image in the object store."""
+
+    artifact_id: UUID
+    step_id: UUID
+    item_index: int
+    created_at: datetime
+    format: ImageFormat
+    width: int
+    height: int
+    seed: int
+    s3_key: str
+    bytes: int
+    sha256: str
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step. completed: items that have their artifact."""
+
+    step_id: UUID
+    name: StepName
+    status: Status = "queued"
+    attempt: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    completed: int = 0
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict, name="metadata_json")
+
+
+class JobHead(msgspec.Struct, frozen=True, kw_only=True):
+    """One job, but for its steps and artifacts."""
+
+    job_id: UUID
+    tenant: str
+    type: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    count: int
+    params: dict[str, Any]
+    metadata: dict[str, str]
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+
+
+class JobView(JobHead, frozen=True, kw_only=True):
+    """One job. artifacts: those of the events seen so far, or none if the view was loaded without them."""
+
+    steps: tuple[StepView, ...]
+    artifacts: tuple[ArtifactView, ...] = ()
+
+    @property
+    def terminal(self) -> bool:
+        """Has the job reached its end?"""
+        return self.status in {"succeeded", "failed", "cancelled"}
+
+    @property
+    def completed(self) -> int:
+        """How many images the last step has written."""
+        return self.steps[-1].completed if self.steps else 0
+
+    @property
+    def last_step(self) -> StepView:
+        """The step whose artifacts are the job's result."""
+        return self.steps[-1]
+
+
+class ViewGap(Exception):
+    """An event came before the one that precedes it."""
+
+
+def of_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView | None:
+    """The view after a whole history, by its marks: of a job that is set aside, what can't be read is passed over.
+
+    A job that was released to go on is folded as if it had never been set aside. lenient: passes over what can't be
+    read in any case, for whoever must show something. Raises what `codec.decode_event` and `evolve` do.
+    """
+    last = mark(history)
+    resumed = last is not None and resumes(last)
+    lenient = lenient or (last is not None and not resumed)
+    seen: JobView | None = None
+    for event in history:
+        if resumed and event.code in MARKS:
+            seen = _passed(seen, event)
+            continue
+        try:
+            seen = evolve(seen, codec.decode_event(event))
+        except Exception:  # a fold may break in any way on what it was not written for
+            if not lenient:
+                raise
+            seen = _passed(seen, event)
+    return seen
+
+
+def _passed(seen: JobView | None, event: EventRow) -> JobView | None:
+    """The view after an event that changes nothing in it."""
+    return None if seen is None else replace(seen, version=event.version, updated_at=event.ts)
+
+
+def least(view: JobView, kept: JobView | None) -> JobView:
+    """What is kept of a job that is set aside where its rows can't be stored: what was kept before, and its end."""
+    known = kept or replace(view, count=0, params={}, metadata={}, steps=(), artifacts=())
+    return replace(
+        known,
+        status=view.status,
+        version=view.version,
+        updated_at=view.updated_at,
+        error_code=view.error_code,
+        error_message=view.error_message,
+    )
+
+
+def view(events: Iterable[DecodedEvent]) -> JobView | None:
+    """The view after a whole history; None for an empty one."""
+    seen: JobView | None = None
+    for event in events:
+        seen = evolve(seen, event)
+    return seen
+
+
+def as_of(history: Sequence[S], at: datetime) -> Sequence[S]:
+    """A history as it was at a time: its longest beginning whose `ts` are all by then."""
+    return history[: next((n for n, event in enumerate(history) if event.ts > at), len(history))]
+
+
+def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
+    """The view after one more event. One that was applied already changes nothing; a gap raises `ViewGap`."""
+    version = 0 if seen is None else seen.version
+    if seen is not None and event.version <= version:
+        return seen
+    if isinstance(event.body, JobQuarantined):
+        return _set_aside(seen, event)  # even where what came before can't be read
+    if event.version != version + 1:
+        raise ViewGap(f"job {event.stream_id}: the view is at version {version}, event {event.version} can't follow")
+    if seen is None:
+        if not isinstance(event.body, JobCreated):
+            raise ViewGap(f"job {event.stream_id}: the history does not begin with job.created")
+        return _created(event, event.body)
+    seen = replace(seen, version=event.version, updated_at=event.ts)
+    match event.body:
+        case StepStart() as body:
+            return _started(seen, body, event.ts)
+        case ModelSelected() as body:
+            chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
+            if body.model_sha256 is not None:
+                chosen["model_sha256"] = body.model_sha256
+            return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
+        case ArtifactWritten() as body:
+            return _wrote(seen, body, event.ts)
+        case ArtifactRewritten() as body:
+            return _rewrote(seen, body, event.ts)
+        case StepRetry() as body:
+            return _retried(seen, body)
+        case StepFinish() as body:
+            return _step_finished(seen, body, event.ts)
+        case StepError() as body:
+            return replace(seen, error_code=body.error_code, error_message=body.error_message)
+        case RetryRequested() as body:
+            return _reopened(replace(seen, status="queued", error_code=None, error_message=None), body)
+        case JobFinish() as body:
+            return _finished(seen, body, event.ts)
+        case JobErased() if seen.params:  # none are known of a job whose first event can't be read
+            return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
+        case _:
+            return seen
+
+
+def _set_aside(seen: JobView | None, event: DecodedEvent) -> JobView:
+    """The job failed: whatever is known of it stands, which may be nothing."""
+    known = seen or JobView(
+        job_id=event.stream_id,
+        tenant=event.tenant,
+        type="generate",
+        status="failed",
+        created_at=event.ts,
+        updated_at=event.ts,
+        version=event.version,
+        count=0,
+        params={},
+        metadata={},
+        steps=(),
+    )
+    return replace(
+        known,
+        status="failed",
+        version=event.version,
+        updated_at=event.ts,
+        error_code="internal",
+        error_message="The job was set aside, since its history can't be read; an operator can release it.",
+    )
+
+
+def _created(event: DecodedEvent, body: JobCreated) -> JobView:
+    metadata = {"upscale": {"scale": body.upscale.scale, "impl": body.upscale.impl}} if body.upscale else {}
+    params = {
+        "type": body.type,
+        "prompt": event.private.prompt,
+        "negative_prompt": event.private.negative_prompt,
+        **msgspec.to_builtins(body.generate),
+        "chain": None if body.upscale is None else {"upscale": asdict(body.upscale)},
+    }
+    return JobView(
+        job_id=event.stream_id,
+        tenant=event.tenant,
+        type=body.type,
+        status="queued",
+        created_at=event.ts,
+        updated_at=event.ts,
+        version=event.version,
+        count=body.generate.count,
+        params=params,
+        metadata=event.private.metadata or {},
+        steps=tuple(
+            StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {})) for step in body.steps
+        ),
+    )
+
+
+def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
+    def start(step: StepView) -> StepView:
+        return replace(step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None)
+
+    return _with(replace(seen, status="running"), body.step_id, start)
+
+
+def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
+    seen = replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
+    return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
+
+
+def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
+    """Other bytes of an image. The projector's view may be without it: its row stands, and takes these from another."""
+    for index, artifact in enumerate(seen.artifacts):
+        if (artifact.step_id, artifact.item_index) == (body.step_id, body.item_index):
+            after = replace(artifact, bytes=body.bytes, sha256=body.sha256)
+            return replace(seen, artifacts=(*seen.artifacts[:index], after, *seen.artifacts[index + 1 :]))
+    return replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
+
+
+def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
+    return ArtifactView(
+        artifact_id=body.artifact_id,
+        step_id=body.step_id,
+        item_index=body.item_index,
+        created_at=ts,
+        format=body.format,
+        width=body.width,
+        height=body.height,
+        seed=body.seed,
+        s3_key=body.s3_key,
+        bytes=body.bytes,
+        sha256=body.sha256,
+    )
+
+
+def _retried(seen: JobView, body: StepRetry) -> JobView:
+    return _with(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
+
+
+def _reopened(seen: JobView, body: RetryRequested) -> JobView:
+    """The step that is to run again is queued, and so is one after it that had failed."""
+    for step in seen.steps:
+        if step.step_id == body.step_id or step.status == "failed":
+            seen = _with(seen, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
+    return seen
+
+
+def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
+    return _with(
+        seen, body.step_id, lambda step: replace(step, status=body.status, attempt=body.attempt, finished_at=ts)
+    )
+
+
+def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
+    seen = replace(seen, status=body.status)
+    if body.status == "succeeded":
+        return seen
+    if body.status == "cancelled":
+        seen = replace(seen, error_code="cancelled", error_message="The job was cancelled.")
+        for step in seen.steps:
+            if step.status in {"queued", "running"}:
+                seen = _with(seen, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts))
+    return seen
+
+
+def _with(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
+    return replace(seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps))

@@ -1,0 +1,1 @@
+"""The engine process's own side: opens models, and renders with them."""

@@ -97,7 +97,7 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
 
     await eventually(reported)
     assert subscription.cursors[1].failure == (
-        f"job {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
+        f"stream {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
     )
     assert subscription.cursors[1].stored == 1
     await Quarantine(store.log, "test").add(broken.stream, "default", reader="readmodel", at_version=1, reason="range")

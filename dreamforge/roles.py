@@ -33,6 +33,7 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearby, url_of
 from dreamforge.operations import anchoring
+from dreamforge.schema import install
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -135,7 +136,7 @@ def up(settings: Settings) -> int:
         _expect_keys(settings)
         found = await embedded(settings, stack)
         async with _database(found, "dreamforge-install", bounded=False) as database:
-            await schema.install(database)
+            await install(database)
             return found if settings.db_url else await service_login(found, database)
 
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
@@ -174,12 +175,12 @@ def runner(settings: Settings) -> int:
 def install_schema(settings: Settings) -> int:
     """Install the database schema where it is missing."""
 
-    async def install() -> None:
+    async def run() -> None:
         async with _database(configured(settings), "dreamforge-install", bounded=False) as database:
-            done = await schema.install(database)
+            done = await install(database)
         print("schema installed" if done else "schema is up to date")  # noqa: T201  # the command's answer
 
-    return _reported(install())
+    return _reported(run())
 
 
 def _given(

@@ -81,14 +81,14 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "04-repeated-commit-waits-for-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    if positions = old_head and moved is null then",
         "    if false then",
         "tests/flow/test_standby.py -k repeated_commit",
     ),
     Mutant(
         "04-repeated-commit-with-a-command-waits-for-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    if positions = old_head and moved is null then",
         "    if positions = old_head and moved is null and json_array_length(sends) = 0 then",
         "tests/flow/test_standby.py -k repeated_commit",
@@ -158,7 +158,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "05-older-release-reports",
-        "schema.sql",
+        "eventstore/store.sql",
         "    where by_release = (select max(release) from eventstore.releases)\n",
         "",
         "tests/store/test_rejections.py -k older",
@@ -385,7 +385,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "11-a-probe-that-writes-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    perform from generate_series(1, 5000);\n    perform pg_logical_emit_message(true, 'dreamforge', '');",
         "    null;",
         "tests/flow/test_writes.py -k failing",

@@ -24,9 +24,8 @@ import msgspec
 
 from api import requests
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
-from dreamforge import logs
+from dreamforge import logs, schema
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import schema
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
 from eventstore.ids import new_id

@@ -222,7 +222,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unstorable-stops-a-partition",
         "projections/projector.py",
-        "        except UNSTORABLE as error:\n",
+        "        except UNSTORABLE_ERRORS as error:\n",
         "        except ZeroDivisionError as error:\n",
         "tests/store/test_rejections.py -k stored",
     ),

@@ -1,9 +1,9 @@
 -- Dream Forge's own part of the database, on top of the event store (eventstore/store.sql, which is run before it):
 --
 --   eventstore   indexes, queues and categories that jobs need
---   projector    how the read model is kept, and built anew aside
---   readmodel    the read model: tables that can be thrown away and rebuilt from the log. A rebuild makes
---                readmodel_shadow beside it and swaps the two by name; the former stays as readmodel_before
+--   projector    what writes the read model, and rebuilds it
+--   readmodel    the read model: tables that can be rebuilt from the log. A rebuild fills readmodel_shadow and swaps the
+--                two by name; the former read model stays as readmodel_before
 
 create schema projector;
 create schema readmodel;
@@ -19,11 +19,11 @@ select eventstore.create_queue('upscale');
 -- The key of the stream tokens.
 insert into eventstore.secrets (name) values ('stream_token');
 
--- A process of the service that fell to an intruder must not make API keys.
+-- An intruder in a process of the service must not be able to create API keys.
 insert into eventstore.owner_categories (category) values ('key');
 
 -- The few streams of other categories (models, keys), read whole: without it every read would scan all jobs' events.
--- Partial, so that an append to a job pays nothing for it.
+-- Partial, so that appends to jobs don't maintain it.
 create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
 
 -- The marks of quarantined jobs: few among all events, and read by /readyz, metrics and operators.
@@ -40,7 +40,7 @@ create table readmodel.jobs (
     status        text        not null,
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
-    version       integer     not null,  -- of the stream: what comes after is folded over the row on every read
+    version       integer     not null,  -- of the stream: later events are folded over the row on every read
     count         integer     not null,
     params        json        not null,
     metadata      json        not null,
@@ -48,9 +48,9 @@ create table readmodel.jobs (
     error_message text
 );
 
--- The list of jobs, read backwards. None of these columns ever changes, so that a job's row is updated in place.
+-- The list of jobs, read backwards. None of these columns ever changes, so that updates of a row are HOT.
 create index jobs_listed on readmodel.jobs (tenant, created_at, job_id);
--- The list by a status that few jobs have for long; most have succeeded, and are found through the index above.
+-- The list by a status that few jobs have for long. Succeeded jobs, the most, are found by the index above.
 create index jobs_by_status on readmodel.jobs (tenant, status, created_at, job_id) where status <> 'succeeded';
 
 create table readmodel.steps (
@@ -64,7 +64,7 @@ create table readmodel.steps (
     finished_at   timestamptz,
     completed     integer     not null,  -- items that have their artifact
     metadata_json json        not null,
-    unique (job_id, ordinal)             -- also the way from a job to its steps
+    unique (job_id, ordinal)             -- also finds the steps of a job
 );
 
 create table readmodel.artifacts (
@@ -88,8 +88,8 @@ create table readmodel.generation (
     singleton boolean  primary key default true check (singleton),
     number    integer  not null,  -- 1, 2, 3 …: each rebuild makes the next
     version   integer  not null,  -- of the views that are kept here (projections.job_view.VERSION)
-    build     uuid     not null default gen_random_uuid(),  -- numbers come again after an abort
-    stood     bigint[]            -- where the projector stood in each partition when another took this one's place
+    build     uuid     not null default gen_random_uuid(),  -- a number is used again after an abort
+    stood     bigint[]            -- the projector's position in each partition when another generation replaced this one
 );
 
 insert into readmodel.generation (number, version) values (1, 1);
@@ -98,11 +98,12 @@ insert into readmodel.generation (number, version) values (1, 1);
 -- The projector, and rebuilds
 ---------------------------------------------------------------------------------------------------
 
--- Writes the projector's batch: views of jobs, steps and artifacts, and the checkpoint moves they stand for, in one
--- commit. target: the schema written to, readmodel or readmodel_shadow, whose name its subscription bears.
--- views_version: of the views; a generation of later views is left alone, and a shadow of any other. loaded_of: the build
--- whose rows the views were folded on, null where there were none; nothing is written if another has taken its place. Of
--- a partition whose checkpoint another has moved nothing is written. Answers the partitions that were.
+-- Writes the projector's batch in one commit: views of jobs, steps and artifacts, and the checkpoint moves.
+--   target         the schema: readmodel or readmodel_shadow, also the name of its subscription
+--   views_version  of the views; nothing is written to a generation of later views, nor to a shadow of any other
+--   loaded_of      the build whose rows the views were folded on, null if there were none; nothing is written if another
+--                  build has replaced it
+-- Skips partitions whose checkpoint another process has moved. Answers the partitions that were written.
 create or replace function projector.project(
     target text, views_version integer, loaded_of uuid, jobs json, steps json, artifacts json, moves json
 ) returns setof smallint
@@ -112,7 +113,7 @@ declare
     held  smallint[];
     built record;
 begin
-    -- It runs with its owner's rights, in the schema that it is told.
+    -- It runs with its owner's rights: only in these schemas.
     if target not in ('readmodel', 'readmodel_shadow') then
         raise exception 'there is no read model %', target using errcode = 'DF002';
     end if;
@@ -120,7 +121,7 @@ begin
         return;
     end if;
     select partitions into strict parts from eventstore.log;
-    -- Whoever holds a checkpoint keeps its generation in its place: a swap locks them all.
+    -- While a checkpoint is locked its generation can't be swapped: a swap locks all checkpoints.
     held := array(select eventstore.lock_checkpoints(moves));
     if cardinality(held) = 0 then
         return;
@@ -138,7 +139,7 @@ begin
             select r.* from json_populate_recordset(null::%1$I.jobs, $1) r
             where eventstore.partition_of(r.job_id, $4) = any ($5)
             on conflict (job_id) do update set
-                -- What the first event tells may become known only when a job that was set aside is released.
+                -- For a quarantined job, what the first event says may become readable only after its release.
                 type = excluded.type, created_at = excluded.created_at, count = excluded.count,
                 status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
                 params = excluded.params, metadata = excluded.metadata,
@@ -152,7 +153,7 @@ begin
                 status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
                 finished_at = excluded.finished_at, completed = excluded.completed,
                 metadata_json = excluded.metadata_json
-            -- A job's other steps come along with the one that changed: each would leave a dead row for nothing.
+            -- The batch holds all steps of a job: an unchanged one must not leave a dead row.
             where (s.status, s.attempt, s.started_at, s.finished_at, s.completed, s.metadata_json::text)
                 is distinct from
                 (excluded.status, excluded.attempt, excluded.started_at, excluded.finished_at, excluded.completed,
@@ -160,7 +161,7 @@ begin
         )
         insert into %1$I.artifacts as a
         select r.* from json_populate_recordset(null::%1$I.artifacts, $3) r join applied using (job_id)
-        -- An image is written once; erasure may give its file other bytes.
+        -- An image is written once, but erasure and a retry of a lost image change its file.
         on conflict (job_id, step_id, item_index) do update set bytes = excluded.bytes, sha256 = excluded.sha256
             where a.sha256 <> excluded.sha256
     $statement$, target) using jobs, steps, artifacts, parts, held;
@@ -174,18 +175,18 @@ end $$;
 
 -- A rebuild under way, or a rollback:
 --
---   fill     jobs, chunk by chunk, each in a transaction of its own, with the events up to the heads of the beginning
---   index    the filled tables, as the live ones are
---   follow   a subscription of its own takes the shadow on from those heads
---   swap     once it lags no more: the names change in one short transaction
+--   fill     jobs, chunk by chunk, each in its own transaction, from the events up to the heads at the beginning
+--   index    create the indexes that the live tables have
+--   follow   a subscription projects the events after those heads into the shadow
+--   swap     when it no longer lags: rename the schemas in one short transaction
 --
--- Every step is kept here, so that whoever comes after a crash goes on where it ended, and any number can fill at once.
+-- The state of each phase is stored here: after a crash any process continues, and several processes can fill chunks.
 create table projector.rebuild (
     singleton  boolean     primary key default true check (singleton),
-    generation integer     not null,  -- that is to serve
+    generation integer     not null,  -- the one being built
     version    integer     not null,  -- of the views
     started_at timestamptz not null default clock_timestamp(),
-    heads      bigint[]    not null,  -- per partition: up to here it is filled, from here it follows
+    heads      bigint[]    not null,  -- per partition: filled up to here, followed from here
     follows    boolean     not null default false,
     rollback   boolean     not null default false
 );
@@ -197,14 +198,14 @@ create table projector.chunks (
     events bigint             -- of the chunk; null until it is filled
 );
 
--- Keeps the steps of rebuilds apart; 'drfb' as an integer. Held to the end of the transaction.
+-- Serialises the phases of rebuilds until the end of the transaction. The key is 'drfb' as an integer.
 create or replace function projector.lock_rebuild() returns void
 language sql as $$
     select pg_advisory_xact_lock(1685218914)
 $$;
 
--- Begins a rebuild for views of a version; goes on with one that is under way, if it is for the same. outdated: only if
--- what serves is of earlier views. Answers the number of the generation that is to serve, or why there is to be none.
+-- Begins a rebuild for views of a version, or continues one of the same version. outdated: only if the live generation has
+-- earlier views. Answers the number of the new generation, or the reason why there is none.
 create or replace function projector.begin_rebuild(
     views_version integer, jobs_per_chunk integer, outdated boolean, out fresh integer, out reason text
 )
@@ -242,13 +243,13 @@ begin
     insert into readmodel_shadow.generation (number, version) values (fresh, views_version);
     if exists (select from pg_roles where rolname = 'dreamforge_service') then
         grant usage on schema readmodel_shadow to dreamforge_service;
-        -- Until the swap: chunks are filled by COPY.
+        -- Until the swap, since chunks are filled by COPY.
         grant select on all tables in schema readmodel_shadow to dreamforge_service;
         grant insert on readmodel_shadow.jobs, readmodel_shadow.steps, readmodel_shadow.artifacts
             to dreamforge_service;
     end if;
 
-    -- In this order: whatever came after the heads is not filled, whichever chunk it falls into.
+    -- The heads before the chunks: events after the heads are not filled, whichever chunk their job is in.
     insert into projector.rebuild (generation, version, heads) select fresh, views_version, array(
         select coalesce((
             select position from eventstore.events e where e.partition = p order by position desc limit 1), 0)
@@ -269,7 +270,7 @@ begin
     ) as numbered;
 end $$;
 
--- A chunk that nobody fills, locked until the end of the transaction that fills it; none if none is left, or if the
+-- A chunk that no process fills, locked until the end of the transaction that fills it; none if none is left, or if the
 -- rebuild is for views of another version.
 create or replace function projector.take_chunk(views_version integer) returns setof projector.chunks
 language sql as $$
@@ -278,13 +279,13 @@ language sql as $$
     order by chunk limit 1 for update skip locked
 $$;
 
--- Notes that a chunk is filled, in the transaction that filled it.
+-- Records that a chunk is filled, in the transaction that filled it.
 create or replace function projector.finish_chunk(filled integer, of_events bigint) returns void
 language sql as $$
     update projector.chunks set events = of_events where chunk = filled
 $$;
 
--- Builds one index of the shadow as the live tables have it. Answers its name, or null if none is missing.
+-- Creates one missing index of the shadow, as the live tables have it. Answers its name, or null if none is missing.
 create or replace function projector.build_index() returns text
 language plpgsql as $$
 declare
@@ -313,7 +314,7 @@ begin
     return missing.name;
 end $$;
 
--- Lets the subscription readmodel_shadow take a filled and indexed shadow on.
+-- Starts the subscription readmodel_shadow, once the shadow is filled and indexed.
 create or replace function projector.follow() returns void
 language plpgsql as $$
 declare
@@ -337,7 +338,7 @@ begin
     perform projector.set_checkpoints('readmodel_shadow', stood);
 end $$;
 
--- Puts a subscription's checkpoints where they are told; one that has none yet is added.
+-- Sets the checkpoints of a subscription, which is created if it does not exist.
 create or replace function projector.set_checkpoints(name text, positions bigint[]) returns void
 language sql as $$
     insert into eventstore.subscriptions (subscription) values (name) on conflict do nothing;
@@ -346,15 +347,16 @@ language sql as $$
     select name, p, coalesce(positions[p + 1], 0) from eventstore.log, generate_series(0, partitions - 1) as p
 $$;
 
--- Where a subscription stands, by partition.
+-- The checkpoints of a subscription, by partition.
 create or replace function projector.positions(name text) returns bigint[]
 language sql as $$
     select array(select position from eventstore.standings where subscription = name order by partition)
 $$;
 
--- Puts the shadow in the place of the read model, if no event has waited for it for more than max_lag seconds; level: and
--- if nothing has gone into the latter yet that is not in the former. Answers for how long the oldest has waited; null if
--- it is to be tried again: it lags, or somebody reads or writes for long.
+-- Swaps the shadow with the live read model.
+--   max_lag  seconds that the oldest event the shadow lacks may have waited
+--   level    only if the shadow has every event that the live read model has
+-- Answers the lag in seconds, or null if the caller must try again: the shadow lags, or a lock was not free.
 create or replace function projector.swap(max_lag double precision, level boolean) returns double precision
 language plpgsql as $$
 declare
@@ -365,11 +367,11 @@ begin
     if not exists (select from projector.rebuild where follows) then
         return null;
     end if;
-    -- Others wait behind us while we wait for a lock.
+    -- Other transactions queue behind a lock request.
     perform set_config('lock_timeout', '200ms', true);
 
-    -- Checkpoints first, in the order of lock_checkpoints: no batch is under way then, on either side. One that was
-    -- replaced while we waited is not among those we hold.
+    -- Checkpoints first, in the order of lock_checkpoints: then no batch is in progress on either side. A checkpoint that
+    -- moved while this waited is not among the locked rows.
     select count(*) into held from (
         select from eventstore.checkpoints where subscription in ('readmodel', 'readmodel_shadow')
         order by subscription, partition, position for update
@@ -390,7 +392,7 @@ begin
         return null;
     end if;
 
-    -- Nobody may read under a name while it changes: a statement would find one table here and the next one there.
+    -- No reader while the names change: a statement would read tables of both generations.
     lock table readmodel.artifacts, readmodel.generation, readmodel.jobs, readmodel.steps in access exclusive mode;
     perform projector.erase_after_checkpoint('readmodel');
     update readmodel.generation set stood = projector.positions('readmodel');
@@ -410,8 +412,8 @@ exception
         return null;
 end $$;
 
--- Begins to bring the generation before back, or goes on with that: the projector takes it on from where it stood, and it
--- is swapped in as a rebuilt one is. Answers its number, or why it can't.
+-- Begins or continues a rollback to the previous generation: the projector catches it up from its last position, and it
+-- is swapped in like a rebuilt one. Answers its number, or the reason why it can't.
 create or replace function projector.begin_rollback(views_version integer, out generation integer, out reason text)
 language plpgsql as $$
 declare
@@ -443,8 +445,8 @@ begin
     generation := before.number;
 end $$;
 
--- Ends a rebuild and drops the shadow; one that was to be rolled back to is put aside again. Answers whether there was
--- any.
+-- Aborts a rebuild and drops the shadow; a generation that was being rolled back to becomes readmodel_before again.
+-- Answers whether there was one.
 create or replace function projector.abort_rebuild() returns boolean
 language plpgsql as $$
 begin
@@ -452,7 +454,7 @@ begin
     if not exists (select from projector.rebuild) then
         return false;
     end if;
-    -- Whoever fills a chunk, or writes a batch, ends that first.
+    -- Waits for processes that fill a chunk or write a batch.
     perform from projector.chunks order by chunk for update;
     perform from eventstore.checkpoints where subscription = 'readmodel_shadow'
     order by subscription, partition, position for update;
@@ -467,7 +469,7 @@ begin
     return true;
 end $$;
 
--- Takes the text of jobs that were erased since out of a generation that will not hear of it, being put aside.
+-- Removes the text of jobs that were erased after the checkpoint of a generation that is about to stop following.
 create or replace function projector.erase_after_checkpoint(generation text) returns void
 language plpgsql as $$
 begin
@@ -486,8 +488,8 @@ language sql as $$
     delete from eventstore.subscriptions where subscription = 'readmodel_shadow'
 $$;
 
--- Takes a job's personal text out of every generation of the read model, the one put aside included. Projectors that
--- write what they read before do so again when they come to job.erased.
+-- Removes a job's personal text from every generation of the read model, readmodel_before too. A projector that writes
+-- text which it read earlier removes it again when it handles job.erased.
 create or replace function projector.forget(job uuid) returns void
 language plpgsql as $$
 declare

@@ -4,9 +4,9 @@
 --   pgmq         the queues, created by pgmq (installed before this file is run)
 --
 -- `eventstore.schema.install` runs this file in an empty database, and the application's own SQL after it, in one
--- transaction. It lifts a database of an earlier release by migrations, which change tables and views, and then replaces
--- the functions and rights by those of this file.
--- The number of partitions is taken from the setting dreamforge.partitions (8 where it is not set).
+-- transaction. A database of an earlier release is migrated: migrations change tables and views, and then the functions
+-- and rights of this file replace the earlier ones.
+-- The number of partitions is the setting dreamforge.partitions, or 8.
 
 create schema eventstore;
 
@@ -14,8 +14,8 @@ create schema eventstore;
 -- The log
 ---------------------------------------------------------------------------------------------------
 
--- One row: the identity of this log. A cursor or an export names it, so that it is never read
--- against another log; the number of partitions is fixed for the log's life.
+-- One row: the identity of this log. Cursors and exports name it, so that they are never read against another log. The
+-- number of partitions never changes.
 create table eventstore.log (
     singleton   boolean     primary key default true check (singleton),
     log_id      uuid        not null default gen_random_uuid(),
@@ -66,7 +66,7 @@ create table eventstore.events (
     unique (stream_id, version)           -- histories read one stream by version; also the last line of defence
 );
 
--- Statistics hold samples of what they are of: no copy of what is to be erased.
+-- Statistics hold samples of values: none of this column, which erasure must be able to clear.
 alter table eventstore.events alter column private set statistics 0;
 
 -- Categories to which only the database's owner appends: a process that runs with the service's rights can't.
@@ -77,7 +77,7 @@ create table eventstore.owner_categories (
 create or replace function eventstore.refuse_change() returns trigger
 language plpgsql as $$
 begin
-    -- Erasure alone may change an event, and only by taking the private text and its salt away.
+    -- Only erasure may change an event, and only by removing the private text and its salt.
     -- *= compares the stored bytes, since json has no equality.
     if tg_op = 'UPDATE' and new.private is null and new.private_salt is null then
         old.private := null;
@@ -97,7 +97,7 @@ create trigger append_only_table before truncate on eventstore.events
 alter table eventstore.events enable always trigger append_only_rows;
 alter table eventstore.events enable always trigger append_only_table;
 
--- Takes the private text and salts of a stream away; its hashes still verify. Returns how many events changed.
+-- Removes the private text and salts of a stream; its hashes still verify. Returns how many events changed.
 create or replace function eventstore.erase(stream uuid) returns integer
 language sql as $$
     with erased as (
@@ -169,10 +169,10 @@ create table eventstore.subscriptions (
     paused_at    timestamptz  -- a paused projection handles nothing until it is resumed
 );
 
--- How far a subscription has come in each partition: one row for each, which a move replaces by another with a higher
--- position. Not by an update: while anyone holds an old snapshot no version of a row can be removed, and a lookup wades
--- through all of them (after 50,000 moves, a few minutes' worth, it took fifteen milliseconds). By this key the newest
--- row lies at the end, and every dead one before it.
+-- The checkpoint of a subscription in each partition. A move deletes the row and inserts one with a higher position. It
+-- does not update it: while a transaction holds an old snapshot, dead row versions can't be removed, and a lookup reads
+-- all of them (15 ms after 50,000 moves, which take a few minutes). In this key the newest row is last, behind the dead
+-- ones.
 create table eventstore.checkpoints (
     subscription text        not null,
     partition    smallint    not null,
@@ -181,7 +181,7 @@ create table eventstore.checkpoints (
     primary key (subscription, partition, position)
 );
 
--- The position of each subscription in each partition, read from that end.
+-- The newest checkpoint of each subscription in each partition, read from the end of the key.
 create view eventstore.standings as
     select s.subscription, p::smallint as partition, c.position, c.moved_at
     from eventstore.subscriptions s
@@ -194,7 +194,7 @@ create view eventstore.standings as
 
 create or replace function eventstore.subscribe(subscription text) returns void
 language sql as $$
-    -- Whoever adds the subscription adds its checkpoints, and nobody ever again: one that came back would be a second.
+    -- The call that adds the subscription adds its checkpoints. Later calls must not: a partition would get a second one.
     with fresh as (
         insert into eventstore.subscriptions (subscription) values (subscribe.subscription)
         on conflict do nothing returning *
@@ -203,9 +203,9 @@ language sql as $$
     select fresh.subscription, p from fresh, eventstore.log, generate_series(0, partitions - 1) as p
 $$;
 
--- By the key, always, here and in the outbox: with an old snapshot held open the tables are large and nearly empty, and
--- the planner takes them to be small. It must neither read them whole, nor begin a join with them and walk through an
--- index full of dead rows: hence one row after the other, by its whole key, or `= any`, and no joins.
+-- Here and in the outbox, rows are looked up one by one by their whole key, or by `= any`, without joins. While a
+-- transaction holds an old snapshot, the tables are full of dead rows, but the planner takes them to be small: it must
+-- not scan them, nor walk through an index of dead rows.
 --
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint is at `from`,
 -- locked until commit. A partition that is missing was moved by another process.
@@ -275,8 +275,8 @@ $$;
 -- Commit
 ---------------------------------------------------------------------------------------------------
 
--- Makes the transaction wait at its commit until all that was committed before is on the synchronous standby, where the
--- server must have one. By a record of its own in the write-ahead log: a transaction that writes none waits for nothing.
+-- Makes the transaction wait, at its commit, until all earlier commits are on the synchronous standby, if one is
+-- configured. It writes a record to the write-ahead log, since a transaction that writes nothing does not wait.
 create or replace function eventstore.confirm_replicated() returns void
 language plpgsql as $$
 begin
@@ -285,8 +285,8 @@ begin
     end if;
 end $$;
 
--- Raises unless a commit would succeed now: on a server that takes writes, with room on its disk (what goes beyond 64 kB of
--- memory is written to a file), and with its synchronous standby there, for which the transaction waits at its end.
+-- Raises unless a commit would succeed now: the server takes writes, its disk has room (data beyond 64 kB of memory goes
+-- to a file), and its synchronous standby answers, for which the transaction waits at its commit.
 create or replace function eventstore.probe_writes() returns void
 language plpgsql set work_mem = '64kB' set temp_tablespaces = '' as $$
 begin
@@ -321,7 +321,7 @@ begin
     end;
 end $$;
 
--- The commands' part of `commit`: sends, acknowledgements and deferrals, except those of skipped streams and of
+-- The outbox's part of `commit`: sends, acknowledgements and deferrals, except those of skipped streams and of
 -- rejected partitions.
 create or replace function eventstore.dispatch(
     sends json, acks json, defers json, skipped uuid[], rejected smallint[], partitions smallint
@@ -344,8 +344,8 @@ begin
         perform pgmq.send_batch(a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
     end loop;
 
-    -- All rows of a queue are locked first, in msg_id order as everywhere, so that a heartbeat and a commit cannot
-    -- deadlock: the groups below come in the order of their delays.
+    -- Locks all rows of a queue first, in msg_id order as everywhere: the groups below are ordered by delay, and would
+    -- deadlock with a heartbeat.
     for a in
         select x.queue, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
         from (
@@ -381,7 +381,7 @@ begin
                 using own;
         else
             execute format(
-                -- A new token: a heartbeat of the old owner that is still under way must not hide it again.
+                -- A new token: a heartbeat of the previous owner that is still in flight must not hide the message again.
                 'update pgmq.%I set vt = clock_timestamp() + make_interval(secs => $2), read_ct = read_ct + 1 '
                 'where msg_id = any ($1)',
                 pgmq.format_table_name(a.queue, 'q')) using own, a.delay;
@@ -402,21 +402,20 @@ end $$;
 -- Answers a row for each append (kind 'append') and each move (kind 'move'), with an outcome:
 --
 --   accepted  written; version or position is the new head or checkpoint
---   mine      these very events stand there already: an earlier call whose answer was lost
+--   mine      an earlier call, whose answer was lost, appended these very events
 --   conflict  the stream is at another version (given), the checkpoint at another position
---   refused   nothing wrong with it, but something else of its partition was refused (calls with moves only)
+--   refused   acceptable by itself, but another part of its partition's batch was not (calls with moves only)
 --
--- and one row of kind 'contended' where a partition's lock was held by another.
+-- and one row of kind 'contended' if another transaction held the lock of a partition.
 --
--- Without moves each stream is judged alone, and a refused stream's sends, acks and defers are skipped. With moves the
--- partition is the unit: any refusal in it drops its appends, its commands and its move, since a reaction
--- whose checkpoint moved without its writes would be lost.
+-- Without moves, each stream is accepted or rejected by itself; the sends, acks and defers of a rejected stream are
+-- skipped. With moves, the unit is the partition: one rejection drops its appends, its commands and its move. Otherwise a
+-- checkpoint could move without its reaction, which would be lost.
 --
--- A move to the very head of a partition that this call appends to covers the appended events too: a subscriber
--- has no need to hear of its own.
+-- A move to the head of a partition to which this call appends covers the appended events, too: a subscription does not
+-- read its own events.
 --
--- A call that writes no event waits for the standby like one that does: what it answers about may have been written by
--- an earlier call, whose wait was cut short.
+-- A call that writes no event waits for the standby, too: it may answer for an earlier call whose wait was cut short.
 create or replace function eventstore.commit(
     appends json default '[]',
     sends   json default '[]',
@@ -427,7 +426,7 @@ create or replace function eventstore.commit(
 language plpgsql as $$
 #variable_conflict use_column
 declare
-    -- 'drfr': keeps our advisory locks apart from other users' of this database.
+    -- 'drfr': keeps the store's advisory locks apart from other locks in this database.
     lock_class constant integer := 1685218930;
     the_log    eventstore.log;
     contended  boolean := false;
@@ -451,12 +450,12 @@ declare
     versions   integer[] := '{}';
     hashes     bytea[] := '{}';
 begin
-    -- A later snapshot than the lock is what makes "last + 1" true; other levels keep the transaction's first.
+    -- "last + 1" needs a snapshot that is later than the lock; other levels keep the transaction's first snapshot.
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'eventstore.commit needs READ COMMITTED, not %', current_setting('transaction_isolation')
             using errcode = 'DF002';
     end if;
-    -- A second call would take partition locks out of order, and hold the first call's all the while.
+    -- A second call would take partition locks out of order while the first call's are held.
     if current_setting('eventstore.committed', true) = 'yes' then
         raise exception 'eventstore.commit was called twice in one transaction' using errcode = 'DF002';
     end if;
@@ -478,8 +477,8 @@ begin
 
     select * into strict the_log from eventstore.log;
 
-    -- Locks in ascending order, so that no two calls wait for each other; they live to the commit, so that
-    -- commit order, visibility order and position order are one.
+    -- Locks in ascending order, so that calls can't deadlock. They are held to the commit, so that commit order,
+    -- visibility order and position order are the same.
     for p in
         select distinct eventstore.partition_of(stream, the_log.partitions)
         from json_to_recordset(appends) as x (stream uuid) order by 1
@@ -504,7 +503,7 @@ begin
             where m.partition <> all (held));
     end if;
 
-    -- Judge every append before any is written: with moves, one refusal spoils the partition's others.
+    -- Check every append before any is written: with moves, one rejection drops the partition's others.
     for a in
         select x.stream, eventstore.partition_of(x.stream, the_log.partitions) as partition, j.*
         from json_to_recordset(appends) as x (stream uuid, expected integer, events json),
@@ -628,7 +627,7 @@ begin
 end $$;
 
 ---------------------------------------------------------------------------------------------------
--- The outbox: pgmq's queues, our own claims
+-- The outbox: pgmq's queues with the store's own claims
 ---------------------------------------------------------------------------------------------------
 
 -- The queues of the store, among others that pgmq may hold.
@@ -643,8 +642,8 @@ language sql as $$
     select pgmq.create(create_queue.queue);
 $$;
 
--- Those of the named messages that still bear their owner's token, locked in msg_id order. pgmq's own set_vt and
--- delete know no owner: one who lost a lease would hide or free another's message.
+-- Those of the messages whose read_ct is still the caller's token, locked in msg_id order. pgmq's own set_vt and delete
+-- check no owner: a process that lost its lease would hide or release another's message.
 create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
@@ -655,8 +654,7 @@ begin
 end $$;
 
 -- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
--- `visibility` seconds. `min_msg_ids` (one per queue): where the scan begins, past
--- rows long dead.
+-- `visibility` seconds. `min_msg_ids` (one per queue): where the scan begins, past the dead rows.
 create or replace function eventstore.claim(queues text[], min_msg_ids bigint[], slots integer, visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off
@@ -665,8 +663,8 @@ as $$
 declare
     claimed integer;
 begin
-    -- A claim waits for the disk: after a crash that forgot it the next claim would get the same token, and whoever of
-    -- the two is fenced off would throw away the command of the other.
+    -- A claim waits for the disk: if a crash lost it, the next claim would get the same token, and either of the two
+    -- owners could delete the other's command.
     for i in 1 .. cardinality(queues) loop
         exit when slots <= 0;
         return query execute format(
@@ -684,7 +682,7 @@ begin
     end loop;
 end $$;
 
--- Hides held messages for `visibility` seconds more; answers those that are still the caller's.
+-- Extends the claims of messages by `visibility` seconds; answers those that are still the caller's.
 create or replace function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off
@@ -693,7 +691,7 @@ as $$
 declare
     k record;
 begin
-    -- Losing this in a crash only shows the message sooner, under another token: it need not wait for the disk.
+    -- If a crash loses this, the message is visible sooner, under another token: no need to wait for the disk.
     perform set_config('synchronous_commit', 'off', true);
     for k in
         select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens
@@ -763,16 +761,15 @@ declare
 begin
     foreach one in array called loop
         execute format('alter function %s security definer', one);
-        -- Functions that run with their owner's rights must not find other schemas' objects under the names they use.
+        -- A function with its owner's rights must not resolve names to objects of other schemas.
         execute format('alter function %s set search_path = pg_catalog, pg_temp', one);
         execute format('grant execute on function %s to dreamforge_service', one);
     end loop;
 end $$;
 
--- The service writes through these functions alone, which run with their owner's rights. A login that is granted
--- dreamforge_service can append and read, but neither change nor remove an event, nor erase its private text; nor switch
--- off what guards them, since it owns nothing. Owner and service should therefore be two logins: the owner's is for
--- `dreamforge schema install`.
+-- The service writes through these functions only; they run with their owner's rights. A login that is granted
+-- dreamforge_service can append and read. It can't change or remove an event, erase private text, or disable the
+-- triggers, since it owns nothing. Use two logins: the owner's is for `dreamforge schema install`.
 create or replace function eventstore.grant_rights() returns void
 language plpgsql as $$
 begin
@@ -780,7 +777,7 @@ begin
         create role dreamforge_service nologin;
     exception
         when duplicate_object or unique_violation then
-            null;  -- roles are the whole cluster's: another database may have brought it
+            null;  -- roles belong to the whole cluster: another database may have created it
         when insufficient_privilege then
             if not exists (select from pg_roles where rolname = 'dreamforge_service') then
                 raise warning 'no right to create the role dreamforge_service: only the owner can run the service';

@@ -16,7 +16,8 @@ from api.responses import json_response
 from api.services import Services
 from eventstore.events import RecordedEvent
 from orchestrator.events.jobs import JobErased
-from orchestrator.events.steps import Status, StepName
+from orchestrator.events.steps import Status
+from orchestrator.step_kinds import STEP_KINDS
 from projections.job_view import JobView, as_of, of_history
 from projections.progress import progress as progress_of
 
@@ -109,7 +110,7 @@ async def _history(request: Request) -> list[RecordedEvent]:
 async def artifacts(request: Request) -> Response:
     """GET /v1/jobs/{id}/artifacts."""
     services: Services = request.app.state.services
-    wanted = one_of(request, "step", get_args(StepName))
+    wanted = one_of(request, "step", tuple(STEP_KINDS))
     seen = await load(request, artifacts=True)
     ids = {step.step_id for step in seen.steps if wanted in {None, step.name}}
     chosen = [one for one in seen.artifacts if one.step_id in ids]

@@ -11,11 +11,10 @@ from starlette.responses import Response
 from api.errors import not_found
 from api.inputs import one_of, path_id, whole_number
 from api.responses import json_response
-from api.schemas import Answer, Sha256
+from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
-from orchestrator.events.steps import StepName
 
 _MOST = 200
 _LAST_PAGE = 2**31 - 1

@@ -34,7 +34,7 @@ from api.operations import (
     Schema,
     ref,
 )
-from orchestrator import parameters
+from orchestrator.step_kinds import STEP_KINDS
 from projections.progress import Progress
 
 _REF = "#/components/schemas/{name}"
@@ -59,7 +59,7 @@ _ANSWERS = (
     models.ModelDetail,
     Progress,
 )
-_REQUESTS = (requests.JobRequest, parameters.Generate, requests.PipelineUpscale)
+_REQUESTS = (requests.JobRequest, *requests.PIPELINE)
 _ERROR_HEADERS = {
     "unauthorized": CHALLENGE,
     "forbidden": CHALLENGE,
@@ -69,12 +69,6 @@ _ERROR_HEADERS = {
 _KEYWORDS = ("title", "description", "type", "properties", "required")
 """The keywords of a schema that come first, in this order."""
 _WITH_A_SCHEMA = ("additionalProperties", "items", "propertyNames")
-_STRICT_SCALE = {
-    "not": {
-        "required": ["impl", "strict_scale"],
-        "properties": {"impl": {"const": "diffusion"}, "strict_scale": {"const": True}, "scale": {"enum": [2, None]}},
-    }
-}
 
 
 def document() -> Schema:
@@ -84,7 +78,7 @@ def document() -> Schema:
         "info": {
             "title": "Dream Forge",
             "version": "1",
-            "summary": "Image jobs: generate, then upscale.",
+            "summary": f"Image jobs: {', then '.join(STEP_KINDS)}.",
             "description": DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -107,7 +101,8 @@ def _components() -> dict[str, Schema]:
         _refuse_nul(schema)
     job_request = asked["JobRequest"]
     job_request["properties"]["pipeline"] = {"type": "null", "description": "Its presence makes a PipelineRequest."}
-    asked["Upscale"] |= _STRICT_SCALE
+    for name, rule in requests.RULES.items():
+        asked[name] |= rule
     asked["PipelineRequest"] = _pipeline_request(job_request)
     return dict(sorted((answers | asked).items()))
 
@@ -176,7 +171,7 @@ def _refuse_nul(schema: Any) -> None:
 
 
 def _pipeline_request(job_request: Schema) -> Schema:
-    steps = [{"$ref": _REF.format(name=name)} for name in ("Generate", "PipelineUpscale")]
+    steps = [{"$ref": _REF.format(name=step.__name__)} for step in requests.PIPELINE]
     return {
         "title": "PipelineRequest",
         "description": "The same as `chain` with `impl: image`, as a list of exactly these two steps.",

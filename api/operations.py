@@ -9,7 +9,8 @@ from api.examples import CHAINED_JOB, JOB_ANSWER, LEGACY_JOB, LOG_LINE, PIPELINE
 from orchestrator import codec
 from orchestrator.events.base import Category
 from orchestrator.events.keys import Scope
-from orchestrator.events.steps import Status, StepName
+from orchestrator.events.steps import Status
+from orchestrator.step_kinds import STEP_KINDS
 
 ANY: tuple[Scope, ...] = get_args(Scope)
 READS: tuple[Scope, ...] = ("jobs", "audit")
@@ -341,7 +342,7 @@ OPERATIONS: list[Operation] = [
         "/artifacts",
         "listArtifacts",
         "The images of a job",
-        parameters=[_query("step", "Only those of this step.", {"enum": list(get_args(StepName))})],
+        parameters=[_query("step", "Only those of this step.", {"enum": list(STEP_KINDS)})],
         replies=_answered("The images so far, by step, then index.", "ArtifactList", links=_ARTIFACT_LINKS),
         errors=_READ_QUERY,
     ),

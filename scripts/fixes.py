@@ -315,9 +315,9 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-described-as-asked-for",
         "runners/item_renderer.py",
-        "        return RenderedImage(body, size_of(body), rendering)",
-        "        scale = job.upscale.scale if job.upscale and step == 'upscale' else 1\n"
-        "        return RenderedImage(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
+        "    return RenderedImage(body, size_of(body), rendering)",
+        "    from orchestrator.plan import output_size\n"
+        "    return RenderedImage(body, output_size(job.parameters, step), rendering)",
         "tests/store/test_stored_images.py -k described",
     ),
     Mutant(
@@ -343,7 +343,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "09-source-is-held-against-the-log",
-        "runners/steps.py",
+        "runners/storing.py",
         "partial(self._store.verified, parent.s3_key, written))",
         "partial(self._store.get, parent.s3_key))",
         "tests/store/test_stored_images.py -k replaced_source",
@@ -364,7 +364,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "10-replaced-image-is-written-over",
-        "runners/steps.py",
+        "runners/storing.py",
         "        if index in step.lost:",
         "        if False:",
         "tests/flow/test_lost_images.py",

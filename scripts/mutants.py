@@ -294,8 +294,8 @@ MUTANTS = (
     ),
     Mutant(
         "outage-costs-attempts",
-        "runners/steps.py",
-        "if self._stopping or time.monotonic() > deadline:",
+        "runners/storing.py",
+        "if self._stopping.is_set() or time.monotonic() > deadline:",
         "if True:",
         "tests/store/test_troubled_steps.py",
     ),

@@ -152,3 +152,16 @@ def test_decisions_are_numbered_without_a_gap_and_dated() -> None:
 
 if __name__ == "__main__":
     sys.stdout.write("\n".join([*settings_table(), "", *metrics_table(), ""]))
+
+
+def test_the_index_of_the_architecture_names_what_is_there() -> None:
+    """Given a row of "Where is what", then its files exist, and each name stands in one of them."""
+    rows = cells(DOCS / "architecture.md", "| question | file | function or type |")
+    assert len(rows) >= 40
+    for question, files, names in rows:
+        paths = [project_root() / path for path in re.findall(r"`([\w/.]+\.(?:py|sql))`", files + names)]
+        assert paths, question
+        text = "\n".join(path.read_text("utf-8") for path in paths)
+        for name in re.findall(r"`([\w.]+)`", names):
+            part = name if name.startswith(("eventstore.", "projector.")) and "sql" in files else name.split(".")[-1]
+            assert name.endswith((".py", ".sql")) or part in text, f"{question}: no {name} in {files}"

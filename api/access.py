@@ -127,7 +127,7 @@ class Authentication:
 
     def _pace(self, scope: Connection) -> None:
         if not scope["path"].endswith(_STREAM):  # streams answer too many requests in their own way
-            self._services.admission.pace(scope["state"]["caller"].tenant)
+            self._services.admission.count_request(scope["state"]["caller"].tenant)
 
 
 class Guard:

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from api.admission import Admission
 from api.hosts import Hosts
-from api.limits import Admission
 from api.metrics import SSE_CLIENTS
-from api.tokens import StreamTokens
+from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log

@@ -134,7 +134,7 @@ class StreamEndpoint:
 
     async def _response(self, services: Services, request: Request) -> Response:
         try:
-            services.admission.pace(caller(request).tenant)
+            services.admission.count_request(caller(request).tenant)
             return await _unless_stopping(services, self._opens(request))
         except HTTPException:
             raise

@@ -237,7 +237,7 @@ MUTANTS = (
     ),
     Mutant(
         "token-of-another-job",
-        "api/tokens.py",
+        "api/stream_tokens.py",
         " or str(found.job_id) != job_id.lower():",
         ":",
         "tests/http/test_access.py",

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from api import openapi
 from api.operations import OPERATIONS, Operation
-from api.tokens import Claims, encode
+from api.stream_tokens import Claims, encode
 from artifacts.object_store import S3Config
 from dreamforge.operations.anchoring import anchor
 from eventstore.ids import new_id

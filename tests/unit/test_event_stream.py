@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.access import EVERYBODY
-from api.limits import Admission, Limits
+from api.admission import Admission, Limits
 from api.services import ApiConfig, OpenStreams
 from api.sse import StreamEndpoint, pieces
 

@@ -1,4 +1,4 @@
-"""Is the service alive, is it ready, and how is it doing?"""
+"""The routes of health and metrics. Every role serves them."""
 
 import asyncio
 import time
@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from api.errors import invalid
 from api.metrics import HEALTHZ_HITS, HEALTHZ_REQUESTS
+from api.openapi.service import GET_HEALTH, GET_METRICS, GET_READINESS
 from api.responses import json_response
+from api.routing import ApiRoute
 from api.schemas import Liveness, Readiness
 from api.services import Check
 from eventstore.database import within
@@ -22,15 +24,15 @@ from eventstore.write_probe import WriteProbe
 _CHECK_S = 3.0
 _WRITES = "writes"
 
-# Otherwise every counter and histogram has a second series with its time of birth, which nobody reads.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the one function there without annotations
+# Otherwise every counter and histogram has a second series with its creation time.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start.
+    """What the handlers report. checks: of /readyz, by name; roles add theirs when they start.
 
-    writes: tries a commit. needs_writes: whether the process is of no use without; an API goes on with its reads.
-    notices: checks that only tell: one that fails leaves the process ready.
+    writes: tries a commit. needs_writes: whether the process is not ready without writes; an API still serves reads.
+    notices: checks that are reported only: the process is ready although one fails.
     """
 
     checks: Mapping[str, Check]
@@ -48,7 +50,7 @@ async def healthz(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: everything that the process needs is there; 503 names what isn't."""
+    """GET /readyz: 503 unless all checks pass."""
     need = request.query_params.get("need")
     if need not in {None, _WRITES}:
         raise invalid("need", f"must be {_WRITES!r} if it is given")
@@ -63,7 +65,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: all metrics of the process, in the form that the scraper asks for."""
+    """GET /metrics: all metrics of the process, in the format that the scraper accepts."""
     health = _health(request)
     await asyncio.gather(health.backlog.refresh(), health.writes.refresh())
     body, content_type = _exposition(", ".join(request.headers.getlist("accept")))
@@ -80,7 +82,7 @@ async def _verdict(check: Check) -> str:
         await within(_CHECK_S, check())
     except TimeoutError:
         return f"no answer within {_CHECK_S:g} s"
-    except Exception as error:  # noqa: BLE001  # whatever is wrong is the answer
+    except Exception as error:  # noqa: BLE001  # the error is the verdict
         return str(error) or type(error).__name__
     return "ok"
 
@@ -89,5 +91,12 @@ def _exposition(accept: str) -> tuple[bytes, str]:
     try:
         encode, content_type = choose_encoder(accept)
         return encode(REGISTRY), content_type
-    except TypeError:  # how the library takes a version that is no number
+    except TypeError:  # the library's error for a version that is not a number
         return generate_latest(REGISTRY), CONTENT_TYPE_PLAIN_0_0_4
+
+
+ROUTES = [
+    ApiRoute("GET", "/healthz", healthz, GET_HEALTH),
+    ApiRoute("GET", "/readyz", readyz, GET_READINESS),
+    ApiRoute("GET", "/metrics", metrics, GET_METRICS),
+]

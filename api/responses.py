@@ -1,4 +1,4 @@
-"""What clients read, made from views and events. Pure."""
+"""Makes answers from views and events. Pure."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ def etag(version: int) -> str:
 
 
 def links(job_id: UUID) -> schemas.Links:
-    """Where the rest of a job is to be found."""
+    """The paths of a job's other resources."""
     base = f"/v1/jobs/{job_id}"
     return schemas.Links(
         this=base,

@@ -11,7 +11,7 @@ from mutants import Mutant, main
 FIXES: tuple[Mutant, ...] = (
     Mutant(
         "01-document-as-the-library-words-it",
-        "api/openapi.py",
+        "api/openapi/document.py",
         "    return {name: _normalised(schema) for name, schema in schemas.items()}",
         "    return dict(schemas)",
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
@@ -130,8 +130,8 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "04-replayed-answer-waits-for-nothing",
-        "api/commands.py",
-        "        await _soon(services, services.log.confirm_replicated())\n",
+        "api/job_commands.py",
+        "        await _bounded(services, services.log.confirm_replicated())\n",
         "",
         "tests/flow/test_standby.py -k accepted",
     ),
@@ -214,8 +214,8 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "05-unreadable-to-the-api-alone",
-        "api/commands.py",
-        '        await _soon(services, services.jobs.report(error, "api"))\n',
+        "api/job_commands.py",
+        '        await _bounded(services, services.jobs.report(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
@@ -455,7 +455,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "14-the-clients-id-in-meta",
-        "api/commands.py",
+        "api/job_commands.py",
         "Meta(request_id=request.state.own_request_id,",
         "Meta(request_id=request.state.request_id,",
         "tests/http/test_create.py -k can_be_erased",
@@ -757,8 +757,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "25-log-lines-of-requests",
         "api/middleware.py",
-        "                http_status=status,\n",
-        "                status=status,\n",
+        "        http_status=status,\n",
+        "        status=status,\n",
         "tests/flow/test_log_lines.py",
     ),
     Mutant(

@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "repeated-request-not-compared",
-        "api/commands.py",
+        "api/job_commands.py",
         "if not isinstance(created, JobCreated) or created.idempotency != idempotency:",
         "if not isinstance(created, JobCreated):",
         "tests/http/test_idempotency.py",
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     Mutant(
         "another-tenants-log",
-        "api/feed.py",
+        "api/log_feed.py",
         "            event.tenant == self.tenant\n",
         "            True\n",
         "tests/http/test_access.py",

@@ -24,11 +24,14 @@ from eventstore.errors import EventStoreError
 from eventstore.log import DEFAULT_TENANT
 from orchestrator.events.keys import Scope
 
-ANY: tuple[Scope, ...] = get_args(Scope)
-READ: tuple[Scope, ...] = ("jobs", "audit")
-WRITE: tuple[Scope, ...] = ("jobs",)
-AUDIT: tuple[Scope, ...] = ("audit",)
-ADMIN: tuple[Scope, ...] = ("admin",)
+Scopes = tuple[Scope, ...]
+
+PUBLIC: Scopes = ()
+ANY: Scopes = get_args(Scope)
+READ: Scopes = ("jobs", "audit")
+WRITE: Scopes = ("jobs",)
+AUDIT: Scopes = ("audit",)
+ADMIN: Scopes = ("admin",)
 
 _CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"
@@ -139,7 +142,7 @@ class Authentication:
 class Guard:
     """Middleware of a route: the caller needs one of its scopes."""
 
-    def __init__(self, app: ASGIApp, scopes: tuple[Scope, ...]) -> None:
+    def __init__(self, app: ASGIApp, scopes: Scopes) -> None:
         self._app = app
         self._scopes = scopes
 

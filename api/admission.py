@@ -22,7 +22,6 @@ from projections.admission_queries import open_jobs, waiting_commands
 
 _FRESH_S = 1.0
 _STALE_S = 2.0
-_FULL_RETRY_S = 5
 _MAX_BUCKETS = 10_000
 
 
@@ -151,7 +150,7 @@ class Admission:
                 "infra_unavailable",
                 f"{queued} commands are waiting, as many as may; no new job is accepted now.",
                 {"reason": "admission is closed", "limit": queued},
-                {"Retry-After": str(_FULL_RETRY_S)},
+                {"Retry-After": "5"},
             )
 
 

@@ -12,12 +12,12 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from api import anchors, docs, health, job_commands, job_stream, jobs, log_feed, models, projections, schemas
-from api.access import ANY, Authentication
+from api.access import ANY, PUBLIC, Authentication
 from api.errors import HANDLERS
 from api.health import Health
 from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
-from api.middleware import AcceptedEncoding, RelativeRedirects, RequestIds, SecurityHeaders
+from api.middleware import AcceptedEncoding, OnStart, RequestIds, relative_redirect, security_headers
 from api.openapi import service as described
 from api.openapi.document import encoded
 from api.responses import json_response
@@ -54,7 +54,7 @@ ROUTES = [
     *models.ROUTES,
     *health.ROUTES,
     *docs.ROUTES,
-    ApiRoute("GET", "/openapi.json", openapi, described.GET_OPENAPI),
+    ApiRoute("GET", "/openapi.json", openapi, PUBLIC, described.GET_OPENAPI),
 ]
 
 
@@ -88,4 +88,5 @@ def build_health(process_health: Health, hosts: Hosts) -> ASGIApp:
 
 def _observed(app: ASGIApp, hosts: Hosts) -> ASGIApp:
     # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
-    return RequestIds(SecurityHeaders(RequestMetrics(HostCheck(RelativeRedirects(app), hosts))))
+    checked = HostCheck(OnStart(app, relative_redirect), hosts)
+    return RequestIds(OnStart(RequestMetrics(checked), security_headers))

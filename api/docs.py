@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from api.access import PUBLIC
 from api.openapi.service import GET_DOCS, GET_HOME
 from api.routing import ApiRoute
 
@@ -59,6 +60,6 @@ def assets() -> StaticFiles:
 
 
 ROUTES = [
-    ApiRoute("GET", "/", home, GET_HOME),
-    ApiRoute("GET", "/docs", page, GET_DOCS),
+    ApiRoute("GET", "/", home, PUBLIC, GET_HOME),
+    ApiRoute("GET", "/docs", page, PUBLIC, GET_DOCS),
 ]

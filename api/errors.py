@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api.responses import json_response
+from api.responses import copied, json_response
 from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
 
@@ -74,28 +73,24 @@ def unavailable() -> ApiError:
 def respond(request: Request, error: ApiError) -> Response:
     """The response that reports an error."""
     details = None if error.details is None else dict(error.details)
-    detail = ErrorDetail(code=error.code, message=error.message, details=details)
-    body = Error(**asdict(detail), correlation_id=request.state.request_id, detail=detail)
+    detail = copied(error, ErrorDetail, details=details)
+    body = copied(detail, Error, correlation_id=request.state.request_id, detail=detail)
     return json_response(body, STATUS[error.code], error.headers)
 
 
-async def on_api_error(request: Request, error: Exception) -> Response:
+async def on_api_error(request: Request, error: ApiError) -> Response:
     """Handler of `ApiError`."""
-    if not isinstance(error, ApiError):
-        raise error
     return respond(request, error)
 
 
-async def on_store_error(request: Request, error: Exception) -> Response:
+async def on_store_error(request: Request, error: EventStoreError) -> Response:
     """Handler of `EventStoreError`: the database can't be reached, or is not as expected."""
     _log.warning("request failed", error=str(error), path=request.url.path)
     return respond(request, unavailable())
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: HTTPException) -> Response:
     """Handler of Starlette's own errors: unknown routes and methods."""
-    if not isinstance(error, HTTPException):
-        raise error
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))

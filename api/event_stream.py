@@ -15,10 +15,8 @@ from starlette.types import Receive, Scope, Send
 from api import frames
 from api.access import Caller, caller, key_active
 from api.errors import ApiError
-from api.openapi.vocabulary import Operation
-from api.routing import ApiRoute, Handler
+from api.routing import Handler
 from api.services import Services
-from orchestrator.events.keys import Scope as KeyScope
 
 _CHUNK_BYTES = 1 << 16
 _RETRIED = {"rate_limited", "infra_unavailable", "internal"}
@@ -146,11 +144,6 @@ class StreamEndpoint:
         except Exception:  # noqa: BLE001  # the client must reconnect whatever the error is
             _log.exception("stream rejected", path=request.url.path)
         return _later(services)
-
-
-def stream(path: str, kind: str, opener: Handler, scopes: tuple[KeyScope, ...], operation: Operation) -> ApiRoute:
-    """The route of a live stream: GET without HEAD."""
-    return ApiRoute("GET", path, StreamEndpoint(kind, opener), operation, scopes, head=False)
 
 
 async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:

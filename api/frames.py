@@ -13,12 +13,12 @@ from api.log_lines import compact_data, event_fields, head
 from api.responses import log_event
 from eventstore.events import RecordedEvent
 from orchestrator import codec
-from orchestrator.events.base import DomainEvent
 from orchestrator.events.steps import ArtifactWritten, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"
 RETRY_MS = 2000
+_ARTIFACT_FIELDS = ("item_index", "artifact_id", "s3_key", "format", "width", "height", "seed")
 
 
 def retry(millis: int) -> bytes:
@@ -37,47 +37,22 @@ def reconnect_later() -> bytes:
 def of_event(event: RecordedEvent, *, separate_steps: bool) -> bytes:
     """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
     body = codec.body_if_readable(event)
-    line = _line(event, body)
-    line["payload"] = compact_data(event)
-    return _frame(_kind(body, separate_steps=separate_steps), line, event.version)
-
-
-def _kind(body: DomainEvent | None, *, separate_steps: bool) -> str:
-    match body:
-        case ArtifactWritten():
-            return "artifact"
-        case StepError():
-            return "error"
-        case StepStart() | StepFinish() if separate_steps:
-            return "step"
-        case _:
-            return "log"
-
-
-def _line(event: RecordedEvent, body: DomainEvent | None) -> dict[str, Any]:
     line = head(event, body)
     match body:
         case ArtifactWritten():
+            kind = "artifact"
             del line["message"]
-            return line | _artifact(body)
+            line |= {"step": body.step_name} | {name: getattr(body, name) for name in _ARTIFACT_FIELDS}
         case StepError():
-            item = {} if body.item_index is None else {"item_index": body.item_index}
-            return line | {"code": body.error_code, "step": body.step_name} | item
+            kind = "error"
+            line |= {"code": body.error_code, "step": body.step_name}
+            if body.item_index is not None:
+                line["item_index"] = body.item_index
         case _:
-            return line | event_fields(event)
-
-
-def _artifact(body: ArtifactWritten) -> dict[str, Any]:
-    return {
-        "step": body.step_name,
-        "item_index": body.item_index,
-        "artifact_id": body.artifact_id,
-        "s3_key": body.s3_key,
-        "format": body.format,
-        "width": body.width,
-        "height": body.height,
-        "seed": body.seed,
-    }
+            kind = "step" if separate_steps and isinstance(body, StepStart | StepFinish) else "log"
+            line |= event_fields(event)
+    line["payload"] = compact_data(event)
+    return _frame(kind, line, event.version)
 
 
 def of_progress(progress: Progress) -> bytes:

@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import PUBLIC
 from api.errors import invalid
 from api.metrics import HEALTHZ_HITS, HEALTHZ_REQUESTS
 from api.openapi.service import GET_HEALTH, GET_METRICS, GET_READINESS
@@ -54,7 +55,7 @@ async def readyz(request: Request) -> Response:
     need = request.query_params.get("need")
     if need not in {None, _WRITES}:
         raise invalid("need", f"must be {_WRITES!r} if it is given")
-    health = _health(request)
+    health: Health = request.app.state.health
     checks = {**health.checks, **health.notices, _WRITES: health.writes.check}
     found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     verdicts = dict(zip(checks, found, strict=True))
@@ -66,15 +67,10 @@ async def readyz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """GET /metrics: all metrics of the process, in the format that the scraper accepts."""
-    health = _health(request)
+    health: Health = request.app.state.health
     await asyncio.gather(health.backlog.refresh(), health.writes.refresh())
     body, content_type = _exposition(", ".join(request.headers.getlist("accept")))
     return Response(body, headers={"Content-Type": content_type})
-
-
-def _health(request: Request) -> Health:
-    health: Health = request.app.state.health
-    return health
 
 
 async def _verdict(check: Check) -> str:
@@ -96,7 +92,7 @@ def _exposition(accept: str) -> tuple[bytes, str]:
 
 
 ROUTES = [
-    ApiRoute("GET", "/healthz", healthz, GET_HEALTH),
-    ApiRoute("GET", "/readyz", readyz, GET_READINESS),
-    ApiRoute("GET", "/metrics", metrics, GET_METRICS),
+    ApiRoute("GET", "/healthz", healthz, PUBLIC, GET_HEALTH),
+    ApiRoute("GET", "/readyz", readyz, PUBLIC, GET_READINESS),
+    ApiRoute("GET", "/metrics", metrics, PUBLIC, GET_METRICS),
 ]

@@ -47,11 +47,6 @@ def comma_separated(request: Request, name: str) -> frozenset[str]:
     return frozenset(one.strip() for value in request.query_params.getlist(name) for one in value.split(","))
 
 
-def included(request: Request) -> frozenset[str]:
-    """The values of `include`."""
-    return comma_separated(request, "include")
-
-
 def last_event_id(request: Request) -> str | None:
     """The id of the last event that the client received: from the header, or from the query if it can't set headers."""
     return request.headers.get("last-event-id") or request.query_params.get("last_event_id") or None

@@ -12,10 +12,11 @@ from starlette.responses import Response
 from api import frames
 from api.access import READ
 from api.errors import invalid
-from api.event_stream import EventStream, HeartbeatTimer, joined, stream
-from api.inputs import included, job_id, last_event_id, moment
+from api.event_stream import EventStream, HeartbeatTimer, StreamEndpoint, joined
+from api.inputs import comma_separated, job_id, last_event_id, moment
 from api.jobs import first_since, load
 from api.openapi.jobs import STREAM_JOB
+from api.routing import ApiRoute
 from api.services import Services
 from eventstore.errors import EventStoreError
 from projections.job_view import JobView
@@ -30,7 +31,7 @@ async def open_stream(request: Request, services: Services) -> Response:
     after = await _resume(request, services, view)
     if after >= view.version and view.terminal:
         return Response(status_code=204)
-    content = follow(services, job_id(request), after, separate_steps="step" in included(request))
+    content = follow(services, job_id(request), after, separate_steps="step" in comma_separated(request, "include"))
     return EventStream(services, content)
 
 
@@ -77,4 +78,8 @@ async def _resume(request: Request, services: Services, view: JobView) -> int:
     return int(given)
 
 
-ROUTES = [stream("/v1/jobs/{job_id}/progress/stream", "job", open_stream, READ, STREAM_JOB)]
+ROUTES = [
+    ApiRoute(
+        "GET", "/v1/jobs/{job_id}/progress/stream", StreamEndpoint("job", open_stream), READ, STREAM_JOB, head=False
+    )
+]

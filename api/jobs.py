@@ -11,7 +11,7 @@ from api import responses, schemas
 from api.access import READ, caller
 from api.cursors import JobsCursor
 from api.errors import invalid, not_found
-from api.inputs import clamped_number, included, job_id, moment, one_of, path_id, whole_number
+from api.inputs import clamped_number, comma_separated, job_id, moment, one_of, path_id, whole_number
 from api.log_lines import ndjson
 from api.openapi import jobs as described
 from api.responses import json_response
@@ -86,11 +86,14 @@ async def _past(request: Request, services: Services) -> tuple[JobView, int] | N
         return None
     if version is not None and at is not None:
         raise invalid("as_of", "can't stand beside as_of_version; give one of them")
-    history = await _history(request, services)
+    job = job_id(request)
+    history = await services.log.stream(job)
+    if not _is_own(request, history):
+        raise not_found(f"job {job}")
     beginning = _up_to_version(request, history) if at is None else as_of(history, at)
     seen = of_history(beginning, lenient=True)
     if seen is None:
-        raise not_found(f"job {job_id(request)} at that time")
+        raise not_found(f"job {job} at that time")
     erased = [event.version for event in history if event.code == JobErased.code]
     return seen, max([seen.version, *erased])
 
@@ -100,14 +103,6 @@ def _up_to_version(request: Request, history: Sequence[RecordedEvent]) -> Sequen
     if version > len(history):
         raise invalid("as_of_version", f"the job is at version {len(history)}", version=len(history))
     return history[:version]
-
-
-async def _history(request: Request, services: Services) -> list[RecordedEvent]:
-    job = job_id(request)
-    history = await services.log.stream(job)
-    if not _is_own(request, history):
-        raise not_found(f"job {job}")
-    return history
 
 
 async def artifacts(request: Request, services: Services) -> Response:
@@ -145,7 +140,7 @@ async def _presigned(services: Services, keys: Sequence[str], *, head: bool = Fa
 async def progress(request: Request, services: Services) -> Response:
     """GET /v1/jobs/{id}/progress."""
     seen = await load(request, services, artifacts=True)
-    per_step = "per_step" in included(request)
+    per_step = "per_step" in comma_separated(request, "include")
     return json_response(progress_of(seen, services.config.weights, per_step=per_step))
 
 
@@ -154,7 +149,7 @@ async def events(request: Request, services: Services) -> Response:
     job = job_id(request)
     after = whole_number(request, "after_version", default=0, least=0, most=_MAX_VERSION)
     limit = whole_number(request, "limit", default=100, least=1, most=_MAX_EVENTS)
-    include = included(request)
+    include = comma_separated(request, "include")
     if include - {"proof"}:
         raise invalid("include", "must be proof")
     source = services.reader if include else services.log

@@ -14,11 +14,11 @@ from api import frames, responses, schemas
 from api.access import AUDIT, caller
 from api.cursors import LogCursor, Mark
 from api.errors import ApiError, invalid
-from api.event_stream import EventStream, HeartbeatTimer, joined, stream
+from api.event_stream import EventStream, HeartbeatTimer, StreamEndpoint, joined
 from api.inputs import comma_separated, last_event_id, one_of, whole_number
 from api.openapi.log import LIST_EVENTS, STREAM_EVENTS
 from api.responses import json_response
-from api.routing import get
+from api.routing import ApiRoute, get
 from api.services import Services
 from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
@@ -61,7 +61,7 @@ async def page(request: Request, services: Services) -> Response:
     """GET /v1/events: the log page by page, from its beginning or after a cursor."""
     limit = whole_number(request, "limit", default=100, least=1, most=_MAX_EVENTS)
     wanted = _filter(request, services)
-    cursor = await _cursor(services, request.query_params.get("cursor"), "cursor") or await _start(services)
+    cursor = await _cursor(services, request.query_params.get("cursor"), "cursor") or await _at(services, "start")
     found: list[RecordedEvent] = []
     more = True
     size = _PAGE if wanted.is_partial else min(limit, _PAGE)
@@ -101,11 +101,11 @@ def _take(
 async def open_stream(request: Request, services: Services) -> Response:
     """GET /v1/events/stream: the log as it grows."""
     wanted = _filter(request, services)
-    begin = one_of(request, "from", ("start", "now"))
+    place = one_of(request, "from", ("start", "now"))
     cursor = (
         await _cursor(services, last_event_id(request), "Last-Event-ID")
         or await _cursor(services, request.query_params.get("cursor"), "cursor")
-        or (await _start(services) if begin == "start" else await _end(services))
+        or await _at(services, place)
     )
     return EventStream(services, follow(services, cursor, wanted))
 
@@ -162,13 +162,11 @@ def _codes(request: Request) -> frozenset[str] | None:
     return codes
 
 
-async def _start(services: Services) -> LogCursor:
+async def _at(services: Services, place: str | None) -> LogCursor:
+    """The cursor at the log's start, or at its end."""
     head = await services.log.head()
-    return LogCursor(head.log_id, dict.fromkeys(head.ends, Mark(0, b"")))
-
-
-async def _end(services: Services) -> LogCursor:
-    head = await services.log.head()
+    if place == "start":
+        return LogCursor(head.log_id, dict.fromkeys(head.ends, Mark(0, b"")))
     return LogCursor(head.log_id, {partition: Mark.at(end.position, end.chain) for partition, end in head.ends.items()})
 
 
@@ -204,5 +202,5 @@ def _log_was_set_back(field: str, partition: int, position: int) -> ApiError:
 
 ROUTES = [
     get("/v1/events", page, AUDIT, LIST_EVENTS),
-    stream("/v1/events/stream", "log", open_stream, AUDIT, STREAM_EVENTS),
+    ApiRoute("GET", "/v1/events/stream", StreamEndpoint("log", open_stream), AUDIT, STREAM_EVENTS, head=False),
 ]

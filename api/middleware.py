@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit, urlunsplit
 
@@ -48,8 +49,7 @@ class RequestIds:
             return
         own, client = str(new_id()), _client_id(Headers(scope=scope))
         request_id = client or own
-        state = scope.setdefault("state", {})
-        state["request_id"], state["own_request_id"], state["client_request_id"] = request_id, own, client
+        scope.setdefault("state", {}).update(request_id=request_id, own_request_id=own, client_request_id=client)
         began = time.perf_counter()
         status = 0
 
@@ -127,21 +127,23 @@ class AcceptedEncoding:
         await self._app(scope, receive, send)
 
 
-class RelativeRedirects:
-    """Makes Starlette's redirects to other paths of this service relative.
+class OnStart:
+    """Calls a function with the request's scope and the first message of each response, before it is sent."""
 
-    Behind a proxy that terminates TLS, an absolute one would lead to http://, and credentials with it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, begin: Callable[[Scope, Message], None]) -> None:
         self._app = app
+        self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        await self._app(scope, receive, on_start(send, _make_relative))
+        await self._app(scope, receive, on_start(send, partial(self._begin, scope)))
 
 
-def _make_relative(message: Message) -> None:
+def relative_redirect(_scope: Scope, message: Message) -> None:
+    """Make Starlette's redirects to other paths of this service relative.
+
+    Behind a proxy that terminates TLS, an absolute one would lead to http://, and credentials with it.
+    """
     if message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
         headers = MutableHeaders(scope=message)
         url = urlsplit(headers["Location"])
@@ -149,27 +151,17 @@ def _make_relative(message: Message) -> None:
         headers["Location"] = urlunsplit(("", "", f"/{url.path.lstrip('/')}", url.query, ""))
 
 
-class SecurityHeaders:
-    """Sets headers for browsers: no content sniffing, no frames, no referrer, no caching without revalidation.
+def security_headers(scope: Scope, message: Message) -> None:
+    """Set headers for browsers: no content sniffing, no frames, no referrer, no caching without revalidation.
 
     Headers that a response sets itself are kept.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-
-        def begin(message: Message) -> None:
-            headers = MutableHeaders(scope=message)
-            for name, value in _SECURITY.items():
-                headers.setdefault(name, value)
-            if scope["path"].startswith("/v1"):
-                # Not in shared caches, and revalidated before each use: an ETag still saves the body.
-                headers.setdefault("Cache-Control", "private, no-cache")
-
-        await self._app(scope, receive, on_start(send, begin))
+    headers = MutableHeaders(scope=message)
+    for name, value in _SECURITY.items():
+        headers.setdefault(name, value)
+    if scope["path"].startswith("/v1"):
+        # Not in shared caches, and revalidated before each use: an ETag still saves the body.
+        headers.setdefault("Cache-Control", "private, no-cache")
 
 
 def _takes_gzip(given: str) -> bool:

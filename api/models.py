@@ -4,7 +4,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta
-from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +11,7 @@ from api.access import READ
 from api.errors import not_found
 from api.inputs import one_of, path_id, whole_number
 from api.openapi.models import GET_MODEL, LIST_MODELS
-from api.responses import json_response
+from api.responses import copied, json_response
 from api.routing import get
 from api.schemas import Answer, Sha256
 from api.services import Services
@@ -88,26 +87,13 @@ async def show(request: Request, services: Services) -> Response:
 
 def summary(model: ModelView) -> ModelSummary:
     """A model as the list shows it."""
-    return ModelSummary(
-        id=model.model_id,
-        name=model.name,
-        kind=model.kind,
-        version=model.version,
-        installed=model.installed,
-        enabled=model.enabled,
-        parameters_schema=model.parameters_schema,
-    )
+    return copied(model, ModelSummary, id=model.model_id)
 
 
 def detail(model: ModelView) -> ModelDetail:
     """Everything about a model."""
-    return ModelDetail(
-        **asdict(summary(model)),
-        capabilities=list(model.capabilities),
-        source_uri=model.source_uri,
-        local_path=model.local_path,
-        files_json=[ModelFile(path=file.path, sha256=file.sha256, size=file.size) for file in model.files],
-    )
+    files = [copied(file, ModelFile) for file in model.files]
+    return copied(model, ModelDetail, id=model.model_id, capabilities=list(model.capabilities), files_json=files)
 
 
 ROUTES = [

@@ -1,12 +1,11 @@
 """The route of projections, and its answer types."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access import ADMIN
 from api.openapi.service import LIST_PROJECTIONS
-from api.responses import json_response
+from api.responses import copied, json_response
 from api.routing import get
 from api.schemas import Answer
 from api.services import Services
@@ -37,9 +36,7 @@ class ProjectionList(Answer, frozen=True, kw_only=True):
 async def list_projections(_request: Request, services: Services) -> Response:
     """GET /v1/projections."""
     statuses = await subscription_statuses(services.log.database)
-    return json_response(
-        ProjectionList(items=[msgspec.convert(one, ProjectionStanding, from_attributes=True) for one in statuses])
-    )
+    return json_response(ProjectionList(items=[copied(one, ProjectionStanding) for one in statuses]))
 
 
 ROUTES = [get("/v1/projections", list_projections, ADMIN, LIST_PROJECTIONS)]

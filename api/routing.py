@@ -1,6 +1,7 @@
 """Routes: each is one method of a path, with the scopes that it requires and its OpenAPI description."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Literal
 
 from starlette.middleware import Middleware
@@ -8,28 +9,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.access import Guard
+from api.access import Guard, Scopes
 from api.openapi.vocabulary import Operation
 from api.services import Services
-from orchestrator.events.keys import Scope
 
+Method = Literal["GET", "POST"]
 Handler = Callable[[Request, Services], Coroutine[Any, Any, Response]]
 
 
 class ApiRoute(Route):
     """A route of the API.
 
-    endpoint: a function of the request, or an ASGI application. scopes: the caller needs one of them; without scopes
-    the route requires no API key. head: whether GET includes HEAD.
+    endpoint: a function of the request, or an ASGI application. scopes: the caller needs one of them; `PUBLIC` routes
+    require no API key. head: whether GET includes HEAD.
     """
 
     def __init__(
         self,
-        method: Literal["GET", "POST"],
+        method: Method,
         path: str,
         endpoint: Callable[..., Any],
+        scopes: Scopes,
         operation: Operation,
-        scopes: tuple[Scope, ...] = (),
         *,
         head: bool = True,
     ) -> None:
@@ -42,18 +43,12 @@ class ApiRoute(Route):
         self.scopes = scopes
 
 
-def get(path: str, handler: Handler, scopes: tuple[Scope, ...], operation: Operation) -> ApiRoute:
-    """A route for GET and HEAD."""
-    return ApiRoute("GET", path, _with_services(handler), operation, scopes)
-
-
-def post(path: str, handler: Handler, scopes: tuple[Scope, ...], operation: Operation) -> ApiRoute:
-    """A route for POST."""
-    return ApiRoute("POST", path, _with_services(handler), operation, scopes)
-
-
-def _with_services(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+def _route(method: Method, path: str, handler: Handler, scopes: Scopes, operation: Operation) -> ApiRoute:
     async def endpoint(request: Request) -> Response:
         return await handler(request, request.app.state.services)
 
-    return endpoint
+    return ApiRoute(method, path, endpoint, scopes, operation)
+
+
+get = partial(_route, "GET")
+post = partial(_route, "POST")

@@ -631,7 +631,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "21-absolute-redirects",
         "api/app.py",
-        "HostCheck(RelativeRedirects(app), hosts)",
+        "HostCheck(OnStart(app, relative_redirect), hosts)",
         "HostCheck(app, hosts)",
         "tests/http/test_conventions.py -k trailing_slash",
     ),

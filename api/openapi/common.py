@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import get_args
 
 from api.examples import Example
-from api.openapi.vocabulary import JSON, SSE, Header, Reply, Schema, enum, header, query
+from api.openapi.vocabulary import JSON, SSE, STRING, Header, Reply, Schema, enum, header, query
 from orchestrator import codec
 from orchestrator.events.base import Category
 
 UUID: Schema = {"type": "string", "format": "uuid"}
 TIME: Schema = {"type": "string", "format": "date-time", "examples": ["2026-01-02T12:00:00Z"]}
-TEXT: Schema = {"type": "string"}
 
 CODES = query(
     "codes",
@@ -20,7 +19,7 @@ CODES = query(
 CATEGORY = query("category", "Only events of this category.", enum(*get_args(Category)))
 LAST_EVENT_ID = (
     header("Last-Event-ID", "The last `id:` that the client received; the stream continues after it."),
-    query("last_event_id", "The same, for clients that can't set headers.", TEXT),
+    query("last_event_id", "The same, for clients that can't set headers.", STRING),
 )
 REQUEST_IDS = (
     header("X-Client-Request-Id", "An id for this request, 1 to 128 printable ASCII characters; wins over the next."),
@@ -46,9 +45,9 @@ STREAM_ERRORS = (
 _MESSAGES: Schema = {
     "type": ["string", "object"],
     "properties": {
-        "event": {"type": "string"},
-        "data": {"type": "string", "contentMediaType": JSON},
-        "id": {"type": "string"},
+        "event": STRING,
+        "data": STRING | {"contentMediaType": JSON},
+        "id": STRING,
     },
 }
 
@@ -56,9 +55,9 @@ _MESSAGES: Schema = {
 def streamed(examples: Mapping[str, Example]) -> Reply:
     """The response of a live stream."""
     return Reply(
-        status=200,
-        description="The events.",
-        schema=_MESSAGES,
+        200,
+        "The events.",
+        _MESSAGES,
         media=SSE,
         headers=NO_STORE | {"X-Accel-Buffering": Header("`no`.", {"const": "no"})},
         examples=examples,

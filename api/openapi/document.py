@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 
 from api import anchors, models, projections, requests, schemas
 from api.errors import STATUS
-from api.examples import Example
 from api.openapi.common import CHALLENGE, LIMITED, MISDIRECTED, NO_KEY, REQUEST_ID, REQUEST_IDS, RETRY_AFTER
 from api.openapi.vocabulary import JSON, SSE, Header, Parameter, Reply, RequestBody, Schema, ref
 from api.routing import ApiRoute
@@ -96,7 +96,7 @@ def document(routes: Iterable[ApiRoute]) -> Schema:
         "components": {
             "schemas": _components(),
             "parameters": {one.name: _parameter(one) for one in REQUEST_IDS},
-            "headers": {name: _header(header) for name, header in REQUEST_ID.items()},
+            "headers": {name: asdict(header) for name, header in REQUEST_ID.items()},
             "securitySchemes": _SECURITY,
         },
     }
@@ -280,20 +280,13 @@ def _error(code: str, text: str) -> Schema:
 
 
 def _headers(headers: Mapping[str, Header]) -> Schema:
-    own = {name: _header(header) for name, header in headers.items()}
+    own = {name: asdict(header) for name, header in headers.items()}
     return own | {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}
 
 
-def _header(header: Header) -> Schema:
-    return {"description": header.description, "schema": header.schema}
-
-
 def _content(body: RequestBody | Reply) -> Schema:
-    return _filled({"schema": body.schema, "examples": _examples(body.examples)})
-
-
-def _examples(examples: Mapping[str, Example]) -> Schema:
-    return {name: {"summary": example.summary, "value": example.value} for name, example in examples.items()}
+    examples = {name: asdict(example) for name, example in body.examples.items()}
+    return _filled({"schema": body.schema, "examples": examples})
 
 
 def _filled(described: Schema) -> Schema:

@@ -8,7 +8,6 @@ from api.openapi.common import (
     LAST_EVENT_ID,
     NO_STORE,
     STREAM_ERRORS,
-    TEXT,
     TIME,
     UNAVAILABLE,
     UUID,
@@ -16,6 +15,7 @@ from api.openapi.common import (
 )
 from api.openapi.vocabulary import (
     NDJSON,
+    STRING,
     Header,
     Operation,
     Parameter,
@@ -50,7 +50,7 @@ _BODY = {
     "payload_too_large": "The body is over `DF_MAX_BODY_BYTES`.",
     "unsupported_media_type": "The body is declared as something else than JSON, or as encoded.",
 }
-_EMPTY = RequestBody(schema={"type": ["object", "null"], "maxProperties": 0}, required=False)
+_EMPTY = RequestBody({"type": ["object", "null"], "maxProperties": 0}, required=False)
 _EMPTY_ERRORS = _BODY | {"invalid_input": "There is a body, and it is not empty."}
 
 _JOB_LINKS = {
@@ -62,12 +62,12 @@ _JOB_LINKS = {
 def _read(name: str, summary: str, **more: Any) -> Operation:
     """A read of one job."""
     fields = {"tag": "jobs", "errors": _READ_QUERY} | more
-    fields["parameters"] = [_JOB_ID, *fields.get("parameters", [])]
-    return Operation(name=name, summary=summary, **fields)
+    fields["parameters"] = [_JOB_ID, *more.get("parameters", [])]
+    return Operation(name, summary=summary, **fields)
 
 
 def _accepted(status: int, description: str) -> Reply:
-    return Reply(status=status, description=description, schema=ref("JobAnswer"), headers=_LOCATION | _ETAG)
+    return Reply(status, description, ref("JobAnswer"), headers=_LOCATION | _ETAG)
 
 
 def _changed(name: str, summary: str, description: str, conflict: str, *others: Reply) -> Operation:
@@ -84,22 +84,22 @@ def _changed(name: str, summary: str, description: str, conflict: str, *others: 
 
 
 LIST_JOBS = Operation(
-    name="listJobs",
-    tag="jobs",
-    summary="The jobs, the newest first",
+    "listJobs",
+    "jobs",
+    "The jobs, the newest first",
     description="Pages stay consistent while jobs are added. The list may be behind by a moment.",
     parameters=[
         query("status", "Only jobs of this status.", enum(*get_args(Status))),
         query("limit", "Jobs a page; clamped to 1-200.", {"type": "integer", "default": 20}),
-        query("cursor", "`next_cursor` of the previous page.", TEXT),
+        query("cursor", "`next_cursor` of the previous page.", STRING),
     ],
     replies=answered("A page.", "JobList", links={"getJob": {"job_id": "$response.body#/jobs/0/id"}}),
     errors=INVALID_QUERY | UNAVAILABLE,
 )
 CREATE_JOB = Operation(
-    name="createJob",
-    tag="jobs",
-    summary="Submit a job",
+    "createJob",
+    "jobs",
+    "Submit a job",
     description="When this answers, the job, its steps and the duty to run the first are durable.",
     parameters=[
         header(
@@ -111,14 +111,14 @@ CREATE_JOB = Operation(
         _TRACEPARENT,
     ],
     body=RequestBody(
-        schema={"anyOf": [ref("JobRequest"), ref("PipelineRequest")]},
+        {"anyOf": [ref("JobRequest"), ref("PipelineRequest")]},
         examples={"legacy": LEGACY_JOB, "chained": CHAINED_JOB, "pipeline": PIPELINE_JOB},
     ),
     replies=[
         Reply(
-            status=status,
-            description=description,
-            schema=ref("JobAnswer"),
+            status,
+            description,
+            ref("JobAnswer"),
             headers=_LOCATION
             | _ETAG
             | _APPLIED
@@ -150,7 +150,7 @@ GET_JOB = _read(
     ],
     replies=[
         *answered("The job.", "Job", headers=_ETAG | _APPLIED),
-        Reply(status=304, description="It is still at that version.", headers=_ETAG),
+        Reply(304, "It is still at that version.", headers=_ETAG),
     ],
 )
 LIST_ARTIFACTS = _read(
@@ -173,8 +173,8 @@ GET_ARTIFACT_CONTENT = _read(
     replies=[
         *answered("The URL, with `redirect=0`.", "ArtifactPlace", headers=NO_STORE),
         Reply(
-            status=302,
-            description="To a presigned URL, made for this response; for HEAD to one that is made for HEAD.",
+            302,
+            "To a presigned URL, made for this response; for HEAD to one that is made for HEAD.",
             headers={"Location": Header("The URL.", {"type": "string", "format": "uri"})} | NO_STORE,
         ),
     ],
@@ -190,7 +190,7 @@ CANCEL_JOB = _changed(
 GET_PROGRESS = _read(
     "getProgress",
     "A job's progress",
-    parameters=[query("include", "`per_step` adds each step's own progress.", TEXT)],
+    parameters=[query("include", "`per_step` adds each step's own progress.", STRING)],
     replies=answered("The progress.", "Progress"),
     errors=_READ,
 )
@@ -204,12 +204,12 @@ STREAM_JOB = _read(
     parameters=[
         *LAST_EVENT_ID,
         query("since_ts", "Begin with the first event at or after this time.", TIME),
-        query("access_token", "A token of `createStreamToken`, for clients that can't set headers.", TEXT),
-        query("include", "`step` sends step.start and step.finish as `event: step`.", TEXT),
+        query("access_token", "A token of `createStreamToken`, for clients that can't set headers.", STRING),
+        query("include", "`step` sends step.start and step.finish as `event: step`.", STRING),
     ],
     replies=[
         streamed({"transcript": SSE_TRANSCRIPT}),
-        Reply(status=204, description="The job has ended, and the client has received its last event."),
+        Reply(204, "The job has ended, and the client has received its last event."),
     ],
     errors=_NOT_FOUND | INVALID_QUERY,
 )
@@ -236,10 +236,9 @@ GET_LOGS = _read(
     ],
     replies=[
         Reply(
-            status=200,
-            description="A `LogLine` each line, the oldest first: the last 500 (`DF_LOGS_TAIL_DEFAULT`), or all"
-            " since `since_ts`.",
-            schema={"type": "string"},
+            200,
+            "A `LogLine` each line, the oldest first: the last 500 (`DF_LOGS_TAIL_DEFAULT`), or all since `since_ts`.",
+            STRING,
             media=NDJSON,
             examples={"lines": LOG_LINE},
         )

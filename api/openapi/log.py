@@ -1,15 +1,15 @@
 """The operations on the whole log. Pure."""
 
-from api.openapi.common import CATEGORY, CODES, INVALID_QUERY, LAST_EVENT_ID, STREAM_ERRORS, TEXT, UNAVAILABLE, streamed
-from api.openapi.vocabulary import Operation, answered, enum, integer, query
+from api.openapi.common import CATEGORY, CODES, INVALID_QUERY, LAST_EVENT_ID, STREAM_ERRORS, UNAVAILABLE, streamed
+from api.openapi.vocabulary import STRING, Operation, answered, enum, integer, query
 
 LIST_EVENTS = Operation(
-    name="listEvents",
-    tag="log",
-    summary="The whole log, page by page",
+    "listEvents",
+    "log",
+    "The whole log, page by page",
     description="From its beginning, or after a cursor. Order holds within a stream.",
     parameters=[
-        query("cursor", "`next_cursor` of the previous page, or the `id:` of a streamed event.", TEXT),
+        query("cursor", "`next_cursor` of the previous page, or the `id:` of a streamed event.", STRING),
         query("limit", "Events a page.", integer(1, 1000, 100)),
         CODES,
         CATEGORY,
@@ -18,15 +18,15 @@ LIST_EVENTS = Operation(
     errors=INVALID_QUERY | UNAVAILABLE,
 )
 STREAM_EVENTS = Operation(
-    name="streamEvents",
-    tag="streams",
-    summary="The whole log as it grows",
+    "streamEvents",
+    "streams",
+    "The whole log as it grows",
     description="By default from its end. One message an event, with no `event:` name; the data is a `LogEvent`, `id:`"
     " a cursor. `event: cursor` with `data: {}` is a heartbeat, and moves the cursor past events that a filter leaves"
     " out." + STREAM_ERRORS,
     parameters=[
         *LAST_EVENT_ID,
-        query("cursor", "Begin after this cursor.", TEXT),
+        query("cursor", "Begin after this cursor.", STRING),
         query("from", "Where to begin without a cursor.", enum("start", "now") | {"default": "now"}),
         CODES,
         CATEGORY,
@@ -35,9 +35,9 @@ STREAM_EVENTS = Operation(
     errors=INVALID_QUERY,
 )
 LIST_ANCHORS = Operation(
-    name="listAnchors",
-    tag="log",
-    summary="The log's anchors, the newest first",
+    "listAnchors",
+    "log",
+    "The log's anchors, the newest first",
     description="The same for every tenant. Each is a file for `dreamforge audit verify --anchor`.",
     parameters=[query("limit", "The maximum number.", integer(1, 200, 50))],
     replies=answered("The anchors.", "AnchorList"),

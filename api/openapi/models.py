@@ -4,9 +4,9 @@ from api.openapi.common import INVALID_QUERY, UNAVAILABLE, UUID
 from api.openapi.vocabulary import Operation, Parameter, answered, enum, integer, query
 
 LIST_MODELS = Operation(
-    name="listModels",
-    tag="models",
-    summary="The models that jobs may use",
+    "listModels",
+    "models",
+    "The models that jobs may use",
     parameters=[
         query("enabled", "Those that are installed and enabled, or the others.", enum("true", "false")),
         query("page", "The page's number, from 1.", integer(1, 2**31 - 1, 1)),
@@ -20,9 +20,9 @@ LIST_MODELS = Operation(
     errors=INVALID_QUERY | UNAVAILABLE,
 )
 GET_MODEL = Operation(
-    name="getModel",
-    tag="models",
-    summary="One model",
+    "getModel",
+    "models",
+    "One model",
     parameters=[Parameter("model_id", "path", "The model's id.", UUID)],
     replies=answered("The model.", "ModelDetail"),
     errors={"not_found": "No such model, or an id that is no UUID."} | UNAVAILABLE,

@@ -18,6 +18,9 @@ JSON, NDJSON, SSE, TEXT, HTML = (
 )
 
 
+STRING: Schema = {"type": "string"}
+
+
 class Parameter(msgspec.Struct, frozen=True):
     """A parameter of the path, the query or the headers."""
 
@@ -31,10 +34,10 @@ class Header(msgspec.Struct, frozen=True):
     """A response header."""
 
     description: str
-    schema: Schema = msgspec.field(default_factory=lambda: {"type": "string"})
+    schema: Schema = msgspec.field(default_factory=lambda: STRING)
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True):
     """A response that is not an error.
 
     schema: None if there is no body. links: operations that take values of this response, with their parameters.
@@ -49,7 +52,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     links: Mapping[str, Mapping[str, str]] = {}
 
 
-class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
+class RequestBody(msgspec.Struct, frozen=True):
     """The body of a request."""
 
     schema: Schema
@@ -57,7 +60,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True):
     examples: Mapping[str, Example] = {}
 
 
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
+class Operation(msgspec.Struct, frozen=True):
     """The description of a route. Its method, path and scopes are the route's own.
 
     errors: by code of `api.errors.STATUS`, the reason; `document` adds those that all operations share.
@@ -66,10 +69,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     tag: str
     summary: str
+    replies: Sequence[Reply]
     description: str = ""
     parameters: Sequence[Parameter] = ()
     body: RequestBody | None = None
-    replies: Sequence[Reply]
     errors: Mapping[str, str] = {}
 
 
@@ -94,11 +97,11 @@ def query(name: str, description: str, schema: Schema) -> Parameter:
     return Parameter(name, "query", description, schema)
 
 
-def header(name: str, description: str, schema: Schema | None = None) -> Parameter:
+def header(name: str, description: str, schema: Schema = STRING) -> Parameter:
     """A request header, of any text unless a schema is given."""
-    return Parameter(name, "header", description, schema or {"type": "string"})
+    return Parameter(name, "header", description, schema)
 
 
 def answered(description: str, name: str, **more: Any) -> list[Reply]:
     """The only response: 200 with an answer type as JSON. more: further fields of the reply."""
-    return [Reply(status=200, description=description, schema=ref(name), **more)]
+    return [Reply(200, description, ref(name), **more)]

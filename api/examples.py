@@ -12,30 +12,11 @@ class Example(msgspec.Struct, frozen=True):
     value: Any
 
 
-LEGACY_JOB = Example(
-    "A single step, as clients of the old service send it",
-    {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3, "seed": 7},
-)
-CHAINED_JOB = Example(
-    "Generate, then upscale",
-    {
-        "type": "generate",
-        "prompt": "a castle",
-        "width": 64,
-        "height": 64,
-        "steps": 2,
-        "count": 3,
-        "chain": {"upscale": {"scale": 2}},
-    },
-)
+_GENERATE = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3}
+LEGACY_JOB = Example("A single step, as clients of the old service send it", {**_GENERATE, "seed": 7})
+CHAINED_JOB = Example("Generate, then upscale", {**_GENERATE, "chain": {"upscale": {"scale": 2}}})
 PIPELINE_JOB = Example(
-    "The same as a pipeline",
-    {
-        "pipeline": [
-            {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3},
-            {"type": "upscale", "scale": 2, "mode": "image"},
-        ]
-    },
+    "The same as a pipeline", {"pipeline": [_GENERATE, {"type": "upscale", "scale": 2, "mode": "image"}]}
 )
 _ID = "01a204f7-8c43-7f1f-ac1f-b63bbe99ace6"
 _STEP_ID = "01a204f7-8c48-7c94-9e3d-dc342df0c5a3"

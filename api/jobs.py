@@ -20,7 +20,8 @@ from api.services import Services
 from api.waiting import preference_applied, preferred_wait, wait_until_terminal
 from eventstore.events import RecordedEvent
 from orchestrator.events.jobs import JobErased
-from orchestrator.events.steps import Status, StepName
+from orchestrator.events.steps import Status
+from orchestrator.step_kinds import STEP_KINDS
 from projections.job_view import JobView, as_of, of_history
 from projections.progress import progress as progress_of
 
@@ -107,7 +108,7 @@ def _up_to_version(request: Request, history: Sequence[RecordedEvent]) -> Sequen
 
 async def artifacts(request: Request, services: Services) -> Response:
     """GET /v1/jobs/{id}/artifacts."""
-    wanted = one_of(request, "step", get_args(StepName))
+    wanted = one_of(request, "step", tuple(STEP_KINDS))
     seen = await load(request, services, artifacts=True)
     ids = {step.step_id for step in seen.steps if wanted in {None, step.name}}
     chosen = [one for one in seen.artifacts if one.step_id in ids]

@@ -13,11 +13,10 @@ from api.inputs import one_of, path_id, whole_number
 from api.openapi.models import GET_MODEL, LIST_MODELS
 from api.responses import copied, json_response
 from api.routing import get
-from api.schemas import Answer, Sha256
+from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
-from orchestrator.events.steps import StepName
 
 _MAX_MODELS = 200
 _MAX_PAGE = 2**31 - 1

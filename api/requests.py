@@ -17,9 +17,19 @@ from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
 from orchestrator.events.base import Private
-from orchestrator.events.jobs import GenerateParams, Idempotency, JobCreated, PlannedStep, UpscaleParams
-from orchestrator.events.steps import ImageFormat
-from orchestrator.parameters import PARAMETERS, Engine, Generate, Impl, Scale, Scheduler, Upscale
+from orchestrator.events.jobs import Idempotency, JobCreated, PlannedStep
+from orchestrator.parameters import (
+    PARAMETERS,
+    Engine,
+    Generate,
+    GenerateParams,
+    ImageFormat,
+    Impl,
+    Scale,
+    Scheduler,
+    Upscale,
+    UpscaleParams,
+)
 from orchestrator.plan import output_size
 
 Metadata = Annotated[
@@ -47,6 +57,23 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     type: Literal["upscale"]
     scale: Scale = 2
     mode: Literal["image"] = "image"
+
+
+PIPELINE = (Generate, PipelineUpscale)
+"""The elements of `pipeline`."""
+RULES = {
+    Upscale.__name__: {
+        "not": {
+            "required": ["impl", "strict_scale"],
+            "properties": {
+                "impl": {"const": "diffusion"},
+                "strict_scale": {"const": True},
+                "scale": {"enum": [2, None]},
+            },
+        }
+    }
+}
+"""What a type's schema can't tell of its fields, as further keywords of JSON Schema."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,14 +161,13 @@ def events(
         seed=seed if request.seed is None else request.seed,
     )
     params = None if upscale is None else UpscaleParams(**asdict(upscale))
-    width, height = output_size(generate, params, "upscale" if params else "generate")
+    names = ["generate"] if params is None else ["generate", "upscale"]
+    steps = [PlannedStep(step_id=step_id, name=name) for step_id, name in zip(step_ids, names, strict=False)]
+    created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params, idempotency=idempotency)
+    width, height = output_size(created.parameters(), names[-1])
     if width * height > max_pixels:
         field = submission.field_path("chain.upscale.scale" if params else "width")
         raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
-    steps = [PlannedStep(step_id=step_ids[0], name="generate")]
-    if params is not None:
-        steps.append(PlannedStep(step_id=step_ids[1], name="upscale"))
-    created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params, idempotency=idempotency)
     private = Private(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
     return created, private
 

@@ -4,14 +4,16 @@ Documented fields are always present, null where unknown; `details` of an error,
 missing.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
 from orchestrator.events.base import Level
-from orchestrator.events.steps import ErrorCode, ImageFormat, Status, StepName
+from orchestrator.events.steps import ErrorCode, Status
+from orchestrator.parameters import ImageFormat
+from orchestrator.step_kinds import STEP_KINDS
 
 Timestamp = Annotated[
     str,
@@ -70,39 +72,26 @@ class JobAnswer(Answer, frozen=True, kw_only=True):
     job: JobStub
 
 
-class UpscaleParams(Answer, frozen=True, kw_only=True):
-    """The upscale that was asked for."""
+if TYPE_CHECKING:
+    StepName = str
+    JobParams = Answer
+else:
+    StepName = Literal[tuple(STEP_KINDS)]
 
-    scale: Literal[2, 4]
-    impl: Literal["auto", "image", "gan", "diffusion"]
-    strict_scale: bool
+    def _answer(name: str, meaning: str, members: dict[str, Any]) -> type[Answer]:
+        return msgspec.defstruct(
+            name, members.items(), bases=(Answer,), namespace={"__doc__": meaning}, frozen=True, kw_only=True
+        )
 
-
-class ChainParams(Answer, frozen=True, kw_only=True):
-    """What follows generate."""
-
-    upscale: UpscaleParams
-
-
-class JobParams(Answer, frozen=True, kw_only=True):
-    """The request, normalised: defaults filled, the base seed drawn. Prompts are null after their erasure."""
-
-    type: Literal["generate"]
-    prompt: str | None
-    negative_prompt: str | None
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    scheduler: str | None
-    format: ImageFormat
-    embed_metadata: bool
-    seed: int
-    count: int
-    model_id: UUID | None
-    provider: str | None
-    engine: str | None
-    chain: ChainParams | None
+    _recorded = {name: kind.recorded for name, kind in STEP_KINDS.items()}
+    _generate = get_type_hints(_recorded.pop("generate"))
+    _prompts = {"type": Literal["generate"], "prompt": str | None, "negative_prompt": str | None}
+    _chain = _answer("ChainParams", "What follows generate.", _recorded)
+    JobParams = _answer(
+        "JobParams",
+        "The request, normalised: defaults filled, the base seed drawn. Prompts are null after their erasure.",
+        _prompts | _generate | {"chain": _chain | None},
+    )
 
 
 class Step(Answer, frozen=True, kw_only=True):

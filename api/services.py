@@ -18,7 +18,7 @@ from eventstore.tailer import Tailer
 from model_registry.catalogue import Models
 from orchestrator.service import JobService
 from projections.key_queries import Keys
-from projections.progress import EVEN, Weights
+from projections.progress import Weights
 from projections.queries import Queries
 
 
@@ -54,7 +54,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     sse_heartbeat_s: float = 15.0
     slow_client_s: float = 30.0
     patience_s: float = 10.0
-    weights: Weights = msgspec.field(default_factory=lambda: EVEN)
+    weights: Weights | None = None
 
 
 class OpenStreams:

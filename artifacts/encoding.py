@@ -8,7 +8,7 @@ from io import BytesIO
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from artifacts.errors import InvalidSource
-from orchestrator.events.steps import ImageFormat
+from orchestrator.parameters import ImageFormat
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpg": "image/jpeg"}
 

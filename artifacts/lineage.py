@@ -10,7 +10,8 @@ have equal files.
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Literal
+from itertools import takewhile
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -18,8 +19,10 @@ from PIL import Image
 
 from artifacts.errors import InvalidSource
 from orchestrator.events.steps import Rendering, StepName
-from orchestrator.plan import item_seed
+from orchestrator.parameters import SamplingParams
+from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState
+from orchestrator.step_kinds import Size
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
@@ -53,40 +56,76 @@ class Upscaled(msgspec.Struct, frozen=True, kw_only=True):
     parent_sha256: str
     rendering: Rendering | None
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What was asked of it."""
+        return {"scale": self.scale, "impl": self.impl}
+
+
+class Derived(msgspec.Struct, frozen=True, kw_only=True):
+    """What another step made it of. size: of its image. parent_sha256: of the file of the step before."""
+
+    step: str
+    params: dict[str, Any]
+    size: Size
+    parent_sha256: str
+    rendering: Rendering | None
+
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture's whole way. upscale: None for one that generate wrote."""
+    """A picture's whole way. upscale: None where it did not follow generate. later: further steps, if any."""
 
     format: Literal["dreamforge-lineage/1"] = "dreamforge-lineage/1"
     job_id: UUID
     item_index: int
     generate: Generated
     upscale: Upscaled | None
+    later: list[Derived] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def derived(self) -> dict[str, Upscaled | Derived]:
+        """The steps after generate."""
+        upscaled = {} if self.upscale is None else {"upscale": self.upscale}
+        return {**upscaled, **{one.step: one for one in self.later or ()}}
+
+    @property
+    def last(self) -> tuple[str, Rendering | None]:
+        """The last step, and how that rendered it."""
+        name, made = list({"generate": self.generate, **self.derived}.items())[-1]
+        return name, made.rendering
+
+    @property
+    def size(self) -> Size:
+        """The size that the picture must have."""
+        if self.later:
+            return self.later[-1].size
+        scale = self.upscale.scale if self.upscale else 1
+        return self.generate.width * scale, self.generate.height * scale
 
 
 def lineage(job: JobState, step: StepName, item_index: int, rendering: Rendering | None) -> Lineage:
     """The lineage of an item that a step has just made."""
-    wanted = job.generate
-    made = rendering
+    sources = [one.artifacts[item_index] for one in takewhile(lambda one: one.name != step, job.steps)]
+    made, *renderings = [*(source.rendering for source in sources), rendering]
     upscaled = None
-    if step == "upscale" and job.upscale is not None:
-        parent = job.steps[0].artifacts[item_index]
-        made = parent.rendering
-        upscaled = Upscaled(
-            scale=job.upscale.scale, impl=job.upscale.impl, parent_sha256=parent.sha256, rendering=rendering
-        )
+    later: list[Derived] = []
+    for (name, asked), source, own in zip(list(job.parameters.items())[1:], sources, renderings, strict=False):
+        told: dict[str, Any] = {"parent_sha256": source.sha256, "rendering": own}
+        if name == "upscale" and not later:
+            upscaled = Upscaled(scale=asked.scale, impl=asked.impl, **told)
+        else:
+            size = output_size(job.parameters, name)
+            later.append(Derived(step=name, params=msgspec.to_builtins(asked), size=size, **told))
     generated = Generated(
         prompt=job.private.prompt,
         negative_prompt=job.private.negative_prompt,
-        seed=item_seed(wanted.seed, wanted.count, item_index),
-        width=wanted.width,
-        height=wanted.height,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        scheduler=wanted.scheduler,
+        seed=item_seed(job.generate.seed, job.generate.count, item_index),
+        **{name: getattr(job.generate, name) for name in SamplingParams.__struct_fields__},
         rendering=made,
     )
-    return Lineage(job_id=job.job_id, item_index=item_index, generate=generated, upscale=upscaled)
+    return Lineage(
+        job_id=job.job_id, item_index=item_index, generate=generated, upscale=upscaled, later=later or msgspec.UNSET
+    )
 
 
 def parameters(found: Lineage) -> str:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
 from dreamforge.embedded import home as notes
+from dreamforge.schema import install
 from dreamforge.settings import NotConfigured, Settings
 from eventstore import schema
 from eventstore.database import Database
@@ -83,7 +84,7 @@ async def _database(found: Settings, role: str, *, installed: bool) -> AsyncIter
     database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
     try:
         # A home may be an earlier release's, or its first start was cut off: whoever comes first installs the schema.
-        await (schema.check(database) if installed else schema.install(database))
+        await (schema.check(database) if installed else install(database))
         yield database
     finally:
         await database.close()

@@ -1,11 +1,9 @@
 """What renders, as the settings want it: for a runner, and for whoever makes an image again."""
 
 from dreamforge.settings import Settings, unconfigured_environ
-from runners.engines.fake import FakeEngine
 from runners.engines.process import EngineConfig, EngineProcess
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
-from runners.upscalers.image import ImageUpscaler
 
 
 def engine_process(settings: Settings) -> EngineProcess:
@@ -18,5 +16,5 @@ def engine_process(settings: Settings) -> EngineProcess:
 
 
 def fake_engine(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
-    """What needs no model: the fake engine, and the upscaler that resamples."""
-    return Renderer(FakeEngine(), ImageUpscaler(), faults=faults or FaultPlan(), max_pixels=settings.max_pixels)
+    """What renders without a model."""
+    return Renderer(faults=faults or FaultPlan(), max_pixels=settings.max_pixels)

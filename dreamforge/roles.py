@@ -33,6 +33,7 @@ from dreamforge.embedded import EmbeddedError
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.http_server import Server, is_loopback, listen_all, listen_nearby, url_of
 from dreamforge.operations import anchoring
+from dreamforge.schema import install
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -51,9 +52,9 @@ from orchestrator import codec, step_command
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS, Quarantine
 from orchestrator.service import JobService
+from orchestrator.step_kinds import STEP_KINDS
 from projections import job_view
 from projections.key_queries import Keys
-from projections.progress import Weights
 from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
@@ -135,7 +136,7 @@ def up(settings: Settings) -> int:
         _expect_keys(settings)
         found = await embedded(settings, stack)
         async with _database(found, "dreamforge-install", bounded=False) as database:
-            await schema.install(database)
+            await install(database)
             return found if settings.db_url else await service_login(found, database)
 
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
@@ -174,12 +175,12 @@ def runner(settings: Settings) -> int:
 def install_schema(settings: Settings) -> int:
     """Install the database schema where it is missing."""
 
-    async def install() -> None:
+    async def run() -> None:
         async with _database(configured(settings), "dreamforge-install", bounded=False) as database:
-            done = await schema.install(database)
+            done = await install(database)
         print("schema installed" if done else "schema is up to date")  # noqa: T201  # the command's answer
 
-    return _reported(install())
+    return _reported(run())
 
 
 def _given(
@@ -350,8 +351,6 @@ def _serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: list[soc
 
 
 def _api_config(settings: Settings) -> ApiConfig:
-    given = settings.progress_weights
-    weights: Weights = {"generate": given["generate"], "upscale": given["upscale"]}
     return ApiConfig(
         create_status=settings.create_status,
         eager_s=settings.eager_timeout_s if settings.eager else None,
@@ -365,7 +364,7 @@ def _api_config(settings: Settings) -> ApiConfig:
         max_streams=settings.max_streams,
         stream_max_s=settings.stream_max_s,
         sse_heartbeat_s=settings.sse_heartbeat_s,
-        weights=weights,
+        weights=settings.progress_weights,
     )
 
 
@@ -465,7 +464,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         name=core.actor,
     )
     # What was begun is finished before anything new is begun.
-    outbox = Outbox(core.database, ["upscale", "generate"], step_command.decode)
+    outbox = Outbox(core.database, list(reversed(STEP_KINDS)), step_command.decode)
     consumer = Consumer(outbox, core.notifier, steps.run, slots=settings.slots, lease_s=settings.lease_s)
     running = core.spawn(consumer.run(), "runner")
     core.checks["heartbeat"] = consumer.heartbeat.check
@@ -490,14 +489,11 @@ async def _no_generator(core: Core) -> bool:
 
 def _item_renderer(core: Core) -> ItemRenderer:
     settings = core.settings
-    faults = FaultPlan.parse(settings.fake_fail or "")
     return ItemRenderer(
-        fake_engine(settings, faults),
+        fake_engine(settings, FaultPlan.parse(settings.fake_fail or "")),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
         Batches(engine_process(settings), batch_max=settings.batch_max),
-        faults=faults,
-        max_pixels=settings.max_pixels,
     )
 
 

@@ -16,10 +16,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from orchestrator.step_kinds import STEP_KINDS, default_weights
 from projections.keys import named_id
 from runners.faults import FaultPlan
-
-DEFAULT_WEIGHTS = {"generate": 0.5, "upscale": 0.5}
 
 _PREFIX = "DF_"
 _TEST_PREFIX = "DF_TEST_"  # read by the tests, so never a mistyped setting
@@ -129,11 +128,11 @@ def _parse_weights(text: str) -> dict[str, float]:
     pairs = [pair.split(":") for pair in text.split(",")]
     weights = {name.strip(): float(weight) for name, weight in pairs}
     total = sum(weights.values())
-    if len(pairs) != len(weights) or weights.keys() != DEFAULT_WEIGHTS.keys():
+    if len(pairs) != len(weights) or weights.keys() != STEP_KINDS.keys():
         raise ValueError
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
         raise ValueError
-    return {name: weights[name] / total for name in DEFAULT_WEIGHTS}
+    return {name: weights[name] / total for name in STEP_KINDS}
 
 
 def _parse_origins(text: str) -> tuple[str, ...]:
@@ -172,7 +171,8 @@ LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
 URL = Form("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAILURE = Form(
-    "generate or upscale, then optionally =oom, =kill or =hang, :item and :times, like upscale:2:1; or several",
+    f"{' or '.join(STEP_KINDS)}, then optionally =oom, =kill or =hang, :item and :times, "
+    f"like {list(STEP_KINDS)[-1]}:2:1; or several",
     _parse_failure,
 )
 ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
@@ -180,7 +180,8 @@ HOSTS = Form("names like forge.example.org or *.example.org with commas between,
 STATUS = Form("202 or 200", _parse_status)
 KEY = Form("an API key like df_…, as `dreamforge keys create` shows it once", _parse_key)
 SECONDS = number(0, 86400, above=True)
-WEIGHTS = Form("both steps with weights of 0 or more and a sum above 0, like generate:0.5,upscale:0.5", _parse_weights)
+_EXAMPLE = ",".join(f"{name}:{weight:g}" for name, weight in default_weights().items())
+WEIGHTS = Form(f"both steps with weights of 0 or more and a sum above 0, like {_EXAMPLE}", _parse_weights)
 
 
 class Var(msgspec.Struct, frozen=True):
@@ -236,7 +237,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stream_max_s: float | None = None
     sse_poll_ms: int = 500
     sse_heartbeat_s: float = 15.0
-    progress_weights: dict[str, float] = msgspec.field(default_factory=DEFAULT_WEIGHTS.copy)
+    progress_weights: dict[str, float] = msgspec.field(default_factory=default_weights)
     poll_s: float = 1.0
     lease_s: float = 15.0
     step_timeout_s: float = 3600.0

@@ -1,10 +1,12 @@
-"""The event log and the outbox of commands. It holds no rule about jobs.
+"""An event store on PostgreSQL: the log, subscriptions and the outbox of commands. It knows no application.
 
-A tour, in reading order:
+The application gives texts and gets texts. Its codec, its categories and its queues are its own; a subscription is told
+by `is_known(code, schema_version)` which events it can handle.
 
-- `events`        every type of event
-- `codec`         events to and from their stored text, older schema versions included
-- `log`           commit (the one way in) and the reads
+In reading order:
+
+- `events`        an event as it is appended and as it is read
+- `log`           commit (the only function that writes) and the reads
 - `committer`     merges a process's transitions into few commits
 - `subscription`  reads the log, and commits a handler's writes together with its checkpoint
 - `tailer`        feeds the live subscribers of a process from one bounded ring

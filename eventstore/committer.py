@@ -39,7 +39,7 @@ class _Pending(msgspec.Struct, frozen=True):
 class Committer:
     """The one committer of a process. `stop` may be called twice; a commit after it raises `DatabaseUnavailable`.
 
-    task: what writes, and starts again if it fails; whoever waited then gets `DatabaseUnavailable`.
+    task: writes, and starts again if it fails; callers that waited then get `DatabaseUnavailable`.
     """
 
     def __init__(self, log: Log, notifier: Notifier) -> None:
@@ -52,7 +52,7 @@ class Committer:
         self._stopped = False
 
     async def commit(self, transition: Transition) -> Answer:
-        """Write a transition, merged with others. Waits as long as the database is away; nothing is written twice.
+        """Write a transition, merged with others. Waits while the database is unavailable; nothing is written twice.
 
         Cancelled before it was sent, it is never written; later, it may be.
         """
@@ -65,7 +65,7 @@ class Committer:
         try:
             return await pending.answer
         except asyncio.CancelledError:
-            # While the database is away nothing is taken, and what was given up would pile up.
+            # While the database is unavailable, cancelled transitions would otherwise accumulate.
             with suppress(ValueError):
                 self._pending.remove(pending)
             raise
@@ -96,7 +96,7 @@ class Committer:
                 continue
             try:
                 partitions = await until_available("committer", self._log.partitions)
-            except Exception as error:  # noqa: BLE001  # each caller gets it; the committer lives on
+            except Exception as error:  # noqa: BLE001  # each caller gets it; the committer continues
                 _fail(self._pending, error)
                 self._pending.clear()
                 continue
@@ -105,7 +105,7 @@ class Committer:
                 if taken := self._next_batch(partitions):
                     await self._call(taken)
             except Exception as error:
-                # They may be written or not; what came later waits for the next start.
+                # Unknown whether they were written. Later transitions wait for the next start.
                 _fail(waiting, DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"))
                 raise
 
@@ -116,7 +116,7 @@ class Committer:
         only: int | None = None
         while self._pending and len(taken) < _MOST_PER_CALL:
             pending = self._pending.popleft()
-            if pending.answer.done():  # its caller gave up before it was sent
+            if pending.answer.done():  # cancelled before it was sent
                 continue
             stream = pending.transition.append.stream
             partition = partition_of(stream, partitions)
@@ -143,11 +143,11 @@ class Committer:
             for pending in taken:
                 pending.answer.cancel()
             raise
-        except Exception as error:  # noqa: BLE001  # the one it concerns gets it; the committer lives on
+        except Exception as error:  # noqa: BLE001  # its caller gets it; the committer continues
             if len(taken) == 1:
                 _fail(taken, error)
                 return
-            # One transition's fault must not spoil the others of its call.
+            # One transition's error must not reject the others of its call.
             for pending in taken:
                 await self._call([pending])
             return

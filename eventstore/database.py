@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that come back by themselves."""
+"""Connections to PostgreSQL that reconnect by themselves."""
 
 import asyncio
 import random
@@ -15,9 +15,9 @@ from eventstore.errors import DatabaseRefused, DatabaseUnavailable, SchemaMissin
 T = TypeVar("T")
 
 _LONGEST_S = 60.0
-# A client that is killed, or cut off, leaves its statement to the server, with the locks it holds.
+# After a client is killed or cut off, the server goes on with its statement and keeps its locks.
 _BOUNDS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
-# `replicated` must hear of a wait that was cut short, whatever the login's settings.
+# `replicated` needs the warning about a wait that was cut short, whatever the login's settings.
 _WARNINGS = {"client_min_messages": "warning"}
 _AWAY = (
     OSError,
@@ -31,7 +31,7 @@ _AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
     asyncpg.ObjectNotInPrerequisiteStateError,  # a database that admits no connections for now
 )
-UNSTORABLE = (
+UNSTORABLE_ERRORS = (
     ValueError,  # of the client: an argument, or a value of a COPY, that can't be encoded
     OverflowError,
     asyncpg.DataError,
@@ -39,13 +39,13 @@ UNSTORABLE = (
     asyncpg.CardinalityViolationError,
     asyncpg.ProgramLimitExceededError,
 )
-"""What PostgreSQL will not store, however often it is asked; nothing is wrong but the values."""
-_REFUSED = (
+"""Errors of values that PostgreSQL can't store: a retry fails again."""
+_CONNECTION_DENIED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password included
     asyncpg.InvalidCatalogNameError,
     asyncpg.exceptions.ClientConfigurationError,
 )
-_DENIED = (asyncpg.InsufficientPrivilegeError,)
+_PRIVILEGE_DENIED = (asyncpg.InsufficientPrivilegeError,)
 _MISSING = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
 
 _log = structlog.get_logger(__name__)
@@ -88,7 +88,7 @@ class Database:
         self._role = role
         self._cache = 0 if pooled else 100
         self._session = {"timezone": "UTC", "application_name": role}
-        if not pooled:  # a pooler refuses what it can't pass on
+        if not pooled:  # a pooler rejects parameters that it can't pass on
             self._session |= _WARNINGS | (_BOUNDS if bounded else {})
         self._patience: float | None = _LONGEST_S if bounded else None
         self._pool: asyncpg.Pool | None = None
@@ -121,16 +121,16 @@ class Database:
             pool = await self._opened()
             async with pool.acquire(timeout=10) as connection:
                 yield connection
-        except _REFUSED as error:
-            raise DatabaseRefused(f"PostgreSQL refuses us: {error}; see DF_DB_URL") from error
+        except _CONNECTION_DENIED as error:
+            raise DatabaseRefused(f"PostgreSQL denies access: {error}; see DF_DB_URL") from error
         except _AWAY as error:
             if isinstance(error, ValueError):
                 raise  # an argument that can't be encoded; a retry would never succeed
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
-        except _DENIED as error:
+        except _PRIVILEGE_DENIED as error:
             raise DatabaseRefused(
-                f"PostgreSQL refuses us: {error}; `dreamforge schema install` needs the database's owner, the service "
-                "a login that was granted dreamforge_service"
+                f"PostgreSQL denies access: {error}; `dreamforge schema install` needs the database's owner, the "
+                "service a login that was granted dreamforge_service"
             ) from error
         except _MISSING as error:
             raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
@@ -205,8 +205,8 @@ class DatabaseWithDeadline(Database):
 async def _expect_warnings(connection: asyncpg.Connection) -> None:
     if await connection.fetchval("show client_min_messages") == "error":
         raise DatabaseRefused(
-            "PostgreSQL keeps warnings from this login (client_min_messages = error), so that a commit that no standby "
-            "has can't be told: `alter role … set client_min_messages = 'warning'`"
+            "PostgreSQL sends no warnings to this login (client_min_messages = error), so a commit that is on no "
+            "standby can't be detected: `alter role … set client_min_messages = 'warning'`"
         )
 
 
@@ -219,26 +219,26 @@ async def replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """
     warnings: list[asyncpg.PostgresLogMessage] = []
 
-    def heard(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+    def on_message(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
         # By its source file: the text is translated, and its code, 01000, is that of every other warning.
         if message.server_source_filename == "syncrep.c":
             warnings.append(message)
 
-    connection.add_log_listener(heard)
+    connection.add_log_listener(on_message)
     try:
         yield
     finally:
         if not connection.is_closed():
-            connection.remove_log_listener(heard)
+            connection.remove_log_listener(on_message)
     if warnings:
         raise DatabaseUnavailable(f"PostgreSQL: {warnings[0].message}: the commit may be on no standby yet")
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Await some work for so long at most, then raise TimeoutError.
+    """Await some work for at most `seconds`, then raise TimeoutError.
 
-    asyncio.timeout would await the end of what it cancels, and asyncpg waits for the server to confirm a cancel: for a
-    server that hangs, without limit.
+    asyncio.timeout waits for the cancelled task to end, and asyncpg waits for the server to confirm the cancel: if the
+    server hangs, without limit.
     """
     task = asyncio.create_task(work)
     try:
@@ -265,18 +265,18 @@ class Backoff:
         self.failures = 0
 
     def reset(self) -> None:
-        """Note a success."""
+        """Record a success."""
         self.failures = 0
 
     async def wait(self) -> None:
-        """Note a failure and wait."""
+        """Record a failure and wait."""
         ceiling = min(self._longest, self._first * 2 ** min(self.failures, 20))
         self.failures += 1
         await asyncio.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311  # jitter, no secret
 
 
 async def until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Repeat an attempt until the database is there. What it does must be safe to repeat."""
+    """Repeat an attempt until the database is available. The attempt must be safe to repeat."""
     backoff = Backoff()
     while True:
         try:

@@ -53,7 +53,7 @@ class Rejected(EventStoreError):
     """
 
     def __init__(self, event: RecordedEvent, cause: Exception) -> None:
-        # The text of an error that nobody foresaw may hold anything, a prompt too.
+        # The text of an unexpected error may hold anything, private text too.
         self.reason = str(cause) if isinstance(cause, EventStoreError) else type(cause).__name__
         super().__init__(f"stream {event.stream_id}, version {event.version} ({event.code}): {self.reason}")
         self.event = event

@@ -1,4 +1,4 @@
-"""Identifiers of jobs, steps, artifacts and events."""
+"""Identifiers of streams and events, and whatever else needs one."""
 
 import secrets
 import time

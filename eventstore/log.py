@@ -1,4 +1,4 @@
-"""The log: one way in (`Log.commit`), and the reads."""
+"""The log: `Log.commit`, the only function that writes, and the reads."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from eventstore.schema import RELEASE
 Verdict = Literal["accepted", "already_committed", "conflict", "rejected"]
 DEFAULT_TENANT = "default"
 OPERATOR_TENANT = "_operator"
-"""Whose events tell what was done to the service itself. No key can be made for it."""
+"""The tenant of events about the service itself. No client can belong to it."""
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +96,7 @@ class Moved(msgspec.Struct, frozen=True):
     position: int
 
 
-class End(msgspec.Struct, frozen=True):
+class PartitionEnd(msgspec.Struct, frozen=True):
     """The newest event of a partition, and its chain hash; position 0 and no hash where there is none."""
 
     position: int
@@ -107,11 +107,11 @@ class Head(msgspec.Struct, frozen=True):
     """The identity of a log, and where each partition ends."""
 
     log_id: UUID
-    ends: Mapping[int, End]
+    ends: Mapping[int, PartitionEnd]
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """How the log took a batch: per stream, and per partition whose checkpoint was to move."""
+    """The outcome of a batch: per stream, and per partition whose checkpoint was to move."""
 
     streams: Mapping[UUID, Answer]
     moves: Mapping[int, Moved]
@@ -138,7 +138,7 @@ _VERDICTS: Mapping[str, Verdict] = {
 _STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
 _NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit $2"  # noqa: S608  # constants
 _STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
-_CATEGORY = "select {columns} from eventstore.events where category = '{category}' order by stream_id, version"
+CATEGORY = "select {columns} from eventstore.events where category = '{category}' order by stream_id, version"
 _PARTITIONS = f"""
 select e.* from unnest($1::smallint[], $2::bigint[]) as c (of_partition, after)
 cross join lateral (
@@ -185,11 +185,11 @@ class Log:
         return _answers(rows)
 
     async def confirm_replicated(self) -> None:
-        """Wait until all that is committed by now is on the synchronous standby, if the server must have one.
+        """Wait until all that is committed by now is on the synchronous standby, if the server has one configured.
 
-        Whoever answers for what an earlier call wrote calls this first: that call's wait may have been cut short.
+        Called before answering for what an earlier call wrote: that call's wait may have been cut short.
         """
-        # One at a time, for all who came before it began: each would keep a connection while the standby is away.
+        # One at a time, for all callers that came before it began: each holds a connection while the standby is away.
         needed = self._confirms_begun + 1
         async with self._confirming:
             if self._confirmed >= needed:
@@ -235,14 +235,14 @@ class Log:
             raise ValueError(f"{category!r} is no category")
         histories: dict[UUID, list[RecordedEvent]] = {}
         # Not as a parameter: only by a constant does the planner see that a partial index holds the category.
-        for event in recorded(await self.database.read(_CATEGORY.format(columns=COLUMNS, category=category))):
+        for event in recorded(await self.database.read(CATEGORY.format(columns=COLUMNS, category=category))):
             histories.setdefault(event.stream_id, []).append(event)
         return histories
 
     async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
         """Read at most `limit` events of each partition after its position in the cursor, in order.
 
-        Whoever must not miss any holds them against `expect_gapless`.
+        A caller that must not miss any event checks them with `expect_gapless`.
         """
         rows = await self.database.read(_PARTITIONS, list(cursor), list(cursor.values()), limit)
         batches: dict[int, list[RecordedEvent]] = {}
@@ -255,7 +255,7 @@ class Log:
         rows = await self.database.read(_HEADS)
         if not rows:
             raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
-        ends = {row["partition"]: End(row["position"], row["chain"]) for row in rows}
+        ends = {row["partition"]: PartitionEnd(row["position"], row["chain"]) for row in rows}
         return Head(rows[0]["log_id"], ends)
 
     async def chains(self, positions: Mapping[int, int]) -> dict[int, bytes]:
@@ -264,7 +264,7 @@ class Log:
         return {row["partition"]: row["chain"] for row in rows}
 
     async def report_rejection(self, stream: UUID, reader: str, version: int, reason: str) -> None:
-        """Report that a stream's history can't be read or folded, to whoever deals with it.
+        """Report that a stream's history can't be read or folded.
 
         A second report changes nothing; nor does one of a process whose release is not the schema's newest.
         """

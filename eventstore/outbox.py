@@ -19,10 +19,10 @@ from eventstore.log import Ack, Defer
 
 _MIN_MSG_ID_AGE_S = 5.0
 _UNREADABLE_CLAIMS = 3
-"""How many claims a command that can't be read is left in its queue for."""
+"""How many claims a command that can't be read stays in its queue for."""
 
 _LATE_S = 70.0
-"""When a message whose id was drawn must have been committed: no statement of the service's takes longer."""
+"""After how long a message whose id was drawn has been committed: no statement takes longer."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ C = TypeVar("C", bound=Command)
 
 
 class Claim(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
-    """A claimed command. It is ours until its visibility ends, unless extended before.
+    """A claimed command. It is this process's until its visibility ends, unless it is extended.
 
     expires: on this process's monotonic clock, when it ends at the latest if nothing extends it.
     """
@@ -102,7 +102,7 @@ class Outbox(Generic[C]):
         return claims
 
     async def extend(self, claims: Sequence[Claim[C]], visibility: float) -> list[Claim[C]]:
-        """Keep claims for `visibility` seconds more. Answers those that were lost: stop working on them."""
+        """Keep claims for `visibility` seconds more. Returns those that were lost: stop working on them."""
         rows = await self._database.call(
             "select queue, msg_id, read_ct from eventstore.extend($1, $2, $3, $4)",
             [claim.queue for claim in claims],
@@ -129,14 +129,14 @@ class Outbox(Generic[C]):
         )
 
     def _forget(self) -> None:
-        """Look from the start again: a database that was away may come from a backup, with lower ids."""
+        """Search from id 0 again: a database that was unavailable may come from a backup, with lower ids."""
         self._min_msg_ids = self._bases = self._lowest = [0] * len(self._queues)
         self._lowest_at = self._min_msg_ids_at = 0.0
 
     async def _refresh_min_msg_ids(self) -> None:
-        # A claim that starts at the first live row does not wade through dead ones. A message with a lower id may
-        # still appear (ids are drawn before commit), so the minimum is read again every few seconds, by a search from a
-        # base under which none can appear any more: what was the lowest a while ago, and is not undercut since.
+        # A claim that starts at the first live row skips the dead ones. A message with a lower id may still appear, for
+        # ids are drawn before commit: the minimum is read again every few seconds, from a base below which no id can
+        # appear any more. The base is the minimum of `_LATE_S` ago.
         now = time.monotonic()
         if now - self._min_msg_ids_at < _MIN_MSG_ID_AGE_S:
             return
@@ -149,5 +149,5 @@ class Outbox(Generic[C]):
 
 
 def _patience(visibility: float) -> float:
-    """How long to wait for an answer: a connection that went dead must not cost the leases of all that is held."""
+    """How long to wait for an answer: a dead connection must not cost the leases of all held claims."""
     return max(2.0, visibility / 4)

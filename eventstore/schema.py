@@ -1,32 +1,49 @@
-"""Installs the database schema, or lifts it from an earlier release: one command, safe to run twice and by two at once.
+"""Installs the store and an application's part of the database, or migrates them from an earlier release.
 
-    nothing there   pgmq ─▶ schema.sql
-    release n       migrations n+1 …, which change tables and views ─▶ the functions and rights of schema.sql
+    nothing there   pgmq ─▶ store.sql ─▶ the application's SQL
+    release n       migrations n+1 …, which change tables and views ─▶ the functions and rights of both files
 
-All of it in one transaction. Processes of the earlier release go on meanwhile: they wait for the locks of a moment.
+All of it in one transaction; safe to run twice, and by two processes at once. Processes of the earlier release keep
+running: they wait only while the transaction holds its locks.
 """
 
 import re
+from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 
 import asyncpg
+import msgspec
 import structlog
 
 from eventstore.database import Database, replicated
 from eventstore.errors import SchemaMissing
 
-RELEASE = 3
-"""The release of the schema that this code speaks."""
+RELEASE = 4
+"""The release of the schema that this code needs."""
 
 # Keeps two installs of one database apart; 'drfi' as an integer.
 _LOCK = 1685218921
 _HINT = "run `dreamforge schema install`"
+_GRANT = re.compile(r"^select \w+\.grant_rights\(\);", re.MULTILINE)
 _FUNCTION = re.compile(r"^create or replace function .*?\$\$;$", re.MULTILINE | re.DOTALL)
 _log = structlog.get_logger(__name__)
 
 
-async def install(database: Database, *, partitions: int = 8) -> bool:
+class Application(msgspec.Struct, frozen=True, kw_only=True):
+    """An application's part of the database, which is created after the store's.
+
+    sql: what creates it; each function by `create or replace function … $$;`, its rights by a function `grant_rights`.
+    migrations: by release, what changes the tables and views of the release before, the store's too.
+    """
+
+    sql: str = ""
+    migrations: Mapping[int, str] = {}
+
+
+_NO_APPLICATION = Application()
+
+
+async def install(database: Database, application: Application = _NO_APPLICATION, *, partitions: int = 8) -> bool:
     """Install this release's schema, or migrate to it. Answers whether anything was done.
 
     partitions: of the log, a power of two from 1 to 256, fixed for its life. Raises `SchemaMissing` if the database
@@ -41,9 +58,9 @@ async def install(database: Database, *, partitions: int = 8) -> bool:
         if installed is None:
             await _install_pgmq(connection)
             await connection.execute("select set_config('dreamforge.partitions', $1, true)", str(partitions))
-            await connection.execute(_text("schema.sql"))
+            await connection.execute(_store_sql() + application.sql)
         elif installed < RELEASE:
-            await _migrate(connection, installed)
+            await _migrate(connection, application, installed)
         else:
             raise SchemaMissing(f"the database holds schema release {installed}, this is release {RELEASE}")
     _log.info("schema installed", release=RELEASE, migrated_from=installed)
@@ -86,14 +103,14 @@ async def _installed(connection: asyncpg.Connection) -> int | None:
     return release
 
 
-async def _migrate(connection: asyncpg.Connection, installed: int) -> None:
+async def _migrate(connection: asyncpg.Connection, application: Application, installed: int) -> None:
     for release in range(installed + 1, RELEASE + 1):
-        await connection.execute(_text(f"migrations/{release:04}.sql"))
-    text = _text("schema.sql")
-    for function in _FUNCTION.findall(text):
-        await connection.execute(function)
-    await connection.execute("select eventstore.grant_rights()")
-    [recorded] = re.findall(r"^insert into eventstore\.releases .*;$", text, re.MULTILINE)
+        await connection.execute(application.migrations[release])
+    store = _store_sql()
+    for text in (store, application.sql):
+        for statement in (*_FUNCTION.findall(text), *_GRANT.findall(text)):
+            await connection.execute(statement)
+    [recorded] = re.findall(r"^insert into eventstore\.releases .*;$", store, re.MULTILINE)
     await connection.execute(recorded)
 
 
@@ -111,9 +128,5 @@ async def _install_pgmq(connection: asyncpg.Connection) -> None:
     _log.info("pgmq installed from its SQL", version=get_embedded_sql_version())
 
 
-def _text(name: str) -> str:
-    # In a wheel schema.sql lies inside the package; in a checkout at the top, where its readers look for it.
-    packaged = resources.files("eventstore") / name
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+def _store_sql() -> str:
+    return (resources.files("eventstore") / "store.sql").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ _RECHECK_S = 2.0
 _LAZY_MOVE_S = 1.0
 _LONGEST_RETRY_S = 30.0
 _TRIES = 3
-"""How often an event is rejected before it is set aside."""
+"""How often an event is rejected before `Handler.set_aside`."""
 _REJECTED_RETRY_S = 1.0
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ IsKnown = Callable[[str, int], bool]
 
 
 class SubscriptionGone(EventStoreError):
-    """Somebody took a subscription away while it ran, as the end of a rebuild does."""
+    """The subscription was removed while it ran, as the end of a rebuild does."""
 
 
 class Handler(Protocol):
@@ -40,7 +40,7 @@ class Handler(Protocol):
 
     @property
     def name(self) -> str:
-        """The subscription's name; its checkpoints bear it."""
+        """The name of the subscription and of its checkpoints."""
 
     async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
         """React to events of some partitions, and commit the writes together with the moves.
@@ -52,7 +52,7 @@ class Handler(Protocol):
         """Commit the moves alone."""
 
     async def set_aside(self, rejected: Rejected) -> bool:
-        """Get an event out of the way that `handle` has rejected several times; False if it must wait for others."""
+        """Quarantine the stream of an event that `handle` rejected several times; False if others must."""
 
 
 class PartitionCursor(msgspec.Struct):
@@ -109,7 +109,7 @@ class Subscription:
                     if backoff.failures == 0:
                         _log.warning("subscription waits for the database", error=str(error), **self._bind)
                     self.available = False
-                    # Whether the last call was written is unknown: the checkpoints know.
+                    # Unknown whether the last call was written: read the checkpoints again.
                     self.cursors.clear()
                     await backoff.wait()
                     continue
@@ -136,7 +136,7 @@ class Subscription:
     async def _load(self) -> None:
         if self._create:
             await self._log.subscribe(self._handler.name)
-        # A checkpoint that an earlier call moved may be on this server alone: nothing is built on it before.
+        # A checkpoint that an earlier call moved may be on this server alone, and on no standby.
         await self._log.confirm_replicated()
         stored = await self._checkpoints()
         self.cursors = {
@@ -146,7 +146,7 @@ class Subscription:
     async def _recheck(self) -> None:
         """A partition that another process took is tried again once its checkpoint stops moving.
 
-        One that was set back, as the swap of a rebuilt read model may do, is taken up there.
+        A checkpoint that was set back, as the swap of a rebuilt read model may do, is followed there.
         """
         now = time.monotonic()
         due = [
@@ -164,7 +164,7 @@ class Subscription:
         for cursor in due:
             position = stored[cursor.partition]
             if position > cursor.read:
-                cursor.failures, cursor.failure = 0, None  # another process got past what this one could not
+                cursor.failures, cursor.failure = 0, None  # another process handled what this one could not
             elif cursor.failure:
                 continue
             cursor.checkpoint_conflict = position != cursor.stored
@@ -195,9 +195,9 @@ class Subscription:
         except Rejected as rejected:
             await self._rejected(rejected, batches[rejected.event.partition])
             return
-        except Exception as error:  # noqa: BLE001  # a handler may break in any way; its partition waits
+        except Exception as error:  # noqa: BLE001  # a handler may raise anything; its partition waits
             if len(moves) > 1:
-                # One partition's trouble must stop that partition alone: take each by itself.
+                # An error must stop its own partition only: handle each partition alone.
                 for partition, batch in batches.items():
                     await self._handle({partition: batch})
                 return
@@ -210,20 +210,20 @@ class Subscription:
         self._advance(moves, moved)
 
     async def _halve(self, partition: int, events: Sequence[RecordedEvent]) -> None:
-        """Go up to the event that breaks the handler, so that the handler is asked about that one alone."""
+        """Handle the events before the one that the handler fails at, then that one alone."""
         middle = len(events) // 2
         await self._handle({partition: events[:middle]})
         if self.cursors[partition].read == events[middle].position - 1:
             await self._handle({partition: events[middle:]})
 
     async def _rejected(self, rejected: Rejected, batch: Sequence[RecordedEvent]) -> None:
-        """Go up to a rejected event and wait there; once it was tried often enough, have it set aside."""
+        """Handle the events before a rejected one and wait there; after enough tries, set it aside."""
         cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]
         if before:
             await self._handle({cursor.partition: before})
         if cursor.read != rejected.event.position - 1 or cursor.checkpoint_conflict:
-            return  # something else came first
+            return  # those before it were not handled
         _log.error("event rejected", error=str(rejected), exc_info=rejected.__cause__, **self._bind)
         self._stop(cursor, rejected, longest=_REJECTED_RETRY_S)
         if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):
@@ -259,7 +259,7 @@ class Subscription:
                 elif answer.verdict == "accepted":
                     cursor.stored = cursor.read = answer.position
                     cursor.moved_at = time.monotonic()
-                # A rejected one is read and folded again at once, from its checkpoint.
+                # A rejected move: read and fold again at once, from the checkpoint.
                 else:
                     cursor.read = cursor.stored
             cursor.failures, cursor.failure = 0, None

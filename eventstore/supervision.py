@@ -1,4 +1,4 @@
-"""Long-lived tasks that start again when they fail: a task that ended unseen would leave its process half alive."""
+"""Long-lived tasks that start again when they fail."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import structlog
 from eventstore.database import Backoff
 
 _REMEMBERED_S = 10.0
-"""For how long a failure shows: a task that fails whenever it has work to do must not seem well in between."""
+"""For how long a failure shows: a task that fails at each piece of work must not look healthy in between."""
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Supervised:
             began = time.monotonic()
             try:
                 await self._work()
-            except Exception as error:  # noqa: BLE001  # whatever it was, the task must go on
+            except Exception as error:  # noqa: BLE001  # the task must continue after any error
                 self._failure = f"{type(error).__name__}: {error}"
                 self._failed_at = time.monotonic()
                 _log.exception("task failed, starting it again", task=self.name)

@@ -1,4 +1,4 @@
-"""Feeds a process's live subscribers from one bounded ring, so that a thousand readers cost the database one.
+"""Feeds a process's live subscribers from one bounded ring: a thousand readers cost the database one reader.
 
 The ring holds the newest events of the log, indexed by stream and by partition. Who fell behind it reads the database
 by itself.
@@ -21,8 +21,8 @@ from eventstore.notifier import Notifier, WakeSignal
 from eventstore.supervision import Supervised
 
 _BATCH = 1000
-# Who reads the past must not keep the present waiting: a crowd of them would take every connection of the pool.
-_CATCHING_UP = 2
+# Readers of old events are limited: many at once would take every connection of the pool from the live readers.
+_MOST_CATCHING_UP = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -43,8 +43,8 @@ class Tailer:
         self._followers: dict[UUID | None, set[WakeSignal]] = {}
         self._cursor: dict[int, int] = {}
         self.task = Supervised("tailer", self._run)
-        self._streams_behind = asyncio.Semaphore(_CATCHING_UP)
-        self._behind = asyncio.Semaphore(_CATCHING_UP)
+        self._streams_behind = asyncio.Semaphore(_MOST_CATCHING_UP)
+        self._behind = asyncio.Semaphore(_MOST_CATCHING_UP)
 
     @asynccontextmanager
     async def follow(self, stream: UUID | None) -> AsyncIterator[WakeSignal]:
@@ -109,7 +109,7 @@ class Tailer:
                     grown = await self._read()
                 except (DatabaseUnavailable, LogDamaged) as error:
                     if isinstance(error, LogDamaged):
-                        self._forget()  # who stands before the gap finds it in the database, who is past it goes on
+                        self._forget()  # a follower before the gap finds it in the database; one behind it continues
                     if backoff.failures == 0:
                         _log.warning("tailer can't read the log, trying again", error=str(error))
                     await backoff.wait()
@@ -125,7 +125,7 @@ class Tailer:
         batches = await self._log.after(self._cursor, limit=_BATCH)
         grown: set[UUID | None] = {None} if batches else set()
         for partition, events in batches.items():
-            # The ring finds a position by counting, so that there must be no gap in it.
+            # The ring finds a position by counting: it must have no gap.
             expect_gapless(partition, self._cursor[partition], events)
             self._cursor[partition] = events[-1].position
             for event in events:
@@ -149,7 +149,7 @@ class Tailer:
                 del self._streams[oldest.stream_id]
 
     def _forget(self) -> None:
-        """Begin anew at the log's end."""
+        """Start again at the log's end."""
         self._ring.clear()
         self._streams.clear()
         self._partitions.clear()

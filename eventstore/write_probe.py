@@ -1,4 +1,4 @@
-"""Would a commit succeed now?"""
+"""Tests whether a commit would succeed."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ _LONGEST_S = 10.0
 
 
 class WriteProbe:
-    """Tries a commit that leaves nothing behind, when it is asked, and not more often than every two seconds.
+    """Tries a commit without data when asked, at most once in two seconds.
 
     A server that is read-only, that has no room left, or whose synchronous standby is away still answers reads.
     """
@@ -24,14 +24,14 @@ class WriteProbe:
         self._tried_at = 0.0
 
     async def check(self) -> None:
-        """Raise `EventStoreError`, with the reason, unless the newest try succeeded."""
+        """Raise `EventStoreError` with the reason, unless the newest try succeeded."""
         await self.refresh()
         if self._trying is None or not self._trying.done():
             raise DatabaseUnavailable(f"a commit did not return within {_PATIENCE_S:g} s")
         self._trying.result()
 
     async def refresh(self) -> None:
-        """Try anew, unless that was two seconds ago; takes two and a half at most."""
+        """Try again, unless the last try is less than two seconds old; takes at most two and a half seconds."""
         stale = time.monotonic() - self._tried_at >= _FRESH_S
         if self._trying is None or (self._trying.done() and stale):
             self._trying = asyncio.create_task(self._try(), name="write probe")

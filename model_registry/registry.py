@@ -20,16 +20,10 @@ from model_registry.files import HUB_NOTES, risky
 from model_registry.view import ModelView, files_digest
 from orchestrator.events.base import DomainEvent, Meta
 from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelKind, ModelRegistered, ModelVerified
-from orchestrator.events.steps import StepName
-from orchestrator.parameters import Generate, Upscale
 from orchestrator.service import event
+from orchestrator.step_kinds import STEP_KINDS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_CAPABILITIES: dict[ModelKind, list[StepName]] = {
-    "generator": ["generate"],
-    "gan-upscaler": ["upscale"],
-    "diffusion-upscaler": ["upscale"],
-}
 # Of a request, what says which model rather than what it is to do.
 _CHOICES = {"type", "model_id", "provider", "engine", "impl"}
 
@@ -78,7 +72,7 @@ def registration(
         source_uri=source_uri or path.as_uri(),
         local_path=str(path),
         files=files,
-        capabilities=_CAPABILITIES[kind],
+        capabilities=[step.name for step in STEP_KINDS.values() if kind in step.model_kinds],
         parameters_schema=default_schema(kind) if parameters_schema is None else parameters_schema,
         trusted=trust,
     )
@@ -103,7 +97,7 @@ def expect_safe(source: str, paths: Iterable[str]) -> None:
 
 def default_schema(kind: ModelKind) -> dict[str, Any]:
     """The JSON Schema of what may be asked of a model of some kind: the request's own bounds."""
-    request = Generate if kind == "generator" else Upscale
+    request = next(step.request for step in STEP_KINDS.values() if kind in step.model_kinds)
     schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
     properties = {name: value for name, value in schema["properties"].items() if name not in _CHOICES}
     required = [name for name in schema["required"] if name in properties]

@@ -2,6 +2,7 @@
 
 A tour, in reading order:
 
+- `step_kinds`       the table of the kinds of steps, and of what each needs
 - `plan`             seeds, sizes and keys of a job's items, as pure functions of its request
 - `state`            `JobState`, and `apply`, the fold of a job's history
 - `decisions`        `decide`: which events a command leads to, or why it is refused

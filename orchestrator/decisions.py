@@ -199,7 +199,7 @@ def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
                     model_sha256=command.model_sha256,
                 )
             ]
-            if step.name == "generate" or command.model_id is not None
+            if state.before(step) is None or command.model_id is not None
             else []
         ),
     ]

@@ -1,4 +1,8 @@
-"""What may be asked of each kind of step: fields, bounds and defaults. Pure."""
+"""What may be asked of generate and upscale, and what is recorded of it. Pure.
+
+`Generate` and `Upscale` are what a request may hold: fields, bounds and defaults. Recorded parameters have the same
+fields without bounds and defaults: what an earlier release accepted is read, whatever this one accepts.
+"""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -6,8 +10,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from orchestrator.events.steps import ImageFormat
-
+ImageFormat = Literal["png", "jpg"]
 Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
 Impl = Literal["auto", "image", "gan", "diffusion"]
 Engine = Literal["sdxl", "flux-srpo"]
@@ -36,12 +39,42 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: Engine | None = None
 
 
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of generate's parameters that all images of a batch have in common."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    scheduler: str | None
+
+
+class GenerateParams(SamplingParams, frozen=True, kw_only=True):
+    """What was asked of generate, defaults filled and the base seed drawn; the prompts are `Private`."""
+
+    format: ImageFormat
+    embed_metadata: bool
+    seed: int
+    count: int
+    model_id: UUID | None
+    provider: str | None
+    engine: str | None
+
+
 class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Enlarge every generated image."""
 
     scale: Scale = 2
     impl: Impl = "auto"
     strict_scale: bool = False
+
+
+class UpscaleParams(msgspec.Struct, frozen=True, kw_only=True):
+    """The upscale that was asked for."""
+
+    scale: Scale
+    impl: Impl
+    strict_scale: bool
 
 
 PARAMETERS = tuple(

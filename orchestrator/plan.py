@@ -4,12 +4,14 @@ A history replays to the same seeds and keys, since they follow from the job's f
 step) alone.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
-from orchestrator.events.jobs import GenerateParams, UpscaleParams
 from orchestrator.events.steps import StepName
+from orchestrator.step_kinds import STEP_KINDS, Size
 
 SEED_PRIME = 2**31 - 1
 """A Mersenne prime: derived seeds are 1 to this number."""
@@ -29,10 +31,14 @@ def item_seed(base: int, count: int, item_index: int) -> int:
     return 1 + (offset + stride * item_index) % SEED_PRIME
 
 
-def output_size(generate: GenerateParams, upscale: UpscaleParams | None, step: StepName) -> tuple[int, int]:
-    """Width and height in pixels of what a step writes."""
-    scale = upscale.scale if upscale is not None and step == "upscale" else 1
-    return generate.width * scale, generate.height * scale
+def output_size(parameters: Mapping[str, Any], step: StepName) -> Size:
+    """Width and height of what a step writes. parameters: of the job's steps by their names, in order."""
+    size = 0, 0
+    for name, asked in parameters.items():
+        size = STEP_KINDS[name].output_size(asked, size)
+        if name == step:
+            break
+    return size
 
 
 def object_prefix(tenant: str, job_id: UUID) -> str:
@@ -46,7 +52,7 @@ def object_key(
     step: StepName,
     started_at: datetime,
     item_index: int,
-    size: tuple[int, int],
+    size: Size,
     seed: int,
     extension: str,
 ) -> str:

@@ -24,6 +24,7 @@ from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside
 from orchestrator.service import Unreadable, append_unconditionally, readable
 from orchestrator.step_command import StepCommand
+from orchestrator.step_kinds import STEP_KINDS, select_queues
 
 T = TypeVar("T")
 
@@ -47,12 +48,7 @@ join (select partition as reached_partition, position as reached from eventstore
     on reached_partition = partition and position <= reached
 where stream_id = any ($1::uuid[]) order by stream_id, version
 """  # noqa: S608  # constants
-_HELD = """
-select 'generate' as queue, message ->> 'step_id' as step_id, vt <= clock_timestamp() as visible, enqueued_at
-from pgmq.q_generate
-union all
-select 'upscale', message ->> 'step_id', vt <= clock_timestamp(), enqueued_at from pgmq.q_upscale
-"""
+_HELD = "message ->> 'step_id' as step_id, vt <= clock_timestamp() as visible, enqueued_at"
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +88,7 @@ class OutboxReconciler:
         wanted, held = await self._compared()
         steps = {str(one.step_id) for one in wanted}
         found = []
-        for queue in ("generate", "upscale"):
+        for queue in STEP_KINDS:
             its_rows = [row for row in held if row["queue"] == queue]
             there = {row["step_id"] for row in its_rows}
             found.append(
@@ -148,7 +144,7 @@ class OutboxReconciler:
             for page in _pages(jobs):
                 rows = await connection.fetch(_REACTED, page, Orchestrator.name)
                 wanted.extend(_pending(rows, unreadable))
-            held = await connection.fetch(_HELD)
+            held = await connection.fetch(select_queues(_HELD))
         for error in unreadable:
             await self._log.report_rejection(error.job_id, "outbox", error.version, error.reason)
         return wanted, held

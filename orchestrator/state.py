@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -10,12 +11,10 @@ from msgspec.structs import replace
 from orchestrator.events.base import DecodedEvent, Meta, Private
 from orchestrator.events.jobs import (
     CancelRequested,
-    GenerateParams,
     JobCreated,
     JobErased,
     JobFinish,
     RetryRequested,
-    UpscaleParams,
 )
 from orchestrator.events.steps import (
     ArtifactRewritten,
@@ -28,6 +27,7 @@ from orchestrator.events.steps import (
     StepRetry,
     StepStart,
 )
+from orchestrator.parameters import GenerateParams
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +53,14 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
     """One job. `finished`: its outcome, None while it's open; `error`: why a step last failed for good.
 
-    `erased`: its personal text was taken away.
+    `parameters`: what was asked of each step, by its name. `erased`: its personal text was taken away.
     """
 
     job_id: UUID
     tenant: str
     version: int
     generate: GenerateParams
-    upscale: UpscaleParams | None
+    parameters: dict[str, Any]
     private: Private
     steps: tuple[StepState, ...]
     cancel_pending: bool = False
@@ -161,7 +161,7 @@ def _created(event: DecodedEvent, body: JobCreated) -> JobState:
         tenant=event.tenant,
         version=event.version,
         generate=body.generate,
-        upscale=body.upscale,
+        parameters=body.parameters(),
         private=event.private,
         steps=tuple(StepState(step_id=step.step_id, name=step.name) for step in body.steps),
         cause=event.meta,

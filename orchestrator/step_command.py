@@ -6,6 +6,7 @@ import msgspec
 
 from eventstore.outbox import Claim, Outbox
 from orchestrator.events.steps import StepName
+from orchestrator.step_kinds import expect_known
 
 
 class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +16,9 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
     step_id: UUID
     step: StepName
     version: int
+
+    def __post_init__(self) -> None:
+        expect_known(self.step)
 
     @property
     def stream(self) -> UUID:

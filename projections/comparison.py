@@ -11,7 +11,7 @@ from projections.job_view import JobView
 class Difference(msgspec.Struct, frozen=True):
     """A place of a view and what stands there in each; None where there is nothing.
 
-    path: names with dots, a step by its name and an artifact by its step and item, such as `steps.upscale.status`.
+    path: names with dots, a step by its name and an artifact by its step and item, such as `steps.generate.status`.
     """
 
     path: str

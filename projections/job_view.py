@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from eventstore.events import EventRow
 from orchestrator import codec
@@ -20,7 +20,6 @@ from orchestrator.events.steps import (
     ArtifactRewritten,
     ArtifactWritten,
     ErrorCode,
-    ImageFormat,
     ModelSelected,
     Status,
     StepError,
@@ -29,7 +28,9 @@ from orchestrator.events.steps import (
     StepRetry,
     StepStart,
 )
+from orchestrator.parameters import ImageFormat
 from orchestrator.quarantine import MARKS, mark, resumes
+from orchestrator.step_kinds import STEP_KINDS
 
 VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
@@ -232,13 +233,13 @@ def _set_aside(seen: JobView | None, event: DecodedEvent) -> JobView:
 
 
 def _created(event: DecodedEvent, body: JobCreated) -> JobView:
-    metadata = {"upscale": {"scale": body.upscale.scale, "impl": body.upscale.impl}} if body.upscale else {}
+    asked = {name: msgspec.to_builtins(params) for name, params in body.parameters().items()}
     params = {
         "type": body.type,
         "prompt": event.private.prompt,
         "negative_prompt": event.private.negative_prompt,
-        **msgspec.to_builtins(body.generate),
-        "chain": None if body.upscale is None else {"upscale": asdict(body.upscale)},
+        **asked["generate"],
+        "chain": {name: params for name, params in asked.items() if name != "generate"} or None,
     }
     return JobView(
         job_id=event.stream_id,
@@ -252,9 +253,14 @@ def _created(event: DecodedEvent, body: JobCreated) -> JobView:
         params=params,
         metadata=event.private.metadata or {},
         steps=tuple(
-            StepView(step_id=step.step_id, name=step.name, metadata=metadata.get(step.name, {})) for step in body.steps
+            StepView(step_id=step.step_id, name=step.name, metadata=_shown(step.name, asked)) for step in body.steps
         ),
     )
+
+
+def _shown(step: StepName, asked: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that a step's metadata shows."""
+    return {name: asked[step][name] for name in STEP_KINDS[step].shown}
 
 
 def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import msgspec
 
 from orchestrator.events.steps import StepName
+from orchestrator.step_kinds import default_weights
 from projections.job_view import JobView
 
 Weights = Mapping[StepName, float]
-EVEN: Weights = {"generate": 0.5, "upscale": 0.5}
 
 # What a job of one step reports as its stages: the parts in which the old service measured it.
 _SINGLE = (("queued_to_start", 0.1), ("sampling", 0.8), ("finalize", 0.1))
@@ -37,8 +37,10 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     per_step: dict[str, float] | None = None
 
 
-def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -> Progress:
-    """The sum of weight * completed / count over the steps, exactly 1.0 when every artifact exists.
+def progress(job: JobView, weights: Weights | None = None, *, per_step: bool = False) -> Progress:
+    """The sum of share * completed / count over the steps, exactly 1.0 when every artifact exists.
+
+    weights: by kind of step; those of the table unless given. A step's share is its part of the weights of all steps.
 
     The view must have been loaded with its artifacts.
     """
@@ -49,8 +51,10 @@ def progress(job: JobView, weights: Weights = EVEN, *, per_step: bool = False) -
         [total] = done.values()
         stages = [Stage(name, weight) for name, weight in _SINGLE]
     else:
-        total = 1.0 if min(done.values()) >= 1.0 else sum(weights[name] * part for name, part in done.items())
-        stages = [Stage(step.name, weights[step.name]) for step in job.steps]
+        own = {name: (weights or default_weights())[name] for name in done}
+        shares = {name: weight / (sum(own.values()) or 1.0) for name, weight in own.items()}
+        total = 1.0 if min(done.values()) >= 1.0 else sum(shares[name] * part for name, part in done.items())
+        stages = [Stage(name, share) for name, share in shares.items()]
     last = job.last_step.step_id
     items = sorted(artifact.item_index for artifact in job.artifacts if artifact.step_id == last)
     return Progress(

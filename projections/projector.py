@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.database import UNSTORABLE, Database
+from eventstore.database import UNSTORABLE_ERRORS, Database
 from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
@@ -59,7 +59,7 @@ class Projector:
                 changed.append(view)
         try:
             return await self._write(changed, moves, build)
-        except UNSTORABLE as error:
+        except UNSTORABLE_ERRORS as error:
             if len(events) > 1:
                 raise  # the subscription asks again, about fewer
             least = await self._least(kept.get(events[0].stream_id), events[0], error)

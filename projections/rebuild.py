@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from eventstore.database import UNSTORABLE, Database, Row
+from eventstore.database import UNSTORABLE_ERRORS, Database, Row
 from eventstore.events import EventRow
 from eventstore.log import Log
 from eventstore.notifier import Notifier
@@ -231,7 +231,7 @@ class Rebuild:
         try:
             async with connection.transaction():
                 await self._copy(connection, jobs)
-        except UNSTORABLE as error:
+        except UNSTORABLE_ERRORS as error:
             if len(jobs) > 1:
                 for job in jobs:
                     await self._copy_all(connection, [job])

@@ -1,12 +1,12 @@
 """Injects failures on request, so that tests can see what a failing step does.
 
-    upscale         every item of every upscale step fails
+    generate        every item of every generate step fails
     generate:2      item 2 of every generate step fails
-    upscale:0:1     item 0 fails once in each job, and works when the job is retried
-    upscale::3      in each job the first three items that are tried fail
+    generate:0:1    item 0 fails once in each job, and works when the job is retried
+    generate::3     in each job the first three items that are tried fail
     generate=oom    the engine runs out of memory at every item, instead of failing; `kill` ends its process,
                     `hang` makes it hang
-    upscale:0:1,generate=oom:1:1
+    generate:0:1,generate=oom:1:1
                     both
 
 A process counts for itself: another one, or the same one restarted, begins anew.
@@ -21,9 +21,10 @@ from uuid import UUID
 import msgspec
 
 from orchestrator.step_errors import ProviderError
+from orchestrator.step_kinds import STEP_KINDS
 
 FORM = re.compile(
-    r"(?P<step>generate|upscale)(=(?P<injected>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII
+    r"(?P<step>\w+)(=(?P<injected>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII
 )
 
 
@@ -77,10 +78,10 @@ class FaultPlan:
 
 def _fault(text: str) -> Fault:
     found = FORM.fullmatch(text)
-    if found is None:
+    if found is None or found["step"] not in STEP_KINDS:
         raise ValueError(
-            f'{text!r} is not of the form "step[:item][:times]", such as "upscale", "generate:2" or "upscale:0:1"; '
-            "steps are generate and upscale (or generate=oom, =kill, =hang), items count from 0, times from 1"
+            f'{text!r} is not of the form "step[:item][:times]", such as "generate", "generate:2" or "generate:0:1"; '
+            f"steps are {' and '.join(STEP_KINDS)} (or generate=oom, =kill, =hang), items count from 0, times from 1"
         )
     step, injected, item, times = found.group("step", "injected", "item", "times")
     return Fault(

@@ -7,19 +7,17 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from PIL import Image
 
 from artifacts.encoding import decode, encode, size_of
 from artifacts.errors import InvalidSource, ObjectChanged
 from artifacts.lineage import embed, lineage, read
 from orchestrator.events.steps import Rendering, StepName
-from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
 from runners.engines.batching import Batches, Report
-from runners.engines.protocol import Enlarge, ImageSpec, ModelRef, Pixels, Render, Sampling
+from runners.engines.protocol import ModelRef, Work
 from runners.fake_renderer import Renderer
-from runners.faults import FaultPlan, InjectedFault
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
+from runners.worker import worker
 
 T = TypeVar("T")
 
@@ -36,7 +34,6 @@ class ItemRenderer:
     """Renders the items of a runner's steps.
 
     renderer: for what needs no model. batches: for what needs one. selection: says which it is.
-    max_pixels: of an image that is read back, as a limit on decompression bombs.
     """
 
     def __init__(
@@ -45,16 +42,11 @@ class ItemRenderer:
         executor: Executor,
         selection: Selection = NO_MODELS,
         batches: Batches | None = None,
-        *,
-        faults: FaultPlan | None = None,
-        max_pixels: int = 2**26,
     ) -> None:
         self._renderer = renderer
         self._executor = executor
         self._selection = selection
         self._batches = batches
-        self._faults = faults or FaultPlan()
-        self._max_pixels = max_pixels
         self._files = ModelFiles()
 
     def expect_request(self) -> Callable[[], None]:
@@ -63,7 +55,7 @@ class ItemRenderer:
 
     async def select(self, job: JobState, step: StepState) -> Selected:
         """What is to render a step. May raise `DatabaseUnavailable`."""
-        return await self._selection.of(job, step)
+        return await worker(step.name).select(self._selection, job.parameters[step.name])
 
     def at_once(self, selected: Selected) -> int:
         """How many items of a step are worth asking for at once: while one batch is rendered the next one gathers.
@@ -81,27 +73,22 @@ class ItemRenderer:
         if selected.view is not None:
             await self._in_thread(partial(self._files.check, selected.view))
 
-    async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> RenderedImage:
-        """Render an item of a generate step. Raises `StepError`."""
-        if selected.model is None or self._batches is None:
-            body = await self._in_thread(partial(self._renderer.generate, job, item_index))
-            return self._signed(job, "generate", item_index, body, None)
-        injected = self._faults.check("generate", item_index, job.job_id)
-        work = render(selected.model, job, item_index, injected)
-        return await self._encoded(job, "generate", item_index, await self._batches.render(work, item_index, report))
-
-    async def upscale(
-        self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
+    async def render(
+        self, selected: Selected, job: JobState, step: StepName, index: int, source: bytes | None, report: Report
     ) -> RenderedImage:
-        """Upscale an item that generate wrote. Raises `StepError`."""
+        """Render an item of a step. source: the file of the step before. Raises `StepError`."""
         if selected.model is None or self._batches is None:
-            body = await self._in_thread(partial(self._renderer.upscale, job, item_index, source))
-            return self._signed(job, "upscale", item_index, body, None)
-        injected = self._faults.check("upscale", item_index, job.job_id)
-        image = partial(decode, source, self._max_pixels)
-        model = selected.model
-        work = await self._in_thread(lambda: enlarge(model, job, item_index, image(), injected))
-        return await self._encoded(job, "upscale", item_index, await self._batches.render(work, item_index, report))
+            body = await self._in_thread(partial(self._renderer.render, job, step, index, source))
+            return _signed(job, step, index, body, None)
+        request = partial(self._request, selected.model, job, step, index, source)
+        # Without a source there is nothing to wait for: the request must be made before the batch stops waiting.
+        work = request() if source is None else await self._in_thread(request)
+        pixels = await self._batches.render(work, index, report)
+        body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
+        return _signed(job, step, index, body, pixels.rendering)
+
+    def _request(self, model: ModelRef, job: JobState, step: StepName, index: int, source: bytes | None) -> Work:
+        return worker(step).request(model, self._renderer.item(job, step, index, source))
 
     async def adopted(
         self, job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
@@ -122,20 +109,15 @@ class ItemRenderer:
         if self._batches is not None:
             await self._batches.stop()
 
-    async def _encoded(self, job: JobState, step: StepName, item_index: int, pixels: Pixels) -> RenderedImage:
-        body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
-        return self._signed(job, step, item_index, body, pixels.rendering)
-
-    def _signed(
-        self, job: JobState, step: StepName, item_index: int, body: bytes, rendering: Rendering | None
-    ) -> RenderedImage:
-        """A file that says where it came from, unless that is not wanted."""
-        if job.generate.embed_metadata:
-            body = embed(body, lineage(job, step, item_index, rendering))
-        return RenderedImage(body, size_of(body), rendering)
-
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def _signed(job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None) -> RenderedImage:
+    """A file that says where it came from, unless that is not wanted."""
+    if job.generate.embed_metadata:
+        body = embed(body, lineage(job, step, index, rendering))
+    return RenderedImage(body, size_of(body), rendering)
 
 
 def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]) -> Rendering | None:
@@ -149,48 +131,6 @@ def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: 
         raise ObjectChanged(f"{where} is {image.width}x{image.height} instead of {size[0]}x{size[1]}; remove it")
     if found is None and not job.generate.embed_metadata:
         return None
-    ours = (job.job_id, item_index, step == "generate")
-    if found is None or (found.job_id, found.item_index, found.upscale is None) != ours:
+    if found is None or (found.job_id, found.item_index, found.last[0]) != (job.job_id, item_index, step):
         raise ObjectChanged(f"{where} is another image, by what its file says; remove it")
-    return found.generate.rendering if found.upscale is None else found.upscale.rendering
-
-
-def render(model: ModelRef, job: JobState, item_index: int, injected: InjectedFault | None = None) -> Render:
-    """An item of a generate step, as the engine process is asked for it."""
-    wanted = job.generate
-    sampling = Sampling(
-        model=model,
-        width=wanted.width,
-        height=wanted.height,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        scheduler=wanted.scheduler,
-    )
-    return Render(sampling=sampling, specs=[_image_spec(job, item_index, injected)])
-
-
-def enlarge(
-    model: ModelRef, job: JobState, item_index: int, image: Image.Image, injected: InjectedFault | None = None
-) -> Enlarge:
-    """An item of an upscale step, likewise. image: what generate wrote."""
-    if job.upscale is None:
-        raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
-    opaque = image.convert("RGB")
-    return Enlarge(
-        model=model,
-        scale=job.upscale.scale,
-        strict=job.upscale.strict_scale,
-        width=opaque.width,
-        height=opaque.height,
-        pixels=opaque.tobytes(),
-        spec=_image_spec(job, item_index, injected),
-    )
-
-
-def _image_spec(job: JobState, item_index: int, injected: InjectedFault | None) -> ImageSpec:
-    return ImageSpec(
-        prompt=job.private.prompt or "",
-        negative_prompt=job.private.negative_prompt,
-        seed=item_seed(job.generate.seed, job.generate.count, item_index),
-        injected=injected,
-    )
+    return found.last[1]

@@ -1,22 +1,31 @@
 """Prometheus metrics of the runners. Their names are those of the old service, so that its dashboards still work."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from orchestrator.events.base import DomainEvent
-from orchestrator.events.steps import StepFinish, StepName, StepStart
+from orchestrator.events.steps import StepFinish, StepStart
+from orchestrator.step_kinds import STEP_KINDS
 
 
-def _per_step(outcome: str, meaning: str) -> dict[StepName, Counter]:
+class _PerStep(dict[str, Counter]):
     """A counter for each kind of step, at 0 from the start."""
-    return {step: Counter(f"jobs_{step}_{outcome}_total", meaning.format(step=step)) for step in get_args(StepName)}
+
+    def __init__(self, outcome: str, meaning: str) -> None:
+        self._outcome = outcome
+        self._meaning = meaning
+        for step in STEP_KINDS:
+            self[step]
+
+    def __missing__(self, step: str) -> Counter:
+        self[step] = Counter(f"jobs_{step}_{self._outcome}_total", self._meaning.format(step=step))
+        return self[step]
 
 
-STARTED = _per_step("started", "How many attempts at {step} steps began.")
-SUCCEEDED = _per_step("succeeded", "How many {step} steps succeeded.")
-FAILED = _per_step("failed", "How many {step} steps failed for good.")
+STARTED = _PerStep("started", "How many attempts at {step} steps began.")
+SUCCEEDED = _PerStep("succeeded", "How many {step} steps succeeded.")
+FAILED = _PerStep("failed", "How many {step} steps failed for good.")
 FENCED = Counter("df_fenced_total", "How many attempts were refused what they had done, since a newer one had begun.")
 LEASES_LOST = Counter("df_leases_lost_total", "How many steps were given up since their lease had ended.")
 ENGINE_LOST = Counter("df_engine_lost_total", "How often an engine process died, or hung and was killed.")

@@ -9,14 +9,10 @@ import msgspec
 
 from model_registry.catalogue import Models
 from model_registry.files import model_files
-from model_registry.parameters import violation
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
-from orchestrator.state import JobState, StepState
-from orchestrator.step_errors import InvalidInput, ProviderError, StepError
+from orchestrator.step_errors import ProviderError, StepError
 from runners.engines.protocol import ModelRef
-
-_KINDS: dict[str, ModelKind] = {"gan": "gan-upscaler", "diffusion": "diffusion-upscaler"}
 
 
 class Selected(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,64 +30,19 @@ class Selected(msgspec.Struct, frozen=True, kw_only=True):
     problem: StepError | None = None
 
 
-RESAMPLING = Selected(engine="image", source="fake")
-
-
-def painting(job: JobState) -> Selected:
-    """The fake engine, whatever model the job names."""
-    return Selected(engine="fake", source="fake", model_id=job.generate.model_id)
-
-
 class Selection:
-    """Chooses for each step. models: None: the runner has none, and paints.
+    """What workers select from. models: None for a runner without models.
 
     default: the generator of jobs that name none: a path, or a hub's id.
     """
 
     def __init__(self, models: Models | None, *, default: str | None = None) -> None:
-        self._models = models
-        self._default = default
+        self.models = models
+        self.default = default
 
-    async def of(self, job: JobState, step: StepState) -> Selected:
-        """What renders a step. May raise `DatabaseUnavailable`."""
-        return await (self._generator(job) if step.name == "generate" else self._upscaler(job))
-
-    async def _generator(self, job: JobState) -> Selected:
-        if self._models is None:
-            return painting(job)
-        wanted = job.generate.model_id
-        if wanted is not None:
-            found = await self._models.generator(wanted)
-            if found is None:
-                problem = ProviderError(f"model {wanted} can't be used any more: it is disabled, damaged or gone")
-                return Selected(engine="diffusers", source=str(wanted), model_id=wanted, problem=problem)
-            return _selected("diffusers", found)
-        if self._default is not None:
-            return Selected(
-                engine="diffusers", source=self._default, model=ModelRef(kind="generator", path=self._default)
-            )
-        found = await self._first("generator", lambda _: True)
-        return painting(job) if found is None else _selected("diffusers", found)
-
-    async def _upscaler(self, job: JobState) -> Selected:
-        if job.upscale is None:
-            raise RuntimeError(f"job {job.job_id} has a step upscale, but no parameters for it")
-        impl = job.upscale.impl
-        if impl == "image" or (impl == "auto" and self._models is None):
-            return RESAMPLING
-        wanted = {"scale": job.upscale.scale}
-        kind = _KINDS["gan" if impl == "auto" else impl]
-        found = await self._first(kind, lambda one: violation(one.parameters_schema, wanted) is None)
-        if found is not None:
-            return _selected("gan" if impl == "auto" else impl, found)
-        if impl == "auto":
-            return RESAMPLING
-        why = "this runner has no models" if self._models is None else "see `dreamforge models add`"
-        problem = InvalidInput(f"no {kind} for scale {job.upscale.scale} is registered and enabled; {why}")
-        return Selected(engine=impl, source=impl, problem=problem)
-
-    async def _first(self, kind: ModelKind, fits: Callable[[ModelView], bool]) -> ModelView | None:
-        models = [] if self._models is None else await self._models.all()
+    async def first(self, kind: ModelKind, fits: Callable[[ModelView], bool]) -> ModelView | None:
+        """The first available model of a kind that fits. May raise `DatabaseUnavailable`."""
+        models = [] if self.models is None else await self.models.all()
         return next((one for one in models if one.kind == kind and one.available and fits(one)), None)
 
 
@@ -107,7 +58,8 @@ def model_ref(view: ModelView) -> ModelRef:
     )
 
 
-def _selected(engine: str, view: ModelView) -> Selected:
+def selected(engine: str, view: ModelView) -> Selected:
+    """A registered model, rendering with an engine."""
     return Selected(engine=engine, source=view.source_uri, model_id=view.model_id, model=model_ref(view), view=view)
 
 

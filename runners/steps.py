@@ -6,19 +6,16 @@ fold ─▶ step.start ─▶ for each item without an artifact: render, put, ar
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from artifacts.encoding import content_type
-from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, StoredObject, described
-from eventstore.database import Backoff, until_available
+from artifacts.errors import ObjectChanged, ObjectMissing
+from artifacts.object_store import ObjectStore
+from eventstore.database import until_available
 from eventstore.errors import EventStoreError
-from eventstore.ids import new_id
 from orchestrator.decisions import (
     Command,
     FailAttempt,
@@ -30,22 +27,18 @@ from orchestrator.decisions import (
     StartStep,
 )
 from orchestrator.events.base import DomainEvent
-from orchestrator.events.steps import ArtifactWritten, Rendering, StepFinish
-from orchestrator.plan import item_seed, object_key
+from orchestrator.events.steps import StepFinish
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim
-from orchestrator.step_errors import OutOfTime, ProviderError, StepError, Unexpected, classified
+from orchestrator.step_errors import OutOfTime, StepError, Unexpected, classified
 from runners import metrics
 from runners.attempt import AttemptBuffer, Failure
-from runners.item_renderer import ItemRenderer, RenderedImage
+from runners.item_renderer import ItemRenderer
 from runners.selection import Selected
+from runners.storing import UPLOADS, ImageStorage
 
 T = TypeVar("T")
-
-_UPLOADS = 4
-_METADATA_BYTES = 2**20
-"""Room beside a picture's pixels for what its file says of it; no encoding takes more than the pixels themselves."""
 
 _LOOK_S = 2.0
 """After such a silence an attempt looks whether it is wanted still: it may wait long behind others' batches."""
@@ -79,21 +72,21 @@ class StepRunner:
         self, jobs: JobService, store: ObjectStore, item_renderer: ItemRenderer, *, retry: RetryPolicy, name: str
     ) -> None:
         self._jobs = jobs
-        self._store = store
         self._item_renderer = item_renderer
         self._retry = retry
         self._name = name
         self._buffers: set[AttemptBuffer] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._storage = ImageStorage(jobs, store, item_renderer, outage_s=retry.outage_s, stopping=self._stopping)
 
     def stop(self) -> None:
         """Finish the items that are being rendered, and hand the rest back. A second call does nothing."""
-        self._stopping = True
+        self._stopping.set()
         self._item_renderer.withdraw()
 
     def give_up(self) -> None:
         """Hand back what is still being rendered, too: that costs an item's work, and no attempt."""
-        self._stopping = True
+        self._stopping.set()
         for buffer in self._buffers:
             buffer.give_up()
 
@@ -111,7 +104,7 @@ class StepRunner:
             arrived()
 
     async def _run(self, claim: StepClaim, arrived: Callable[[], None]) -> None:
-        if self._stopping:
+        if self._stopping.is_set():
             await self._jobs.settle(claim.defer(0))
             return
         found = await self._pending(claim)
@@ -257,7 +250,7 @@ class StepRunner:
             await asyncio.gather(producer, return_exceptions=True)
         # An attempt that ends early for no reason is a bug, and counts: a hand-back would come back forever.
         failure = buffer.failure or Failure(None, Unexpected(RuntimeError()))
-        if self._stopping and (buffer.failure is None or failure.cause.retryable):
+        if self._stopping.is_set() and (buffer.failure is None or failure.cause.retryable):
             await self._execute(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, failure)
@@ -271,16 +264,17 @@ class StepRunner:
         """
         at_once = self._item_renderer.at_once(selected)
         rendering = asyncio.Semaphore(at_once)
-        places = asyncio.Semaphore(at_once - 1 + _UPLOADS)
+        places = asyncio.Semaphore(at_once - 1 + UPLOADS)
         items: list[asyncio.Task[None]] = []
 
         async def produce(index: int) -> None:
             with buffer.item(index):
                 try:
-                    rendered = await self._render(state, step, selected, index, buffer)
+                    source = await self._storage.source(state, step, index)
+                    rendered = await self._item_renderer.render(selected, state, step.name, index, source, buffer)
                 finally:
                     rendering.release()
-                buffer.add(await self._put(state, step, index, rendered))
+                buffer.add(await self._storage.put(state, step, index, rendered))
             places.release()
 
         try:
@@ -291,7 +285,7 @@ class StepRunner:
                     continue
                 await places.acquire()
                 await rendering.acquire()
-                if self._stopping or buffer.failure is not None:
+                if self._stopping.is_set() or buffer.failure is not None:
                     break
                 items.append(asyncio.create_task(produce(index)))
                 # Comes after the tasks made until then have said what they want.
@@ -301,88 +295,9 @@ class StepRunner:
             for item in items:
                 item.cancel()
 
-    async def _render(
-        self, state: JobState, step: StepState, selected: Selected, index: int, buffer: AttemptBuffer
-    ) -> RenderedImage:
-        if step.name == "generate":
-            return await self._item_renderer.generate(selected, state, index, buffer)
-        parent = state.steps[0].artifacts[index]
-        written = StoredObject(parent.bytes, parent.sha256)
-        source = await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
-        return await self._item_renderer.upscale(selected, state, index, source, buffer)
-
-    async def _put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
-        generate = state.generate
-        seed = item_seed(generate.seed, generate.count, index)
-        size = rendered.size
-        if step.first_started_at is None:
-            raise RuntimeError(f"step {step.name} of job {state.job_id} writes before it started")
-        key = object_key(
-            state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
-        )
-        ours, made = described(rendered.body), rendered.rendering
-        if index in step.lost:
-            stored = ours
-            await self._put_again(state, step.artifacts[index], key, rendered)
-        else:
-            put = partial(self._store.put, key, rendered.body, content_type(generate.format))
-            stored = await self._patiently(state, put)
-        if stored != ours:
-            made = await self._adopted(state, step, index, rendered, key, stored)
-        return ArtifactWritten(
-            step_id=step.step_id,
-            step_name=step.name,
-            attempt=step.attempt,
-            item_index=index,
-            artifact_id=new_id(),
-            format=generate.format,
-            width=size[0],
-            height=size[1],
-            seed=seed,
-            s3_key=key,
-            bytes=stored.size,
-            sha256=stored.sha256,
-            rendering=made,
-        )
-
-    async def _put_again(self, state: JobState, lost: ArtifactWritten, key: str, rendered: RenderedImage) -> None:
-        """Store an image that was lost: over whatever lies under its key, which was found to be another's."""
-        if key != lost.s3_key:
-            raise ProviderError(f"{lost.s3_key} was lost, and can't be made again: the engine now makes {key}")
-        write = partial(self._store.replace, key, rendered.body, content_type(lost.format))
-        await self._patiently(state, write)
-
-    async def _adopted(
-        self, state: JobState, step: StepState, index: int, rendered: RenderedImage, key: str, stored: StoredObject
-    ) -> Rendering | None:
-        """How the image that lies under our key came about. Raises `ObjectChanged` if no attempt of ours wrote it."""
-        most = 4 * rendered.size[0] * rendered.size[1] + _METADATA_BYTES
-        if stored.size > most:
-            raise ObjectChanged(
-                f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
-            )
-        body = await self._patiently(state, partial(self._store.verified, key, stored))
-        return await self._item_renderer.adopted(state, step.name, index, body, rendered.size)
-
-    async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call while the object store is away: an outage keeps the steps waiting, and fails none for hours."""
-        deadline = time.monotonic() + self._retry.outage_s
-        backoff = Backoff()
-        while True:
-            try:
-                return await call()
-            except ObjectStoreUnavailable as error:
-                if self._stopping or time.monotonic() > deadline:
-                    raise
-                if (await self._jobs.load(state.job_id)).cancel_pending:
-                    raise
-                if backoff.failures == 0:
-                    _log.warning("object store away, the step waits", job_id=str(state.job_id), error=str(error))
-                await backoff.wait()
-
     async def _fail(self, state: JobState, claim: StepClaim, step: StepState, failure: Failure) -> None:
         _log.warning("step failed", **_of(state, step.name), error=str(failure.cause))
-        lost = await self._lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
+        lost = await self._storage.lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(
             step_id=step.step_id,
             attempt=step.attempt,
@@ -395,30 +310,6 @@ class StepRunner:
             lost=lost,
         )
         await self._execute(state, command, claim)
-
-    async def _lost(self, state: JobState, step: StepState) -> list[int]:
-        """Which images of the step before are gone from the store or changed: all of them, so that one retry is enough.
-
-        None if the store is away, or the step needs none.
-        """
-        before = state.before(step)
-        written = {} if before is None else before.artifacts
-        turns = asyncio.Semaphore(_UPLOADS)
-
-        async def is_there(item: ArtifactWritten) -> bool:
-            async with turns:
-                try:
-                    await self._store.verified(item.s3_key, StoredObject(item.bytes, item.sha256))
-                except (ObjectMissing, ObjectChanged):
-                    return False
-                return True
-
-        try:
-            there = await asyncio.gather(*map(is_there, written.values()))
-        except ObjectStoreUnavailable as error:
-            _log.warning("what is lost can't be told", job_id=str(state.job_id), error=str(error))
-            return []
-        return sorted(index for index, found in zip(written, there, strict=True) if not found)
 
 
 def _of(state: JobState, step: str) -> dict[str, str]:

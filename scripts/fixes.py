@@ -81,14 +81,14 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "04-repeated-commit-waits-for-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    if positions = old_head and moved is null then",
         "    if false then",
         "tests/flow/test_standby.py -k repeated_commit",
     ),
     Mutant(
         "04-repeated-commit-with-a-command-waits-for-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    if positions = old_head and moved is null then",
         "    if positions = old_head and moved is null and json_array_length(sends) = 0 then",
         "tests/flow/test_standby.py -k repeated_commit",
@@ -158,7 +158,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "05-older-release-reports",
-        "schema.sql",
+        "eventstore/store.sql",
         "    where by_release = (select max(release) from eventstore.releases)\n",
         "",
         "tests/store/test_rejections.py -k older",
@@ -222,7 +222,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unstorable-stops-a-partition",
         "projections/projector.py",
-        "        except UNSTORABLE as error:\n",
+        "        except UNSTORABLE_ERRORS as error:\n",
         "        except ZeroDivisionError as error:\n",
         "tests/store/test_rejections.py -k stored",
     ),
@@ -315,9 +315,9 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-described-as-asked-for",
         "runners/item_renderer.py",
-        "        return RenderedImage(body, size_of(body), rendering)",
-        "        scale = job.upscale.scale if job.upscale and step == 'upscale' else 1\n"
-        "        return RenderedImage(body, (job.generate.width * scale, job.generate.height * scale), rendering)",
+        "    return RenderedImage(body, size_of(body), rendering)",
+        "    from orchestrator.plan import output_size\n"
+        "    return RenderedImage(body, output_size(job.parameters, step), rendering)",
         "tests/store/test_stored_images.py -k described",
     ),
     Mutant(
@@ -343,7 +343,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "09-source-is-held-against-the-log",
-        "runners/steps.py",
+        "runners/storing.py",
         "partial(self._store.verified, parent.s3_key, written))",
         "partial(self._store.get, parent.s3_key))",
         "tests/store/test_stored_images.py -k replaced_source",
@@ -364,7 +364,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "10-replaced-image-is-written-over",
-        "runners/steps.py",
+        "runners/storing.py",
         "        if index in step.lost:",
         "        if False:",
         "tests/flow/test_lost_images.py",
@@ -385,7 +385,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "11-a-probe-that-writes-nothing",
-        "schema.sql",
+        "eventstore/store.sql",
         "    perform from generate_series(1, 5000);\n    perform pg_logical_emit_message(true, 'dreamforge', '');",
         "    null;",
         "tests/flow/test_writes.py -k failing",

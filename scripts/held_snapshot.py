@@ -24,9 +24,8 @@ import msgspec
 
 from api import requests
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
-from dreamforge import logs
+from dreamforge import logs, schema
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import schema
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
 from eventstore.ids import new_id
@@ -41,13 +40,11 @@ from orchestrator.service import JobService, event
 from orchestrator.state import JobState
 from projections.projector import Projector
 from runners.consumer import Consumer
-from runners.engines.fake import FakeEngine
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
-from runners.upscalers.image import ImageUpscaler
 
 IN_FLIGHT = 300
 READERS = 4
@@ -63,16 +60,12 @@ class NoPixels(Renderer):
     """Renders at once."""
 
     def __init__(self) -> None:
-        super().__init__(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
+        super().__init__(faults=FaultPlan(), max_pixels=1)
 
-    def generate(self, job: JobState, item_index: int) -> bytes:
+    def render(self, job: JobState, step: str, index: int, source: bytes | None) -> bytes:
         """Nothing worth looking at."""
-        return b"%s %d" % (job.job_id.bytes, item_index)
-
-    def upscale(self, job: JobState, item_index: int, source: bytes) -> bytes:
-        """The same."""
-        del job, item_index
-        return source
+        del step
+        return source or b"%s %d" % (job.job_id.bytes, index)
 
 
 class NoStore(ObjectStore):

@@ -26,6 +26,7 @@ import msgspec
 
 from artifacts.object_store import S3Config
 from dreamforge.embedded import EmbeddedPostgres
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.events import NewEvent
@@ -209,7 +210,7 @@ async def measure(count: int, rate: float) -> None:
         stack.push_async_callback(asyncio.to_thread, postgres.stop)
         database = Database(postgres.url, bounded=False)
         stack.push_async_callback(database.close)
-        await schema.install(database)
+        await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)
         log = Log(database)
         environ = roles_environ(postgres.url, NO_STORE)

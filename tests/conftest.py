@@ -25,6 +25,7 @@ import structlog
 
 from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
@@ -187,7 +188,7 @@ def _template(url: str) -> str:
             f"create database {TEMPLATE} template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'",
         )
         database = Database(database_named(url, TEMPLATE))
-        await schema.install(database)
+        await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)
         await database.close()
 

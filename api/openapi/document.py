@@ -12,7 +12,7 @@ from api.errors import STATUS
 from api.openapi.common import CHALLENGE, LIMITED, MISDIRECTED, NO_KEY, REQUEST_ID, REQUEST_IDS, RETRY_AFTER
 from api.openapi.vocabulary import JSON, SSE, Header, Parameter, Reply, RequestBody, Schema, ref
 from api.routing import ApiRoute
-from orchestrator import parameters
+from orchestrator.step_kinds import STEP_KINDS
 from projections.progress import Progress
 
 _DESCRIPTION = """\
@@ -61,7 +61,7 @@ _ANSWERS = (
     models.ModelDetail,
     Progress,
 )
-_REQUESTS = (requests.JobRequest, parameters.Generate, requests.PipelineUpscale)
+_REQUESTS = (requests.JobRequest, *requests.PIPELINE)
 _ERROR_HEADERS = {
     "unauthorized": CHALLENGE,
     "forbidden": CHALLENGE,
@@ -71,12 +71,6 @@ _ERROR_HEADERS = {
 # The keywords of a schema that come first, in this order.
 _KEYWORDS = ("title", "description", "type", "properties", "required")
 _SUBSCHEMAS = ("additionalProperties", "items", "propertyNames")
-_STRICT_SCALE = {
-    "not": {
-        "required": ["impl", "strict_scale"],
-        "properties": {"impl": {"const": "diffusion"}, "strict_scale": {"const": True}, "scale": {"enum": [2, None]}},
-    }
-}
 
 
 def document(routes: Iterable[ApiRoute]) -> Schema:
@@ -86,7 +80,7 @@ def document(routes: Iterable[ApiRoute]) -> Schema:
         "info": {
             "title": "Dream Forge",
             "version": "1",
-            "summary": "Image jobs: generate, then upscale.",
+            "summary": f"Image jobs: {', then '.join(STEP_KINDS)}.",
             "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -109,7 +103,8 @@ def _components() -> dict[str, Schema]:
         _forbid_nul(schema)
     job_request = requested["JobRequest"]
     job_request["properties"]["pipeline"] = {"type": "null", "description": "Its presence makes a PipelineRequest."}
-    requested["Upscale"] |= _STRICT_SCALE
+    for name, rule in requests.RULES.items():
+        requested[name] |= rule
     requested["PipelineRequest"] = _pipeline_request(job_request)
     return dict(sorted((answers | requested).items()))
 
@@ -178,7 +173,7 @@ def _forbid_nul(schema: Any) -> None:
 
 
 def _pipeline_request(job_request: Schema) -> Schema:
-    steps = [{"$ref": _REF.format(name=name)} for name in ("Generate", "PipelineUpscale")]
+    steps = [{"$ref": _REF.format(name=step.__name__)} for step in requests.PIPELINE]
     return {
         "title": "PipelineRequest",
         "description": "The same as `chain` with `impl: image`, as a list of exactly these two steps.",

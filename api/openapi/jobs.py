@@ -28,7 +28,8 @@ from api.openapi.vocabulary import (
     query,
     ref,
 )
-from orchestrator.events.steps import Status, StepName
+from orchestrator.events.steps import Status
+from orchestrator.step_kinds import STEP_KINDS
 
 _VERSION = integer(0, 2**31 - 1)
 _JOB_ID = Parameter("job_id", "path", "The job's id. An id that is not a UUID names no job: 404.", UUID)
@@ -156,7 +157,7 @@ GET_JOB = _read(
 LIST_ARTIFACTS = _read(
     "listArtifacts",
     "The images of a job",
-    parameters=[query("step", "Only those of this step.", enum(*get_args(StepName)))],
+    parameters=[query("step", "Only those of this step.", enum(*STEP_KINDS))],
     replies=answered(
         "The images so far, by step, then index.",
         "ArtifactList",

@@ -15,21 +15,8 @@ from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, complain, print_answer
 from dreamforge.client.api_client import ApiError, Client, ClientError, JsonObject, log_line
 from dreamforge.settings import Settings
+from orchestrator.parameters import Generate, Upscale
 
-_FIELDS = (
-    "prompt",
-    "negative_prompt",
-    "count",
-    "steps",
-    "guidance",
-    "scheduler",
-    "seed",
-    "format",
-    "embed_metadata",
-    "model_id",
-    "engine",
-)
-_UPSCALE_FIELDS = ("scale", "impl", "strict_scale")
 _LISTED = 20
 _RATE_PATIENCE_S = 60.0
 
@@ -186,10 +173,10 @@ def _reason(job: JsonObject) -> str:
 
 
 def _request(args: argparse.Namespace) -> JsonObject | bytes:
-    given = {name: getattr(args, name) for name in _FIELDS}
+    given = _fields(args, Generate)
     given["prompt"] = args.prompt if args.text is None else args.text
     given["width"], given["height"] = args.size or (None, None)
-    given["chain"] = _given({"upscale": _given({name: getattr(args, name) for name in _UPSCALE_FIELDS})})
+    given["chain"] = _given({"upscale": _given(_fields(args, Upscale))})
     given["metadata"] = args.metadata and dict(args.metadata)
     request = _given(given)
     if args.file is None:
@@ -198,6 +185,11 @@ def _request(args: argparse.Namespace) -> JsonObject | bytes:
         args.refuse(f"{', '.join(request)} can't be given beside --file, which is the whole request")
     body: bytes = sys.stdin.buffer.read() if args.file == arguments.STDIN else args.file.read_bytes()
     return body
+
+
+def _fields(args: argparse.Namespace, kind: type[msgspec.Struct]) -> JsonObject:
+    """The arguments that are named as the fields of a type."""
+    return {name: getattr(args, name) for name in kind.__struct_fields__ if hasattr(args, name)}
 
 
 def _given(fields: JsonObject) -> JsonObject:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="dreamforge",
-        description="Dream Forge runs image jobs: generate, then upscale.",
+        description="Dream Forge runs image jobs.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -105,7 +105,7 @@ def _add_roles(commands: "argparse._SubParsersAction[Parser]") -> None:
         "api": api,
         "orchestrator": commands.add_parser("orchestrator", help="decide what each job does next"),
         "projector": commands.add_parser("projector", help="keep the read models"),
-        "runner": commands.add_parser("runner", help="work on steps: generate and upscale images"),
+        "runner": commands.add_parser("runner", help="work on steps: render images"),
     }
     schema = commands.add_parser("schema", help="the database's schema")
     roles["install_schema"] = arguments.subcommands(schema).add_parser(

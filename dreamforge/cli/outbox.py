@@ -15,6 +15,7 @@ from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from orchestrator.reconciler import OutboxReconciler, QueueStatus
+from orchestrator.step_kinds import STEP_KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
     else:
         found, done = _asked(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
     counts = Counter(str(one.step) for one in found)
-    print_answer(args.output, found, _counted({queue: counts[queue] for queue in ("generate", "upscale")}, done))
+    print_answer(args.output, found, _counted({queue: counts[queue] for queue in STEP_KINDS}, done))
     return OK
 
 

@@ -18,10 +18,11 @@ from dreamforge.client.api_client import Client, ClientError, JsonObject
 from dreamforge.demo import contact_sheet
 from dreamforge.demo.contact_sheet import Print
 from dreamforge.demo.stack import Stack, StackError, exit_on_signals
+from orchestrator.step_kinds import STEP_KINDS
 
 HOME = Path(".demo")
 OUTPUT = Path("demo-output")
-STEPS = ("generate", "upscale")
+STEPS = FIRST, SECOND = tuple(STEP_KINDS)[:2]
 
 _PROMPT = "a lighthouse above a stormy sea at dusk"
 
@@ -42,11 +43,11 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     def request(self) -> JsonObject:
         """The job to submit."""
         fields = {name: getattr(self, name) for name in ("prompt", "count", "width", "height")}
-        return {"type": "generate", **fields, "chain": {"upscale": {"scale": self.scale}}}
+        return {"type": "generate", **fields, "chain": {SECOND: {"scale": self.scale}}}
 
     def size(self, step: str) -> tuple[int, int]:
         """The size of a step's images."""
-        factor = self.scale if step == "upscale" else 1
+        factor = self.scale if step == SECOND else 1
         return self.width * factor, self.height * factor
 
 
@@ -70,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(spec: ImageSpec, console: Console) -> None:
     """The whole story: start, submit, watch, download, check, show, stop."""
-    painted, upscaled = ("{}x{}".format(*spec.size(step)) for step in STEPS)
-    console.print(f'"{spec.prompt}": {spec.count} in {painted}, then upscaled to {upscaled}.')
+    rendered, enlarged = ("{}x{}".format(*spec.size(step)) for step in STEPS)
+    console.print(f'"{spec.prompt}": {spec.count} in {rendered}, then enlarged to {enlarged}.')
     begun = time.monotonic()
     with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
         console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
@@ -122,7 +123,7 @@ def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
 def _write_sheet(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
     labels = {step: "{} · {}x{}".format(step, *spec.size(step)) for step in STEPS}
     pairs = [
-        (Print(paths["generate", item], labels["generate"]), Print(paths["upscale", item], labels["upscale"]))
+        (Print(paths[FIRST, item], labels[FIRST]), Print(paths[SECOND, item], labels[SECOND]))
         for item in range(spec.count)
     ]
     contact_sheet.write(OUTPUT / "contact-sheet.png", spec.prompt, pairs)
@@ -137,7 +138,7 @@ def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
     )
     parser.add_argument("--prompt", default="", type=unicode_text, help="PROMPT, what to paint")
     parser.add_argument("--count", default="", help="COUNT, how many images: 1 to 100")
-    parser.add_argument("--scale", default="", help="SCALE, by how much to upscale: 2 or 4")
+    parser.add_argument("--scale", default="", help="SCALE, by how much to enlarge: 2 or 4")
     parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")
     args = parser.parse_args(argv)
     # make passes an empty text for a variable that is not given.

@@ -1,4 +1,4 @@
-"""The contact sheet: each generated image above its upscaled one, on one picture."""
+"""The contact sheet: each generated image above its enlarged one, on one picture."""
 
 from collections.abc import Sequence
 from pathlib import Path

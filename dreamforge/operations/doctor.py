@@ -19,6 +19,7 @@ from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
+from orchestrator.step_kinds import STEP_KINDS, select_queues
 from projections.projector import SHADOW
 from projections.subscription_status import subscription_statuses
 
@@ -59,7 +60,6 @@ from pg_stat_user_tables
 where schemaname in ('eventstore', 'readmodel', 'pgmq') and n_dead_tup > 50000 and n_dead_tup > 2 * n_live_tup
 order by n_dead_tup desc
 """
-_ASIDE = "select (select count(*) from pgmq.a_generate) + (select count(*) from pgmq.a_upscale) as commands"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,13 +187,14 @@ async def _queues(context: DoctorContext, name: str) -> Finding:
 
 
 async def _aside(context: DoctorContext, name: str) -> Finding:
-    [row] = await context.database.read(_ASIDE)
-    if not row["commands"]:
+    rows = await context.database.read(select_queues("count(*) as commands", "a"))
+    commands = sum(row["commands"] for row in rows)
+    if not commands:
         return Finding(check=name, state="ok", found="none")
     return Finding(
         check=name,
         state="warning",
-        found=f"{row['commands']} unreadable, in pgmq.a_generate and pgmq.a_upscale",
+        found=f"{commands} unreadable, in {' and '.join(f'pgmq.a_{step}' for step in STEP_KINDS)}",
         advice="A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
     )
 

@@ -32,10 +32,11 @@ from orchestrator.events.jobs import JobErased
 from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten
 from orchestrator.plan import object_prefix
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
+from orchestrator.step_kinds import STEP_KINDS
 from projections.rebuild import Rebuild
 
 # Commands of earlier releases carry the client's traceparent.
-_COMMANDS = ("pgmq.a_generate", "pgmq.a_upscale", "pgmq.q_generate", "pgmq.q_upscale")
+_COMMANDS = tuple(f"pgmq.{table}_{step}" for table in "aq" for step in STEP_KINDS)
 _FORGET_TRACE = "update {} set message = message - 'traceparent' where message @> $1::jsonb and message ? 'traceparent'"
 _TABLES = """
 select format('%I.%I', schemaname, tablename) as name,

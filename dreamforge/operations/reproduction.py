@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from PIL import Image, ImageChops
 from rich.table import Table
 
@@ -27,9 +26,9 @@ from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_errors import StepError
 from runners.engines.batching import Batches
-from runners.engines.protocol import ModelRef, Pixels, Work
-from runners.item_renderer import enlarge, render
+from runners.engines.protocol import ModelRef, Pixels
 from runners.selection import ModelFiles, model_ref
+from runners.worker import worker
 
 
 class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +121,7 @@ class _Again:
         self._batches = batches
         self._models = models
         self._settings = settings
-        self._fake_engine = fake_engine(settings)
+        self._renderer = fake_engine(settings)
         self._files = ModelFiles()
         self._selected = {
             (event.body.step_id, event.body.attempt): event.body
@@ -148,32 +147,18 @@ class _Again:
         return Reproduced(**told, difference=largest, pixels=pixels, environment=environment)
 
     async def _rendered(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
-        item, job = written.item_index, self._job
+        item, before = written.item_index, self._job.before(step)
         made = written.rendering
         source = None
-        if step.name == "upscale":
-            parent = job.steps[0].artifacts[item]
+        if before is not None:
+            parent = before.artifacts[item]
             source = await self._store.verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
         if made is None:
-            self._expect_painted(step, written)
-            body = (
-                self._fake_engine.generate(job, item)
-                if source is None
-                else self._fake_engine.upscale(job, item, source)
-            )
-            return self._decoded(body), None
+            self._expect_no_model(step, written)
+            return self._decoded(self._renderer.render(self._job, step.name, item, source)), None
         model = await self._model(step, written, made)
-        if source is None:
-            work: Work = replace(
-                render(model, job, item),
-                as_batch_of=made.batch_size,
-                from_index=made.batch_index,
-                measures=made.measures,
-            )
-            pixels = await self._batches.render(work, item, _Silence())
-        else:
-            work = replace(enlarge(model, job, item, self._decoded(source)), tile=made.tile)
-            pixels = await self._batches.render(work, item, _Silence())
+        work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), made)
+        pixels = await self._batches.render(work, item, _Silence())
         return self._as_written(pixels), pixels.rendering
 
     async def _model(self, step: StepState, written: ArtifactWritten, made: Rendering) -> ModelRef:
@@ -186,7 +171,7 @@ class _Again:
         self._files.check(view)
         return model_ref(view)
 
-    def _expect_painted(self, step: StepState, written: ArtifactWritten) -> None:
+    def _expect_no_model(self, step: StepState, written: ArtifactWritten) -> None:
         """Raise `StepError` if a model made an image, and it does not tell how."""
         selected = self._selected.get((step.step_id, written.attempt))
         if selected is not None and selected.engine not in {"fake", "image"}:

@@ -13,6 +13,7 @@ from dreamforge.operations.snapshot import (
     window,
 )
 from eventstore.database import Database, DatabaseWithDeadline
+from orchestrator.step_kinds import STEP_KINDS, select_queues
 from projections.subscription_status import subscription_statuses
 
 _PATIENCE_S = 5.0
@@ -58,37 +59,31 @@ cross join lateral (
 ) as open
 group by s.status
 """
-_QUEUES = """
+_QUEUES = f"""
 select queue, count(*) filter (where visible) as visible, count(*) filter (where not visible) as hidden,
     extract(epoch from clock_timestamp() - min(enqueued_at) filter (where visible))::float8 as oldest_s
-from (values ('generate'), ('upscale')) as q (queue)
-left join (
-    select 'generate' as queue, vt <= clock_timestamp() as visible, enqueued_at from pgmq.q_generate
-    union all
-    select 'upscale', vt <= clock_timestamp(), enqueued_at from pgmq.q_upscale
-) as held using (queue)
+from unnest($1::text[]) as q (queue)
+left join ({select_queues("vt <= clock_timestamp() as visible, enqueued_at")}) as held using (queue)
 group by queue order by queue
-"""
+"""  # noqa: S608  # constants
 # A hidden command is claimed, or deferred: the last that a runner told of its job says which. Those that show again
 # soonest come first, since claims are shorter than most deferrals. The case: an unreadable command names no job.
-_RUNNING = """
+_RUNNING = f"""
 select last.runner, last.recorded_at as heard_at
 from (
     select message ->> 'job_id' as job_id from (
-        select message, vt from pgmq.q_generate where vt > clock_timestamp()
-        union all
-        select message, vt from pgmq.q_upscale where vt > clock_timestamp()
+        select * from ({select_queues("message, vt")}) as held where vt > clock_timestamp()
     ) as hidden group by 1 order by min(vt) limit $1
 ) as claimed
 cross join lateral (
     select e.code, coalesce(e.data ->> 'runner', e.meta ->> 'actor') as runner, e.recorded_at
     from eventstore.events e
-    where e.stream_id = case when job_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then job_id::uuid end
+    where e.stream_id = case when job_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then job_id::uuid end
         and e.code in ('step.start', 'artifact.written', 'step.retry', 'step.finish')
     order by e.version desc limit 1
 ) as last
 where last.code in ('step.start', 'artifact.written') and last.runner is not null
-"""
+"""  # noqa: S608  # constants
 
 
 class Watch:
@@ -118,7 +113,7 @@ class Watch:
             since=since,
             events=events,
             open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS)},
-            queues=[Queue(**row) for row in await self._database.read(_QUEUES)],
+            queues=[Queue(**row) for row in await self._database.read(_QUEUES, list(STEP_KINDS))],
             running=[Running(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
             subscription_statuses=await subscription_statuses(self._database),
         )

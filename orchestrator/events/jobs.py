@@ -1,6 +1,6 @@
 """The events of a whole job, and the union of all events of a job's stream. Pure."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,7 +10,6 @@ from orchestrator.events.steps import (
     ArtifactRewritten,
     ArtifactWritten,
     EngineLost,
-    ImageFormat,
     ModelSelected,
     Outcome,
     SamplingBatch,
@@ -24,38 +23,19 @@ from orchestrator.events.steps import (
     StepStart,
     items_text,
 )
+from orchestrator.parameters import GenerateParams, UpscaleParams
+from orchestrator.step_kinds import STEP_KINDS, expect_known
 
 
-class GenerateParams(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked of generate, defaults filled and the base seed drawn; the prompts are `Private`."""
-
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    scheduler: str | None
-    format: ImageFormat
-    embed_metadata: bool
-    seed: int
-    count: int
-    model_id: UUID | None
-    provider: str | None
-    engine: str | None
-
-
-class UpscaleParams(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked of upscale."""
-
-    scale: Literal[2, 4]
-    impl: Literal["auto", "image", "gan", "diffusion"]
-    strict_scale: bool
-
-
-class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a job as planned when the job was created."""
+class PlannedStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A step of a job as planned when the job was created. params: None for generate and upscale."""
 
     step_id: UUID
     name: StepName
+    params: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        expect_known(self.name)
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +54,14 @@ class JobCreated(DomainEvent, frozen=True, kw_only=True):
     generate: GenerateParams
     upscale: UpscaleParams | None
     idempotency: Idempotency | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked of each step, by its name, in the order of the steps."""
+        own = {"generate": self.generate, "upscale": self.upscale}
+        return {
+            step.name: own.get(step.name) or msgspec.convert(step.params or {}, STEP_KINDS[step.name].recorded)
+            for step in self.steps
+        }
 
     def message(self) -> str:
         """The text of the event's log line."""

@@ -6,6 +6,7 @@ import msgspec
 
 from orchestrator.events.base import DomainEvent, Level
 from orchestrator.events.steps import StepName
+from orchestrator.step_kinds import expect_known
 
 ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
 
@@ -35,6 +36,9 @@ class ModelRegistered(DomainEvent, frozen=True, kw_only=True, omit_defaults=True
     capabilities: list[StepName]
     parameters_schema: dict[str, Any]
     trusted: bool = False
+
+    def __post_init__(self) -> None:
+        expect_known(*self.capabilities)
 
     def message(self) -> str:
         """The text of the event's log line."""

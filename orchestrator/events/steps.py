@@ -1,22 +1,22 @@
 """The events of a step: starts, progress, images, retries, and its end. Pure."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
 
 from orchestrator.events.base import DomainEvent, Level
+from orchestrator.parameters import ImageFormat
+from orchestrator.step_kinds import STEP_KINDS, expect_known
 
-StepName = Literal["generate", "upscale"]
+StepName = Annotated[str, msgspec.Meta(extra={"values": STEP_KINDS})]
+"""The name of a kind of step in the table; each type with such a field rejects other names."""
 
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
-
-
-ImageFormat = Literal["png", "jpg"]
 
 
 Measure = Literal["smaller_batch", "tiling", "offload"]
@@ -33,6 +33,9 @@ class StepEvent(DomainEvent, frozen=True, kw_only=True):
 
     step_id: UUID
     step_name: StepName = msgspec.field(name="step")
+
+    def __post_init__(self) -> None:
+        expect_known(self.step_name)
 
     @property
     def step(self) -> str:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from orchestrator.events.models import ModelKind
 from orchestrator.events.steps import ErrorCode, Measure, Memory, Rendering
+from orchestrator.parameters import SamplingParams
 from runners.faults import InjectedFault
 
 
@@ -40,15 +41,10 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     trusted: bool = False
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+class Sampling(SamplingParams, frozen=True, kw_only=True):
     """What all images of a batch have in common. Sizes in pixels; scheduler: the contract's name; None: the model's."""
 
     model: ModelRef
-    width: int
-    height: int
-    steps: int
-    guidance: float
-    scheduler: str | None
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,16 +5,15 @@ from PIL import Image
 from artifacts.errors import InvalidSource
 from orchestrator.step_errors import InvalidInput
 
+_SCALES = (2, 4)
+
 
 class ImageUpscaler:
     """Resamples with Lanczos: invents no detail, and keeps the picture's mode."""
 
-    impl = "image"
-    scales = frozenset({2, 4})
-
     def upscale(self, image: Image.Image, scale: int) -> Image.Image:
         """Return the picture, `scale` times as wide and as high."""
-        if scale not in self.scales:
+        if scale not in _SCALES:
             raise InvalidInput(f"the image upscaler enlarges by 2 or 4, not by {scale}")
         if image.mode in {"1", "P"}:  # Pillow would silently fall back to nearest-neighbour
             raise InvalidSource(f"an image of mode {image.mode!r} can't be enlarged smoothly; convert it to RGB")

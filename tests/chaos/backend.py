@@ -9,6 +9,7 @@ from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.backends import login
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from dreamforge.embedded.processes import until
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from tests.kit import SERVICE_LOGIN
@@ -47,7 +48,7 @@ class Backend:
     async def prepare(self) -> None:
         """Install the schema, the service's login and the stranger's, and make the bucket."""
         database = Database(self.url, bounded=False)
-        await schema.install(database)
+        await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)
         async with database.connection() as connection, connection.transaction():
             # One round instead of 4,096: a stranger who takes hundreds of connections shall not take all the time, too.

@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from dreamforge import schema
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import schema
 from eventstore.ids import new_id
 from eventstore.log import Batch, Send
 from eventstore.outbox import Outbox

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from PIL import Image
 
 from artifacts.object_store import S3Config
-from dreamforge import engines, roles
+from dreamforge import roles
 from dreamforge.settings import load
 from eventstore.database import Database
 from runners.consumer import visibility
-from runners.engines import ImageRequest
-from runners.engines.fake import FakeEngine
+from runners.generation import GenerateWorker
+from runners.worker import Item
 from tests.flow.test_fleet import Fleet, assert_exactly_once
 from tests.kit import Api, Metrics, Service, eventually, roles_environ
 
@@ -91,20 +91,20 @@ def test_a_killed_runners_step_starts_elsewhere_within_the_lease(
         assert_exactly_once(api.history(job_id), ITEMS)
 
 
-class SlowEngine(FakeEngine):
-    """Takes ten times the visibility for one picture."""
+def slowly(worker: GenerateWorker, item: Item) -> Image.Image:
+    """Take ten times the visibility for one picture."""
+    time.sleep(10 * visibility(SLOW_LEASE_S))
+    return RENDER(worker, item)
 
-    def render(self, request: ImageRequest) -> Image.Image:
-        """Sleep, then paint."""
-        time.sleep(10 * visibility(SLOW_LEASE_S))
-        return super().render(request)
+
+RENDER = GenerateWorker.render
 
 
 async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
     db_url: str, s3_config: S3Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a runner with a slow engine and an idle one that waits for work, then there is one attempt."""
-    monkeypatch.setattr(engines, "FakeEngine", SlowEngine)
+    monkeypatch.setattr(GenerateWorker, "render", slowly)
     environ = roles_environ(db_url, s3_config)
     settings = replace(load(environ)[0], lease_s=SLOW_LEASE_S)
     database = Database(settings.db_url or "")

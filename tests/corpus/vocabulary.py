@@ -41,8 +41,8 @@ def _described(kind: inspect.Type) -> Any:
             return {
                 "members": {one.encode_name: _described(one.type) | {"required": one.required} for one in kind.fields}
             }
-        case inspect.LiteralType():
-            return {"values": sorted(kind.values)}
+        case inspect.Metadata(extra={"values": values}) | inspect.LiteralType(values=values):
+            return {"values": sorted(values)}
         case inspect.UnionType():
             return {"any": sorted((_described(one) for one in kind.types), key=msgspec.json.encode)}
         case inspect.ListType():

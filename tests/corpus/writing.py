@@ -19,8 +19,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
+from dreamforge import schema
 from dreamforge.embedded import EmbeddedPostgres
-from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.integrity import anchors

@@ -15,9 +15,10 @@ LATER_RELEASE = '''
 """This release as a later one will be: with one more kind of event."""
 from typing import ClassVar
 import msgspec
-from eventstore import codec, events
+from orchestrator import codec
+from orchestrator.events.base import DomainEvent
 
-class JobAnnotated(events.DomainEvent, frozen=True, kw_only=True):
+class JobAnnotated(DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "job.annotated"
     def message(self):
         return "Annotated."

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from artifacts.object_store import S3Config
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import DatabaseRefused, DatabaseUnavailable
@@ -66,7 +67,7 @@ async def primary(pair: Pair) -> str:
     await connection.close()
     url = database_named(pair.url, name)
     database = Database(url)
-    await schema.install(database)
+    await install(database)
     await schema.ensure_service_login(database, *SERVICE_LOGIN)
     await database.close()
     await pair.demand()
@@ -184,7 +185,7 @@ async def test_a_repeated_install_waits_for_the_standby(primary: str, pair: Pair
     """Given a database that has the schema, then an install that does nothing waits all the same."""
     database = Database(primary)
     pair.lose()
-    assert not await expect_waits(pair, schema.install(database))
+    assert not await expect_waits(pair, install(database))
     await database.close()
 
 

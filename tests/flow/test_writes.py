@@ -8,6 +8,7 @@ import pytest
 
 from artifacts.object_store import S3Config
 from dreamforge.embedded import EmbeddedPostgres
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from tests.kit import SERVICE_LOGIN, Metrics, Service, connect, eventually, roles_environ
@@ -34,7 +35,7 @@ async def services(
 ) -> AsyncIterator[dict[str, Service]]:
     """A process of each kind on it."""
     database = Database(server)
-    await schema.install(database)
+    await install(database)
     await schema.ensure_service_login(database, *SERVICE_LOGIN)
     await database.close()
     environ = roles_environ(server, s3_config, DF_HOME=str(tmp_path_factory.mktemp("home")))

@@ -6,8 +6,9 @@ from eventstore.committer import Transition
 from eventstore.log import DEFAULT_TENANT, Append
 from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
 from orchestrator.events.base import Meta, Private
-from orchestrator.events.jobs import JobCreated, PlannedStep, UpscaleParams
+from orchestrator.events.jobs import JobCreated, PlannedStep
 from orchestrator.events.steps import Outcome, StepName
+from orchestrator.parameters import UpscaleParams
 from orchestrator.service import JobService, NoSuchJob
 from tests.kit import generate_params
 from tests.simulation.connection import SimulatedCommitter

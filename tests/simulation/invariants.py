@@ -213,7 +213,7 @@ def planned_key(state: JobState, step: StepState, item_index: int) -> str:
     generate = state.generate
     assert step.first_started_at is not None
     seed = item_seed(generate.seed, generate.count, item_index)
-    size = output_size(generate, state.upscale, step.name)
+    size = output_size(state.parameters, step.name)
     return object_key(
         state.tenant, state.job_id, step.name, step.first_started_at, item_index, size, seed, generate.format
     )

@@ -342,7 +342,7 @@ class Runner(Process):
         key = planned_key(state, step, index)
         write = self.world.storage.replace if index in step.lost else self.world.storage.put
         stored = await self._patiently(run, "put", lambda: write(key, body))
-        size = output_size(generate, state.upscale, step.name)
+        size = output_size(state.parameters, step.name)
         return ArtifactWritten(
             step_id=step.step_id,
             step_name=step.name,

@@ -1,4 +1,4 @@
-"""A database of an earlier release is lifted to this one, with its jobs in flight."""
+"""A database of an earlier release is migrated to this one, with its jobs in flight."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 from pgmq import get_embedded_install_sql
 
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
@@ -67,8 +68,8 @@ async def test_a_migrated_schema_equals_a_new_one(empty_url: str, db_url: str, r
     """Given any earlier release, then what the migrations lead to is schema.sql, to the last right and index."""
     await install_earlier(empty_url, release)
     database = Database(empty_url)
-    assert await schema.install(database)
-    assert not await schema.install(database)
+    assert await install(database)
+    assert not await install(database)
     await schema.check(database)
     await database.close()
     migrated, new = await catalog(empty_url), await catalog(db_url)
@@ -76,9 +77,10 @@ async def test_a_migrated_schema_equals_a_new_one(empty_url: str, db_url: str, r
         assert migrated[part] == rows, part
 
 
-async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
-    """Given commands, claims and checkpoints of release 1, then they stand in release 2 as they did."""
-    await install_earlier(empty_url, 1)
+@pytest.mark.parametrize("release", range(1, schema.RELEASE))
+async def test_jobs_in_flight_outlive_a_migration(empty_url: str, release: int) -> None:
+    """Given commands, claims and checkpoints of an earlier release, then they are kept as they were."""
+    await install_earlier(empty_url, release)
     database = Database(empty_url)
     await database.call("select eventstore.subscribe('orchestrator')")
     connection = await connect(empty_url)
@@ -90,13 +92,13 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str) -> None:
     moves = [Move(subscription="orchestrator", partition=partition, start=0, end=0)]
     answers = await log.commit(Batch(appends=[one], sends=sends, moves=moves))
     assert answers.moves[partition].position == 1
-    # As a runner of release 1 claims; today's asks for floors that only release 2 has.
+    # As a runner of release 1 claims; today's calls a function that only release 2 has.
     [row] = await database.call(
         "select queue, msg_id, read_ct, enqueued_at from eventstore.claim(array['generate'], array[0], 1, 60)"
     )
     claim = Claim(**row, command=command, expires=0)
 
-    assert await schema.install(database)
+    assert await install(database)
 
     assert (await log.checkpoints("orchestrator"))[partition] == 1
     assert await Outbox(database, ["generate"], step_command.decode).extend([claim], 60) == []

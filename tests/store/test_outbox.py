@@ -16,7 +16,7 @@ async def send(store: Store, count: int = 1, *, queue: str = "generate", delay: 
     commands = []
     for _ in range(count):
         one = some_append()
-        command = StepCommand(job_id=one.stream, step_id=new_id(), step=queue, version=1)  # type: ignore[arg-type]
+        command = StepCommand(job_id=one.stream, step_id=new_id(), step=queue, version=1)
         message = Send(stream=one.stream, queue=queue, message=command, delay=delay)
         await store.log.commit(Batch(appends=[one], sends=[message]))
         commands.append(command)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import SchemaMissing
@@ -14,9 +15,9 @@ from tests.kit import some_append
 async def test_parallel_and_repeated_installs_do_it_once(empty_url: str) -> None:
     """Given four processes that install at once, then one does it, and the schema is whole."""
     databases = [Database(empty_url) for _ in range(4)]
-    done = await asyncio.gather(*(schema.install(one) for one in databases))
+    done = await asyncio.gather(*(install(one) for one in databases))
     assert sorted(done) == [False, False, False, True]
-    assert await schema.install(databases[0]) is False
+    assert await install(databases[0]) is False
     one = some_append()
     assert (await Log(databases[0]).commit(Batch(appends=[one]))).streams[one.stream].committed
     for database in databases:
@@ -37,7 +38,7 @@ async def test_a_release_that_needs_newer_code_is_not_touched(db_url: str) -> No
     """Given a database of a later release that serves later code alone, then this one refuses to install or run."""
     database = Database(db_url)
     await database.call("insert into eventstore.releases (release, serves) values (99, 99)")
-    for attempt in (schema.install(database), schema.check(database)):
+    for attempt in (install(database), schema.check(database)):
         with pytest.raises(SchemaMissing, match="99"):
             await attempt
     await database.close()
@@ -55,7 +56,7 @@ async def test_a_later_release_that_still_serves_this_code_is_run_on(db_url: str
 async def test_the_number_of_partitions_is_set_at_install(empty_url: str, partitions: int) -> None:
     """Given a number of partitions, then streams spread over that many, and no more."""
     database = Database(empty_url)
-    await schema.install(database, partitions=partitions)
+    await install(database, partitions=partitions)
     log = Log(database)
     await log.commit(Batch(appends=[some_append() for _ in range(200)]))
     heads = [end.position for end in (await log.head()).ends.values()]

@@ -14,12 +14,10 @@ from orchestrator.events.steps import StepStart
 from orchestrator.service import JobService
 from orchestrator.state import JobState
 from orchestrator.step_command import StepClaim, StepCommand
-from runners.engines.fake import FakeEngine
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, job_created
 
 
@@ -44,7 +42,7 @@ class LateJobs(JobService):
 
 def runner(jobs: JobService) -> StepRunner:
     """A runner that never comes to render or store anything."""
-    renderer = Renderer(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1)
+    renderer = Renderer(faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
     retry = RetryPolicy(max_attempts=3, first_delay_s=0, longest_delay_s=0)
     return StepRunner(jobs, nothing, ItemRenderer(renderer, nothing), retry=retry, name="r")

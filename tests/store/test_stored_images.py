@@ -22,8 +22,9 @@ class Small(Hanging):
     def __init__(self) -> None:
         super().__init__(-1)
 
-    def generate(self, state: JobState, index: int) -> bytes:
-        del state, index
+    def render(self, job: JobState, step: str, index: int, source: bytes | None) -> bytes:
+        if step != "generate":
+            return super().render(job, step, index, source)
         return encode(Image.linear_gradient("L").resize((48, 40)).convert("RGB"), "png")
 
 

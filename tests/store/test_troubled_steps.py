@@ -25,14 +25,12 @@ from orchestrator.events.steps import ArtifactWritten, ErrorCode, Rendering, Ste
 from orchestrator.service import JobService, Unreadable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim, StepCommand
-from runners.engines.fake import FakeEngine
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.selection import Selected
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
-from runners.upscalers.image import ImageUpscaler
 from tests.kit import Store, event, eventually, job_created
 
 RENDERING = Rendering(engine="diffusers", device="cpu", dtype="float32", versions={}, batch_size=3, batch_index=1)
@@ -42,14 +40,14 @@ class Hanging(Renderer):
     """Renders the first items, and hangs in another until it is let go."""
 
     def __init__(self, hangs_at: int) -> None:
-        super().__init__(FakeEngine(), ImageUpscaler(), faults=FaultPlan(), max_pixels=1_000_000)
+        super().__init__(faults=FaultPlan(), max_pixels=1_000_000)
         self._hangs_at = hangs_at
         self.released = threading.Event()
 
-    def generate(self, state: JobState, index: int) -> bytes:
-        if index == self._hangs_at:
+    def render(self, job: JobState, step: str, index: int, source: bytes | None) -> bytes:
+        if step == "generate" and index == self._hangs_at:
             self.released.wait(60)
-        return super().generate(state, index)
+        return super().render(job, step, index, source)
 
 
 class Away(ObjectStore):

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from artifacts.encoding import content_type, decode, encode
 from artifacts.errors import InvalidSource
-from orchestrator.events.steps import ImageFormat
+from orchestrator.parameters import ImageFormat
 
 FORMATS: list[ImageFormat] = ["png", "jpg"]
 PLENTY = 10**6

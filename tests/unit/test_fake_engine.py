@@ -12,27 +12,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
-from runners.engines import ImageRequest
-from runners.engines.fake import FakeEngine
+from runners.engines.landscape import paint
 
 SIZES = [(16, 16), (64, 64), (1000, 37), (16, 4096), (4096, 16), (1100, 1100)]
 
 
-def request(prompt: str = "a lighthouse", seed: int = 7, size: tuple[int, int] = (64, 64)) -> ImageRequest:
-    return ImageRequest(
-        prompt=prompt,
-        negative_prompt=None,
-        width=size[0],
-        height=size[1],
-        steps=30,
-        guidance=7.0,
-        scheduler=None,
-        seed=seed,
-    )
+class Request(msgspec.Struct, frozen=True):
+    """All that a picture depends on."""
+
+    prompt: str
+    seed: int
+    size: tuple[int, int]
+
+
+def request(prompt: str = "a lighthouse", seed: int = 7, size: tuple[int, int] = (64, 64)) -> Request:
+    return Request(prompt, seed, size)
+
+
+def painted(wanted: Request) -> Image.Image:
+    return paint(wanted.prompt, wanted.seed, wanted.size)
 
 
 def render(prompt: str = "a lighthouse", seed: int = 7, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    return FakeEngine().render(request(prompt, seed, size))
+    return painted(request(prompt, seed, size))
 
 
 def contrast(image: Image.Image) -> int:
@@ -60,10 +62,10 @@ def test_same_request_gives_the_same_pixels(size: tuple[int, int]) -> None:
 def test_pixels_do_not_depend_on_the_process() -> None:
     """A redelivered step in another process, with another hash seed, owes the same bytes."""
     program = (
-        "import hashlib, sys, msgspec; from runners.engines import ImageRequest; "
-        "from runners.engines.fake import FakeEngine; "
-        "request = msgspec.json.decode(sys.argv[1], type=ImageRequest); "
-        "print(hashlib.sha256(FakeEngine().render(request).tobytes()).hexdigest())"
+        "import hashlib, json, sys; from runners.engines.landscape import paint; "
+        "wanted = json.loads(sys.argv[1]); "
+        "image = paint(wanted['prompt'], wanted['seed'], tuple(wanted['size'])); "
+        "print(hashlib.sha256(image.tobytes()).hexdigest())"
     )
     wanted = [request(prompt, size=(96, 48)) for prompt in ("a city", "forest", "mountain lake")]
     for hash_seed, one in enumerate(wanted):
@@ -71,14 +73,14 @@ def test_pixels_do_not_depend_on_the_process() -> None:
         answer = subprocess.run(
             arguments, env={"PYTHONHASHSEED": str(hash_seed)}, capture_output=True, text=True, check=True
         )
-        assert answer.stdout.strip() == hashlib.sha256(FakeEngine().render(one).tobytes()).hexdigest()
+        assert answer.stdout.strip() == hashlib.sha256(painted(one).tobytes()).hexdigest()
 
 
 def test_pixels_do_not_depend_on_the_thread() -> None:
-    engine, wanted = FakeEngine(), [request(seed=seed) for seed in range(16)]
+    wanted = [request(seed=seed) for seed in range(16)]
     with ThreadPoolExecutor(4) as threads:
-        at_once = [image.tobytes() for image in threads.map(engine.render, wanted)]
-    assert at_once == [engine.render(one).tobytes() for one in wanted]
+        at_once = [image.tobytes() for image in threads.map(painted, wanted)]
+    assert at_once == [painted(one).tobytes() for one in wanted]
 
 
 def test_pictures_stay_the_same_from_release_to_release() -> None:

@@ -18,7 +18,8 @@ from artifacts.lineage import Generated, Lineage, Upscaled, embed, lineage, para
 from dreamforge.cli import main as cli
 from eventstore.ids import new_id
 from orchestrator.events.base import Private
-from orchestrator.events.steps import ImageFormat, Rendering
+from orchestrator.events.steps import Rendering
+from orchestrator.parameters import ImageFormat
 from runners.engines.landscape import paint
 from tests.kit import History, project_root
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.events.jobs import UpscaleParams
+from orchestrator.parameters import UpscaleParams
 from orchestrator.plan import SEED_PRIME, item_seed, object_key, output_size
 from tests.kit import generate_params
 
@@ -35,10 +35,10 @@ PINNED = [1294652275, 1201280585, 1107908895]
 
 def test_the_upscaled_size_is_the_scaled_one() -> None:
     generate = generate_params(width=640, height=384)
-    upscale = UpscaleParams(scale=4, impl="auto", strict_scale=False)
-    assert output_size(generate, upscale, "generate") == (640, 384)
-    assert output_size(generate, upscale, "upscale") == (2560, 1536)
-    assert output_size(generate, None, "generate") == (640, 384)
+    asked = {"generate": generate, "upscale": UpscaleParams(scale=4, impl="auto", strict_scale=False)}
+    assert output_size(asked, "generate") == (640, 384)
+    assert output_size(asked, "upscale") == (2560, 1536)
+    assert output_size({"generate": generate}, "generate") == (640, 384)
 
 
 def test_a_key_names_tenant_job_step_start_item_size_and_seed() -> None:

@@ -1,28 +1,34 @@
-"""What clients speak to: HTTP and server-sent events. No rule about jobs lives here, and no pixel.
+"""The HTTP API and its live streams. Rules about jobs are in `orchestrator`.
 
-A tour, in reading order:
+In reading order:
 
-- `app`           the routes, and what is around them
-- `commands`      the handlers that write: submit, cancel, retry
-- `jobs`          the handlers that read jobs
-- `stream`        the live stream of a job
-- `feed`          the whole log, page by page and live
-- `anchors`       the handler of /v1/anchors
-- `projections`   the handler of /v1/projections
-- `models`        the handlers of /v1/models
-- `health`        /healthz, /readyz, /metrics
-- `requests`      a POST's body, checked and normalised: pure
-- `inputs`        parameters and bodies, as they are read off a request
-- `preferences`   `Prefer: wait`
+- `app`           all routes, and the application with its middleware
+- `routing`       a route with its scopes and its OpenAPI operation; handlers get the request and the services
+- `services`      the dependencies of the handlers
+- `access`        authentication, scopes
+- `admission`     limits on requests and open jobs
+
+Routes and handlers, by noun:
+
+- `job_commands`  submit, cancel, retry
+- `jobs`          reads of jobs
+- `job_stream`    the live stream of a job
+- `log_feed`      the whole log, page by page and live
+- `anchors`, `projections`, `models`, `health`, `docs`
+
+What they use:
+
+- `requests`      the body of POST /v1/jobs, validated and normalised: pure
+- `inputs`        parameters and bodies of requests
+- `waiting`       `Prefer: wait`
 - `cursors`       the opaque cursors of lists and of the log: pure
-- `schemas`       the type of every answer: pure
+- `stream_tokens` the tokens of browser pages for one stream
+- `schemas`       the types of answers: pure
 - `responses`     answers made from views and events: pure
-- `lines`         an event as a line of a log: pure
-- `frames`        the server-sent events: pure
-- `event_stream`  a response that goes on; heartbeats; how clients are sent away
-- `errors`        the one table of errors, and the shape of each
-- `services`      what the handlers work with, given by the composition root
-- `middleware`    request ids and the access log; `metrics` counts
-- `operations`    what OpenAPI says of each route, with `examples`; `openapi` makes the document of it and of the types,
-                  `docs` serves it
+- `log_lines`     an event as a line of a log: pure
+- `frames`        the frames of server-sent events
+- `event_stream`  the response and the route of a live stream, heartbeats
+- `errors`        the table of error codes, and the response of each
+- `middleware`    request ids, access log and headers; `metrics` counts requests, `hosts` checks Host
+- `openapi`       the OpenAPI document and the operations, with `examples`
 """

@@ -1,13 +1,12 @@
-"""Who asks, and what may be asked for.
+"""Authentication and authorisation.
 
-    request ─▶ a key, or a stream's token ─▶ the caller: a tenant and its scopes ─▶ may it? ─▶ the handler
-               401                                                                  403
+    request ─▶ API key or stream token ─▶ the caller: a tenant and its scopes ─▶ scopes of the route ─▶ handler
+               401                                                               403
 
-A tenant's requests see that tenant's things alone; everything else is not there: 404.
+A request reaches only things of the caller's tenant. Everything else is answered with 404.
 """
 
 import re
-from collections.abc import Collection, Mapping
 from typing import get_args
 from uuid import UUID
 
@@ -25,22 +24,31 @@ from eventstore.errors import EventStoreError
 from eventstore.log import DEFAULT_TENANT
 from orchestrator.events.keys import Scope
 
+Scopes = tuple[Scope, ...]
+
+PUBLIC: Scopes = ()
+ANY: Scopes = get_args(Scope)
+READ: Scopes = ("jobs", "audit")
+WRITE: Scopes = ("jobs",)
+AUDIT: Scopes = ("audit",)
+ADMIN: Scopes = ("admin",)
+
 _CHALLENGE = 'Bearer realm="Dream Forge"'
 _STREAM = "/stream"
-_READS = {"GET", "HEAD", "OPTIONS"}
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever sent a request. key_id: of the key that it bore, None where none is asked for."""
+    """The sender of a request. key_id: of its API key; None where the service requires none."""
 
     tenant: str
     scopes: frozenset[Scope]
     key_id: UUID | None = None
 
 
-EVERYBODY = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(get_args(Scope)))
-"""The caller of every request where no keys are asked for."""
+ANONYMOUS = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(ANY))
+"""The caller of every request where the service requires no keys."""
 
 
 def caller(request: Request) -> Caller:
@@ -49,43 +57,48 @@ def caller(request: Request) -> Caller:
     return found
 
 
-async def key_active(services: Services, asker: Caller) -> bool:
-    """Does the key of a caller, who was let in, still open anything? Where no keys are asked for, always."""
-    if services.keys is None or asker.key_id is None:
+async def key_active(services: Services, sender: Caller) -> bool:
+    """Whether an authenticated caller's key is still valid; always true where no keys are required."""
+    if services.keys is None or sender.key_id is None:
         return True
-    return await services.keys.active(asker.key_id) is not None
+    return await services.keys.active(sender.key_id) is not None
 
 
 class Authentication:
-    """Finds out who sends each request to /v1, and counts it against the tenant's rate."""
+    """Middleware: finds the caller of each request to /v1, and applies the tenant's request rate."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._services = services
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Run one request, if its sender is known."""
+        """Handle one connection."""
+        app: ASGIApp | None = None
         if scope["type"] == "http" and (scope["path"] == "/v1" or scope["path"].startswith("/v1/")):
-            try:
-                scope["state"]["caller"] = await self._caller(scope)
-                self._pace(scope)
-            except ApiError as error:
-                await errors.respond(Request(scope), error)(scope, receive, send)
-                return
-            except EventStoreError as error:
-                response = await errors.on_store_error(Request(scope), error)
-                if scope["path"].endswith(_STREAM):  # on which any status but 200 makes an EventSource give up
-                    response = Response(frames.come_back(), media_type="text/event-stream")
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            app = await self._rejection(scope)
+        await (app or self._app)(scope, receive, send)
+
+    async def _rejection(self, scope: Connection) -> Response | None:
+        """The response to a request that is rejected; None if it may go on."""
+        streams = scope["path"].endswith(_STREAM)
+        try:
+            found = scope["state"]["caller"] = await self._caller(scope)
+            if not streams:  # `StreamEndpoint` counts requests for streams and answers them in its own way
+                self._services.admission.count_request(found.tenant)
+        except ApiError as error:
+            return errors.respond(Request(scope), error)
+        except EventStoreError as error:
+            response = await errors.on_store_error(Request(scope), error)
+            # An EventSource stops for good at any status but 200.
+            return Response(frames.reconnect_later(), media_type="text/event-stream") if streams else response
+        return None
 
     async def _caller(self, scope: Connection) -> Caller:
         keys = self._services.keys
         headers = Headers(scope=scope)
         if keys is None:
-            self._refuse_strange_pages(scope, headers)
-            return EVERYBODY
+            self._reject_cross_origin(scope, headers)
+            return ANONYMOUS
         given = headers.getlist("authorization")
         if not given:
             return await self._by_token(scope)
@@ -95,14 +108,14 @@ class Authentication:
             raise _unauthorized("This API key is unknown or was revoked.", given=True)
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)
 
-    def _refuse_strange_pages(self, scope: Connection, headers: Headers) -> None:
-        """Where nothing else is asked for, any page that a browser shows could post to a service on its machine.
+    def _reject_cross_origin(self, scope: Connection, headers: Headers) -> None:
+        """Reject unsafe requests from pages of other origins: without keys, any web page could post to a local service.
 
-        A browser names the page's origin with such a request, and no other client does (Fetch Standard, section 3.2).
+        Browsers send the page's origin with such requests; other clients send none (Fetch Standard, section 3.2).
         """
         origin = headers.get("origin")
         allowed = self._services.config.cors_origins
-        if scope["method"] in _READS or origin is None or not {origin, "*"}.isdisjoint(allowed):
+        if scope["method"] in _SAFE_METHODS or origin is None or not {origin, "*"}.isdisjoint(allowed):
             return
         if origin not in {f"{kind}://{headers.get('host')}" for kind in ("http", "https")}:
             raise ApiError(
@@ -112,7 +125,7 @@ class Authentication:
             )
 
     async def _by_token(self, scope: Connection) -> Caller:
-        """A browser's EventSource can set no headers: it shows a token for the one stream that it reads."""
+        """The caller of a job's stream by its token. A browser's EventSource can't send an Authorization header."""
         path = _TOKEN_PATH.fullmatch(scope["path"])
         token = QueryParams(scope["query_string"]).get("access_token")
         if path is None or token is None:
@@ -125,28 +138,22 @@ class Authentication:
             raise _unauthorized("There is no API key behind this token, or it was revoked.", given=True)
         return found
 
-    def _pace(self, scope: Connection) -> None:
-        if not scope["path"].endswith(_STREAM):  # streams answer too many requests in their own way
-            self._services.admission.pace(scope["state"]["caller"].tenant)
-
 
 class Guard:
-    """The endpoint of a route, for callers who have one of the scopes that its method takes."""
+    """Middleware of a route: the caller needs one of its scopes."""
 
-    def __init__(self, app: ASGIApp, needs: Mapping[str, Collection[Scope]]) -> None:
+    def __init__(self, app: ASGIApp, scopes: Scopes) -> None:
         self._app = app
-        self._needs = needs
+        self._scopes = scopes
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Run one request, if its caller may send it."""
+        """Handle one request."""
         found: Caller = scope["state"]["caller"]
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        names = list(self._needs[method])
-        if found.scopes.isdisjoint(names):
+        if found.scopes.isdisjoint(self._scopes):
             raise ApiError(
                 "forbidden",
-                f"This API key lacks the scope {' or '.join(names)}.",
-                {"field": "Authorization", "scopes": names},
+                f"This API key lacks the scope {' or '.join(self._scopes)}.",
+                {"field": "Authorization", "scopes": list(self._scopes)},
                 {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope"'},
             )
         await self._app(scope, receive, send)

@@ -1,26 +1,31 @@
-"""The handler of /v1/anchors, and what it answers. Anchors are signed by the orchestrator or the command line alone."""
+"""The route of anchors, and its answer type."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import AUDIT
 from api.inputs import whole_number
+from api.openapi.log import LIST_ANCHORS
 from api.responses import json_response
+from api.routing import get
 from api.schemas import Answer
 from api.services import Services
 from eventstore.integrity.anchors import Anchor
 from projections.anchor_queries import newest
 
-_MOST = 200
+_MAX_ANCHORS = 200
 
 
 class AnchorList(Answer, frozen=True, kw_only=True):
-    """The last anchors, the newest first. Each is to the letter what `dreamforge audit verify --anchor` reads."""
+    """The last anchors, the newest first. `dreamforge audit verify --anchor` reads each as it stands."""
 
     items: list[Anchor]
 
 
-async def list_anchors(request: Request) -> Response:
-    """GET /v1/anchors: those of the log, for every tenant: they hold positions and hashes alone."""
-    services: Services = request.app.state.services
-    limit = whole_number(request, "limit", default=50, least=1, most=_MOST)
+async def list_anchors(request: Request, services: Services) -> Response:
+    """GET /v1/anchors: the same for every tenant, since anchors contain only positions and hashes."""
+    limit = whole_number(request, "limit", default=50, least=1, most=_MAX_ANCHORS)
     return json_response(AnchorList(items=await newest(services.log, limit)))
+
+
+ROUTES = [get("/v1/anchors", list_anchors, AUDIT, LIST_ANCHORS)]

@@ -1,6 +1,6 @@
-"""The routes, and who may use each."""
+"""The routes of all modules, and the application with its middleware."""
 
-from typing import Any
+from functools import cache
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -8,90 +8,66 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
-from api import anchors, commands, docs, feed, job_stream, jobs, models, projections, schemas
-from api.access import Authentication, Guard
+from api import anchors, docs, health, job_commands, job_stream, jobs, log_feed, models, projections, schemas
+from api.access import ANY, PUBLIC, Authentication
 from api.errors import HANDLERS
-from api.health import Health, healthz, metrics, readyz
+from api.health import Health
 from api.hosts import HostCheck, Hosts
 from api.metrics import RequestMetrics
-from api.middleware import AcceptedEncoding, RelativeRedirects, RequestIds, SecurityHeaders
-from api.operations import OPERATIONS
+from api.middleware import AcceptedEncoding, OnStart, RequestIds, relative_redirect, security_headers
+from api.openapi import service as described
+from api.openapi.document import encoded
 from api.responses import json_response
+from api.routing import ApiRoute, get
 from api.services import Services
-from api.sse import Endpoint, StreamEndpoint
 
-_GZIP_FROM = 1000
+_GZIP_MIN_BYTES = 1000
 _EXPOSED = ["ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"]
 
 
-async def service(_request: Request) -> Response:
-    """GET /v1/: who answers."""
+async def service(_request: Request, _services: Services) -> Response:
+    """GET /v1/: the service's name."""
     return json_response(schemas.Service())
 
 
-async def _jobs(request: Request) -> Response:
-    # One route: of two with the same path, Starlette would name the first one's methods alone in Allow.
-    return await (commands.create if request.method == "POST" else jobs.list_jobs)(request)
+async def openapi(_request: Request) -> Response:
+    """GET /openapi.json."""
+    return Response(_document(), media_type="application/json")
 
 
-def _guarded(path: str, endpoint: Any, methods: list[str] | None = None) -> Route:
-    """A route for callers with one of the scopes that the table of operations asks for."""
-    route = Route(path, endpoint, methods=methods)
-    route.app = Guard(route.app, {one.method: one.scopes for one in OPERATIONS if one.path == path})
-    return route
+@cache
+def _document() -> bytes:
+    return encoded(ROUTES)
 
 
-def _streaming(path: str, kind: str, opens: Endpoint) -> Route:
-    """A route of a stream, which has no HEAD."""
-    route = _guarded(path, StreamEndpoint(kind, opens))
-    route.methods = {"GET"}
-    return route
-
-
-HEALTH_ROUTES = [
-    Route("/healthz", healthz),
-    Route("/readyz", readyz),
-    Route("/metrics", metrics),
-]
 ROUTES = [
-    _guarded("/v1/", service),
-    _guarded("/v1/jobs", _jobs, methods=["GET", "POST"]),
-    _guarded("/v1/jobs/{job_id}", jobs.show),
-    _guarded("/v1/jobs/{job_id}/artifacts", jobs.artifacts),
-    _guarded("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", jobs.content),
-    _guarded("/v1/jobs/{job_id}/cancel", commands.cancel, methods=["POST"]),
-    _guarded("/v1/jobs/{job_id}/progress", jobs.progress),
-    _streaming("/v1/jobs/{job_id}/progress/stream", "job", job_stream.stream),
-    _guarded("/v1/jobs/{job_id}/events", jobs.events),
-    _guarded("/v1/jobs/{job_id}/logs", jobs.logs),
-    _guarded("/v1/jobs/{job_id}/retry", commands.retry, methods=["POST"]),
-    _guarded("/v1/jobs/{job_id}/stream_token", commands.stream_token, methods=["POST"]),
-    _guarded("/v1/events", feed.page),
-    _streaming("/v1/events/stream", "log", feed.stream),
-    _guarded("/v1/anchors", anchors.list_anchors),
-    _guarded("/v1/projections", projections.list_projections),
-    _guarded("/v1/models", models.list_models),
-    _guarded("/v1/models/{model_id}", models.show),
-    *HEALTH_ROUTES,
-    Route("/", docs.home),
-    Route("/openapi.json", docs.document),
-    Route("/docs", docs.page),
+    get("/v1/", service, ANY, described.GET_SERVICE),
+    *jobs.ROUTES,
+    *job_commands.ROUTES,
+    *job_stream.ROUTES,
+    *log_feed.ROUTES,
+    *anchors.ROUTES,
+    *projections.ROUTES,
+    *models.ROUTES,
+    *health.ROUTES,
+    *docs.ROUTES,
+    ApiRoute("GET", "/openapi.json", openapi, PUBLIC, described.GET_OPENAPI),
 ]
 
 
-def build(services: Services, health: Health) -> ASGIApp:
-    """The ASGI application."""
+def build(services: Services, process_health: Health) -> ASGIApp:
+    """The ASGI application of the API."""
     starlette = Starlette(
         routes=[*ROUTES, Mount("/docs/assets", docs.assets())],
         middleware=[Middleware(Authentication, services=services)],
         exception_handlers=HANDLERS,
     )
     starlette.state.services = services
-    starlette.state.health = health
-    app: ASGIApp = AcceptedEncoding(GZipMiddleware(starlette, minimum_size=_GZIP_FROM))
+    starlette.state.health = process_health
+    app: ASGIApp = AcceptedEncoding(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,
@@ -103,13 +79,14 @@ def build(services: Services, health: Health) -> ASGIApp:
     return _observed(app, services.config.hosts)
 
 
-def build_health(health: Health, hosts: Hosts) -> ASGIApp:
-    """The application of a role that serves nothing else."""
-    starlette = Starlette(routes=HEALTH_ROUTES, exception_handlers=HANDLERS)
-    starlette.state.health = health
+def build_health(process_health: Health, hosts: Hosts) -> ASGIApp:
+    """The ASGI application of a role without an API: health and metrics only."""
+    starlette = Starlette(routes=health.ROUTES, exception_handlers=HANDLERS)
+    starlette.state.health = process_health
     return _observed(starlette, hosts)
 
 
 def _observed(app: ASGIApp, hosts: Hosts) -> ASGIApp:
-    # Around everything: an answer of 500, too, is counted, and must carry its request's id.
-    return RequestIds(SecurityHeaders(RequestMetrics(HostCheck(RelativeRedirects(app), hosts))))
+    # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
+    checked = HostCheck(OnStart(app, relative_redirect), hosts)
+    return RequestIds(OnStart(RequestMetrics(checked), security_headers))

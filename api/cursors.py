@@ -1,4 +1,4 @@
-"""The opaque cursors that clients carry. Pure. Every decoder raises ValueError for a text that it did not write."""
+"""The opaque cursors of clients. Pure. Every decoder raises ValueError for a text that its encoder did not write."""
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -9,24 +9,24 @@ from uuid import UUID
 import msgspec
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FORM = b"\x01"
+_FORMAT = b"\x01"
 _LINK_BYTES = 6
 
 
 class JobsCursor(msgspec.Struct, frozen=True):
-    """Where a list of jobs, the newest first, goes on: after this one."""
+    """The last job of a page of jobs, the newest first."""
 
     created_at: datetime
     job_id: UUID
 
     def encode(self) -> str:
-        """The cursor as clients get it."""
+        """The cursor as text."""
         micros = (self.created_at - _EPOCH) // timedelta(microseconds=1)
         return _text(micros.to_bytes(8, "big", signed=True) + self.job_id.bytes)
 
     @classmethod
     def decode(cls, text: str) -> "JobsCursor":
-        """The cursor that a client gives back."""
+        """The cursor of a text."""
         raw = _bytes(text)
         if len(raw) != 24:
             raise ValueError("a cursor of this list has 24 bytes")
@@ -38,7 +38,7 @@ class JobsCursor(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The newest event of a partition that a client has seen. link: the beginning of its chain hash; none at 0."""
+    """The newest event of a partition that a client has seen. link: the first bytes of its chain hash; empty at 0."""
 
     position: int
     link: bytes
@@ -49,15 +49,14 @@ class Mark(msgspec.Struct, frozen=True):
         return cls(position, chain[:_LINK_BYTES])
 
     def matches(self, chain: bytes | None) -> bool:
-        """Is the event at this position, whose chain hash is given, the one that was seen?"""
+        """Whether the event that the client has seen has this chain hash. chain: of the event now at this position."""
         return self.position == 0 or (chain is not None and chain.startswith(self.link))
 
 
 class LogCursor:
-    """How far a client has read the whole log: a mark for each partition, of this very log.
+    """A client's place in the whole log: the log's id, and a mark for each partition.
 
-    The links tell a log that was set back, by a restore say, from the one that was read: its positions are in use
-    again, by other events.
+    The links detect a log that was restored from a backup, where other events have the same positions.
     """
 
     def __init__(self, log_id: UUID, marks: Mapping[int, Mark]) -> None:
@@ -70,8 +69,8 @@ class LogCursor:
         return {partition: mark.position for partition, mark in self.marks.items()}
 
     def encode(self) -> str:
-        """The cursor as clients get it."""
-        parts = [_FORM, self.log_id.bytes]
+        """The cursor as text."""
+        parts = [_FORMAT, self.log_id.bytes]
         for partition in range(len(self.marks)):
             mark = self.marks[partition]
             parts += [_varint(mark.position), mark.link]
@@ -79,9 +78,9 @@ class LogCursor:
 
     @classmethod
     def decode(cls, text: str) -> "LogCursor":
-        """The cursor that a client gives back."""
+        """The cursor of a text."""
         raw = _bytes(text)
-        if raw[:1] != _FORM or len(raw) < 17:
+        if raw[:1] != _FORMAT or len(raw) < 17:
             raise ValueError("no cursor of the log")
         marks: list[Mark] = []
         at = 17

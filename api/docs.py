@@ -1,10 +1,6 @@
-"""The OpenAPI document as it is served, and a page that shows it.
-
-The page's files come from a package, none from another server, so that it works without a network.
-"""
+"""A page that shows the OpenAPI document. Its files come from a package, so it works without a network."""
 
 from base64 import b64encode
-from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from api import openapi
+from api.access import PUBLIC
+from api.openapi.service import GET_DOCS, GET_HOME
+from api.routing import ApiRoute
 
 _PAGE = """\
 <!doctype html>
@@ -36,20 +34,15 @@ _START = (
     'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true, tryItOutEnabled: true, '
     "validatorUrl: null});"
 )
-# Of scripts, the page's own files and this one line; styles Swagger UI sets everywhere.
+# Scripts: the page's own files and this one line. Swagger UI sets inline styles.
 _POLICY = (
     f"default-src 'none'; script-src 'self' 'sha256-{b64encode(sha256(_START.encode()).digest()).decode()}'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 
 
-async def document(_request: Request) -> Response:
-    """GET /openapi.json."""
-    return Response(_document(), media_type="application/json")
-
-
 async def home(_request: Request) -> Response:
-    """GET /: what a browser shows of the service."""
+    """GET /: to the page."""
     return RedirectResponse("/docs")
 
 
@@ -59,13 +52,14 @@ async def page(_request: Request) -> Response:
 
 
 def assets() -> StaticFiles:
-    """Swagger UI's own files. The package that holds them is found, not imported: it would bring a web framework."""
+    """Swagger UI's files. Their package is not imported, since it would import Flask."""
     package = find_spec("flask_swagger_ui")
     if package is None or package.origin is None:
         raise RuntimeError("the package flask-swagger-ui is missing; install dream-forge with its dependencies")
     return StaticFiles(directory=Path(package.origin).parent / "dist")
 
 
-@cache
-def _document() -> bytes:
-    return openapi.encoded()
+ROUTES = [
+    ApiRoute("GET", "/", home, PUBLIC, GET_HOME),
+    ApiRoute("GET", "/docs", page, PUBLIC, GET_DOCS),
+]

@@ -1,4 +1,4 @@
-"""The one table of errors, and the shape that each has.
+"""The table of error codes, and the response of each.
 
 {"code", "message", "details"?, "correlation_id", "detail": {code, message, details}}
 """
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
-from api.responses import json_response
+from api.responses import copied, json_response
 from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
 
@@ -30,13 +30,13 @@ STATUS = {
     "infra_unavailable": 503,
     "internal": 500,
 }
-_LONGEST_FIELD = 200
+_MAX_FIELD_LENGTH = 200
 _CODES = {status: code for code, status in STATUS.items()}
 _log = structlog.get_logger(__name__)
 
 
 class ApiError(Exception):
-    """An error that the client is told of. details: names the field, for invalid input."""
+    """An error that is reported to the client. details: names the field, for invalid input."""
 
     def __init__(
         self,
@@ -53,51 +53,47 @@ class ApiError(Exception):
 
 
 def invalid(field: str, reason: str, **more: object) -> ApiError:
-    """What is wrong with one field of a request. The field's name may be the client's own, of any length."""
-    field = field[:_LONGEST_FIELD]
+    """An error in one field of a request. The client may have made up the field's name, of any length."""
+    field = field[:_MAX_FIELD_LENGTH]
     return ApiError("invalid_input", f"{field}: {reason}", {"field": field, "reason": reason, **more})
 
 
 def not_found(what: str) -> ApiError:
-    """There is no such thing, or it is not the caller's."""
+    """The thing does not exist, or belongs to another tenant."""
     return ApiError("not_found", f"There is no {what}.")
 
 
 def unavailable() -> ApiError:
-    """The database or the queue can't be reached."""
+    """The database can't be reached."""
     return ApiError(
         "infra_unavailable", "The database can't be reached at the moment; try again.", headers={"Retry-After": "2"}
     )
 
 
 def respond(request: Request, error: ApiError) -> Response:
-    """The response that tells of an error."""
+    """The response that reports an error."""
     details = None if error.details is None else dict(error.details)
-    detail = ErrorDetail(code=error.code, message=error.message, details=details)
-    body = Error(**asdict(detail), correlation_id=request.state.request_id, detail=detail)
+    detail = copied(error, ErrorDetail, details=details)
+    body = copied(detail, Error, correlation_id=request.state.request_id, detail=detail)
     return json_response(body, STATUS[error.code], error.headers)
 
 
-async def on_api_error(request: Request, error: Exception) -> Response:
+async def on_api_error(request: Request, error: ApiError) -> Response:
     """Handler of `ApiError`."""
-    if not isinstance(error, ApiError):
-        raise error
     return respond(request, error)
 
 
-async def on_store_error(request: Request, error: Exception) -> Response:
-    """Handler of `EventStoreError`: the database is away, or not as it should be."""
+async def on_store_error(request: Request, error: EventStoreError) -> Response:
+    """Handler of `EventStoreError`: the database can't be reached, or is not as expected."""
     _log.warning("request failed", error=str(error), path=request.url.path)
     return respond(request, unavailable())
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handler of the framework's own errors: unknown routes and methods."""
-    if not isinstance(error, HTTPException):
-        raise error
+async def on_http_error(request: Request, error: HTTPException) -> Response:
+    """Handler of Starlette's own errors: unknown routes and methods."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers.setdefault("Allow", "GET, HEAD")  # static files don't say
+        headers["Allow"] = ", ".join(_methods(request))
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
     code = _CODES.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal")
@@ -108,8 +104,17 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     return respond(request, ApiError(code, message, headers=headers))
 
 
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes with this path. Static files, which have no such route, take GET and HEAD.
+
+    Starlette's own Allow header names the methods of the first route only.
+    """
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in getattr(route, "methods", ())} or {"GET", "HEAD"})
+
+
 async def on_bug(request: Request, _error: Exception) -> Response:
-    """Handler of everything else: a bug, of which the client learns nothing but the correlation id."""
+    """Handler of all other errors, which are bugs: the client gets nothing but the request's id."""
     return respond(request, ApiError("internal", "Something went wrong on our side; it was logged."))
 
 

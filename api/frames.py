@@ -1,7 +1,7 @@
-"""The server-sent events (WHATWG HTML, section 9.2).
+"""The frames of server-sent events (WHATWG HTML, section 9.2).
 
-Frames are `event:`, `data:`, `id:`, in this order, with LF. Only events of the log carry an id, so that a resume by
-Last-Event-ID can skip nothing.
+A frame has the lines `event:`, `data:`, `id:`, in this order, ended with LF. Only events of the log have an id, so a
+client that resumes by Last-Event-ID misses none.
 """
 
 import random
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from api import lines
+from api.log_lines import compact_data, event_fields, head
 from api.responses import log_event
 from eventstore.events import RecordedEvent
 from orchestrator import codec
@@ -18,63 +18,55 @@ from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"
 RETRY_MS = 2000
+_ARTIFACT_FIELDS = ("item_index", "artifact_id", "s3_key", "format", "width", "height", "seed")
 
 
 def retry(millis: int) -> bytes:
-    """How long a client waits before it comes back: a line that begins a block, or ends a stream.
+    """The client's reconnection delay, as a line at the beginning of a frame or the end of a stream.
 
-    As a block of its own it would be an event with empty data to some clients.
+    In a frame of its own, some clients would read it as an event with empty data.
     """
     return b"retry: %d\n" % millis
 
 
-def come_back() -> bytes:
-    """The whole of a stream that is refused for now. Jitter, so that clients don't all come back at once."""
+def reconnect_later() -> bytes:
+    """The whole content of a rejected stream. With jitter, so that clients don't reconnect all at once."""
     return retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
 
 
-def of_event(event: RecordedEvent, *, steps_apart: bool) -> bytes:
-    """One event of a job. steps_apart: step.start and step.finish as `event: step` rather than `event: log`."""
+def of_event(event: RecordedEvent, *, separate_steps: bool) -> bytes:
+    """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
     body = codec.body_if_readable(event)
-    line = lines.head(event, body)
+    line = head(event, body)
     match body:
         case ArtifactWritten():
             kind = "artifact"
             del line["message"]
-            line |= {
-                "step": body.step_name,
-                "item_index": body.item_index,
-                "artifact_id": body.artifact_id,
-                "s3_key": body.s3_key,
-                "format": body.format,
-                "width": body.width,
-                "height": body.height,
-                "seed": body.seed,
-            }
+            line |= {"step": body.step_name} | {name: getattr(body, name) for name in _ARTIFACT_FIELDS}
         case StepError():
             kind = "error"
             line |= {"code": body.error_code, "step": body.step_name}
             if body.item_index is not None:
                 line["item_index"] = body.item_index
         case _:
-            kind = "step" if steps_apart and isinstance(body, StepStart | StepFinish) else "log"
-            line |= lines.data(event)
-    line["payload"] = lines.payload(event)  # on one line: a line break would end the frame
+            kind = "step" if separate_steps and isinstance(body, StepStart | StepFinish) else "log"
+            line |= event_fields(event)
+    line["payload"] = compact_data(event)
     return _frame(kind, line, event.version)
 
 
 def of_progress(progress: Progress) -> bytes:
-    """How far the job has come by now."""
+    """The progress of a job."""
     return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress)
 
 
 def of_log_event(event: RecordedEvent, cursor: str) -> bytes:
-    """One event of the whole log, as a message without a name."""
+    """An event of the whole log, as a message without a name."""
     return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
 
 
-def cursor(cursor: str) -> bytes:
-    """Where a subscriber of the whole log stands; some clients pass over an `id:` without data."""
+def of_cursor(cursor: str) -> bytes:
+    """The cursor of a subscriber of the whole log. It has data, since some clients ignore an `id:` without it."""
     return b"event: cursor\ndata: {}\nid: %s\n\n" % cursor.encode()
 
 

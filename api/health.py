@@ -1,4 +1,4 @@
-"""Is the service alive, is it ready, and how is it doing?"""
+"""The routes of health and metrics. Every role serves them."""
 
 import asyncio
 import time
@@ -10,9 +10,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import PUBLIC
 from api.errors import invalid
 from api.metrics import HEALTHZ_HITS, HEALTHZ_REQUESTS
+from api.openapi.service import GET_HEALTH, GET_METRICS, GET_READINESS
 from api.responses import json_response
+from api.routing import ApiRoute
 from api.schemas import Liveness, Readiness
 from api.services import Check
 from eventstore.database import within
@@ -22,15 +25,15 @@ from eventstore.write_probe import WriteProbe
 _CHECK_S = 3.0
 _WRITES = "writes"
 
-# Otherwise every counter and histogram has a second series with its time of birth, which nobody reads.
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the one function there without annotations
+# Otherwise every counter and histogram has a second series with its creation time.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What the handlers tell of. checks: those of /readyz, by name; roles add theirs as they start.
+    """What the handlers report. checks: of /readyz, by name; roles add theirs when they start.
 
-    writes: tries a commit. needs_writes: whether the process is of no use without; an API goes on with its reads.
-    notices: checks that only tell: one that fails leaves the process ready.
+    writes: tries a commit. needs_writes: whether the process is not ready without writes; an API still serves reads.
+    notices: checks that are reported only: the process is ready although one fails.
     """
 
     checks: Mapping[str, Check]
@@ -48,11 +51,11 @@ async def healthz(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: everything that the process needs is there; 503 names what isn't."""
+    """GET /readyz: 503 unless all checks pass."""
     need = request.query_params.get("need")
     if need not in {None, _WRITES}:
         raise invalid("need", f"must be {_WRITES!r} if it is given")
-    health = _health(request)
+    health: Health = request.app.state.health
     checks = {**health.checks, **health.notices, _WRITES: health.writes.check}
     found = await asyncio.gather(*(_verdict(check) for check in checks.values()))
     verdicts = dict(zip(checks, found, strict=True))
@@ -63,16 +66,11 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: all metrics of the process, in the form that the scraper asks for."""
-    health = _health(request)
+    """GET /metrics: all metrics of the process, in the format that the scraper accepts."""
+    health: Health = request.app.state.health
     await asyncio.gather(health.backlog.refresh(), health.writes.refresh())
     body, content_type = _exposition(", ".join(request.headers.getlist("accept")))
     return Response(body, headers={"Content-Type": content_type})
-
-
-def _health(request: Request) -> Health:
-    health: Health = request.app.state.health
-    return health
 
 
 async def _verdict(check: Check) -> str:
@@ -80,7 +78,7 @@ async def _verdict(check: Check) -> str:
         await within(_CHECK_S, check())
     except TimeoutError:
         return f"no answer within {_CHECK_S:g} s"
-    except Exception as error:  # noqa: BLE001  # whatever is wrong is the answer
+    except Exception as error:  # noqa: BLE001  # the error is the verdict
         return str(error) or type(error).__name__
     return "ok"
 
@@ -89,5 +87,12 @@ def _exposition(accept: str) -> tuple[bytes, str]:
     try:
         encode, content_type = choose_encoder(accept)
         return encode(REGISTRY), content_type
-    except TypeError:  # how the library takes a version that is no number
+    except TypeError:  # the library's error for a version that is not a number
         return generate_latest(REGISTRY), CONTENT_TYPE_PLAIN_0_0_4
+
+
+ROUTES = [
+    ApiRoute("GET", "/healthz", healthz, PUBLIC, GET_HEALTH),
+    ApiRoute("GET", "/readyz", readyz, PUBLIC, GET_READINESS),
+    ApiRoute("GET", "/metrics", metrics, PUBLIC, GET_METRICS),
+]

@@ -1,7 +1,7 @@
-"""For which hosts the service answers.
+"""The allowed values of the Host header, against DNS rebinding.
 
-A page whose name is turned to the service's address (DNS rebinding) is of the service's own origin for a browser. But
-the browser sends that name as Host, and a rebound page has a name, never an address: so unknown names are refused.
+A page whose name resolves to the service's address has the service's origin for a browser. The browser sends that name
+as Host, so unknown names are rejected. Addresses are allowed: such a page always has a name.
 """
 
 import ipaddress
@@ -18,13 +18,13 @@ from api.errors import ApiError
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
 
 _LOOPBACK = {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
-"""The names of this machine alone that Debian's and Fedora's /etc/hosts give; no page can be of one of them."""
+"""The local names in /etc/hosts of Debian and Fedora; no page can have one of them."""
 
 
 class Hosts:
-    """The hosts that are served: addresses, this machine's own names, and those that are given.
+    """The hosts that are served: addresses, this machine's local names, and the configured names.
 
-    names: like `forge.example.org`; `*.example.org` stands for all names below, `*` for all. None: no host is refused.
+    names: like `forge.example.org`; `*.example.org` stands for all names below, `*` for all. None: all hosts.
     """
 
     def __init__(self, names: Collection[str] | None = None) -> None:
@@ -46,23 +46,23 @@ class Hosts:
 
 
 class HostCheck:
-    """Answers 421 to requests for other hosts. A request without Host, which HTTP/1.0 allows, names none."""
+    """Middleware: answers 421 to requests for other hosts. Requests without Host, as HTTP/1.0 allows, are served."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self._app = app
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
+        """Handle one request."""
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
             if not self._hosts.serves(host):
-                refusal = ApiError(
+                rejection = ApiError(
                     "misdirected_request",
                     f"This service does not answer for {host[:200]!r}; name it in DF_ALLOWED_HOSTS if it should.",
                     {"field": "Host"},
                 )
-                await errors.respond(Request(scope), refusal)(scope, receive, send)
+                await errors.respond(Request(scope), rejection)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What a request carries beside its JSON: parameters of the path and the query, and the body's bytes, checked."""
+"""Reads and validates the parameters of a request, and reads its body."""
 
 import asyncio
 import codecs
@@ -10,45 +10,50 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.errors import ApiError, invalid, not_found
 
-# In a query a `+` that was not escaped arrives as a blank.
-_BLANK_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
-_LONGEST_TIME = 40
-# Those of UTF-32 first: one begins like that of UTF-16.
-_OTHER_MARKS = {
+# An unescaped `+` in a query is decoded as a space.
+_SPACE_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
+_MAX_TIME_LENGTH = 40
+# UTF-32 first: one of its byte order marks begins with one of UTF-16.
+_OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 BODY_S = 30.0
-"""How long a body may take to arrive, all of it."""
+"""How long the whole body may take to arrive."""
 
 
 def job_id(request: Request) -> UUID:
-    """The job's id in the path; one that is no UUID names no job."""
+    """The job's id in the path; 404 if it is not a UUID."""
     return path_id(request, "job_id", "job")
 
 
 def path_id(request: Request, name: str, what: str) -> UUID:
-    """An id in the path; one that is no UUID names nothing."""
+    """An id in the path; 404 if it is not a UUID. what: the noun of the error's message."""
     given = request.path_params[name]
     try:
         found = UUID(given)
     except ValueError:
         found = None
-    # UUID() also takes braces, urn:uuid: and digits of any script.
+    # UUID() also accepts braces, urn:uuid: and digits of any script.
     if found is None or str(found) != given.lower():
         raise not_found(f"{what} {given[:200]}")
     return found
 
 
-def included(request: Request) -> set[str]:
-    """What `include` asks for: names with commas between, or the parameter repeated."""
-    return {name.strip() for value in request.query_params.getlist("include") for name in value.split(",")}
+def comma_separated(request: Request, name: str) -> frozenset[str]:
+    """The values of a query parameter that may be repeated and may hold several, separated by commas."""
+    return frozenset(one.strip() for value in request.query_params.getlist(name) for one in value.split(","))
+
+
+def last_event_id(request: Request) -> str | None:
+    """The id of the last event that the client received: from the header, or from the query if it can't set headers."""
+    return request.headers.get("last-event-id") or request.query_params.get("last_event_id") or None
 
 
 def whole_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
-    """A query parameter within bounds."""
+    """An integer query parameter; 422 if it is out of bounds."""
     given = request.query_params.get(name)
     if given is None:
         return default
@@ -58,7 +63,7 @@ def whole_number(request: Request, name: str, *, default: int, least: int, most:
 
 
 def clamped_number(request: Request, name: str, *, default: int, least: int, most: int) -> int:
-    """A query parameter that is moved to the nearer bound when it is beyond."""
+    """An integer query parameter, clamped to the bounds."""
     given = request.query_params.get(name)
     if given is None:
         return default
@@ -68,7 +73,7 @@ def clamped_number(request: Request, name: str, *, default: int, least: int, mos
 
 
 def one_of(request: Request, name: str, choices: tuple[str, ...]) -> str | None:
-    """A query parameter that is one of a few words; None where it is absent."""
+    """A query parameter with a fixed set of values; None if absent."""
     given = request.query_params.get(name)
     if given is not None and given not in choices:
         raise invalid(name, f"must be one of {', '.join(choices)}")
@@ -76,13 +81,13 @@ def one_of(request: Request, name: str, choices: tuple[str, ...]) -> str | None:
 
 
 def moment(request: Request, name: str) -> datetime | None:
-    """A point in time in a query parameter: RFC 3339 with any offset, none meaning UTC; None where it is absent."""
+    """A time in a query parameter: RFC 3339, UTC unless it has an offset; None if absent."""
     given = request.query_params.get(name)
     if given is None:
         return None
-    # fromisoformat reads digits of any script; the pattern takes the cube of a text's length.
-    known = given.isascii() and len(given) <= _LONGEST_TIME
-    text = _BLANK_OFFSET.sub(r"\1+\2", given.upper()) if known else ""
+    # fromisoformat accepts digits of any script; the pattern takes cubic time.
+    plausible = given.isascii() and len(given) <= _MAX_TIME_LENGTH
+    text = _SPACE_OFFSET.sub(r"\1+\2", given.upper()) if plausible else ""
     try:
         found = datetime.fromisoformat(text)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -91,13 +96,13 @@ def moment(request: Request, name: str) -> datetime | None:
 
 
 async def json_body(request: Request, most: int) -> bytes:
-    """The body of a request that is to be JSON, `most` bytes at most."""
+    """The body of a request, which must be declared as JSON; at most `most` bytes."""
     _expect_json(request)
     return await _body(request, most)
 
 
 async def no_body(request: Request, most: int) -> None:
-    """Take the body of a request that needs none: nothing, null or {}."""
+    """Read the body of a request that takes none; 422 unless it is empty, null or {}."""
     body = (await _body(request, most)).strip()
     if not body:
         return
@@ -107,28 +112,45 @@ async def no_body(request: Request, most: int) -> None:
 
 
 async def _body(request: Request, most: int) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await _read(request, most)
+    except ClientDisconnect:
+        raise invalid("body", "the connection ended before the body did") from None
+    except TimeoutError:
+        raise invalid("body", f"did not arrive within {BODY_S:g} s") from None
+    for mark, name in _OTHER_ENCODINGS.items():
+        if body.startswith(mark):
+            raise invalid("body", f"is {name}; send UTF-8")
+    return bytes(body).removeprefix(codecs.BOM_UTF8)  # a parser may ignore it (RFC 8259, section 8.1)
+
+
+async def _read(request: Request, most: int) -> bytearray:
     too_large = ApiError("payload_too_large", f"The body is over {most} bytes.", {"field": "body", "max_bytes": most})
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise too_large
     body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_large
-    except ClientDisconnect:
-        raise invalid("body", "the connection ended before the body did") from None
-    except TimeoutError:
-        raise invalid("body", f"did not arrive within {BODY_S:g} s") from None
-    for mark, name in _OTHER_MARKS.items():
-        if body.startswith(mark):
-            raise invalid("body", f"is {name}; send UTF-8")
-    return bytes(body).removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1, lets a parser pass over it
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise too_large
+    return body
 
 
 def _expect_json(request: Request) -> None:
+    _expect_no_encoding(request)
+    kind = request.headers.get("content-type", "").split(";", maxsplit=1)[0].strip().lower()
+    if kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    raise ApiError(
+        "unsupported_media_type",
+        f"The body is declared as {kind}; send application/json.",
+        {"field": "Content-Type", "reason": "must be application/json"},
+    )
+
+
+def _expect_no_encoding(request: Request) -> None:
     codings = [one.strip() for value in request.headers.getlist("content-encoding") for one in value.split(",")]
     for coding in codings:
         if coding.lower() not in {"", "identity"}:
@@ -138,11 +160,3 @@ def _expect_json(request: Request) -> None:
                 {"field": "Content-Encoding", "reason": "must be absent, or identity"},
                 {"Accept-Encoding": "identity"},
             )
-    kind = request.headers.get("content-type", "").split(";", maxsplit=1)[0].strip().lower()
-    if kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json")):
-        return
-    raise ApiError(
-        "unsupported_media_type",
-        f"The body is declared as {kind}; send application/json.",
-        {"field": "Content-Type", "reason": "must be application/json"},
-    )

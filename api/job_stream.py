@@ -1,6 +1,6 @@
-"""The live stream of a job: its history from where the client left off, then every event as it comes.
+"""The live stream of a job: its history after the client's last event, then every event as it comes.
 
-history ─▶ wait for the tailer ─▶ the new events, then progress ─▶ … ─▶ job.finish, a last progress, the end
+history ─▶ wait for the tailer ─▶ new events, then progress ─▶ … ─▶ job.finish, the last progress, end
 """
 
 from collections.abc import AsyncGenerator
@@ -10,11 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import frames
+from api.access import READ
 from api.errors import invalid
-from api.inputs import included, job_id, moment
+from api.event_stream import EventStream, HeartbeatTimer, StreamEndpoint, joined
+from api.inputs import comma_separated, job_id, last_event_id, moment
 from api.jobs import first_since, load
+from api.openapi.jobs import STREAM_JOB
+from api.routing import ApiRoute
 from api.services import Services
-from api.sse import EventStream, HeartbeatTimer, pieces
 from eventstore.errors import EventStoreError
 from projections.job_view import JobView
 from projections.progress import progress
@@ -22,20 +25,19 @@ from projections.progress import progress
 _PAGE = 500
 
 
-async def stream(request: Request) -> Response:
+async def open_stream(request: Request, services: Services) -> Response:
     """GET /v1/jobs/{id}/progress/stream."""
-    services: Services = request.app.state.services
-    view = await load(request)
-    after = await _resume(request, view)
+    view = await load(request, services)
+    after = await _resume(request, services, view)
     if after >= view.version and view.terminal:
         return Response(status_code=204)
-    content = follow(services, job_id(request), after, steps_apart="step" in included(request))
+    content = follow(services, job_id(request), after, separate_steps="step" in comma_separated(request, "include"))
     return EventStream(services, content)
 
 
-async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool) -> AsyncGenerator[bytes, None]:
+async def follow(services: Services, job: UUID, after: int, *, separate_steps: bool) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
-    first = frames.retry(frames.RETRY_MS)  # within the first block that tells anything
+    first = frames.retry(frames.RETRY_MS)  # part of the first frame with data
     view: JobView | None = None
     heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(job) as wake_signal:
@@ -45,19 +47,19 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
                 events = await services.tailer.after(job, version, limit=_PAGE)
                 view = await services.queries.advanced(view, events)
             except EventStoreError:
-                return  # the client comes back, and resumes
+                return  # the client reconnects and resumes
             new = (event for event in events if event.version > after)
-            for piece in pieces(frames.of_event(event, steps_apart=steps_apart) for event in new):
-                yield first + piece
+            for chunk in joined(frames.of_event(event, separate_steps=separate_steps) for event in new):
+                yield first + chunk
                 first = b""
             if len(events) == _PAGE:
                 continue
             if view is None:
                 return
-            beat = heartbeat.beat()
-            if beat:
+            due = heartbeat.due()
+            if due:
                 yield frames.HEARTBEAT
-            if events or beat:
+            if events or due:
                 yield first + frames.of_progress(progress(view, services.config.weights))
                 first = b""
             if view.terminal:
@@ -65,13 +67,19 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
             await wake_signal.wait(heartbeat.left)
 
 
-async def _resume(request: Request, view: JobView) -> int:
-    """After which version to begin: the id that the client saw last, else from a time on, else the whole history."""
-    services: Services = request.app.state.services
+async def _resume(request: Request, services: Services, view: JobView) -> int:
+    """The version after which to begin: Last-Event-ID, else before `since_ts`, else 0."""
     since = moment(request, "since_ts")
-    given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
-    if not given:
+    given = last_event_id(request)
+    if given is None:
         return 0 if since is None else await first_since(services, view, since) - 1
     if not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= view.version):
         raise invalid("Last-Event-ID", f"must be a version of this job, 0 to {view.version}")
     return int(given)
+
+
+ROUTES = [
+    ApiRoute(
+        "GET", "/v1/jobs/{job_id}/progress/stream", StreamEndpoint("job", open_stream), READ, STREAM_JOB, head=False
+    )
+]

@@ -6,6 +6,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.middleware import on_start
+
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 
 REQUESTS = Counter(
@@ -22,41 +24,36 @@ REQUEST_SECONDS = Histogram(
 SSE_CLIENTS = Gauge("df_sse_clients", "Live streams that are open: `job` of one job, `log` of the log.", ["stream"])
 for _stream in ("job", "log"):
     SSE_CLIENTS.labels(_stream)
-# It only grows, but bears the name that the old service gave it: a counter's would have to end in _total.
+# A gauge, since it keeps the old service's name: a counter's would have to end in _total.
 HEALTHZ_HITS = Gauge("df_api_healthz_hits", "Requests for /healthz.")
 HEALTHZ_REQUESTS = Counter("df_healthz_requests_total", "The same, as a counter.")
 
 
 class RequestMetrics:
-    """Counts every request when its answer begins, and times it until then, but for streams."""
+    """Counts every request when its response begins, and measures the time until then, except for streams."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        """Handle one connection."""
         began = time.perf_counter()
 
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                method, route = _method(scope), _route(scope)
-                REQUESTS.labels(method, route, message["status"]).inc()
-                if not Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
-                    REQUEST_SECONDS.labels(method, route).observe(time.perf_counter() - began)
-            await send(message)
+        def begin(message: Message) -> None:
+            method, route = _method(scope), _route(scope)
+            REQUESTS.labels(method, route, message["status"]).inc()
+            if not Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
+                REQUEST_SECONDS.labels(method, route).observe(time.perf_counter() - began)
 
-        await self._app(scope, receive, counted)
+        await self._app(scope, receive, on_start(send, begin))
 
 
 def _method(scope: Scope) -> str:
-    # A client may invent methods, and each would stay as a time series.
+    # Each method that a client makes up would be a time series.
     method: str = scope["method"]
     return method if method in _METHODS else "other"
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, which Starlette leaves in the scope: a raw path would be a series for each job."""
+    """The route's template from Starlette's scope: with raw paths, each job would be a time series."""
     return getattr(scope.get("route"), "path", "unmatched")

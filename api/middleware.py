@@ -1,7 +1,9 @@
-"""Every request gets an id and a line in the log; every answer the headers that keep browsers from mischief."""
+"""Middleware: request ids and the access log, security headers, relative redirects, accepted encodings."""
 
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eventstore.ids import new_id
 
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-_PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
+_CLIENT_ID = re.compile(r"[\x20-\x7e]{1,128}")
 _SECURITY = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -20,7 +22,7 @@ _SECURITY = {
     "X-Frame-Options": "DENY",
 }
 _PROBES = {"/healthz", "/readyz", "/metrics"}
-_FAULTS = 500
+_SERVER_ERRORS = 500
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
 _REST = "-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(
@@ -31,79 +33,92 @@ _log = structlog.get_logger(__name__)
 
 
 class RequestIds:
-    """Answers the client's X-Client-Request-Id or X-Request-Id as X-Request-Id, else the id that is drawn here.
+    """Gives each request an id, and a line in the access log.
 
-    Only the drawn one stands in the log of events for good: the client's may be personal text.
+    X-Request-Id of the response is the client's X-Client-Request-Id or X-Request-Id, or else the id made here. Only
+    the id made here is stored in events: the client's may be personal text.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
+        """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         own, client = str(new_id()), _client_id(Headers(scope=scope))
         request_id = client or own
-        state = scope.setdefault("state", {})
-        state["request_id"], state["own_request_id"], state["client_request_id"] = request_id, own, client
+        scope.setdefault("state", {}).update(request_id=request_id, own_request_id=own, client_request_id=client)
         began = time.perf_counter()
         status = 0
 
-        async def answer(message: Message) -> None:
+        def begin(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
+            status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = request_id
 
         try:
-            await self._app(scope, receive, answer)
-        except Exception:  # noqa: BLE001  # uvicorn would tell it without the id
-            # Told here, with the request's id. What was answered is a 500 already, or breaks off.
+            await self._app(scope, receive, on_start(send, begin))
+        except Exception:  # noqa: BLE001  # uvicorn would log it without the request's id
+            # The response was a 500, or was cut off.
             _log.exception("request broke", method=scope["method"], path=scope["path"], **_ids(scope))
         finally:
-            tell = _log.debug if scope["path"] in _PROBES and status < _FAULTS else _log.info
-            tell(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                http_status=status,
-                ms=round((time.perf_counter() - began) * 1000, 1),
-                **_ids(scope),
-                **_sender(scope),
-            )
+            _log_request(scope, status, time.perf_counter() - began)
+
+
+def on_start(send: Send, begin: Callable[[Message], None]) -> Send:
+    """A `send` that calls `begin` with the first message of the response, before it is sent."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            begin(message)
+        await send(message)
+
+    return sent
+
+
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    log = _log.debug if scope["path"] in _PROBES and status < _SERVER_ERRORS else _log.info
+    log(
+        "request",
+        method=scope["method"],
+        path=scope["path"],
+        http_status=status,
+        ms=round(seconds * 1000, 1),
+        **_ids(scope),
+        **_sender(scope),
+    )
 
 
 def _ids(scope: Scope) -> dict[str, str]:
-    """The request's id, which stands in the events that it caused, and what its client calls it."""
+    """The request's id, as its events have it, and the client's id for it."""
     client = scope["state"]["client_request_id"]
     return {"request_id": scope["state"]["own_request_id"]} | ({"client_request_id": client} if client else {})
 
 
 def _sender(scope: Scope) -> dict[str, str]:
-    """Whose request it was, by tenant and key id, never the key; nor is the query logged, where a token may stand."""
-    asker = scope["state"].get("caller")
+    """The sender by tenant and key id. Keys and queries are not logged: a query may contain a token."""
+    caller = scope["state"].get("caller")
     trace = trace_id(Headers(scope=scope).get("traceparent", ""))
-    told = {"tenant": getattr(asker, "tenant", None), "key_id": getattr(asker, "key_id", None), "trace_id": trace}
-    return {name: str(value) for name, value in told.items() if value is not None}
+    found = {"tenant": getattr(caller, "tenant", None), "key_id": getattr(caller, "key_id", None), "trace_id": trace}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def trace_id(traceparent: str) -> str | None:
-    """The trace that a traceparent names; None for one that is malformed, which counts as absent."""
+    """The trace id of a traceparent; None if it is malformed."""
     match = _TRACEPARENT.fullmatch(traceparent.strip())
     return None if match is None else match["known"] or match["later"]
 
 
 class AcceptedEncoding:
-    """Tells the middleware that compresses, which looks for a word alone, what is accepted (RFC 9110, 12.5.3)."""
+    """Replaces Accept-Encoding by `gzip` or `identity`: GZipMiddleware ignores weights (RFC 9110, 12.5.3)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
+        """Handle one connection."""
         if scope["type"] == "http":
             given = ",".join(Headers(scope=scope).getlist("accept-encoding"))
             others = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
@@ -112,61 +127,50 @@ class AcceptedEncoding:
         await self._app(scope, receive, send)
 
 
-class RelativeRedirects:
-    """Makes redirects to another path of this service relative.
+class OnStart:
+    """Calls a function with the request's scope and the first message of each response, before it is sent."""
 
-    Behind a proxy that ends TLS an absolute one would lead to http://, with all that the request bears.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, begin: Callable[[Scope, Message], None]) -> None:
         self._app = app
+        self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
-                headers = MutableHeaders(scope=message)
-                url = urlsplit(headers["Location"])
-                # A path that began with two slashes would name another host.
-                headers["Location"] = urlunsplit(("", "", f"/{url.path.lstrip('/')}", url.query, ""))
-            await send(message)
-
-        await self._app(scope, receive, answer)
+        """Handle one connection."""
+        await self._app(scope, receive, on_start(send, partial(self._begin, scope)))
 
 
-class SecurityHeaders:
-    """What every answer tells browsers: trust the declared type, show it in no frame, name it to nobody, keep nothing.
+def relative_redirect(_scope: Scope, message: Message) -> None:
+    """Make Starlette's redirects to other paths of this service relative.
 
-    An answer that says more itself, like the page of documentation, is left as it is.
+    Behind a proxy that terminates TLS, an absolute one would lead to http://, and credentials with it.
     """
+    if message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
+        headers = MutableHeaders(scope=message)
+        url = urlsplit(headers["Location"])
+        # A path that begins with two slashes would name another host.
+        headers["Location"] = urlunsplit(("", "", f"/{url.path.lstrip('/')}", url.query, ""))
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
+def security_headers(scope: Scope, message: Message) -> None:
+    """Set headers for browsers: no content sniffing, no frames, no referrer, no caching without revalidation.
 
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _SECURITY.items():
-                    headers.setdefault(name, value)
-                if scope["path"].startswith("/v1"):
-                    # Kept by nobody but the asker, and not shown again without asking: an ETag still saves the body.
-                    headers.setdefault("Cache-Control", "private, no-cache")
-            await send(message)
-
-        await self._app(scope, receive, answer)
+    Headers that a response sets itself are kept.
+    """
+    headers = MutableHeaders(scope=message)
+    for name, value in _SECURITY.items():
+        headers.setdefault(name, value)
+    if scope["path"].startswith("/v1"):
+        # Not in shared caches, and revalidated before each use: an ETag still saves the body.
+        headers.setdefault("Cache-Control", "private, no-cache")
 
 
 def _takes_gzip(given: str) -> bool:
-    """Whether an Accept-Encoding takes gzip, and would not rather have no encoding at all."""
+    """Whether an Accept-Encoding accepts gzip, and does not prefer no encoding."""
     weights: dict[str, float] = {}
     for part in given.lower().split(","):
         coding, *parameters = (one.strip() for one in part.split(";"))
         weight = next((one.removeprefix("q=") for one in parameters if one.startswith("q=")), "1")
-        # What is malformed is not accepted.
+        # A malformed weight counts as 0.
         weights[coding] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0
     gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
     return gzip > 0 and gzip >= weights.get("identity", 0.0)
@@ -175,6 +179,6 @@ def _takes_gzip(given: str) -> bool:
 def _client_id(headers: Headers) -> str | None:
     for name in ("x-client-request-id", "x-request-id"):
         given = headers.get(name)
-        if given is not None and _PRINTABLE.fullmatch(given):
+        if given is not None and _CLIENT_ID.fullmatch(given):
             return given
     return None

@@ -1,29 +1,31 @@
-"""The handlers of /v1/models, and what they answer. The registry is changed by the command line alone."""
+"""The routes of models, and their answer types. Only the command line changes the registry."""
 
 from typing import Annotated, Any
 from uuid import UUID
 
 from msgspec import Meta
-from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import READ
 from api.errors import not_found
 from api.inputs import one_of, path_id, whole_number
-from api.responses import json_response
+from api.openapi.models import GET_MODEL, LIST_MODELS
+from api.responses import copied, json_response
+from api.routing import get
 from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
 
-_MOST = 200
-_LAST_PAGE = 2**31 - 1
+_MAX_MODELS = 200
+_MAX_PAGE = 2**31 - 1
 
 
 class ModelSummary(Answer, frozen=True, kw_only=True):
     """A model as the list shows it.
 
-    installed: its files were intact when they were last read. parameters_schema: JSON Schema of what may be asked.
+    installed: its files were intact when they were last read. parameters_schema: JSON Schema of a request's parameters.
     """
 
     id: UUID
@@ -61,12 +63,11 @@ class ModelList(Answer, frozen=True, kw_only=True):
     total: int
 
 
-async def list_models(request: Request) -> Response:
+async def list_models(request: Request, services: Services) -> Response:
     """GET /v1/models: those that jobs may use, or the others; the default generator first, upscalers last."""
-    services: Services = request.app.state.services
     available = one_of(request, "enabled", ("true", "false")) != "false"
-    page = whole_number(request, "page", default=1, least=1, most=_LAST_PAGE)
-    limit = whole_number(request, "limit", default=50, least=1, most=_MOST)
+    page = whole_number(request, "page", default=1, least=1, most=_MAX_PAGE)
+    limit = whole_number(request, "limit", default=50, least=1, most=_MAX_MODELS)
     found = [model for model in await services.models.all() if model.available is available]
     shown = found[(page - 1) * limit : page * limit]
     return json_response(
@@ -74,9 +75,8 @@ async def list_models(request: Request) -> Response:
     )
 
 
-async def show(request: Request) -> Response:
+async def show(request: Request, services: Services) -> Response:
     """GET /v1/models/{id}."""
-    services: Services = request.app.state.services
     model_id = path_id(request, "model_id", "model")
     found = await services.models.model(model_id)
     if found is None:
@@ -86,23 +86,16 @@ async def show(request: Request) -> Response:
 
 def summary(model: ModelView) -> ModelSummary:
     """A model as the list shows it."""
-    return ModelSummary(
-        id=model.model_id,
-        name=model.name,
-        kind=model.kind,
-        version=model.version,
-        installed=model.installed,
-        enabled=model.enabled,
-        parameters_schema=model.parameters_schema,
-    )
+    return copied(model, ModelSummary, id=model.model_id)
 
 
 def detail(model: ModelView) -> ModelDetail:
     """Everything about a model."""
-    return ModelDetail(
-        **asdict(summary(model)),
-        capabilities=list(model.capabilities),
-        source_uri=model.source_uri,
-        local_path=model.local_path,
-        files_json=[ModelFile(path=file.path, sha256=file.sha256, size=file.size) for file in model.files],
-    )
+    files = [copied(file, ModelFile) for file in model.files]
+    return copied(model, ModelDetail, id=model.model_id, capabilities=list(model.capabilities), files_json=files)
+
+
+ROUTES = [
+    get("/v1/models", list_models, READ, LIST_MODELS),
+    get("/v1/models/{model_id}", show, READ, GET_MODEL),
+]

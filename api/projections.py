@@ -1,19 +1,22 @@
-"""The handler of /v1/projections, and what it answers."""
+"""The route of projections, and its answer types."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.responses import json_response
+from api.access import ADMIN
+from api.openapi.service import LIST_PROJECTIONS
+from api.responses import copied, json_response
+from api.routing import get
 from api.schemas import Answer
 from api.services import Services
 from projections.subscription_status import subscription_statuses
 
 
 class ProjectionStanding(Answer, frozen=True, kw_only=True):
-    """One partition as a projection, or the orchestrator, sees it.
+    """One partition of a projection, or of the orchestrator.
 
-    position: as far as it has come; head: the newest event's. lag: events that wait. lag_s: for how long the first of
-    them has waited, in seconds; null where none does.
+    position: its checkpoint; head: the newest event's. lag: events after the checkpoint. lag_s: the age of the first of
+    them, in seconds; null if there is none.
     """
 
     projection: str
@@ -30,18 +33,10 @@ class ProjectionList(Answer, frozen=True, kw_only=True):
     items: list[ProjectionStanding]
 
 
-async def list_projections(request: Request) -> Response:
+async def list_projections(_request: Request, services: Services) -> Response:
     """GET /v1/projections."""
-    services: Services = request.app.state.services
-    items = [
-        ProjectionStanding(
-            projection=one.projection,
-            partition=one.partition,
-            position=one.position,
-            head=one.head,
-            lag=one.lag,
-            lag_s=one.lag_s,
-        )
-        for one in await subscription_statuses(services.log.database)
-    ]
-    return json_response(ProjectionList(items=items))
+    statuses = await subscription_statuses(services.log.database)
+    return json_response(ProjectionList(items=[copied(one, ProjectionStanding) for one in statuses]))
+
+
+ROUTES = [get("/v1/projections", list_projections, ADMIN, LIST_PROJECTIONS)]

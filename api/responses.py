@@ -1,8 +1,8 @@
-"""What clients read, made from views and events. Pure."""
+"""Makes answers from views and events. Pure."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -15,6 +15,8 @@ from orchestrator import codec
 from orchestrator.events.steps import Status
 from projections.job_view import ArtifactView, JobView, StepView
 from projections.queries import Listed
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 def stamp(moment: datetime) -> str:
@@ -32,7 +34,7 @@ def etag(version: int) -> str:
 
 
 def links(job_id: UUID) -> schemas.Links:
-    """Where the rest of a job is to be found."""
+    """The paths of a job's other resources."""
     base = f"/v1/jobs/{job_id}"
     return schemas.Links(
         this=base,
@@ -51,50 +53,40 @@ def job_answer(job_id: UUID, status: Status, created_at: datetime) -> schemas.Jo
 
 def job(view: JobView) -> schemas.Job:
     """The answer of GET /v1/jobs/{id}."""
-    return schemas.Job(
+    return copied(
+        view,
+        schemas.Job,
         id=view.job_id,
         type="generate",
-        status=view.status,
         created_at=stamp(view.created_at),
         updated_at=stamp(view.updated_at),
-        version=view.version,
         params=msgspec.convert(view.params, schemas.JobParams) if view.params else None,
-        metadata=view.metadata,
         steps=[_step(step) for step in view.steps],
         summary=schemas.Summary(count=view.count, completed=view.completed),
-        error_code=view.error_code,
-        error_message=view.error_message,
         links=links(view.job_id),
     )
 
 
 def _step(step: StepView) -> schemas.Step:
-    return schemas.Step(
-        id=step.step_id,
-        name=step.name,
-        status=step.status,
-        attempt=step.attempt,
-        started_at=_stamp(step.started_at),
-        finished_at=_stamp(step.finished_at),
-        metadata=step.metadata,
-    )
+    times = {"started_at": _stamp(step.started_at), "finished_at": _stamp(step.finished_at)}
+    return copied(step, schemas.Step, id=step.step_id, **times)
 
 
 def job_list(listed: Sequence[Listed], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
-    jobs = [
-        schemas.JobListItem(
-            id=one.job_id,
-            type="generate",
-            status=one.status,
-            created_at=stamp(one.created_at),
-            updated_at=stamp(one.updated_at),
-            prompt=one.prompt,
-            summary=schemas.Summary(count=one.count, completed=one.completed),
-        )
-        for one in listed
-    ]
-    return schemas.JobList(jobs=jobs, next_cursor=next_cursor)
+    return schemas.JobList(jobs=list(map(_listed, listed)), next_cursor=next_cursor)
+
+
+def _listed(one: Listed) -> schemas.JobListItem:
+    return copied(
+        one,
+        schemas.JobListItem,
+        id=one.job_id,
+        type="generate",
+        created_at=stamp(one.created_at),
+        updated_at=stamp(one.updated_at),
+        summary=schemas.Summary(count=one.count, completed=one.completed),
+    )
 
 
 def artifacts(
@@ -102,22 +94,10 @@ def artifacts(
 ) -> schemas.ArtifactList:
     """The answer of GET /v1/jobs/{id}/artifacts; a URL for each chosen one."""
     names = {step.step_id: step.name for step in view.steps}
+    end = stamp(expires_at)
     return schemas.ArtifactList(
         artifacts=[
-            schemas.Artifact(
-                id=one.artifact_id,
-                step=names[one.step_id],
-                format=one.format,
-                width=one.width,
-                height=one.height,
-                seed=one.seed,
-                item_index=one.item_index,
-                s3_key=one.s3_key,
-                bytes=one.bytes,
-                sha256=one.sha256,
-                url=url,
-                expires_at=stamp(expires_at),
-            )
+            copied(one, schemas.Artifact, id=one.artifact_id, step=names[one.step_id], url=url, expires_at=end)
             for one, url in zip(chosen, urls, strict=True)
         ]
     )
@@ -135,20 +115,7 @@ def history(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.Histo
 def _proof(event: RecordedEvent) -> schemas.Proof | msgspec.UnsetType:
     if not isinstance(event, AuditEvent):
         return msgspec.UNSET
-    return schemas.Proof(
-        stream_id=event.stream_id,
-        category=event.category,
-        tenant=event.tenant,
-        schema_version=event.schema_version,
-        partition=event.partition,
-        position=event.position,
-        recorded_at=stamp(event.recorded_at),
-        private_digest=event.private_digest,
-        hash=event.hash,
-        chain=event.chain,
-        previous_hash=event.previous_hash,
-        previous_chain=event.previous_chain,
-    )
+    return copied(event, schemas.Proof, recorded_at=stamp(event.recorded_at))
 
 
 def log_event(event: RecordedEvent) -> schemas.LogEvent:
@@ -169,6 +136,12 @@ def _recorded(event: RecordedEvent) -> dict[str, Any]:
         "meta": event.meta,
         "hash": event.hash.hex(),
     }
+
+
+def copied(source: object, kind: type[T], **others: object) -> T:
+    """A struct with the fields of `source` that have the same names, and others."""
+    same = {name: getattr(source, name) for name in kind.__struct_fields__ if name not in others}
+    return kind(**same, **others)
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

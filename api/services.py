@@ -1,4 +1,4 @@
-"""What the handlers work with, given by the composition root."""
+"""The dependencies of the handlers. The composition root creates them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from api.admission import Admission
 from api.hosts import Hosts
-from api.limits import Admission
 from api.metrics import SSE_CLIENTS
-from api.tokens import StreamTokens
+from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
@@ -23,7 +23,7 @@ from projections.queries import Queries
 
 
 class Presign(Protocol):
-    """Object keys and a validity in seconds to presigned URLs, for GET or for HEAD."""
+    """Makes presigned URLs, for GET or for HEAD, from object keys and a validity in seconds."""
 
     def __call__(self, keys: Sequence[str], expires_s: int, /, *, head: bool = False) -> Awaitable[list[str]]:
         """Presign."""
@@ -31,13 +31,13 @@ class Presign(Protocol):
 
 
 Check = Callable[[], Coroutine[Any, Any, None]]
-"""Raises, with a sentence that says why, if what it checks is down."""
+"""Raises if what it checks is down; the message gives the reason."""
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be set. Times in seconds, sizes in bytes.
+    """The settings of the API. Times in seconds, sizes in bytes.
 
-    eager_s: how long every POST waits for its job's end. patience_s: how long the database may keep a request waiting.
+    eager_s: how long every POST waits for its job's end. patience_s: how long a request waits for the database.
     """
 
     create_status: int = 202
@@ -65,7 +65,7 @@ class OpenStreams:
 
     @contextmanager
     def slot(self, kind: str, most: int) -> Iterator[bool]:
-        """Take a place for as long as the block; whether there was one free of `most`."""
+        """Occupy one of `most` slots during the block; yields False if none is free."""
         if self._count >= most:
             yield False
             return
@@ -78,9 +78,9 @@ class OpenStreams:
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """What the handlers use of the layers below.
+    """What the handlers use of the lower layers.
 
-    keys: None where requests need none. stopping: set when streams must end, since the server goes away.
+    keys: None if requests need no API key. stopping: set when the process stops and streams must end.
     """
 
     log: Log

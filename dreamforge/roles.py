@@ -19,12 +19,12 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp
 
+from api.admission import Admission, Limits
 from api.app import build, build_health
 from api.health import Health
 from api.hosts import Hosts
-from api.limits import Admission, Limits
 from api.services import ApiConfig, Check, Services
-from api.tokens import StreamTokens
+from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
 from dreamforge import event_loop
 from dreamforge.backends import configured, embedded, object_store, service_login, with_store

@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "repeated-request-not-compared",
-        "api/commands.py",
+        "api/job_commands.py",
         "if not isinstance(created, JobCreated) or created.idempotency != idempotency:",
         "if not isinstance(created, JobCreated):",
         "tests/http/test_idempotency.py",
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     Mutant(
         "another-tenants-log",
-        "api/feed.py",
+        "api/log_feed.py",
         "            event.tenant == self.tenant\n",
         "            True\n",
         "tests/http/test_access.py",
@@ -237,7 +237,7 @@ MUTANTS = (
     ),
     Mutant(
         "token-of-another-job",
-        "api/tokens.py",
+        "api/stream_tokens.py",
         " or str(found.job_id) != job_id.lower():",
         ":",
         "tests/http/test_access.py",

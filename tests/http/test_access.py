@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from api import openapi
-from api.operations import OPERATIONS, Operation
-from api.tokens import Claims, encode
+from api.app import ROUTES
+from api.openapi.document import document
+from api.routing import ApiRoute
+from api.stream_tokens import Claims, encode
 from artifacts.object_store import S3Config
 from dreamforge.operations.anchoring import anchor
 from eventstore.ids import new_id
@@ -26,7 +27,7 @@ from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Frames, refused, running, until
 from tests.kit import NOBODY, Api, Service, Store, eventually
 
-GUARDED = [one for one in OPERATIONS if one.scopes]
+GUARDED = [one for one in ROUTES if one.scopes]
 
 
 class Realm(msgspec.Struct, frozen=True):
@@ -132,45 +133,45 @@ def job(alice: httpx.Client) -> dict[str, Any]:
     return {"job_id": job_id, "artifact_id": artifacts[0]["id"], "s3_key": artifacts[0]["s3_key"]}
 
 
-def ask(client: httpx.Client, operation: Operation, job: dict[str, Any]) -> httpx.Response:
-    """One operation, on a job where it is about one."""
-    path = operation.path.format(**job, model_id=NOBODY)
-    body = BODY if operation.name == "createJob" else None
-    headers = {"Last-Event-ID": "0"} if operation.path.endswith("/progress/stream") else {}
-    return client.request(operation.method, path, json=body, headers=headers)
+def ask(client: httpx.Client, route: ApiRoute, job: dict[str, Any]) -> httpx.Response:
+    """A request of one route, on a job where it is about one."""
+    path = route.path.format(**job, model_id=NOBODY)
+    body = BODY if route.operation.name == "createJob" else None
+    headers = {"Last-Event-ID": "0"} if route.path.endswith("/progress/stream") else {}
+    return client.request(route.method, path, json=body, headers=headers)
 
 
-def names(operation: Operation) -> str:
+def names(route: ApiRoute) -> str:
     """What a test of it is called."""
-    return operation.name
+    return route.operation.name
 
 
 def test_every_path_under_v1_asks_for_a_scope() -> None:
-    """A new operation can't be forgotten: it names its scopes, and so the document tells of the key."""
-    assert {one.path for one in OPERATIONS if one.path.startswith("/v1")} == {one.path for one in GUARDED}
-    document = openapi.document()
-    for operation in GUARDED:
-        described = document["paths"][operation.path][operation.method.lower()]
+    """A new route can't be forgotten: it names its scopes, and so the document tells of the key."""
+    assert {one.path for one in ROUTES if one.path.startswith("/v1")} == {one.path for one in GUARDED}
+    paths = document(ROUTES)["paths"]
+    for route in GUARDED:
+        described = paths[route.path][route.method.lower()]
         assert {"401", "403"} <= described["responses"].keys()
         assert {"key": []} in described["security"]
 
 
-@pytest.mark.parametrize("operation", GUARDED, ids=names)
-def test_without_a_key_nothing_opens(realm: Realm, job: dict[str, Any], operation: Operation) -> None:
+@pytest.mark.parametrize("route", GUARDED, ids=names)
+def test_without_a_key_nothing_opens(realm: Realm, job: dict[str, Any], route: ApiRoute) -> None:
     with realm.client(None) as stranger:
-        answer = ask(stranger, operation, job)
+        answer = ask(stranger, route, job)
     refused(answer, 401, "unauthorized")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge"'
 
 
-@pytest.mark.parametrize("operation", GUARDED, ids=names)
-def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[str, Any], operation: Operation) -> None:
+@pytest.mark.parametrize("route", GUARDED, ids=names)
+def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[str, Any], route: ApiRoute) -> None:
     """All but the service's name, and what is for operators."""
-    answer = ask(operator, operation, job)
-    if "admin" in operation.scopes:
+    answer = ask(operator, route, job)
+    if "admin" in route.scopes:
         assert answer.status_code == 200
         return
-    assert refused(answer, 403, "forbidden") == {"field": "Authorization", "scopes": list(operation.scopes)}
+    assert refused(answer, 403, "forbidden") == {"field": "Authorization", "scopes": list(route.scopes)}
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge", error="insufficient_scope"'
 
 
@@ -178,21 +179,21 @@ def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[st
 def test_a_scope_opens_what_it_is_for(realm: Realm, job: dict[str, Any], scope: Scope) -> None:
     """And nothing else, held against the contract's words rather than the table that the routes are made from."""
 
-    def opens(operation: Operation) -> bool:
-        if operation.path == "/v1/":
+    def opens(route: ApiRoute) -> bool:
+        if route.path == "/v1/":
             return True
-        if operation.path.startswith("/v1/events") or operation.path == "/v1/anchors":
+        if route.path.startswith("/v1/events") or route.path == "/v1/anchors":
             return scope == "audit"
-        if operation.path == "/v1/projections":
+        if route.path == "/v1/projections":
             return scope == "admin"
-        if operation.method == "POST" and not operation.path.endswith("/stream_token"):
+        if route.method == "POST" and not route.path.endswith("/stream_token"):
             return scope == "jobs"
         return scope in {"jobs", "audit"}
 
     with realm.client(realm.key("alice", scope)) as client:
         until(lambda: client.get("/v1/").status_code == 200)
-        found = {one.name for one in GUARDED if ask(client, one, job).status_code != 403}
-    assert found == {one.name for one in GUARDED if opens(one)}
+        found = {one.operation.name for one in GUARDED if ask(client, one, job).status_code != 403}
+    assert found == {one.operation.name for one in GUARDED if opens(one)}
 
 
 def told(answer: httpx.Response, job_id: str) -> object:
@@ -202,16 +203,16 @@ def told(answer: httpx.Response, job_id: str) -> object:
     return answer.status_code, headers, answer.text.replace(job_id, "…").replace(mine, "…")
 
 
-@pytest.mark.parametrize("operation", GUARDED, ids=names)
+@pytest.mark.parametrize("route", GUARDED, ids=names)
 def test_another_tenant_finds_nothing(
-    alice: httpx.Client, bob: httpx.Client, job: dict[str, Any], operation: Operation
+    alice: httpx.Client, bob: httpx.Client, job: dict[str, Any], route: ApiRoute
 ) -> None:
     """What is alice's does not exist for bob, and bob changes nothing of it: 404, or a list without it."""
     version = alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"]
-    answer = ask(bob, operation, job)
-    if "{job_id}" in operation.path:
+    answer = ask(bob, route, job)
+    if "{job_id}" in route.path:
         refused(answer, 404, "not_found")
-        nobodys = ask(bob, operation, job | {"job_id": str(NOBODY)})
+        nobodys = ask(bob, route, job | {"job_id": str(NOBODY)})
         assert told(answer, job["job_id"]) == told(nobodys, str(NOBODY))
     assert alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"] == version
     assert job["job_id"] not in re.sub(r'"message":"[^"]*"', "", answer.text)

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from api.admission import Admission, Limits
 from api.app import build
 from api.health import Health
-from api.limits import Admission, Limits
 from api.services import ApiConfig, OpenStreams
 from artifacts.object_store import S3Config
 from eventstore.metrics import Backlog

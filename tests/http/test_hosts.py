@@ -6,7 +6,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from api.app import HEALTH_ROUTES, ROUTES
+from api import health
+from api.app import ROUTES
 from artifacts.object_store import S3Config
 from tests.http.conftest import BODY, refused, running
 from tests.kit import NOBODY, Api, Service
@@ -46,7 +47,7 @@ def test_no_role_tells_its_health_for_a_strange_name(
 ) -> None:
     """Given a role's own port, then the same; probes, which use addresses, are served."""
     service: Service = stack.enter_context(running(role, db_url, s3_config))
-    for route in HEALTH_ROUTES:
+    for route in health.ROUTES:
         url = f"{service.health_url}{route.path}"
         # While the role still starts, it is not ready; it has answered for its address all the same.
         assert httpx.get(url, trust_env=False).status_code != 421

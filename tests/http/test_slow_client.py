@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import httpx
 
+from api.admission import Admission, Limits
 from api.app import build
 from api.health import Health
-from api.limits import Admission, Limits
 from api.services import ApiConfig, Services
-from api.tokens import StreamTokens
+from api.stream_tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
 from eventstore.integrity.reader import AuditReader
 from eventstore.metrics import Backlog

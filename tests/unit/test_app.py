@@ -6,9 +6,9 @@ import httpx
 import pytest
 import structlog
 
+from api.admission import Admission, Limits
 from api.app import build
 from api.health import Health
-from api.limits import Admission, Limits
 from api.services import ApiConfig
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id

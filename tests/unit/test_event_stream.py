@@ -13,17 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from api.access import EVERYBODY
-from api.limits import Admission, Limits
-from api.services import ApiConfig, OpenStreams
-from api.sse import StreamEndpoint, pieces
+from api.access import ANONYMOUS
+from api.admission import Admission, Limits
+from api.event_stream import StreamEndpoint, joined
+from api.services import ApiConfig, OpenStreams, Services
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=20))
 def test_pieces_are_the_frames_in_their_order(sizes: list[int]) -> None:
     """Whole frames, none left out or repeated, and as few pieces as 64 KiB to each allow."""
     told = [bytes([number]) * size for number, size in enumerate(sizes)]
-    sent = list(pieces(told))
+    sent = list(joined(told))
     assert b"".join(sent) == b"".join(told)
     assert all(len(piece) >= 1 << 16 for piece in sent[:-1])
     assert all(len(piece) < (1 << 16) + 100_000 for piece in sent)
@@ -36,7 +36,7 @@ async def test_who_was_not_let_in_before_the_stop_is_told_to_come_back() -> None
     """
     opening, stopping = asyncio.Event(), asyncio.Event()
 
-    async def opens(_request: Request) -> Response:
+    async def opens(_request: Request, _services: Services) -> Response:
         opening.set()
         await asyncio.Event().wait()
         return Response()
@@ -49,7 +49,7 @@ async def test_who_was_not_let_in_before_the_stop_is_told_to_come_back() -> None
     starlette.state.services = services
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"caller": EVERYBODY}
+        scope["state"] = {"caller": ANONYMOUS}
         await starlette(scope, receive, send)
 
     transport = httpx.ASGITransport(app=cast("Any", app))

@@ -5,7 +5,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from api.feed import _Filter
+from api.log_feed import _Filter
 from eventstore.log import OPERATOR_TENANT
 from tests import memory_log
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from api.errors import ApiError
 from api.inputs import job_id, moment
-from api.preferences import applied, wait
+from api.waiting import preference_applied, preferred_wait
 from tests.kit import NOBODY
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -98,9 +98,9 @@ def test_no_text_breaks_the_clock(text: str) -> None:
 )
 def test_the_preference_to_wait(header: str, seconds: int | None) -> None:
     """At most 60 seconds; of several the first counts, and one that is malformed counts for nothing."""
-    assert wait(asked("", ("prefer", header))) == seconds
-    assert applied(seconds) == ({} if seconds is None else {"Preference-Applied": f"wait={seconds}"})
+    assert preferred_wait(asked("", ("prefer", header))) == seconds
+    assert preference_applied(seconds) == ({} if seconds is None else {"Preference-Applied": f"wait={seconds}"})
 
 
 def test_preferences_in_several_headers_are_one_list() -> None:
-    assert wait(asked("", ("prefer", "respond-async"), ("prefer", "wait=4"))) == 4
+    assert preferred_wait(asked("", ("prefer", "respond-async"), ("prefer", "wait=4"))) == 4

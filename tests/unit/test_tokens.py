@@ -5,7 +5,7 @@ import base64
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.tokens import Claims, decode, encode
+from api.stream_tokens import Claims, decode, encode
 from eventstore.ids import new_id
 
 SECRET = b"s" * 32

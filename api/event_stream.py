@@ -1,8 +1,8 @@
-"""A response that goes on: server-sent events, for as long as the client reads them."""
+"""Live streams: the response with server-sent events, and the endpoint that opens it."""
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -15,18 +15,18 @@ from starlette.types import Receive, Scope, Send
 from api import frames
 from api.access import Caller, caller, key_active
 from api.errors import ApiError
+from api.routing import Handler
 from api.services import Services
 
-_PIECE_BYTES = 1 << 16
-_SHED = {"rate_limited", "infra_unavailable", "internal"}
+_CHUNK_BYTES = 1 << 16
+_RETRIED = {"rate_limited", "infra_unavailable", "internal"}
 _log = structlog.get_logger(__name__)
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class EventStream(Response):
-    """Sends an iterator's frames as they come.
+    """Sends frames as they come, until the client leaves.
 
-    A client that doesn't read for a while is cut off; one whose key was revoked is told nothing more.
+    Ends if the client does not read for a while, if its key was revoked, or after the longest time for a stream.
     """
 
     media_type = "text/event-stream"
@@ -38,14 +38,14 @@ class EventStream(Response):
         self._services = services
         self._content = content
         self._slow_s = services.config.slow_client_s
-        longest_s = services.config.stream_max_s
-        # With jitter, so that streams which began together don't all come back together.
-        self._longest_s = None if longest_s is None else longest_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
+        max_s = services.config.stream_max_s
+        # With jitter: streams that began together must not all reconnect together.
+        self._max_s = None if max_s is None else max_s * random.uniform(0.9, 1.1)  # noqa: S311  # no secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the content ends or the client leaves."""
+        """Send until the content ends or the client disconnects."""
         sending = asyncio.create_task(self._send(send, caller(Request(scope))))
-        leaving = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -55,41 +55,27 @@ class EventStream(Response):
         if isinstance(results[0], Exception) and not isinstance(results[0], TimeoutError):
             raise results[0]
 
-    async def _send(self, send: Send, asker: Caller) -> None:
+    async def _send(self, send: Send, client: Caller) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async with asyncio.timeout(self._longest_s) as life:
-                await self._send_all(send, asker)
+            async with asyncio.timeout(self._max_s) as life:
+                await self._send_all(send, client)
         except TimeoutError:
             if not life.expired():
                 raise
         async with asyncio.timeout(self._slow_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, send: Send, asker: Caller) -> None:
-        # Closed at once, also when cut off: until then the tailer would follow for nobody.
+    async def _send_all(self, send: Send, client: Caller) -> None:
+        # Closed at once, also on a timeout: until then the tailer reads for this stream.
         async with aclosing(self._content) as content:
             async for chunk in content:
-                if not await key_active(self._services, asker):
+                if not await key_active(self._services, client):
                     return
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                # A send seldom waits: who catches up must let the others have their turn, and notice its client's end.
+                # A send seldom waits: let other tasks run, and notice a disconnect.
                 await asyncio.sleep(0)
-
-
-def pieces(told: Iterable[bytes]) -> Iterator[bytes]:
-    """Frames by the handful, since each send has its price; none so large that it could not be read in time."""
-    held: list[bytes] = []
-    size = 0
-    for frame in told:
-        held.append(frame)
-        size += len(frame)
-        if size >= _PIECE_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
 
 
 class HeartbeatTimer:
@@ -105,64 +91,82 @@ class HeartbeatTimer:
         """Seconds to the next heartbeat."""
         return max(0.0, self._next - self._clock())
 
-    def beat(self) -> bool:
-        """Is one due? Then the next is due `seconds` from now."""
+    def due(self) -> bool:
+        """Whether a heartbeat is due. If so, the next is due `seconds` from now."""
         if self._clock() < self._next:
             return False
         self._next = self._clock() + self._seconds
         return True
 
 
-class StreamEndpoint:
-    """The ASGI endpoint of a stream's route. kind: of the stream, as metrics call it.
+def joined(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """Join frames into chunks of 64 KiB and the rest of a frame, since each send has a cost."""
+    held: list[bytes] = []
+    size = 0
+    for frame in stream:
+        held.append(frame)
+        size += len(frame)
+        if size >= _CHUNK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
-    Sends clients away for a while where others answer 429, 503 or 500, beyond `max_streams`, and at the stop: any
-    status but 200 makes an EventSource give up for good.
+
+class StreamEndpoint:
+    """The ASGI endpoint of a stream. kind: the stream's label in metrics.
+
+    Where other routes answer 429, 503 or 500, and beyond `max_streams` or at the process's stop, it answers 200 and a
+    reconnection delay: at any other status an EventSource stops for good.
     """
 
-    def __init__(self, kind: str, opens: Endpoint) -> None:
+    def __init__(self, kind: str, opener: Handler) -> None:
         self._kind = kind
-        self._opens = opens
+        self._opener = opener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one stream. Its place is taken before anything is awaited: after a restart all come back at once."""
+        """Serve one stream. Its slot is taken before the first await: after a restart all clients come at once."""
         request = Request(scope, receive, send)
         services: Services = request.app.state.services
         with services.open_streams.slot(self._kind, services.config.max_streams) as free:
-            response = await self._response(services, request) if free else EventStream(services, _come_back())
+            response = await self._response(services, request) if free else _later(services)
             await response(scope, receive, send)
 
     async def _response(self, services: Services, request: Request) -> Response:
         try:
-            services.admission.pace(caller(request).tenant)
-            return await _unless_stopping(services, self._opens(request))
+            services.admission.count_request(caller(request).tenant)
+            return await _unless_stopping(services, self._opener(request, services))
         except HTTPException:
             raise
         except ApiError as error:
-            if error.code not in _SHED:
+            if error.code not in _RETRIED:
                 raise
-        except Exception:  # noqa: BLE001  # whatever broke, the client is to come back
-            _log.exception("stream refused for now", path=request.url.path)
-        return EventStream(services, _come_back())
+        except Exception:  # noqa: BLE001  # the client must reconnect whatever the error is
+            _log.exception("stream rejected", path=request.url.path)
+        return _later(services)
 
 
 async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:
-    """Open a stream. What is not open when the server's patience at its stop ends would be answered with 500."""
+    """Open a stream, unless the process stops before it is open: the server would then answer 500."""
     work = asyncio.create_task(opening)
     stopping = asyncio.create_task(services.stopping.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else EventStream(services, _come_back())
+        return work.result() if work.done() else _later(services)
     finally:
         stopping.cancel()
         work.cancel()
         await asyncio.gather(work, stopping, return_exceptions=True)
 
 
-async def _come_back() -> AsyncGenerator[bytes, None]:
-    yield frames.come_back()
+def _later(services: Services) -> EventStream:
+    return EventStream(services, _reconnect_later())
 
 
-async def _left(receive: Receive) -> None:
+async def _reconnect_later() -> AsyncGenerator[bytes, None]:
+    yield frames.reconnect_later()
+
+
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,42 +1,44 @@
-"""The OpenAPI 3.1 document of the service, made from the msgspec types and the table of operations. Pure.
-
-`python -m api.openapi` prints it.
-"""
+"""The OpenAPI 3.1 document, made from the routes, their operations and the msgspec types. Pure."""
 
 import inspect
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 
 from api import anchors, models, projections, requests, schemas
 from api.errors import STATUS
-from api.examples import Example
-from api.operations import (
-    CHALLENGE,
-    DESCRIPTION,
-    JSON,
-    LIMITED,
-    MISDIRECTED,
-    OPERATIONS,
-    REQUEST_ID,
-    REQUEST_IDS,
-    RETRY_AFTER,
-    SECURITY,
-    SSE,
-    STRANGER,
-    TAGS,
-    Header,
-    Operation,
-    Parameter,
-    Reply,
-    Schema,
-    ref,
-)
+from api.openapi.common import CHALLENGE, LIMITED, MISDIRECTED, NO_KEY, REQUEST_ID, REQUEST_IDS, RETRY_AFTER
+from api.openapi.vocabulary import JSON, SSE, Header, Parameter, Reply, RequestBody, Schema, ref
+from api.routing import ApiRoute
 from orchestrator.step_kinds import STEP_KINDS
 from projections.progress import Progress
 
+_DESCRIPTION = """\
+An event-sourced service for image jobs. `HEAD` works on every `GET` but the streams; `OPTIONS` answers 204 with
+`Allow`; unknown query parameters are ignored. A body may be declared as any `application/*+json`. Every response has
+`X-Request-Id`. JSON and NDJSON of a kilobyte and more are gzipped on request, streams never."""
+_TAGS = {
+    "jobs": "Submit jobs, and read them.",
+    "streams": "Server-sent events: live and resumable, without a gap.",
+    "log": "The whole log and its anchors.",
+    "models": "The models that jobs may use. Models are registered by the command line.",
+    "operations": "For operators of the service.",
+}
+_SECURITY: Schema = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, if the service requires one; `dreamforge keys create` makes it.",
+    },
+    "stream_token": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "access_token",
+        "description": "A token of `createStreamToken`, for a browser's EventSource.",
+    },
+}
 _REF = "#/components/schemas/{name}"
 _NO_NUL = r"^[^\u0000]*$"
 _ANSWERS = (
@@ -66,12 +68,12 @@ _ERROR_HEADERS = {
     "rate_limited": RETRY_AFTER,
     "infra_unavailable": RETRY_AFTER,
 }
+# The keywords of a schema that come first, in this order.
 _KEYWORDS = ("title", "description", "type", "properties", "required")
-"""The keywords of a schema that come first, in this order."""
-_WITH_A_SCHEMA = ("additionalProperties", "items", "propertyNames")
+_SUBSCHEMAS = ("additionalProperties", "items", "propertyNames")
 
 
-def document() -> Schema:
+def document(routes: Iterable[ApiRoute]) -> Schema:
     """The whole document, ready to be encoded as JSON."""
     return {
         "openapi": "3.1.0",
@@ -79,32 +81,32 @@ def document() -> Schema:
             "title": "Dream Forge",
             "version": "1",
             "summary": f"Image jobs: {', then '.join(STEP_KINDS)}.",
-            "description": DESCRIPTION,
+            "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "This server."}],
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": _paths(),
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "paths": _paths(routes),
         "components": {
             "schemas": _components(),
             "parameters": {one.name: _parameter(one) for one in REQUEST_IDS},
-            "headers": {name: _header(header) for name, header in REQUEST_ID.items()},
-            "securitySchemes": SECURITY,
+            "headers": {name: asdict(header) for name, header in REQUEST_ID.items()},
+            "securitySchemes": _SECURITY,
         },
     }
 
 
 def _components() -> dict[str, Schema]:
-    answers, asked = _derived(_ANSWERS), _derived(_REQUESTS)
-    for schema in asked.values():
-        _take_nulls(schema)
-        _refuse_nul(schema)
-    job_request = asked["JobRequest"]
+    answers, requested = _derived(_ANSWERS), _derived(_REQUESTS)
+    for schema in requested.values():
+        _allow_null(schema)
+        _forbid_nul(schema)
+    job_request = requested["JobRequest"]
     job_request["properties"]["pipeline"] = {"type": "null", "description": "Its presence makes a PipelineRequest."}
     for name, rule in requests.RULES.items():
-        asked[name] |= rule
-    asked["PipelineRequest"] = _pipeline_request(job_request)
-    return dict(sorted((answers | asked).items()))
+        requested[name] |= rule
+    requested["PipelineRequest"] = _pipeline_request(job_request)
+    return dict(sorted((answers | requested).items()))
 
 
 def _derived(types: tuple[type, ...]) -> dict[str, Schema]:
@@ -113,9 +115,9 @@ def _derived(types: tuple[type, ...]) -> dict[str, Schema]:
 
 
 def _normalised(schema: Schema) -> Schema:
-    """The same schema, whatever releases of msgspec and Python made it.
+    """The same schema for all releases of msgspec and Python.
 
-    They differ in the indentation of docstrings (since Python 3.13 none is left), and promise no order.
+    They differ in the indentation of docstrings (none since Python 3.13), and guarantee no order.
     """
     result: Schema = {}
     for name in sorted(schema, key=_as_keyword):
@@ -130,7 +132,7 @@ def _normalised(schema: Schema) -> Schema:
             value = sorted(value, key=msgspec.json.encode)
         elif name == "anyOf":
             value = sorted(map(_normalised, value), key=_as_alternative)
-        elif name in _WITH_A_SCHEMA and isinstance(value, dict):
+        elif name in _SUBSCHEMAS and isinstance(value, dict):
             value = _normalised(value)
         result[name] = value
     return result
@@ -144,30 +146,30 @@ def _as_alternative(schema: Schema) -> tuple[bool, bytes]:
     return schema.get("type") == "null", msgspec.json.encode(schema)
 
 
-def _take_nulls(schema: Schema) -> None:
-    """In a request null equals absent, for every field that may be absent."""
+def _allow_null(schema: Schema) -> None:
+    """Allow null for every optional field of a request: null means absent."""
     for name, field in schema["properties"].items():
         if name in schema["required"] or {"type": "null"} in field.get("anyOf", []):
             continue
         default = field.pop("default")
         schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
-        # Generators of clients stumble over a default that is an object.
+        # Client generators fail on a default that is an object.
         if default != {}:
             schema["properties"][name]["default"] = default
 
 
-def _refuse_nul(schema: Any) -> None:
-    """No text holds U+0000, nor does any key."""
+def _forbid_nul(schema: Any) -> None:
+    """Forbid U+0000 in all texts and keys."""
     if isinstance(schema, list):
         for one in schema:
-            _refuse_nul(one)
+            _forbid_nul(one)
     if isinstance(schema, dict):
         if schema.get("type") == "string" and "format" not in schema:
             schema["pattern"] = _NO_NUL
         if "propertyNames" in schema:
             schema["propertyNames"] = {"pattern": _NO_NUL} | schema["propertyNames"]
         for one in list(schema.values()):
-            _refuse_nul(one)
+            _forbid_nul(one)
 
 
 def _pipeline_request(job_request: Schema) -> Schema:
@@ -185,43 +187,63 @@ def _pipeline_request(job_request: Schema) -> Schema:
     }
 
 
-def _paths() -> dict[str, Schema]:
+def _paths(routes: Iterable[ApiRoute]) -> dict[str, Schema]:
     paths: dict[str, Schema] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return paths
 
 
-def _operation(operation: Operation) -> Schema:
-    described: Schema = {
-        "operationId": operation.name,
-        "tags": [operation.tag],
-        "summary": operation.summary,
-        "description": operation.description,
-        "parameters": [
-            *(_parameter(one) for one in operation.parameters),
-            *({"$ref": f"#/components/parameters/{one.name}"} for one in REQUEST_IDS),
-        ],
-    }
-    if operation.body is not None:
-        content = {"schema": operation.body.schema, "examples": _examples(operation.body.examples)}
-        described["requestBody"] = {"required": operation.body.required, "content": {JSON: _filled(content)}}
-    replies = {str(reply.status): _reply(reply) for reply in operation.replies}
-    streams = any(reply.media == SSE for reply in operation.replies)
-    errors = (
-        dict(operation.errors)
-        | {"misdirected_request": MISDIRECTED}
-        | ({} if streams else {"internal": "A bug; the message leaks nothing."})
+def _operation(route: ApiRoute) -> Schema:
+    operation = route.operation
+    return _filled(
+        {
+            "operationId": operation.name,
+            "tags": [operation.tag],
+            "summary": operation.summary,
+            "description": operation.description,
+            "parameters": [
+                *(_parameter(one) for one in operation.parameters),
+                *({"$ref": f"#/components/parameters/{one.name}"} for one in REQUEST_IDS),
+            ],
+            "requestBody": _request_body(operation.body),
+            "security": _security(route),
+            "responses": _responses(route),
+        }
     )
-    if operation.scopes:
-        errors |= {"unauthorized": STRANGER, "forbidden": f"The key lacks the scope {' or '.join(operation.scopes)}."}
-        errors |= {} if streams else {"rate_limited": LIMITED}
-        token = any(one.name == "access_token" for one in operation.parameters)
-        described["security"] = [{"key": []}, {}, *([{"stream_token": []}] if token else [])]
-    described["responses"] = dict(
-        sorted((replies | {str(STATUS[code]): _error(code, errors[code]) for code in errors}).items())
-    )
-    return _filled(described)
+
+
+def _request_body(body: RequestBody | None) -> Schema:
+    if body is None:
+        return {}
+    return {"required": body.required, "content": {JSON: _content(body)}}
+
+
+def _security(route: ApiRoute) -> list[Schema]:
+    """A key, or none where the service requires none; for a job's stream also a token."""
+    if not route.scopes:
+        return []
+    token = any(one.name == "access_token" for one in route.operation.parameters)
+    return [{"key": []}, {}, *([{"stream_token": []}] if token else [])]
+
+
+def _responses(route: ApiRoute) -> Schema:
+    replies = {str(reply.status): _reply(reply) for reply in route.operation.replies}
+    errors = {str(STATUS[code]): _error(code, text) for code, text in _errors(route).items()}
+    return dict(sorted((replies | errors).items()))
+
+
+def _errors(route: ApiRoute) -> dict[str, str]:
+    """The operation's own errors, and those that routes share."""
+    streams = any(reply.media == SSE for reply in route.operation.replies)
+    errors = dict(route.operation.errors) | {"misdirected_request": MISDIRECTED}
+    if route.scopes:
+        errors |= {"unauthorized": NO_KEY, "forbidden": f"The key lacks the scope {' or '.join(route.scopes)}."}
+    if route.scopes and not streams:
+        errors["rate_limited"] = LIMITED
+    if not streams:
+        errors["internal"] = "A bug; the message leaks nothing."
+    return errors
 
 
 def _parameter(parameter: Parameter) -> Schema:
@@ -240,8 +262,7 @@ def _parameter(parameter: Parameter) -> Schema:
 def _reply(reply: Reply) -> Schema:
     described: Schema = {"description": reply.description, "headers": _headers(reply.headers)}
     if reply.schema is not None:
-        content = {"schema": reply.schema, "examples": _examples(reply.examples)}
-        described["content"] = {reply.media: _filled(content)}
+        described["content"] = {reply.media: _content(reply)}
     described["links"] = {name: {"operationId": name, "parameters": dict(given)} for name, given in reply.links.items()}
     return _filled(described)
 
@@ -254,27 +275,20 @@ def _error(code: str, text: str) -> Schema:
 
 
 def _headers(headers: Mapping[str, Header]) -> Schema:
-    own = {name: _header(header) for name, header in headers.items()}
+    own = {name: asdict(header) for name, header in headers.items()}
     return own | {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}
 
 
-def _header(header: Header) -> Schema:
-    return {"description": header.description, "schema": header.schema}
-
-
-def _examples(examples: Mapping[str, Example]) -> Schema:
-    return {name: {"summary": example.summary, "value": example.value} for name, example in examples.items()}
+def _content(body: RequestBody | Reply) -> Schema:
+    examples = {name: asdict(example) for name, example in body.examples.items()}
+    return _filled({"schema": body.schema, "examples": examples})
 
 
 def _filled(described: Schema) -> Schema:
-    """Without the members that say nothing."""
+    """Without empty members."""
     return {name: value for name, value in described.items() if value not in ("", [], {})}
 
 
-def encoded() -> bytes:
+def encoded(routes: Iterable[ApiRoute]) -> bytes:
     """The document as it is committed and served."""
-    return msgspec.json.format(msgspec.json.encode(document())) + b"\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.buffer.write(encoded())
+    return msgspec.json.format(msgspec.json.encode(document(routes))) + b"\n"

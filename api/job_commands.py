@@ -1,4 +1,4 @@
-"""The handlers of POST: submit a job, cancel it, retry it, let a page follow it."""
+"""Routes that change jobs: submit, cancel, retry. Also the stream token of a job."""
 
 import secrets
 from collections.abc import Coroutine
@@ -12,14 +12,17 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import preferences, requests, responses, schemas
-from api.access import caller
+from api import requests, responses, schemas
+from api.access import READ, WRITE, caller
 from api.errors import ApiError, invalid, not_found, unavailable
 from api.inputs import job_id, json_body, no_body
 from api.jobs import load
 from api.middleware import trace_id
+from api.openapi import jobs as described
 from api.responses import json_response
+from api.routing import post
 from api.services import Services
+from api.waiting import preference_applied, preferred_wait, wait_until_terminal
 from eventstore.committer import Transition
 from eventstore.database import within
 from eventstore.events import RecordedEvent
@@ -31,79 +34,80 @@ from orchestrator import codec
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
 from orchestrator.events.base import Meta, Private
 from orchestrator.events.jobs import Idempotency, JobCreated
+from orchestrator.events.steps import Status
 from orchestrator.plan import SEED_PRIME
 from orchestrator.service import NoSuchJob, Unreadable, event
 
-_LONGEST_KEY = 255
+_MAX_KEY_LENGTH = 255
 T = TypeVar("T")
 
 
 class _Accepted(msgspec.Struct, frozen=True):
-    """A job that stands in the log, by this request or, if replayed, by an earlier one."""
+    """A job in the log. replayed: an earlier request with the same key created it."""
 
     job_id: UUID
     created_at: datetime
     replayed: bool = False
 
 
-async def create(request: Request) -> Response:
-    """POST /v1/jobs: the job, its steps and the duty to run the first are durable when this answers."""
-    services: Services = request.app.state.services
+async def create(request: Request, services: Services) -> Response:
+    """POST /v1/jobs: when this answers, the job, its steps and the duty to run the first are durable."""
     submission = requests.parse(await json_body(request, services.config.max_body_bytes))
     key = _idempotency_key(request)
     if key is None:
-        accepted = await _accept(request, submission, new_id(), None)
+        accepted = await _accept(request, services, submission, new_id(), None)
     else:
-        accepted = await _accept_once(request, submission, key)
-    return await _answer(request, accepted)
+        accepted = await _accept_once(request, services, submission, key)
+    return await _answer(request, services, accepted)
 
 
-async def cancel(request: Request) -> Response:
+async def cancel(request: Request, services: Services) -> Response:
     """POST /v1/jobs/{id}/cancel."""
-    return await _ask(request, RequestCancel())
+    return await _change(request, services, RequestCancel())
 
 
-async def retry(request: Request) -> Response:
+async def retry(request: Request, services: Services) -> Response:
     """POST /v1/jobs/{id}/retry."""
-    return await _ask(request, RequestRetry())
+    return await _change(request, services, RequestRetry())
 
 
-async def stream_token(request: Request) -> Response:
-    """POST /v1/jobs/{id}/stream_token: what lets a browser's EventSource, which can set no headers, follow the job."""
-    services: Services = request.app.state.services
+async def stream_token(request: Request, services: Services) -> Response:
+    """POST /v1/jobs/{id}/stream_token: for a browser's EventSource, which can't send headers."""
     await no_body(request, services.config.max_body_bytes)
-    seen = await load(request)
-    asker = caller(request)
-    token, expires = await services.tokens.issue(seen.job_id, asker.tenant, asker.key_id)
+    seen = await load(request, services)
+    sender = caller(request)
+    token, expires = await services.tokens.issue(seen.job_id, sender.tenant, sender.key_id)
     expires_at = responses.stamp(datetime.fromtimestamp(expires, UTC))
     answer = schemas.StreamToken(token=token, expires_at=expires_at)
     return json_response(answer, headers={"Cache-Control": "no-store"})
 
 
-async def _accept_once(request: Request, submission: requests.Submission, key: bytes) -> _Accepted:
-    """Accept a job under the id that its key stands for: of several that come at once the log lets one in."""
-    services: Services = request.app.state.services
+async def _accept_once(request: Request, services: Services, submission: requests.Submission, key: bytes) -> _Accepted:
+    """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
     job = derived_id(caller(request).tenant.encode(), key)
     idempotency = submission.idempotency(key)
     earlier = await services.log.stream(job, limit=1)
     if earlier:
-        # The try before may have stopped waiting for a standby.
-        await _soon(services, services.log.confirm_replicated())
+        # The earlier request may have ended before its commit was replicated.
+        await _bounded(services, services.log.confirm_replicated())
         return _replayed(earlier[0], idempotency)
-    accepted = await _accept(request, submission, job, idempotency)
+    accepted = await _accept(request, services, submission, job, idempotency)
     if accepted.replayed:
         return _replayed((await services.log.stream(job, limit=1))[0], idempotency)
     return accepted
 
 
 async def _accept(
-    request: Request, submission: requests.Submission, job: UUID, idempotency: Idempotency | None
+    request: Request,
+    services: Services,
+    submission: requests.Submission,
+    job: UUID,
+    idempotency: Idempotency | None,
 ) -> _Accepted:
-    """Append a job's first event; `replayed` if the job was there before."""
-    services: Services = request.app.state.services
+    """Append a job's first event. `replayed` if the job exists already."""
     model_id = submission.request.model_id
     if model_id is not None:
-        _expect_within(submission, await services.models.generator(model_id))
+        _check_model(submission, await services.models.generator(model_id))
     created, private = requests.events(
         submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
@@ -111,18 +115,18 @@ async def _accept(
         max_pixels=services.config.max_pixels,
         idempotency=idempotency,
     )
-    named = _named(request)
-    if named is not None:
-        private = replace(private, request_id=named.request_id, traceparent=named.traceparent)
+    ids = _client_ids(request)
+    if ids is not None:
+        private = replace(private, request_id=ids.request_id, traceparent=ids.traceparent)
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, category="job", tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.slot(caller(request).tenant):
-        answer = await _soon(services, services.committer.commit(Transition(append=append)))
+        answer = await _bounded(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.committed)
 
 
-def _expect_within(submission: requests.Submission, model: ModelView | None) -> None:
-    """Raise unless the model of a request is there, and takes what is asked of it."""
+def _check_model(submission: requests.Submission, model: ModelView | None) -> None:
+    """Raise unless the requested model exists and accepts the requested parameters."""
     field = submission.field_path("model_id")
     if model is None:
         raise invalid(field, "must be a model that is installed, enabled and can generate; see /v1/models")
@@ -149,49 +153,48 @@ def _replayed(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
     return _Accepted(earlier.stream_id, earlier.ts, replayed=True)
 
 
-async def _answer(request: Request, accepted: _Accepted) -> Response:
-    """Answer at once, or when the job has ended if that was asked for or is set."""
-    services: Services = request.app.state.services
+async def _answer(request: Request, services: Services, accepted: _Accepted) -> Response:
+    """Answer at once, or wait for the job's end if `Prefer: wait` or `DF_EAGER` asks for it."""
     config = services.config
-    preferred = preferences.wait(request)
-    patience = preferred if config.eager_s is None else config.eager_s
+    preferred = preferred_wait(request) if config.eager_s is None else None
+    seconds = preferred if config.eager_s is None else config.eager_s
     view = None
-    if patience is not None:
-        view = await preferences.until_terminal(services, caller(request).tenant, accepted.job_id, patience)
-    headers = {
-        "Location": f"/v1/jobs/{accepted.job_id}",
-        "ETag": responses.etag(1 if view is None else view.version),
-        **preferences.applied(preferred if config.eager_s is None else None),
-    }
-    if accepted.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    answer = responses.job_answer(accepted.job_id, "queued" if view is None else view.status, accepted.created_at)
+    if seconds is not None:
+        view = await wait_until_terminal(services, caller(request).tenant, accepted.job_id, seconds)
     ended = view is not None and view.terminal
-    return json_response(answer, 200 if ended else config.create_status, headers)
+    status: Status = "queued" if view is None else view.status
+    return json_response(
+        responses.job_answer(accepted.job_id, status, accepted.created_at),
+        200 if ended else config.create_status,
+        _job_headers(accepted.job_id, 1 if view is None else view.version)
+        | preference_applied(preferred)
+        | ({"Idempotency-Replayed": "true"} if accepted.replayed else {}),
+    )
 
 
-async def _ask(request: Request, asked: RequestCancel | RequestRetry) -> Response:
-    services: Services = request.app.state.services
+async def _change(request: Request, services: Services, change: RequestCancel | RequestRetry) -> Response:
     job = job_id(request)
     await no_body(request, services.config.max_body_bytes)
     tenant = caller(request).tenant
     try:
-        # A job that runs again waits like a new one.
-        async with services.admission.slot(tenant) if isinstance(asked, RequestRetry) else nullcontext():
-            state = await _soon(services, services.jobs.request(tenant, job, asked, _cause(request), _named(request)))
+        # A retried job counts as open, like a new one.
+        async with services.admission.slot(tenant) if isinstance(change, RequestRetry) else nullcontext():
+            deciding = services.jobs.request(tenant, job, change, _cause(request), _client_ids(request))
+            state = await _bounded(services, deciding)
     except Unreadable as error:
-        await _soon(services, services.jobs.report(error, "api"))
+        await _bounded(services, services.jobs.report(error, "api"))
         raise _unreadable(job) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
-    except Refused as refusal:
-        raise ApiError("conflict", str(refusal), {"field": "status", "job_id": str(job)}) from None
-    view = await services.queries.job(tenant, job)
-    if view is None:
-        raise not_found(f"job {job}")
+    except Refused as rejection:
+        raise ApiError("conflict", str(rejection), {"field": "status", "job_id": str(job)}) from None
+    view = await load(request, services)
     answer = responses.job_answer(job, view.status, view.created_at)
-    headers = {"Location": f"/v1/jobs/{job}", "ETag": responses.etag(view.version)}
-    return json_response(answer, 202 if state.finished is None else 200, headers)
+    return json_response(answer, 202 if state.finished is None else 200, _job_headers(job, view.version))
+
+
+def _job_headers(job: UUID, version: int) -> dict[str, str]:
+    return {"Location": f"/v1/jobs/{job}", "ETag": responses.etag(version)}
 
 
 def _unreadable(job: UUID) -> ApiError:
@@ -203,21 +206,21 @@ def _unreadable(job: UUID) -> ApiError:
     )
 
 
-async def _soon(services: Services, work: Coroutine[Any, Any, T]) -> T:
-    """Await a write; one that the database keeps waiting is given up."""
+async def _bounded(services: Services, write: Coroutine[Any, Any, T]) -> T:
+    """Await a write; raise 503 if the database takes too long."""
     try:
-        return await within(services.config.patience_s, work)
+        return await within(services.config.patience_s, write)
     except TimeoutError:
         raise unavailable() from None
 
 
 def _cause(request: Request) -> Meta:
-    """What all events that a request causes say of it, for good: nothing that its client wrote."""
+    """The permanent metadata of all events that a request causes. It contains nothing from the client."""
     return Meta(request_id=request.state.own_request_id, key_id=caller(request).key_id)
 
 
-def _named(request: Request) -> Private | None:
-    """What the client calls its request, until it is erased. A traceparent that is malformed counts as absent."""
+def _client_ids(request: Request) -> Private | None:
+    """The ids that the client gave its request, as private text. A malformed traceparent is ignored."""
     given = request.headers.get("traceparent", "").strip()
     traceparent = None if trace_id(given) is None else given
     client_id = request.state.client_request_id
@@ -233,6 +236,14 @@ def _idempotency_key(request: Request) -> bytes | None:
         length = len(key.decode())
     except UnicodeDecodeError:
         length = len(key)
-    if len(given) > 1 or not 1 <= length <= _LONGEST_KEY:
-        raise invalid("Idempotency-Key", f"must be one key of 1 to {_LONGEST_KEY} characters")
+    if len(given) > 1 or not 1 <= length <= _MAX_KEY_LENGTH:
+        raise invalid("Idempotency-Key", f"must be one key of 1 to {_MAX_KEY_LENGTH} characters")
     return key
+
+
+ROUTES = [
+    post("/v1/jobs", create, WRITE, described.CREATE_JOB),
+    post("/v1/jobs/{job_id}/cancel", cancel, WRITE, described.CANCEL_JOB),
+    post("/v1/jobs/{job_id}/retry", retry, WRITE, described.RETRY_JOB),
+    post("/v1/jobs/{job_id}/stream_token", stream_token, READ, described.CREATE_STREAM_TOKEN),
+]

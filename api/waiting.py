@@ -1,4 +1,4 @@
-"""What a request prefers (RFC 7240): to wait for a job's end before it is answered."""
+"""Waiting for a job's end before the response, as `Prefer: wait` asks for (RFC 7240)."""
 
 import asyncio
 import re
@@ -10,40 +10,36 @@ from api.services import Services
 from eventstore.errors import EventStoreError
 from projections.job_view import JobView
 
-_LONGEST_S = 60
-# A preference is `name`, or `name=value` with the value perhaps quoted; parameters after `;` mean nothing here.
+_MAX_S = 60
+# A preference is `name` or `name=value`, with an optionally quoted value; parameters after `;` are ignored.
 _WAIT = re.compile(r'\s*wait\s*=\s*(?:"(\d{1,9})"|(\d{1,9}))\s*(?:;.*)?', re.IGNORECASE | re.ASCII)
 _NAME = re.compile(r"\s*wait\s*(?:[=;].*)?", re.IGNORECASE)
 
 
-def wait(request: Request) -> int | None:
-    """For how many seconds the client would wait, 60 at most; None if it named no number that can be read.
-
-    Of several the first counts (RFC 7240, section 2).
-    """
+def preferred_wait(request: Request) -> int | None:
+    """The seconds of the first `wait` preference (RFC 7240, section 2), 60 at most; None if absent or malformed."""
     preferences = [one for header in request.headers.getlist("prefer") for one in header.split(",")]
     first = next((one for one in preferences if _NAME.fullmatch(one)), "")
     found = _WAIT.fullmatch(first)
-    return min(int(found[1] or found[2]), _LONGEST_S) if found else None
+    return min(int(found[1] or found[2]), _MAX_S) if found else None
 
 
-def applied(seconds: int | None) -> dict[str, str]:
-    """The header that says which preference was honoured."""
+def preference_applied(seconds: int | None) -> dict[str, str]:
+    """The response header for a preference that was honoured."""
     return {} if seconds is None else {"Preference-Applied": f"wait={seconds}"}
 
 
-async def until_terminal(services: Services, tenant: str, job_id: UUID, seconds: float) -> JobView | None:
-    """A job once it has ended, or as it is `seconds` later, or when the server stops; None if it can't be read."""
+async def wait_until_terminal(services: Services, tenant: str, job_id: UUID, seconds: float) -> JobView | None:
+    """A job when it has ended, `seconds` have passed, or the process stops; None if there is none to be read."""
     view: JobView | None = None
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     async with services.tailer.follow(job_id) as wake_signal:
         while True:
             try:
+                view = view or await services.queries.job(tenant, job_id)
                 if view is None:
-                    view = await services.queries.job(tenant, job_id)
-                    if view is None:
-                        return None
+                    return None
                 view = await services.queries.advanced(view, await services.tailer.after(job_id, view.version)) or view
             except EventStoreError:
                 return view

@@ -1,0 +1,158 @@
+"""Limits on the work that is accepted: of one tenant, and of all together.
+
+    a tenant sends requests too fast     429, by a token bucket of this process
+    a tenant has too many open jobs      429; an ended job counts until the projector has seen its end
+    too many commands wait in the queues 503
+
+The last two numbers are read from the database once a second and before the first request. Jobs that this process has
+accepted since the last read are added. Several processes together may therefore exceed a limit by one second of work.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+
+import msgspec
+
+from api.errors import ApiError
+from eventstore.database import Database
+from projections.admission_queries import open_jobs, waiting_commands
+
+_FRESH_S = 1.0
+_STALE_S = 2.0
+_MAX_BUCKETS = 10_000
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings; None sets no limit. rate: requests a second of one tenant."""
+
+    queued: int | None = None
+    tenant_queued: int | None = None
+    rate: float | None = None
+
+
+class Count:
+    """A number from the database, plus what this process has added since it was read."""
+
+    def __init__(self, read: Callable[[], Awaitable[int]]) -> None:
+        self._read = read
+        self._reading: asyncio.Task[None] | None = None
+        self._read_at = -math.inf
+        self._last = 0
+        self._open = 0
+        self._written = 0
+
+    @property
+    def value(self) -> int:
+        """The current estimate."""
+        return self._last + self._open + self._written
+
+    async def refresh(self) -> None:
+        """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
+        age = time.monotonic() - self._read_at
+        if age >= _FRESH_S and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._measure(), name="count")
+            self._reading.add_done_callback(_retrieve)
+        if age >= _STALE_S and self._reading is not None:
+            await asyncio.shield(self._reading)
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Add one during the block, and afterwards until a read that began after the block has ended."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self._written += 1
+
+    async def _measure(self) -> None:
+        read_at, written = time.monotonic(), self._written
+        self._last = await self._read()
+        self._read_at = read_at
+        self._written -= written
+
+
+def _retrieve(reading: asyncio.Task[None]) -> None:
+    """Mark the task's error as retrieved: it is raised in `refresh` if anything awaits the task."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+class Bucket:
+    """A token bucket. rate: tokens a second; two seconds' worth are kept, at least one."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._size = max(1.0, 2 * rate)
+        self._tokens = self._size
+        self._at = now
+
+    def acquire(self, now: float) -> float:
+        """Take a token and return 0, or return the seconds until there is one."""
+        self._tokens = min(self._size, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+class Admission:
+    """Applies the limits in one process. Methods may raise `DatabaseUnavailable`."""
+
+    def __init__(self, database: Database, limits: Limits) -> None:
+        self._database = database
+        self._limits = limits
+        self._queued = Count(lambda: waiting_commands(database))
+        self._tenants: dict[str, Count] = {}
+        self._buckets: dict[str, Bucket] = {}
+
+    def count_request(self, tenant: str) -> None:
+        """Count a request of a tenant; raise 429 if it exceeds the rate."""
+        rate = self._limits.rate
+        if rate is None:
+            return
+        now = time.monotonic()
+        if tenant not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
+            self._buckets.clear()
+        wait_s = self._buckets.setdefault(tenant, Bucket(rate, now)).acquire(now)
+        if wait_s > 0:
+            raise _limited(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
+
+    @asynccontextmanager
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
+        own = await self._open_jobs(tenant)
+        if self._limits.queued is not None:
+            await self._queued.refresh()
+        # No await between the checks and the reservation: a concurrent request could take the room.
+        self._check(own)
+        with self._queued.one_more(), nullcontext() if own is None else own.one_more():
+            yield
+
+    async def _open_jobs(self, tenant: str) -> Count | None:
+        limit = self._limits.tenant_queued
+        if limit is None:
+            return None
+        count = self._tenants.setdefault(tenant, Count(lambda: open_jobs(self._database, tenant, limit)))
+        await count.refresh()
+        return count
+
+    def _check(self, own: Count | None) -> None:
+        queued, own_most = self._limits.queued, self._limits.tenant_queued
+        if own is not None and own_most is not None and own.value >= own_most:
+            raise _limited(f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1)
+        if queued is not None and self._queued.value >= queued:
+            raise ApiError(
+                "infra_unavailable",
+                f"{queued} commands are waiting, as many as may; no new job is accepted now.",
+                {"reason": "admission is closed", "limit": queued},
+                {"Retry-After": "5"},
+            )
+
+
+def _limited(message: str, wait_s: float) -> ApiError:
+    return ApiError("rate_limited", message, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})

@@ -197,7 +197,7 @@ MUTANTS = (
         "fenced-run-keeps-its-message",
         "runners/steps.py",
         "            await self._jobs.settle(claim.ack())\n\n    async def _start",
-        "\n    async def _start",
+        "            pass\n\n    async def _start",
         "tests/store/test_troubled_steps.py -k fenced",
     ),
     Mutant(

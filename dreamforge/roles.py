@@ -445,7 +445,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
     store = core.store()
     stack.push_async_callback(store.close)
-    core.checks["object_store"] = store.ready
+    core.checks["object_store"] = store.check_ready
     await _bucket(core, store)
     item_renderer = _item_renderer(core)
     if not settings.fake_runner and settings.model is None and await _no_generator(core):

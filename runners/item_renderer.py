@@ -11,7 +11,7 @@ from PIL import Image
 
 from artifacts.encoding import decode, encode, size_of
 from artifacts.errors import InvalidSource, ObjectChanged
-from artifacts.lineage import embed, lineage, read
+from artifacts.lineage import embed, lineage_of, read_lineage
 from orchestrator.events.steps import Rendering, StepName
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
@@ -131,7 +131,7 @@ class ItemRenderer:
     ) -> RenderedImage:
         """A file that says where it came from, unless that is not wanted."""
         if job.generate.embed_metadata:
-            body = embed(body, lineage(job, step, item_index, rendering))
+            body = embed(body, lineage_of(job, step, item_index, rendering))
         return RenderedImage(body, size_of(body), rendering)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
@@ -142,7 +142,7 @@ def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: 
     where = f"the object that lies in place of item {item_index} of {step}"
     try:
         image = decode(body, size[0] * size[1])
-        found = read(body)
+        found = read_lineage(body)
     except InvalidSource as error:
         raise ObjectChanged(f"{where} was written by no attempt at it: {error}; remove it") from error
     if image.size != size:

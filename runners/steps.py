@@ -15,7 +15,7 @@ import structlog
 
 from artifacts.encoding import content_type
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, StoredObject, described
+from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from eventstore.database import Backoff, until_available
 from eventstore.errors import EventStoreError
 from eventstore.ids import new_id
@@ -308,7 +308,7 @@ class StepRunner:
             return await self._item_renderer.generate(selected, state, index, buffer)
         parent = state.steps[0].artifacts[index]
         written = StoredObject(parent.bytes, parent.sha256)
-        source = await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
+        source = await self._patiently(state, partial(self._store.get_verified, parent.s3_key, written))
         return await self._item_renderer.upscale(selected, state, index, source, buffer)
 
     async def _put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
@@ -320,7 +320,7 @@ class StepRunner:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = described(rendered.body), rendered.rendering
+        ours, made = stored_object(rendered.body), rendered.rendering
         if index in step.lost:
             stored = ours
             await self._put_again(state, step.artifacts[index], key, rendered)
@@ -361,7 +361,7 @@ class StepRunner:
             raise ObjectChanged(
                 f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
             )
-        body = await self._patiently(state, partial(self._store.verified, key, stored))
+        body = await self._patiently(state, partial(self._store.get_verified, key, stored))
         return await self._item_renderer.adopted(state, step.name, index, body, rendered.size)
 
     async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
@@ -408,7 +408,7 @@ class StepRunner:
         async def is_there(item: ArtifactWritten) -> bool:
             async with turns:
                 try:
-                    await self._store.verified(item.s3_key, StoredObject(item.bytes, item.sha256))
+                    await self._store.get_verified(item.s3_key, StoredObject(item.bytes, item.sha256))
                 except (ObjectMissing, ObjectChanged):
                     return False
                 return True

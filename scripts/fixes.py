@@ -300,7 +300,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-adoption-is-bounded",
         "artifacts/object_store.py",
-        "        return self._describe(key, MOST)",
+        "        return self._describe(key, MAX_OBJECT_BYTES)",
         "        return self._describe(key)",
         "tests/store/test_objects.py -k too_large",
     ),
@@ -330,21 +330,21 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-erasure-records-foreign-files",
         "dreamforge/operations/erasure.py",
-        "            body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))",
+        "            body = await store.get_verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))",
         "            body = await store.get(artifact.s3_key)",
         "tests/flow/test_erasure.py -k somebody_replaced",
     ),
     Mutant(
         "09-reads-are-bounded",
         "artifacts/object_store.py",
-        "            body: bytes = opened.read(written.size + 1)",
-        "            body: bytes = opened.read()",
+        "            body: bytes = stream.read(expected.size + 1)",
+        "            body: bytes = stream.read()",
         "tests/store/test_objects.py -k changed_object",
     ),
     Mutant(
         "09-source-is-held-against-the-log",
         "runners/steps.py",
-        "partial(self._store.verified, parent.s3_key, written))",
+        "partial(self._store.get_verified, parent.s3_key, written))",
         "partial(self._store.get, parent.s3_key))",
         "tests/store/test_stored_images.py -k replaced_source",
     ),
@@ -617,8 +617,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "20-hash-of-the-weights",
         "artifacts/lineage.py",
-        "    return made.weights_sha256[:10] if made is not None and made.weights_sha256 is not None else None",
-        "    return made.model_sha256[:10] if made is not None and made.model_sha256 is not None else None",
+        "    sha256 = None if rendering is None else rendering.weights_sha256\n",
+        "    sha256 = None if rendering is None else rendering.model_sha256\n",
         "tests/unit/test_lineage.py -k model_hash",
     ),
     Mutant(

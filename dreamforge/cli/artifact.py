@@ -9,7 +9,7 @@ from rich.table import Table
 
 from artifacts.encoding import size_of
 from artifacts.errors import InvalidSource
-from artifacts.lineage import Lineage, read
+from artifacts.lineage import Lineage, read_lineage
 from dreamforge.cli import arguments
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
 from dreamforge.cli.handlers import set_handlers
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _show(args: argparse.Namespace, _settings: Settings) -> int:
     try:
         body = args.file.read_bytes()
-        found, size = read(body), size_of(body)
+        found, size = read_lineage(body), size_of(body)
     except InvalidSource as error:
         return complain(INVALID, f"{args.file}: {error}")
     if found is None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from artifacts.errors import ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, described
+from artifacts.object_store import ObjectStore, stored_object
 from dreamforge.settings import Settings, SettingsError
 from eventstore.errors import EventStoreError
 from eventstore.integrity import anchors
@@ -56,7 +56,7 @@ async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, ac
     if store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)
-        if await store.put(key_of_object, body, "application/json") != described(body):
+        if await store.put(key_of_object, body, "application/json") != stored_object(body):
             raise ObjectStoreUnavailable(f"another object lies under {key_of_object}: the anchor is in the log alone")
     return signed
 

@@ -267,7 +267,7 @@ async def _dead(context: DoctorContext, name: str) -> Finding:
 
 
 async def _store(context: DoctorContext, name: str) -> Finding:
-    await context.store.ready()
+    await context.store.check_ready()
     # Every picture relies on it: a second put must find the first, and leave it.
     first = await context.store.put(_PROBE, b"first", "text/plain")
     second = await context.store.put(_PROBE, b"second", "text/plain")
@@ -283,7 +283,7 @@ async def _store(context: DoctorContext, name: str) -> Finding:
 
 async def _store_clock(context: DoctorContext, name: str) -> Finding:
     before = datetime.now(UTC)
-    told = await context.store.clock()
+    told = await context.store.server_time()
     after = datetime.now(UTC)
     if told is None:
         return Finding(check=name, state="ok", found="it does not tell its time")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from artifacts.encoding import content_type
 from artifacts.errors import InvalidSource, ObjectChanged, ObjectMissing
-from artifacts.lineage import stripped
+from artifacts.lineage import remove_private_text
 from artifacts.object_store import ObjectStore, StoredObject
 from dreamforge.backends import actor, ask_backends
 from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
@@ -204,7 +204,7 @@ async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[Ar
     Those that events name even if the store does not list them: after SIGKILLs, SeaweedFS was seen to serve an object
     that it did not list.
     """
-    listed = await store.keys(object_prefix(tenant, job))
+    listed = await store.list_keys(object_prefix(tenant, job))
     return sorted({*listed, *(artifact.s3_key for artifact in written)})
 
 
@@ -219,8 +219,8 @@ async def _rewritten(store: ObjectStore, written: Sequence[ArtifactEvent]) -> li
     found = []
     for artifact in written:
         try:
-            body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
-            anonymous = stripped(body)
+            body = await store.get_verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
+            anonymous = remove_private_text(body)
         except (InvalidSource, ObjectMissing, ObjectChanged):
             continue  # an event would make a foreign or damaged file the job's
         if anonymous == body:
@@ -237,7 +237,7 @@ async def _without_text(store: ObjectStore, key: str) -> bytes | None:
         body = await store.get(key)
     except ObjectMissing:
         return None
-    anonymous = stripped(body)
+    anonymous = remove_private_text(body)
     return None if anonymous == body else anonymous
 
 

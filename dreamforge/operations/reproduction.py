@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from rich.table import Table
 
 from artifacts.encoding import decode, encode
-from artifacts.object_store import ObjectStore, StoredObject, described
+from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from dreamforge.backends import ask_backends
 from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
 from dreamforge.engines import engine_process, fake_engine
@@ -140,7 +140,7 @@ class _Again:
         except StepError as error:
             return Reproduced(**told, difference=None, pixels=0, environment=[], problem=str(error))
         environment = _differences(written.rendering, rendering)
-        told["changed"] = described(body) != StoredObject(written.bytes, written.sha256)
+        told["changed"] = stored_object(body) != StoredObject(written.bytes, written.sha256)
         if before.size != after.size:
             sizes = f"it was {before.width}x{before.height}, and is {after.width}x{after.height}"
             return Reproduced(**told, difference=None, pixels=0, environment=environment, problem=sizes)
@@ -153,7 +153,7 @@ class _Again:
         source = None
         if step.name == "upscale":
             parent = job.steps[0].artifacts[item]
-            source = await self._store.verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
+            source = await self._store.get_verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
         if made is None:
             self._expect_painted(step, written)
             body = (

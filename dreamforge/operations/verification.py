@@ -210,7 +210,7 @@ async def _bad(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
     if written is None:
         return None
     try:
-        found = await store.described(written.s3_key)
+        found = await store.describe(written.s3_key)
     except ObjectMissing as error:
         problem = str(error)
     else:

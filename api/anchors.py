@@ -8,7 +8,7 @@ from api.responses import json_response
 from api.schemas import Answer
 from api.services import Services
 from eventstore.integrity.anchors import Anchor
-from projections.anchor_queries import newest
+from projections.anchor_queries import newest_anchors
 
 _MOST = 200
 
@@ -23,4 +23,4 @@ async def list_anchors(request: Request) -> Response:
     """GET /v1/anchors: those of the log, for every tenant: they hold positions and hashes alone."""
     services: Services = request.app.state.services
     limit = whole_number(request, "limit", default=50, least=1, most=_MOST)
-    return json_response(AnchorList(items=await newest(services.log, limit)))
+    return json_response(AnchorList(items=await newest_anchors(services.log, limit)))

@@ -43,7 +43,7 @@ async def follow(services: Services, job: UUID, after: int, *, steps_apart: bool
             version = 0 if view is None else view.version
             try:
                 events = await services.tailer.after(job, version, limit=_PAGE)
-                view = await services.queries.advanced(view, events)
+                view = await services.queries.fold_onto(view, events)
             except EventStoreError:
                 return  # the client comes back, and resumes
             new = (event for event in events if event.version > after)

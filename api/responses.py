@@ -14,7 +14,7 @@ from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
 from orchestrator.events.steps import Status
 from projections.job_view import ArtifactView, JobView, StepView
-from projections.queries import Listed
+from projections.queries import JobListItem
 
 
 def stamp(moment: datetime) -> str:
@@ -80,7 +80,7 @@ def _step(step: StepView) -> schemas.Step:
     )
 
 
-def job_list(listed: Sequence[Listed], next_cursor: str | None) -> schemas.JobList:
+def job_list(listed: Sequence[JobListItem], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
     jobs = [
         schemas.JobListItem(

@@ -58,7 +58,7 @@ from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
-from runners.engines.batching import Batches
+from runners.engines.batching import BatchScheduler
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
@@ -495,7 +495,7 @@ def _item_renderer(core: Core) -> ItemRenderer:
         fake_engine(settings, faults),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
-        Batches(engine_process(settings), batch_max=settings.batch_max),
+        BatchScheduler(engine_process(settings), batch_max=settings.batch_max),
         faults=faults,
         max_pixels=settings.max_pixels,
     )

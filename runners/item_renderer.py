@@ -15,7 +15,7 @@ from artifacts.lineage import embed, lineage_of, read_lineage
 from orchestrator.events.steps import Rendering, StepName
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState, StepState
-from runners.engines.batching import Batches, Report
+from runners.engines.batching import AttemptListener, BatchScheduler
 from runners.engines.protocol import Enlarge, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan, InjectedFault
@@ -44,7 +44,7 @@ class ItemRenderer:
         renderer: Renderer,
         executor: Executor,
         selection: Selection = NO_MODELS,
-        batches: Batches | None = None,
+        batches: BatchScheduler | None = None,
         *,
         faults: FaultPlan | None = None,
         max_pixels: int = 2**26,
@@ -57,9 +57,9 @@ class ItemRenderer:
         self._max_pixels = max_pixels
         self._files = ModelFiles()
 
-    def expect_request(self) -> Callable[[], None]:
+    def announce_request(self) -> Callable[[], None]:
         """Announce a step that is starting: a batch waits briefly for its requests. Call the result afterwards."""
-        return (lambda: None) if self._batches is None else self._batches.expect_request()
+        return (lambda: None) if self._batches is None else self._batches.announce_request()
 
     async def select(self, job: JobState, step: StepState) -> Selected:
         """What is to render a step. May raise `DatabaseUnavailable`."""
@@ -81,7 +81,9 @@ class ItemRenderer:
         if selected.view is not None:
             await self._in_thread(partial(self._files.check, selected.view))
 
-    async def generate(self, selected: Selected, job: JobState, item_index: int, report: Report) -> RenderedImage:
+    async def generate(
+        self, selected: Selected, job: JobState, item_index: int, report: AttemptListener
+    ) -> RenderedImage:
         """Render an item of a generate step. Raises `StepError`."""
         if selected.model is None or self._batches is None:
             body = await self._in_thread(partial(self._renderer.generate, job, item_index))
@@ -91,7 +93,7 @@ class ItemRenderer:
         return await self._encoded(job, "generate", item_index, await self._batches.render(work, item_index, report))
 
     async def upscale(
-        self, selected: Selected, job: JobState, item_index: int, source: bytes, report: Report
+        self, selected: Selected, job: JobState, item_index: int, source: bytes, report: AttemptListener
     ) -> RenderedImage:
         """Upscale an item that generate wrote. Raises `StepError`."""
         if selected.model is None or self._batches is None:
@@ -115,7 +117,7 @@ class ItemRenderer:
     def withdraw(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
         if self._batches is not None:
-            self._batches.withdraw()
+            self._batches.stop_accepting()
 
     async def stop(self) -> None:
         """End the engine process, if there is one."""

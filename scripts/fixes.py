@@ -180,7 +180,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-read-of-it-breaks",
         "projections/queries.py",
-        "        except Exception:  # noqa: BLE001  # a fold may break in any way on what it was not written for\n",
+        "        except Exception:  # noqa: BLE001  # a fold may raise anything on unexpected data\n",
         "        except ZeroDivisionError:\n",
         "tests/flow/test_quarantine.py -k only_the_newest",
     ),
@@ -250,7 +250,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "07-batch-that-nobody-fails",
         "runners/engines/batching.py",
-        "            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it\n",
+        "            except Exception as error:  # noqa: BLE001  # every waiting request must get a result\n",
         "            except ZeroDivisionError as error:\n",
         "tests/store/test_batches.py -k nobody_can_be_told --timeout=60",
     ),
@@ -279,21 +279,24 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "08-delivered-before-lost",
         "runners/engines/batching.py",
-        "            finally:\n                _deliver(batch, arrived)\n",
+        "            finally:\n                _deliver(batch, rendered)\n",
         "            finally:\n                pass\n",
         "tests/store/test_batches.py -k 'delivered or likewise'",
         (
             (
                 "runners/engines/batching.py",
-                "            self._lost(batch, str(error))\n\n",
-                "            self._lost(batch, str(error))\n        finally:\n            _deliver(batch, arrived)\n\n",
+                "            self._on_engine_lost(batch, str(error))\n\n",
+                (
+                    "            self._on_engine_lost(batch, str(error))\n"
+                    "        finally:\n            _deliver(batch, rendered)\n\n"
+                ),
             ),
         ),
     ),
     Mutant(
         "08-sent-before-the-pipe-broke",
         "runners/engines/process.py",
-        "            while data := self._spare.recv(_CHUNK, socket.MSG_DONTWAIT):\n",
+        "            while data := self._duplicate.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT):\n",
         '            while data := b"":\n',
         "tests/store/test_batches.py -k dead_process",
     ),
@@ -603,14 +606,14 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "19-models-are-looked-into",
         "dreamforge/cli/models.py",
-        "        expect_fit(Path(wanted.local_path),",
+        "        check_files(Path(wanted.local_path),",
         "        (lambda *_, **__: None)(Path(wanted.local_path),",
         "tests/embedded/test_models_command.py -k refused_by_name",
     ),
     Mutant(
         "19-weights-under-any-name",
         "model_registry/checks.py",
-        "                self._expect_weights(component,",
+        "                self._check_weights(component,",
         "                (lambda *_: None)(component,",
         "tests/embedded/test_models_command.py -k refused_by_name",
     ),

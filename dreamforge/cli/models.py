@@ -18,9 +18,9 @@ from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log
-from model_registry.checks import Unfit, expect_fit
+from model_registry.checks import BadModelFiles, check_files
 from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
-from model_registry.sources import obtain
+from model_registry.sources import fetch_model
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
 
@@ -89,7 +89,7 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
     # The model before the database: a large one takes its time to fetch and read, and may prove to be none.
     expect_database(settings)
     schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
-    found = obtain(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
+    found = fetch_model(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
     wanted = registration(
         found.path,
         args.kind,
@@ -100,8 +100,8 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
         trust=args.trust,
     )
     try:
-        expect_fit(Path(wanted.local_path), args.kind, (file.path for file in wanted.files), trust=args.trust)
-    except (Unfit, OSError) as error:
+        check_files(Path(wanted.local_path), args.kind, (file.path for file in wanted.files), trust=args.trust)
+    except (BadModelFiles, OSError) as error:
         raise RegistryError(f"{args.path} can't be a {args.kind}: {error}.") from error
     model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
     if not new:

@@ -19,7 +19,7 @@ from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from projections.projector import LIVE
-from projections.rebuild import Rebuild, RebuildFailed, State
+from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 from projections.subscription_status import SubscriptionStatus, subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 
@@ -89,7 +89,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Where every projection stands, and which build of the read model serves."""
 
     projections: list[Place]
-    readmodel: State
+    readmodel: ReadModelState
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +162,7 @@ def _status_table(places: Sequence[Place]) -> Table:
     return table
 
 
-def _told(state: State) -> str:
+def _told(state: ReadModelState) -> str:
     told = f"Generation {state.generation} of the read model serves (views of version {state.views_version})."
     if (now := state.rebuild) is not None:
         told += (

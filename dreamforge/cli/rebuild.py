@@ -16,7 +16,7 @@ from dreamforge.operations.rebuild import fill, watched
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from projections import job_view
-from projections.rebuild import Rebuild, State
+from projections.rebuild import ReadModelState, Rebuild
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ select (select coalesce(sum(position), 0)::bigint from (
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild would do. events: it would read; bytes: about what it would need, besides those in use."""
 
-    state: State
+    state: ReadModelState
     views_version: int
     events: int
     bytes: int
@@ -154,7 +154,7 @@ async def _shown(one: Rebuild, *, quiet: bool) -> AsyncIterator[None]:
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         bar = bars.add_task("", total=1)
 
-        def show(state: State) -> None:
+        def show(state: ReadModelState) -> None:
             if (now := state.rebuild) is None:
                 return
             phase = "indexing" if now.phase == "filling" and now.filled == now.chunks else now.phase

@@ -21,7 +21,7 @@ from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
 from orchestrator.events.operations import AnchorSigned
 from orchestrator.service import append_unconditionally
-from projections.anchor_queries import STREAM, newest
+from projections.anchor_queries import ANCHOR_STREAM, newest_anchors
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, ac
     head = await log.head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
     signed = anchors.sign(key, head.log_id, ends, datetime.now(UTC))
-    await append_unconditionally(log, STREAM, "anchor", AnchorSigned(anchor=signed), actor)
+    await append_unconditionally(log, ANCHOR_STREAM, "anchor", AnchorSigned(anchor=signed), actor)
     if store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)
@@ -86,7 +86,7 @@ async def anchor_regularly(
 
 async def _is_due(log: Log, every_s: float) -> bool:
     """Did something other than anchors come since the last one, and is that long enough ago?"""
-    found = await newest(log, 1)
+    found = await newest_anchors(log, 1)
     if not found:
         return True
     last = found[0]

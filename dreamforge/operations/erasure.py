@@ -135,7 +135,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
         seaweed = EmbeddedSeaweed.running(settings.home) if settings.s3_endpoint is None else None
         if seaweed is not None:
             await asyncio.to_thread(seaweed.compact)
-        if await Rebuild(database).under_way():
+        if await Rebuild(database).is_under_way():
             return Scrub(tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended")
         rows = await database.read(_TABLES, _COMMANDS)
         if foreign := [row["name"] for row in rows if not row["own"]]:

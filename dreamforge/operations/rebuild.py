@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from multiprocessing.synchronize import Event
 
 from eventstore.database import Database
-from projections.rebuild import Rebuild, RebuildFailed, State
+from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 
 _WATCH_S = 0.25
 
@@ -39,7 +39,7 @@ async def fill(rebuild: Rebuild, database: Database, workers: int) -> None:
 
 
 @asynccontextmanager
-async def watched(rebuild: Rebuild, show: Callable[[State], None]) -> AsyncIterator[None]:
+async def watched(rebuild: Rebuild, show: Callable[[ReadModelState], None]) -> AsyncIterator[None]:
     """Show how far a rebuild is, four times a second."""
 
     async def watch() -> None:

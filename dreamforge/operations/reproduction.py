@@ -26,7 +26,7 @@ from orchestrator.events.steps import ArtifactWritten, Measure, Memory, ModelSel
 from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_errors import StepError
-from runners.engines.batching import Batches
+from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels, Work
 from runners.item_renderer import enlarge, render
 from runners.selection import ModelFiles, model_ref
@@ -57,16 +57,16 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
 class _Silence:
     """Nobody needs to hear how a reproduction gets on (a `batches.Report`)."""
 
-    def ticked(self, items: list[int], done: int, of: int) -> None:
+    def step_done(self, items: list[int], done: int, of: int) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def lost(self, items: list[int], reason: str) -> None:
+    def engine_lost(self, items: list[int], reason: str) -> None:
         """Ignored: a reproduction records nothing."""
 
 
@@ -96,9 +96,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 @asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[Batches]:
+async def _engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
     """An engine process of our own, as a runner of these settings would have; it starts when it is needed."""
-    batches = Batches(engine_process(settings), batch_max=1)
+    batches = BatchScheduler(engine_process(settings), batch_max=1)
     try:
         yield batches
     finally:
@@ -113,7 +113,7 @@ class _Again:
         job: JobState,
         events: Sequence[DecodedEvent],
         store: ObjectStore,
-        batches: Batches,
+        batches: BatchScheduler,
         models: Models,
         settings: Settings,
     ) -> None:

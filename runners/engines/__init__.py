@@ -1,4 +1,4 @@
-"""Engines turn a request into pixels. `fake` paints with Pillow alone; an engine with a model keeps the same face."""
+"""Engines render a request to an image. `fake` draws with Pillow; the other modules run models in their own process."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 class ImageRequest(msgspec.Struct, frozen=True):
-    """Everything that may bear on the pixels of one item; the same request gives the same picture."""
+    """Everything that determines the pixels of one item. Equal requests give equal images."""
 
     prompt: str
     negative_prompt: str | None
@@ -20,7 +20,7 @@ class ImageRequest(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """What renders the items of a generate step."""
+    """Renders the items of a generate step."""
 
     def render(self, request: ImageRequest) -> Image.Image:
-        """Render one picture of exactly the size asked for. Blocks; several threads may call it at once."""
+        """Render one image of exactly the requested size. Blocks; several threads may call it at once."""

@@ -1,4 +1,4 @@
-"""The fake engine: invented landscapes, so that everything but the model can be run and looked at."""
+"""The fake engine: draws landscapes without a model, for tests and demos."""
 
 from PIL import Image
 
@@ -7,8 +7,8 @@ from runners.engines.landscape import paint
 
 
 class FakeEngine:
-    """An engine without a model. The picture depends on prompt, seed and size, and on nothing else."""
+    """An engine without a model. The image depends only on prompt, seed and size."""
 
     def render(self, request: ImageRequest) -> Image.Image:
-        """Paint the request's landscape; the same one on every machine."""
+        """Draw the request's landscape, the same one on every machine."""
         return paint(request.prompt, request.seed, (request.width, request.height))

@@ -1,4 +1,4 @@
-"""Upscalers turn a picture into a larger one. `image` resamples it; one with a model keeps the same face."""
+"""Upscalers enlarge images: `image` in the runner's process; `gan` and `diffusion` in the engine process."""
 
 from typing import Protocol
 
@@ -6,15 +6,15 @@ from PIL import Image
 
 
 class Upscaler(Protocol):
-    """What renders the items of an upscale step."""
+    """Renders the items of an upscale step."""
 
     @property
     def impl(self) -> str:
-        """The name that a job's `impl` chooses it by."""
+        """Its value in a job's field `impl`."""
 
     @property
     def scales(self) -> frozenset[int]:
-        """The factors it can enlarge by."""
+        """The supported scales."""
 
     def upscale(self, image: Image.Image, scale: int) -> Image.Image:
-        """Return the picture `scale` times as wide and as high. Blocks; several threads may call it at once."""
+        """Return the image `scale` times as wide and as high. Blocks; several threads may call it at once."""

@@ -378,7 +378,7 @@ def _hosts(settings: Settings) -> Hosts:
 
 async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
-    key = anchoring.signer(settings)
+    key = anchoring.signing_key(settings)
     _subscribe(core, stack, Orchestrator(core.log, core.committer, core.actor))
     quarantine = Quarantine(core.log, core.actor)
     core.notices["quarantine"] = quarantine.check

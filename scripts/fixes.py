@@ -326,7 +326,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-download-is-bounded",
         "dreamforge/client/api_client.py",
-        "                    if file.tell() > most:",
+        "                    if file.tell() > max_bytes:",
         "                    if False:",
         "tests/unit/test_client.py -k no_more_than_was_recorded",
     ),
@@ -550,8 +550,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "16-trailers",
         "dreamforge/http_protocol.py",
-        "        if self._in_head:\n            self._grow(len(name)",
-        "        if True:\n            self._grow(len(name)",
+        "        if self._in_head:\n            self._count_head_bytes(len(name)",
+        "        if True:\n            self._count_head_bytes(len(name)",
         "tests/http/test_protocol.py -k trailers",
     ),
     Mutant(
@@ -606,8 +606,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "19-models-are-looked-into",
         "dreamforge/cli/models.py",
-        "        check_files(Path(wanted.local_path),",
-        "        (lambda *_, **__: None)(Path(wanted.local_path),",
+        "        check_files(Path(registered.local_path),",
+        "        (lambda *_, **__: None)(Path(registered.local_path),",
         "tests/embedded/test_models_command.py -k refused_by_name",
     ),
     Mutant(
@@ -648,8 +648,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "22-clock-of-the-store",
         "dreamforge/operations/doctor.py",
-        "    skew = max(timedelta(0), before - told - timedelta(seconds=1), told - after).total_seconds()\n    found",
-        "    skew = 0.0\n    found",
+        "max(timedelta(0), before - store_time - timedelta(seconds=1), store_time - after).total_seconds()",
+        "0.0",
         "tests/flow/test_doctor.py -k clock_is_late",
     ),
     Mutant(
@@ -676,15 +676,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-answer-lost-no-repeat",
         "dreamforge/client/api_client.py",
-        "lost = lost or isinstance(error, AnswerLost)",
+        "lost = lost or isinstance(error, ResponseLost)",
         "lost = False",
         "tests/unit/test_cli.py -k same_key",
     ),
     Mutant(
         "23-answer-lost-then-refused",
         "dreamforge/client/api_client.py",
-        "for_now = isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.status in _FOR_NOW)",
-        "for_now = isinstance(error, Unreachable)",
+        "retryable = isinstance(error, ApiError) and error.status in _RETRYABLE_STATUSES",
+        "retryable = False",
         "tests/unit/test_cli.py -k same_key",
     ),
     Mutant(
@@ -697,14 +697,14 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-interrupted-without-a-word",
         "dreamforge/cli/jobs.py",
-        "        return complain(INTERRUPTED, told)",
+        "        return print_message(INTERRUPTED, message)",
         "        raise",
         "tests/unit/test_cli.py -k interrupted_watch",
     ),
     Mutant(
         "23-list-without-prompts",
         "dreamforge/cli/show.py",
-        'escape(_short(job.get("prompt")))',
+        'escape(_shorten(job.get("prompt")))',
         '""',
         "tests/unit/test_cli.py -k list_shows",
     ),
@@ -732,15 +732,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-whole-ids-alone",
         "dreamforge/client/api_client.py",
-        "        if not _PREFIX.fullmatch(text):\n            return text\n",
+        "        if not _ID_PREFIX.fullmatch(text):\n            return text\n",
         "        return text\n",
         "tests/unit/test_cli.py -k beginning_of_its_id",
     ),
     Mutant(
         "23-whole-ids-alone-in-quarantine",
         "dreamforge/cli/quarantine.py",
-        "one.job_id.hex.startswith(beginning)",
-        "one.job_id.hex == beginning",
+        "job.job_id.hex.startswith(prefix)",
+        "job.job_id.hex == prefix",
         "tests/flow/test_quarantine.py -k every_command",
     ),
     Mutant(

@@ -53,7 +53,7 @@ class Stack:
 
     def objects(self) -> ObjectStore:
         """The objects of the home."""
-        seaweed = EmbeddedSeaweed.running(self.home)
+        seaweed = EmbeddedSeaweed.find_running(self.home)
         assert seaweed is not None
         return ObjectStore(S3Config(seaweed.endpoint, seaweed.access_key, seaweed.secret_key))
 

@@ -250,7 +250,7 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
     def not_finite(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
-    monkeypatch.setattr(diffusion_engine, "to_picture", not_finite)
+    monkeypatch.setattr(diffusion_engine, "to_image", not_finite)
     watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
         engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
@@ -280,7 +280,7 @@ def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_SIGN_S", 0.01)
+    monkeypatch.setattr(cache, "_KEEPALIVE_S", 0.01)
     told = threading.Event()
 
     class Counting(ProgressReporter):

@@ -103,7 +103,7 @@ class Authentication:
         if not given:
             return await self._by_token(scope)
         kind, _, text = given[0].partition(" ")
-        key = await keys.opened_by(text.strip()) if kind.lower() == "bearer" and len(given) == 1 else None
+        key = await keys.authenticate(text.strip()) if kind.lower() == "bearer" and len(given) == 1 else None
         if key is None:
             raise _unauthorized("This API key is unknown or was revoked.", given=True)
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)

@@ -11,7 +11,7 @@ from api.routing import get
 from api.schemas import Answer
 from api.services import Services
 from eventstore.integrity.anchors import Anchor
-from projections.anchor_queries import newest
+from projections.anchor_queries import newest_anchors
 
 _MAX_ANCHORS = 200
 
@@ -25,7 +25,7 @@ class AnchorList(Answer, frozen=True, kw_only=True):
 async def list_anchors(request: Request, services: Services) -> Response:
     """GET /v1/anchors: the same for every tenant, since anchors contain only positions and hashes."""
     limit = whole_number(request, "limit", default=50, least=1, most=_MAX_ANCHORS)
-    return json_response(AnchorList(items=await newest(services.log, limit)))
+    return json_response(AnchorList(items=await newest_anchors(services.log, limit)))
 
 
 ROUTES = [get("/v1/anchors", list_anchors, AUDIT, LIST_ANCHORS)]

@@ -45,7 +45,7 @@ async def follow(services: Services, job: UUID, after: int, *, separate_steps: b
             version = 0 if view is None else view.version
             try:
                 events = await services.tailer.after(job, version, limit=_PAGE)
-                view = await services.queries.advanced(view, events)
+                view = await services.queries.fold_onto(view, events)
             except EventStoreError:
                 return  # the client reconnects and resumes
             new = (event for event in events if event.version > after)

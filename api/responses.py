@@ -14,7 +14,7 @@ from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
 from orchestrator.events.steps import Status
 from projections.job_view import ArtifactView, JobView, StepView
-from projections.queries import Listed
+from projections.queries import JobListItem
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -72,12 +72,12 @@ def _step(step: StepView) -> schemas.Step:
     return copied(step, schemas.Step, id=step.step_id, **times)
 
 
-def job_list(listed: Sequence[Listed], next_cursor: str | None) -> schemas.JobList:
+def job_list(listed: Sequence[JobListItem], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
     return schemas.JobList(jobs=list(map(_listed, listed)), next_cursor=next_cursor)
 
 
-def _listed(one: Listed) -> schemas.JobListItem:
+def _listed(one: JobListItem) -> schemas.JobListItem:
     return copied(
         one,
         schemas.JobListItem,

@@ -1,4 +1,4 @@
-"""Images outside of the database: the object store, their encoding, and the lineage within their files.
+"""Image files: the object store, the encoding, and the lineage embedded in each file.
 
-Knows neither queue nor database.
+Imports neither the queue nor the database.
 """

@@ -1,6 +1,6 @@
-"""Pictures to bytes and back.
+"""Encodes images to PNG or JPEG and decodes them.
 
-Equal pictures give equal bytes: nothing of the clock, the machine or the attempt goes in.
+Equal images give equal bytes: the result does not depend on the clock, the machine or the attempt.
 """
 
 from io import BytesIO
@@ -13,11 +13,11 @@ from orchestrator.parameters import ImageFormat
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpg": "image/jpeg"}
 
 PNG_LEVEL = 3
-"""The last level before photographs cost a multiple of the time, for a few percent of the size."""
+"""Higher levels take several times as long on photographs and save only a few percent of the size."""
 
 
 def encode(image: Image.Image, fmt: ImageFormat) -> bytes:
-    """Encode a picture; as JPEG, which knows no transparency, it loses its alpha channel."""
+    """Encode an image. JPEG has no transparency: it drops the alpha channel."""
     body = BytesIO()
     if fmt == "png":
         image.save(body, "PNG", compress_level=PNG_LEVEL)
@@ -33,9 +33,9 @@ def content_type(fmt: ImageFormat) -> str:
 
 
 def size_of(body: bytes) -> tuple[int, int]:
-    """Width and height, as the header tells them; raise `InvalidSource` if there is none."""
+    """The width and height in the image's header. Raises `InvalidSource` if the header is invalid."""
     try:
-        return _opened(body).size
+        return _read_header(body).size
     except InvalidSource:
         raise
     except Exception as error:  # as in `decode`
@@ -43,25 +43,25 @@ def size_of(body: bytes) -> tuple[int, int]:
 
 
 def decode(body: bytes, max_pixels: int) -> Image.Image:
-    """Decode a PNG or JPEG wholly; raise `InvalidSource` if it is broken or would unfold to more than `max_pixels`."""
+    """Decode a PNG or JPEG. Raises `InvalidSource` if it is invalid or has more than `max_pixels` pixels."""
     try:
-        image = _opened(body)
+        image = _read_header(body)
         if image.width * image.height <= max_pixels:
             image.load()
             return image
     except (InvalidSource, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders answer foreign bytes with a dozen kinds of exception
+    except Exception as error:  # on invalid data, Pillow's decoders raise many kinds of exceptions
         raise InvalidSource(f"the source is not a readable image: {error}") from error
     raise InvalidSource(
         f"the source is {image.width}x{image.height}, more than the {max_pixels} pixels allowed; raise DF_MAX_PIXELS"
     )
 
 
-def _opened(body: bytes) -> Image.Image:
-    """Read the header alone.
+def _read_header(body: bytes) -> Image.Image:
+    """Open an image without decoding its pixels.
 
-    `Image.open` would apply the process-wide `MAX_IMAGE_PIXELS`, and try formats that no job writes.
+    `Image.open` would apply the process-wide `MAX_IMAGE_PIXELS` and try formats that no job writes.
     """
     if body.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImagePlugin.PngImageFile(BytesIO(body))

@@ -1,10 +1,10 @@
-"""Where a picture came from, within its file. Pure; the form is documented in docs/images.md.
+"""The lineage of an image, embedded in its file. Pure; docs/images.md documents the format.
 
     PNG    iTXt `dreamforge`: the lineage as JSON     tEXt or iTXt `parameters`: the text of AUTOMATIC1111's web UI
     JPEG   COM: the lineage as JSON                   EXIF UserComment: that text
 
-Other tools read the text; `read` reads the JSON. Nothing of it tells an attempt or a time: equal pictures of an item
-have equal files.
+Other tools read the text; `read_lineage` reads the JSON. The lineage names no attempt and no time: equal images of an
+item have equal files.
 """
 
 import struct
@@ -27,7 +27,7 @@ from orchestrator.step_kinds import Size
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _KEY, _TEXT_KEY = b"dreamforge", b"parameters"
-_TEXTS = (b"tEXt", b"iTXt", b"zTXt")
+_TEXT_CHUNKS = (b"tEXt", b"iTXt", b"zTXt")
 _COM, _APP0, _APP1, _SOS = 0xFE, 0xE0, 0xE1, 0xDA
 _EXIF = b"Exif\0\0"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
@@ -35,7 +35,7 @@ _SAMPLERS = {"ddim": "DDIM", "dpmpp_2m_karras": "DPM++ 2M Karras", "euler": "Eul
 
 
 class Generated(msgspec.Struct, frozen=True, kw_only=True):
-    """What generate made it of. rendering: None for the fake engine; the prompts are null once they were erased."""
+    """Inputs of the generate step. rendering: None for the fake engine. The prompts are None after an erasure."""
 
     prompt: str | None
     negative_prompt: str | None
@@ -49,7 +49,7 @@ class Generated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Upscaled(msgspec.Struct, frozen=True, kw_only=True):
-    """What upscale made it of. parent_sha256: of the generated file. rendering: None where it was resampled."""
+    """Inputs of the upscale step. parent_sha256: of the generated file. rendering: None if no model was used."""
 
     scale: int
     impl: str
@@ -73,7 +73,7 @@ class Derived(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture's whole way. upscale: None where it did not follow generate. later: further steps, if any."""
+    """The lineage of an image. upscale: None if it did not follow generate. later: further steps, if any."""
 
     format: Literal["dreamforge-lineage/1"] = "dreamforge-lineage/1"
     job_id: UUID
@@ -103,77 +103,79 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
         return self.generate.width * scale, self.generate.height * scale
 
 
-def lineage(job: JobState, step: StepName, item_index: int, rendering: Rendering | None) -> Lineage:
-    """The lineage of an item that a step has just made."""
+def lineage_of(job: JobState, step: StepName, item_index: int, rendering: Rendering | None) -> Lineage:
+    """The lineage of an item that a step has rendered. rendering: of this step."""
     sources = [one.artifacts[item_index] for one in takewhile(lambda one: one.name != step, job.steps)]
-    made, *renderings = [*(source.rendering for source in sources), rendering]
+    generate_rendering, *renderings = [*(source.rendering for source in sources), rendering]
     upscaled = None
     later: list[Derived] = []
     for (name, asked), source, own in zip(list(job.parameters.items())[1:], sources, renderings, strict=False):
-        told: dict[str, Any] = {"parent_sha256": source.sha256, "rendering": own}
+        origin: dict[str, Any] = {"parent_sha256": source.sha256, "rendering": own}
         if name == "upscale" and not later:
-            upscaled = Upscaled(scale=asked.scale, impl=asked.impl, **told)
+            upscaled = Upscaled(scale=asked.scale, impl=asked.impl, **origin)
         else:
             size = output_size(job.parameters, name)
-            later.append(Derived(step=name, params=msgspec.to_builtins(asked), size=size, **told))
+            later.append(Derived(step=name, params=msgspec.to_builtins(asked), size=size, **origin))
     generated = Generated(
         prompt=job.private.prompt,
         negative_prompt=job.private.negative_prompt,
         seed=item_seed(job.generate.seed, job.generate.count, item_index),
         **{name: getattr(job.generate, name) for name in SamplingParams.__struct_fields__},
-        rendering=made,
+        rendering=generate_rendering,
     )
     return Lineage(
         job_id=job.job_id, item_index=item_index, generate=generated, upscale=upscaled, later=later or msgspec.UNSET
     )
 
 
-def parameters(found: Lineage) -> str:
-    """The text that AUTOMATIC1111's web UI writes, and that it, ComfyUI's readers and galleries read back."""
-    made = found.generate
+def parameters_text(lineage: Lineage) -> str:
+    """The text in the format of AUTOMATIC1111's web UI, which ComfyUI's readers and galleries also read."""
+    generated = lineage.generate
+    rendering = generated.rendering
     fields = {
-        "Steps": made.steps,
-        "Sampler": _SAMPLERS.get(made.scheduler or "") or (made.rendering.scheduler if made.rendering else None),
-        "CFG scale": f"{made.guidance:g}",
-        "Seed": made.seed,
-        "Size": f"{made.width}x{made.height}",
-        "Model hash": _model_hash(made.rendering),
-        "Model": made.rendering.model_id if made.rendering else "fake",
-        "Hires upscale": found.upscale.scale if found.upscale else None,
+        "Steps": generated.steps,
+        "Sampler": _SAMPLERS.get(generated.scheduler or "") or (rendering.scheduler if rendering else None),
+        "CFG scale": f"{generated.guidance:g}",
+        "Seed": generated.seed,
+        "Size": f"{generated.width}x{generated.height}",
+        "Model hash": _model_hash(rendering),
+        "Model": rendering.model_id if rendering else "fake",
+        "Hires upscale": lineage.upscale.scale if lineage.upscale else None,
         "Version": "Dream Forge",
     }
-    lines = [made.prompt] if made.prompt else []
-    if made.negative_prompt:
-        lines.append(f"Negative prompt: {made.negative_prompt}")
+    lines = [generated.prompt] if generated.prompt else []
+    if generated.negative_prompt:
+        lines.append(f"Negative prompt: {generated.negative_prompt}")
     lines.append(", ".join(f"{name}: {value}" for name, value in fields.items() if value is not None))
     return "\n".join(lines)
 
 
-def _model_hash(made: Rendering | None) -> str | None:
-    """The first ten digits of the SHA-256 of the one file of weights: galleries look models up by it."""
-    return made.weights_sha256[:10] if made is not None and made.weights_sha256 is not None else None
+def _model_hash(rendering: Rendering | None) -> str | None:
+    """The first ten digits of the weights file's SHA-256, by which galleries look up models."""
+    sha256 = None if rendering is None else rendering.weights_sha256
+    return None if sha256 is None else sha256[:10]
 
 
-def embed(body: bytes, found: Lineage) -> bytes:
-    """A PNG's or JPEG's bytes with a lineage, instead of one that it may have; the picture is not touched."""
-    text, data = parameters(found), msgspec.json.encode(found)
+def embed(body: bytes, lineage: Lineage) -> bytes:
+    """The bytes of a PNG or JPEG with this lineage, which replaces an earlier one. The pixels do not change."""
+    text, data = parameters_text(lineage), msgspec.json.encode(lineage)
     if body.startswith(_PNG):
         chunks = [_itxt(_KEY, data), _text_chunk(text)]
         parts = [part for kind, part in _chunks(body) if not _is_ours(kind, part)]
         return b"".join([_PNG, parts[0], *chunks, *parts[1:]])
-    segments = [(_APP1, _exif(text)), (_COM, data)]
+    added = [(_APP1, _exif(text)), (_COM, data)]
     head, rest = _segments(body)
     kept = [(kind, part) for kind, part in head if kind != _COM and not (kind == _APP1 and part.startswith(_EXIF))]
     first = 1 if kept and kept[0][0] == _APP0 else 0
-    return b"".join([_JPEG, *(_segment(*one) for one in [*kept[:first], *segments, *kept[first:]]), rest])
+    return b"".join([_JPEG, *(_segment(*segment) for segment in [*kept[:first], *added, *kept[first:]]), rest])
 
 
-def read(body: bytes) -> Lineage | None:
-    """The lineage within a PNG's or JPEG's bytes; None if there is none. Raises `InvalidSource` if it is broken."""
+def read_lineage(body: bytes) -> Lineage | None:
+    """The lineage in a PNG's or JPEG's bytes; None if there is none. Raises `InvalidSource` if it is invalid."""
     try:
         if body.startswith(_PNG):
-            found = [part for kind, part in _chunks(body) if kind == b"iTXt" and part[8:].startswith(_KEY + b"\0")]
-            data = found[0][8 + len(_KEY) + 5 : -4] if found else None
+            chunks = [part for kind, part in _chunks(body) if kind == b"iTXt" and part[8:].startswith(_KEY + b"\0")]
+            data = chunks[0][8 + len(_KEY) + 5 : -4] if chunks else None
         elif body.startswith(_JPEG):
             data = next((part for kind, part in _segments(body)[0] if kind == _COM and b"dreamforge" in part), None)
         else:
@@ -183,28 +185,28 @@ def read(body: bytes) -> Lineage | None:
         raise InvalidSource(f"the lineage within the file is broken: {error}") from error
 
 
-def stripped(body: bytes) -> bytes:
-    """A file's bytes without personal text; the rest of its lineage stays. One without any stays as it is."""
-    found = read(body)
-    if found is None or (found.generate.prompt is None and found.generate.negative_prompt is None):
+def remove_private_text(body: bytes) -> bytes:
+    """A file's bytes without prompts; the rest of the lineage stays. A file without prompts is returned unchanged."""
+    lineage = read_lineage(body)
+    if lineage is None or (lineage.generate.prompt is None and lineage.generate.negative_prompt is None):
         return body
-    anonymous = msgspec.structs.replace(found.generate, prompt=None, negative_prompt=None)
-    return embed(body, msgspec.structs.replace(found, generate=anonymous))
+    anonymous = msgspec.structs.replace(lineage.generate, prompt=None, negative_prompt=None)
+    return embed(body, msgspec.structs.replace(lineage, generate=anonymous))
 
 
-# PNG (ISO/IEC 15948): length, kind, data, CRC-32 of the latter two ------------------------------------------------
+# PNG (ISO/IEC 15948): length, type, data, CRC-32 of type and data -------------------------------------------------
 
 
 def _chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Every chunk's kind, and its whole bytes."""
-    at = len(_PNG)
-    while at < len(body):
-        length, kind = struct.unpack_from(">I4s", body, at)
-        end = at + 12 + length
+    """Every chunk's type, and all bytes of the chunk."""
+    offset = len(_PNG)
+    while offset < len(body):
+        length, kind = struct.unpack_from(">I4s", body, offset)
+        end = offset + 12 + length
         if end > len(body):
             raise InvalidSource("the PNG ends within a chunk")
-        yield kind, body[at:end]
-        at = end
+        yield kind, body[offset:end]
+        offset = end
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -216,7 +218,7 @@ def _itxt(key: bytes, text: bytes) -> bytes:
 
 
 def _text_chunk(text: str) -> bytes:
-    """As Latin-1, which every reader reads; else as UTF-8."""
+    """A tEXt chunk (Latin-1), which every reader supports; an iTXt chunk (UTF-8) for other characters."""
     try:
         return _chunk(b"tEXt", _TEXT_KEY + b"\0" + text.encode("latin-1"))
     except UnicodeEncodeError:
@@ -224,24 +226,24 @@ def _text_chunk(text: str) -> bytes:
 
 
 def _is_ours(kind: bytes, part: bytes) -> bool:
-    return kind in _TEXTS and part[8:].split(b"\0", 1)[0] in {_KEY, _TEXT_KEY}
+    return kind in _TEXT_CHUNKS and part[8:].split(b"\0", 1)[0] in {_KEY, _TEXT_KEY}
 
 
-# JPEG (ITU-T T.81, B.1.1): markers, each with a length that counts itself -----------------------------------------
+# JPEG (ITU-T T.81, B.1.1): markers, each with a length that includes its own two bytes ----------------------------
 
 
 def _segments(body: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The segments before the picture's data, and the rest."""
-    found: list[tuple[int, bytes]] = []
-    at = len(_JPEG)
+    """The segments before the image data, and the remaining bytes."""
+    segments: list[tuple[int, bytes]] = []
+    offset = len(_JPEG)
     while True:
-        mark, kind, length = struct.unpack_from(">BBH", body, at)
-        if mark != 0xFF or length < 2 or at + 2 + length > len(body):
-            raise InvalidSource("the JPEG has no sound segments")
+        marker, kind, length = struct.unpack_from(">BBH", body, offset)
+        if marker != 0xFF or length < 2 or offset + 2 + length > len(body):
+            raise InvalidSource("the JPEG has an invalid segment")
         if kind == _SOS:
-            return found, body[at:]
-        found.append((kind, body[at + 4 : at + 2 + length]))
-        at += 2 + length
+            return segments, body[offset:]
+        segments.append((kind, body[offset + 4 : offset + 2 + length]))
+        offset += 2 + length
 
 
 def _segment(kind: int, data: bytes) -> bytes:
@@ -249,7 +251,7 @@ def _segment(kind: int, data: bytes) -> bytes:
 
 
 def _exif(text: str) -> bytes:
-    """EXIF (CIPA DC-008) with a UserComment; its code UNICODE is UTF-16, in the byte order that readers expect."""
+    """EXIF (CIPA DC-008) with a UserComment. Its code UNICODE means UTF-16; readers expect big-endian."""
     exif = Image.Exif()
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
     return exif.tobytes()

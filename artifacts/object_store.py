@@ -1,10 +1,10 @@
-"""The object store: every picture is written once, and never overwritten.
+"""The object store: every image is written once and never overwritten.
 
-    put ──If-None-Match: *──▶ 200  ours is stored
-                              412  another attempt was first: read its object back and adopt it
-                              409  another attempt is writing right now: try again
+    put ──If-None-Match: *──▶ 200  the object is written
+                              412  another attempt has written it: read that object and adopt it
+                              409  another attempt is writing it now: try again
 
-So a runner that lost its lease can neither overwrite a picture nor leave one that no event names.
+A runner that lost its lease can therefore neither overwrite an image nor leave one that no event names.
 """
 
 import asyncio
@@ -32,17 +32,17 @@ from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailabl
 
 T = TypeVar("T")
 
-READY_S = 5.0
-MOST = 2**29
-"""Of bytes that are read at once where it is not known how many were written: more than any file of a job has."""
+READY_TIMEOUT_S = 5.0
+MAX_OBJECT_BYTES = 2**29
+"""Limit of a read whose expected size is unknown. No file of a job is larger."""
 
-_PART = 2**20
+_CHUNK_BYTES = 2**20
 CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 CREATED_BY_ANOTHER = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists", "OperationAborted"}
 
 
 class S3Config(msgspec.Struct, frozen=True):
-    """Where the objects lie. Without an endpoint that is AWS; clients fetch from the public one, if it differs."""
+    """The object store's address and credentials. endpoint: None is AWS. public_endpoint: for presigned URLs."""
 
     endpoint: str | None
     access_key: str
@@ -52,93 +52,93 @@ class S3Config(msgspec.Struct, frozen=True):
     public_endpoint: str | None = None
 
     def __repr__(self) -> str:
-        """The configuration without its keys, which would else end up in tracebacks and logs."""
+        """The configuration without its keys, which must not appear in tracebacks and logs."""
         return f"S3Config(endpoint={self.endpoint!r}, bucket={self.bucket!r}, region={self.region!r}, keys=***)"
 
 
 class StoredObject(msgspec.Struct, frozen=True):
-    """What really lies under a key; the hash is lower-case hex."""
+    """Size in bytes and SHA-256 (lower-case hex) of an object's content."""
 
     size: int
     sha256: str
 
 
 class ObjectStore:
-    """One bucket. boto3 blocks, so its calls run in threads of this store's own."""
+    """One bucket. boto3 blocks, so its calls run in a thread pool of this object."""
 
     def __init__(self, config: S3Config, *, threads: int = 8) -> None:
         self._config = config
         self._threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="objects")
         self._clients: dict[str | None, Any] = {}
-        self._making_client = threading.Lock()
+        self._clients_lock = threading.Lock()
 
     async def ensure_bucket(self) -> None:
-        """Create the bucket unless it is there. Safe to call twice, and from two processes at once."""
+        """Create the bucket if it does not exist. Safe to call twice, and from two processes at once."""
         await self._in_thread(self._ensure_bucket)
 
     async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
-        """Write an object, or adopt the one that lies under the key already; return what lies there now.
+        """Write an object, or adopt an existing one with the same key. Returns what the store now holds.
 
-        Raise `ObjectChanged` where that is larger than any file of a job.
+        Raises `ObjectChanged` if the existing object is larger than `MAX_OBJECT_BYTES`.
         """
         return await self._in_thread(partial(self._put, key, body, content_type))
 
     async def replace(self, key: str, body: bytes, content_type: str) -> None:
-        """Write over an object: for erasure alone, everything else leaves what lies there."""
+        """Overwrite an object. Only erasure does this."""
         await self._in_thread(partial(self._replace, key, body, content_type))
 
-    async def get(self, key: str, *, most: int = MOST) -> bytes:
-        """Read an object of at most so many bytes; raise `ObjectMissing` if there is none, `ObjectChanged` if more."""
-        return await self._in_thread(partial(self._get, key, most))
+    async def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+        """Read an object. Raises `ObjectMissing`; `ObjectChanged` if it has more than `max_bytes` bytes."""
+        return await self._in_thread(partial(self._get, key, max_bytes))
 
-    async def verified(self, key: str, written: StoredObject) -> bytes:
-        """Read an object that must be the one that was written; raise `ObjectMissing` or `ObjectChanged` otherwise.
+    async def get_verified(self, key: str, expected: StoredObject) -> bytes:
+        """Read an object that must have this size and hash. Raises `ObjectMissing` or `ObjectChanged`.
 
-        No more is ever read than was written.
+        It never reads more bytes than expected.
         """
-        return await self._in_thread(partial(self._verified, key, written))
+        return await self._in_thread(partial(self._get_verified, key, expected))
 
-    async def keys(self, prefix: str) -> list[str]:
-        """What lies under a prefix, in order."""
-        return await self._in_thread(partial(self._keys, prefix))
+    async def list_keys(self, prefix: str) -> list[str]:
+        """The keys of all objects with a prefix, in order."""
+        return await self._in_thread(partial(self._list_keys, prefix))
 
-    async def described(self, key: str) -> StoredObject:
-        """Read an object of any size, and tell what it really is; raise `ObjectMissing` if there is none."""
+    async def describe(self, key: str) -> StoredObject:
+        """Read an object of any size; returns its size and hash. Raises `ObjectMissing`."""
         return await self._in_thread(partial(self._describe, key))
 
-    async def ready(self) -> None:
-        """Raise `ObjectStoreUnavailable` unless the bucket can be reached, soon."""
+    async def check_ready(self) -> None:
+        """Raise `ObjectStoreUnavailable` unless the bucket is reachable within `READY_TIMEOUT_S` seconds."""
         try:
-            async with asyncio.timeout(READY_S):
-                await self._in_thread(self._require_bucket)
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self._in_thread(self._check_bucket)
         except TimeoutError:
-            raise ObjectStoreUnavailable(f"{self._place} gave no answer within {READY_S:g} s") from None
+            raise ObjectStoreUnavailable(f"{self._location} gave no answer within {READY_TIMEOUT_S:g} s") from None
 
-    async def clock(self) -> datetime | None:
-        """The store's time, to the second; None if it does not tell."""
-        return await self._in_thread(self._clock)
+    async def server_time(self) -> datetime | None:
+        """The store's time, to the second; None if its responses have no Date header."""
+        return await self._in_thread(self._server_time)
 
     def presign(self, key: str, expires_s: int, *, head: bool = False) -> str:
-        """Return a URL that anyone can fetch the object from, for so many seconds; with `head`, by HEAD alone.
+        """Return a URL that anyone can fetch the object from, for `expires_s` seconds. head: for HEAD, not GET.
 
-        Takes a third of a millisecond, without any I/O, but the first call makes the client, which takes three
-        hundred times as long: on an event loop prefer `presign_many`.
+        It does no I/O and takes about 0.3 ms. The first call creates the client, which takes about 100 ms: on an event
+        loop use `presign_many`.
         """
         signer = self._client(self._config.public_endpoint or self._config.endpoint)
         params = {"Bucket": self._config.bucket, "Key": key}
-        # The method is signed with the rest.
+        # The signature includes the method.
         action = "head_object" if head else "get_object"
         url: str = signer.generate_presigned_url(action, Params=params, ExpiresIn=expires_s)
         return url
 
     async def presign_many(self, keys: Iterable[str], expires_s: int, *, head: bool = False) -> list[str]:
         """Return the URLs of many objects, in the order of their keys."""
-        wanted = list(keys)
-        return await self._in_thread(lambda: [self.presign(key, expires_s, head=head) for key in wanted])
+        ordered = list(keys)
+        return await self._in_thread(lambda: [self.presign(key, expires_s, head=head) for key in ordered])
 
     async def close(self) -> None:
-        """Close the connections; calls under way end with their own timeouts. A second call does nothing."""
+        """Close the connections; running calls end by their own timeouts. A second call does nothing."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         for client in self._clients.values():
             client.close()
@@ -147,7 +147,7 @@ class ObjectStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def _client(self, endpoint: str | None) -> Any:
-        with self._making_client:
+        with self._clients_lock:
             if endpoint not in self._clients:
                 self._clients[endpoint] = _make_client(self._config, endpoint, self._threads)
             return self._clients[endpoint]
@@ -157,25 +157,25 @@ class ObjectStore:
         return self._client(self._config.endpoint)
 
     @property
-    def _place(self) -> str:
+    def _location(self) -> str:
         return f"bucket {self._config.bucket!r} at {self._config.endpoint or 'AWS'}"
 
     def _put(self, key: str, body: bytes, content_type: str) -> StoredObject:
-        with self._explained(key):
+        with self._translated_errors(key):
             if self._put_new(key, body, content_type):
-                return described(body)
-        return self._describe(key, MOST)
+                return stored_object(body)
+        return self._describe(key, MAX_OBJECT_BYTES)
 
     def _replace(self, key: str, body: bytes, content_type: str) -> None:
-        with self._explained(key):
+        with self._translated_errors(key):
             self._s3.put_object(Bucket=self._config.bucket, Key=key, Body=body, ContentType=content_type)
 
     def _put_new(self, key: str, body: bytes, content_type: str) -> bool:
-        """Write the object unless one lies there already; tell whether it was written."""
-        wanted = {"Bucket": self._config.bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
+        """Write the object if the key does not exist. Returns whether it was written."""
+        params = {"Bucket": self._config.bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
         for pause_s in CONFLICT_PAUSES_S:
             try:
-                self._s3.put_object(Body=body, **wanted)
+                self._s3.put_object(Body=body, **params)
             except ClientError as error:
                 if _status(error) == 412:
                     return False
@@ -184,63 +184,65 @@ class ObjectStore:
                 time.sleep(pause_s)
             else:
                 return True
-        raise ObjectStoreUnavailable(f"{self._place}: others kept writing {key} at the same time; try again")
+        raise ObjectStoreUnavailable(f"{self._location}: other attempts kept writing {key}; try again")
 
-    def _get(self, key: str, most: int) -> bytes:
-        with self._explained(key), self._opened(key) as opened:
-            body: bytes = opened.read(most + 1)
-        if len(body) > most:
-            raise self._too_large(key, most)
+    def _get(self, key: str, max_bytes: int) -> bytes:
+        with self._translated_errors(key), self._open(key) as stream:
+            body: bytes = stream.read(max_bytes + 1)
+        if len(body) > max_bytes:
+            raise self._too_large(key, max_bytes)
         return body
 
-    def _too_large(self, key: str, most: int) -> ObjectChanged:
-        return ObjectChanged(f"{self._place} holds more than {most:,} bytes under {key}; that is no file of ours")
+    def _too_large(self, key: str, max_bytes: int) -> ObjectChanged:
+        return ObjectChanged(
+            f"{self._location} holds more than {max_bytes:,} bytes under {key}; no job wrote such a file"
+        )
 
-    def _verified(self, key: str, written: StoredObject) -> bytes:
-        with self._explained(key), self._opened(key) as opened:
-            body: bytes = opened.read(written.size + 1)
-        found = described(body)
-        if found != written:
-            size = f"{found.size:,}" if found.size <= written.size else f"more than {written.size:,}"
+    def _get_verified(self, key: str, expected: StoredObject) -> bytes:
+        with self._translated_errors(key), self._open(key) as stream:
+            body: bytes = stream.read(expected.size + 1)
+        actual = stored_object(body)
+        if actual != expected:
+            size = f"{actual.size:,}" if actual.size <= expected.size else f"more than {expected.size:,}"
             raise ObjectChanged(
-                f"{self._place} does not hold under {key} what was written: {written.size:,} bytes of SHA-256 "
-                f"{written.sha256} were, {size} of another are there"
+                f"{self._location}: object {key} is not what was written: {expected.size:,} bytes of SHA-256 "
+                f"{expected.sha256} were written, {size} of another SHA-256 are there"
             )
         return body
 
-    def _describe(self, key: str, most: int | None = None) -> StoredObject:
+    def _describe(self, key: str, max_bytes: int | None = None) -> StoredObject:
         size, digest = 0, hashlib.sha256()
-        with self._explained(key), self._opened(key) as opened:
-            while part := opened.read(_PART):
-                size += len(part)
-                digest.update(part)
-                if most is not None and size > most:
-                    raise self._too_large(key, most)
+        with self._translated_errors(key), self._open(key) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                size += len(chunk)
+                digest.update(chunk)
+                if max_bytes is not None and size > max_bytes:
+                    raise self._too_large(key, max_bytes)
         return StoredObject(size, digest.hexdigest())
 
-    def _opened(self, key: str) -> closing[Any]:
+    def _open(self, key: str) -> closing[Any]:
         return closing(self._s3.get_object(Bucket=self._config.bucket, Key=key)["Body"])
 
-    def _keys(self, prefix: str) -> list[str]:
-        with self._explained():
+    def _list_keys(self, prefix: str) -> list[str]:
+        with self._translated_errors():
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._config.bucket, Prefix=prefix)
-            return [found["Key"] for page in pages for found in page.get("Contents", [])]
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def _require_bucket(self) -> None:
-        with self._explained():
+    def _check_bucket(self) -> None:
+        with self._translated_errors():
             self._s3.head_bucket(Bucket=self._config.bucket)
 
-    def _clock(self) -> datetime | None:
-        with self._explained():
+    def _server_time(self) -> datetime | None:
+        with self._translated_errors():
             try:
                 answer = self._s3.head_bucket(Bucket=self._config.bucket)
-            except ClientError as error:  # a refusal tells the time as well, and S3 refuses for a clock that is far off
+            except ClientError as error:  # an error response has a Date too; S3 sends one if our clock is wrong
                 answer = error.response
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         return parsedate_to_datetime(headers["date"]) if "date" in headers else None
 
     def _ensure_bucket(self) -> None:
-        with self._explained():
+        with self._translated_errors():
             try:
                 self._s3.head_bucket(Bucket=self._config.bucket)
             except ClientError as error:
@@ -249,37 +251,37 @@ class ObjectStore:
                 self._create_bucket()
 
     def _create_bucket(self) -> None:
-        wanted: dict[str, Any] = {"Bucket": self._config.bucket}
-        if self._config.region != "us-east-1":  # which S3 refuses to be told
-            wanted["CreateBucketConfiguration"] = {"LocationConstraint": self._config.region}
+        params: dict[str, Any] = {"Bucket": self._config.bucket}
+        if self._config.region != "us-east-1":  # S3 rejects it as a LocationConstraint
+            params["CreateBucketConfiguration"] = {"LocationConstraint": self._config.region}
         try:
-            self._s3.create_bucket(**wanted)
+            self._s3.create_bucket(**params)
         except ClientError as error:
             if _code(error) not in CREATED_BY_ANOTHER:
                 raise
 
     @contextmanager
-    def _explained(self, key: str | None = None) -> Iterator[None]:
-        """Turn what boto3 raises into the step errors, and say what to do."""
+    def _translated_errors(self, key: str | None = None) -> Iterator[None]:
+        """Turn boto3's exceptions into step errors whose messages say what to do."""
         try:
             yield
         except ClientError as error:
-            raise self._explanation(error, key) from error
+            raise self._translate(error, key) from error
         except (BotoCoreError, OSError) as error:
-            raise ObjectStoreUnavailable(f"{self._place} can't be reached: {error}") from error
+            raise ObjectStoreUnavailable(f"{self._location} can't be reached: {error}") from error
 
-    def _explanation(self, error: ClientError, key: str | None) -> ObjectMissing | ObjectStoreUnavailable:
+    def _translate(self, error: ClientError, key: str | None) -> ObjectMissing | ObjectStoreUnavailable:
         status, code = _status(error), _code(error)
         if status == 404 and (key is None or code == "NoSuchBucket"):
-            return ObjectStoreUnavailable(f"{self._place} does not exist; create it, or correct DF_S3_BUCKET")
+            return ObjectStoreUnavailable(f"{self._location} does not exist; create it, or correct DF_S3_BUCKET")
         if status == 404:
-            return ObjectMissing(f"{self._place} holds no object {key}; it expired, or was removed")
+            return ObjectMissing(f"{self._location} has no object {key}; it expired or was deleted")
         if status in {401, 403}:
             return ObjectStoreUnavailable(
-                f"{self._place} denies access ({code}); check DF_S3_ACCESS_KEY, DF_S3_SECRET_KEY, its policy, and "
+                f"{self._location} denies access ({code}); check DF_S3_ACCESS_KEY, DF_S3_SECRET_KEY, its policy, and "
                 "that both clocks are right"
             )
-        return ObjectStoreUnavailable(f"{self._place} answered {status}: {error}")
+        return ObjectStoreUnavailable(f"{self._location} answered {status}: {error}")
 
 
 def _status(error: ClientError) -> int:
@@ -292,19 +294,19 @@ def _code(error: ClientError) -> str:
     return code
 
 
-def described(body: bytes) -> StoredObject:
-    """What an object of these bytes is."""
+def stored_object(body: bytes) -> StoredObject:
+    """Size and hash of an object with this content."""
     return StoredObject(len(body), hashlib.sha256(body).hexdigest())
 
 
 def _make_client(config: S3Config, endpoint: str | None, connections: int) -> Any:
-    """Make a client that obeys the configuration alone, whatever AWS_* variables and profiles this machine has."""
-    from_nowhere = {
+    """Create a client that ignores the AWS_* variables and profiles of this machine."""
+    session_vars = {
         name: (None, None, default, kind) for name, (_, _, default, kind) in Session.SESSION_VARIABLES.items()
     }
     for file in ("config_file", "credentials_file"):
-        from_nowhere[file] = (None, None, os.devnull, None)
-    session = boto3.session.Session(botocore_session=Session(session_vars=from_nowhere))
+        session_vars[file] = (None, None, os.devnull, None)
+    session = boto3.session.Session(botocore_session=Session(session_vars=session_vars))
     return session.client(
         "s3",
         endpoint_url=endpoint,
@@ -314,7 +316,7 @@ def _make_client(config: S3Config, endpoint: str | None, connections: int) -> An
         config=Config(
             signature_version="s3v4",
             s3={"addressing_style": "path", "us_east_1_regional_endpoint": "regional"},
-            # Newer boto3 sends checksum trailers by default, which several S3 servers refuse.
+            # Newer boto3 sends checksum trailers by default; several S3 servers reject them.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             ignore_configured_endpoint_urls=True,

@@ -1,3 +1,3 @@
-"""The composition root: settings, logging, the embedded services, the roles and the command line."""
+"""The composition root: settings, logs, embedded services, roles and the command line."""
 
 __version__ = "0.1.0"

@@ -6,12 +6,12 @@ from dreamforge.shadowing import shadowed
 
 
 def main() -> int:
-    """Run one command, unless packages of ours would be imported from another distribution."""
+    """Run one command, unless another distribution shadows a package of Dream Forge."""
     reason = shadowed()
     if reason is not None:
         sys.stderr.write(f"dreamforge: {reason}\n")
         return 1
-    from dreamforge.cli.main import main as command  # noqa: PLC0415 - it imports the packages that may not be ours
+    from dreamforge.cli.main import main as command  # noqa: PLC0415 - it imports the packages that may be shadowed
 
     return command()
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed, Home
-from dreamforge.embedded import home as notes
+from dreamforge.embedded import home as home_files
 from dreamforge.schema import install
 from dreamforge.settings import NotConfigured, Settings
 from eventstore import schema
@@ -119,7 +119,7 @@ def resolve_backends(settings: Settings, *, store: bool = False) -> Iterator[Set
     with ExitStack() as stack:
         stack.callback(home.release)
         # Somebody who has just begun to make one is to be named.
-        if home.in_use_once():
+        if home.was_locked_before():
             home.lock()
         _expect_home(settings, store=store)
         home.lock()
@@ -136,7 +136,7 @@ def resolve_backends(settings: Settings, *, store: bool = False) -> Iterator[Set
 
 def expect_database(settings: Settings) -> None:
     """Raise `NotConfigured` early, before a command does what takes long, if there is no database for it."""
-    if not Home(settings.home).in_use_once():
+    if not Home(settings.home).was_locked_before():
         _expect_home(settings, store=False)
 
 
@@ -158,7 +158,7 @@ def _running(settings: Settings, *, store: bool) -> Settings | None:
             return None
         settings = replace(settings, db_url=url, db_pooler=None)
     if store and settings.s3_endpoint is None:
-        seaweed = EmbeddedSeaweed.running(settings.home)
+        seaweed = EmbeddedSeaweed.find_running(settings.home)
         if seaweed is None:
             return None
         settings = _with_seaweed(settings, seaweed)
@@ -177,7 +177,7 @@ def _with_seaweed(settings: Settings, seaweed: EmbeddedSeaweed) -> Settings:
 
 async def service_login(settings: Settings, owner: Database) -> Settings:
     """The settings of an embedded database with a login that can't change the log; made if it is not there yet."""
-    password = notes.secret(settings.home / "postgres" / "service_password")
+    password = home_files.read_or_create_secret(settings.home / "postgres" / "service_password")
     await schema.ensure_service_login(owner, _SERVICE, password)
     url = login(settings.db_url or "", _SERVICE, password)
     return replace(settings, db_url=url, db_listen_url=url)

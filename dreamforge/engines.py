@@ -1,4 +1,4 @@
-"""What renders, as the settings want it: for a runner, and for whoever makes an image again."""
+"""Creates the engines from the settings, for runners and for `audit reproduce`."""
 
 from dreamforge.settings import Settings, unconfigured_environ
 from runners.engines.process import EngineConfig, EngineProcess
@@ -7,14 +7,14 @@ from runners.faults import FaultPlan
 
 
 def engine_process(settings: Settings) -> EngineProcess:
-    """The engine process, which starts when it is first needed."""
+    """The engine process. It starts at its first work."""
     config = EngineConfig(
         device=settings.device, dtype=settings.dtype, batch_max=settings.batch_max, model_bytes=settings.model_bytes
     )
-    # Without our keys: a trusted model may run code of its own.
+    # Without our secrets: a trusted model may run its own code.
     return EngineProcess(config, stall_s=settings.engine_stall_s, environ=unconfigured_environ())
 
 
 def fake_engine(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
-    """What renders without a model."""
+    """The renderer without models."""
     return Renderer(faults=faults or FaultPlan(), max_pixels=settings.max_pixels)

@@ -1,4 +1,4 @@
-"""The HTTP server that all roles use, and the sockets for it."""
+"""The HTTP server of all roles, and its listening sockets."""
 
 import contextlib
 import errno
@@ -13,19 +13,19 @@ from starlette.types import ASGIApp
 
 from dreamforge.http_protocol import HEAD_S, Connection
 
-# How long a client may leave what it was sent unread: uvicorn closes a connection only when its buffer is empty, so one
-# that never reads would stay open without limit.
+# How long sent data may stay unacknowledged: uvicorn closes a connection only when its buffer is empty, so a client
+# that never reads would keep it open without limit.
 _UNREAD_MS = 30_000
-# How long a connection may stay without a request: longer than the clients and proxies that keep connections do (httpx
-# 5 s, load balancers 60 s), so that they are the ones to close. uvicorn's 5 s would race with httpx's.
+# How long a connection may be idle: longer than clients and proxies keep idle connections (httpx 5 s, load balancers
+# 60 s), so that they close first. uvicorn's default of 5 s would race with httpx.
 _IDLE_S = 75
 _log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Serves one application. Leaves signals to the process, which stops all its roles in order.
+    """Serves one application. It handles no signals: the process stops its roles in order.
 
-    head_s: how long a client may take for a request's head. idle_s: how long a connection may stay without one.
+    head_s: the longest time for a request's head. idle_s: the longest time of an idle connection.
     """
 
     def __init__(self, app: ASGIApp, *, head_s: float = HEAD_S, idle_s: int = _IDLE_S) -> None:
@@ -50,16 +50,16 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; 0 is any free port. OSError if that can't be."""
+    """A listening socket. port: 0 is any free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: only then does asyncio turn Nagle's algorithm off for the sockets that are accepted.
+    # asyncio disables Nagle's algorithm for accepted sockets only if the protocol is given explicitly.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the sockets that are accepted inherit it
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted sockets inherit it
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
     try:
         bound.bind((host, port))
-        bound.listen(2048)  # from here on connections wait for the server rather than fail
+        bound.listen(2048)  # from here on, connections wait for the server instead of failing
     except OSError:
         bound.close()
         raise
@@ -67,22 +67,22 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_all(host: str, port: int) -> list[socket.socket]:
-    """The same; for `localhost` on both of its addresses, of which clients take either. All have the same port."""
+    """Listening sockets: for `localhost` on 127.0.0.1 and ::1, with the same port; else one socket. Raises OSError."""
     if host != "localhost":
         return [listen(host, port)]
     bound = listen("127.0.0.1", port)
     try:
         return [bound, listen("::1", bound.getsockname()[1])]
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:  # whoever has it would be taken for this service
+        if error.errno == errno.EADDRINUSE:  # clients would take the other process for this service
             bound.close()
             raise
-        _log.warning("this machine has no ::1: localhost is 127.0.0.1 alone", reason=str(error))
+        _log.warning("cannot listen on ::1: localhost is 127.0.0.1 only", reason=str(error))
         return [bound]
 
 
 def listen_nearby(host: str, port: int) -> list[socket.socket]:
-    """The same on a free port where this one is taken: any number of a role's processes run on one machine."""
+    """As `listen_all`, but on a free port if the port is taken, since a machine may run several processes of a role."""
     try:
         return listen_all(host, port)
     except OSError as error:
@@ -94,7 +94,7 @@ def listen_nearby(host: str, port: int) -> list[socket.socket]:
 
 
 def is_loopback(host: str) -> bool:
-    """Does an address, or a name, lead to this machine alone?"""
+    """Whether an address or name is a loopback address, which other machines cannot reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -102,6 +102,6 @@ def is_loopback(host: str) -> bool:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where clients find what listens there."""
+    """The URL of a listening socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

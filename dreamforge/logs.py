@@ -1,7 +1,7 @@
-"""Logging: one line per event on stderr, as JSON unless a person is watching.
+"""Logging: one line per event on stderr, as JSON unless stderr is a terminal.
 
-structlog and the standard library (uvicorn, boto3) end in the same chain. Its last step before rendering takes out
-what nobody may read in a log: secrets, access tokens, and the prompts of users.
+structlog and the standard library (uvicorn, boto3) use the same processors. The last one before the renderer redacts
+secrets, access tokens and prompts.
 """
 
 import logging
@@ -22,13 +22,12 @@ _HIDDEN_TEXT = re.compile(
 )
 _HIDDEN = "***"
 
-# Below WARNING they tell of every request that they make, headers included; uvicorn of each server's start and stop,
-# which the roles tell themselves.
-_TALKATIVE = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3", "uvicorn")
+# Below WARNING, these log every request with its headers; uvicorn logs each start and stop, which the roles log too.
+_VERBOSE_LOGGERS = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3", "uvicorn")
 
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
-    """Send every log line of the process to `stream` (stderr). A second call replaces the first one's set-up.
+    """Send every log line of the process to `stream` (stderr). A second call replaces the configuration.
 
     `level` and `form` are those of `DF_LOG_LEVEL` and `DF_LOG_FORMAT`.
     """
@@ -52,7 +51,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # As plain text, and redacted: the console's own tracebacks print the local variables of each frame.
+                # As plain text, so that it is redacted: the console renderer's tracebacks print local variables.
                 structlog.processors.format_exc_info,
                 redact,
                 _renderer(form, target),
@@ -60,12 +59,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         )
     )
     logging.basicConfig(handlers=[handler], level=threshold, force=True)
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
 
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """A log event without secrets, tokens and prompts, however deep they lie."""
+    """A log event without secrets, tokens and prompts, at any depth."""
     return {key: _HIDDEN if _HIDDEN_KEY.fullmatch(key) else _redacted(value) for key, value in event.items()}
 
 

@@ -59,7 +59,7 @@ from projections.projector import Projector
 from projections.queries import Queries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
-from runners.engines.batching import Batches
+from runners.engines.batching import BatchScheduler
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
@@ -377,7 +377,7 @@ def _hosts(settings: Settings) -> Hosts:
 
 async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
-    key = anchoring.signer(settings)
+    key = anchoring.signing_key(settings)
     _subscribe(core, stack, Orchestrator(core.log, core.committer, core.actor))
     quarantine = Quarantine(core.log, core.actor)
     core.notices["quarantine"] = quarantine.check
@@ -444,7 +444,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
     settings = core.settings
     store = core.store()
     stack.push_async_callback(store.close)
-    core.checks["object_store"] = store.ready
+    core.checks["object_store"] = store.check_ready
     await _bucket(core, store)
     item_renderer = _item_renderer(core)
     if not settings.fake_runner and settings.model is None and await _no_generator(core):
@@ -493,7 +493,7 @@ def _item_renderer(core: Core) -> ItemRenderer:
         fake_engine(settings, FaultPlan.parse(settings.fake_fail or "")),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
-        Batches(engine_process(settings), batch_max=settings.batch_max),
+        BatchScheduler(engine_process(settings), batch_max=settings.batch_max),
     )
 
 

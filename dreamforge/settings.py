@@ -1,14 +1,14 @@
-"""Settings: the one place that reads the environment.
+"""Settings: the only module that reads the environment.
 
-`Settings` holds the types and defaults, `VARIABLES` says how each field is called and written outside. All other code
-receives finished values. `load` is pure; `from_process` gives it this process's environment.
+`Settings` has the types and defaults; `VARIABLES` has each field's environment variable and its format. All other code
+receives values. `load` is pure; `from_process` passes it this process's environment.
 """
 
 import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrator.step_kinds import STEP_KINDS, default_weights
-from projections.keys import named_id
+from projections.keys import key_id_in
 from runners.faults import FaultPlan
 
 _PREFIX = "DF_"
-_TEST_PREFIX = "DF_TEST_"  # read by the tests, so never a mistyped setting
+_TEST_PREFIX = "DF_TEST_"  # read by the tests; never reported as an unknown setting
 
 _DOTENV_LINE = re.compile(
     r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
@@ -32,22 +32,22 @@ _DOTENV_LINE = re.compile(
 
 
 class SettingsError(Exception):
-    """A variable holds a value that cannot be used; the message names it and says what is accepted."""
+    """A variable has an invalid value; the message names it and says what is accepted."""
 
 
 class NotConfigured(SettingsError):
-    """What a command needs is named by no setting, and there is no home; the message says what to set."""
+    """A command needs a service that no setting names, and there is no home; the message says what to set."""
 
 
 class Form(msgspec.Struct, frozen=True):
-    """How a variable's text is written (`text` ends the sentence "must be …") and read (`parse`, or ValueError)."""
+    """A variable's format. text: ends the sentence "must be …". parse: raises ValueError for an invalid text."""
 
     text: str
     parse: Callable[[str], Any]
 
 
-def whole(low: int, high: int, *, clamp: bool = False) -> Form:
-    """A whole number between two bounds; with `clamp` one outside is moved to the nearer bound."""
+def integer(low: int, high: int, *, clamp: bool = False) -> Form:
+    """An integer between two bounds. clamp: a value outside is moved to the nearer bound instead of rejected."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -59,7 +59,7 @@ def whole(low: int, high: int, *, clamp: bool = False) -> Form:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Form:
-    """A number between two bounds, the lower one excluded with `above`."""
+    """A number between two bounds. above: the lower bound is excluded."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -71,7 +71,7 @@ def number(low: float, high: float, *, above: bool = False) -> Form:
 
 
 def choice(*values: str) -> Form:
-    """One of a few words, in any case."""
+    """One of several words, case-insensitive."""
 
     def parse(text: str) -> str:
         if text.lower() not in values:
@@ -156,7 +156,7 @@ def _parse_dtype(text: str) -> str | None:
 
 
 def _parse_key(text: str) -> str:
-    if named_id(text) is None:
+    if key_id_in(text) is None:
         raise ValueError
     return text
 
@@ -185,23 +185,23 @@ WEIGHTS = Form(f"both steps with weights of 0 or more and a sum above 0, like {_
 
 
 class Var(msgspec.Struct, frozen=True):
-    """Where a setting comes from: its variable, older names for it, and the form of its text."""
+    """The environment variable of a setting: its name, an older name, and its format."""
 
     name: str
     form: Form
     doc: str
     alias: str | None = None
     secret: bool = False
-    lenient: bool = False  # text of the wrong form: warn and take the default, where others stop the start
+    lenient: bool = False  # an invalid value logs a warning and is replaced by the default, instead of an error
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that is honoured, the strongest first."""
+        """All names, the one with precedence first."""
         return (self.name,) if self.alias is None else (self.name, self.alias)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings of all roles, as `VARIABLES` describes them; the defaults need no configuration at all."""
+    """All settings of all roles; `VARIABLES` describes them. The service starts with the defaults alone."""
 
     home: Path = Path(".dreamforge")
     db_url: str | None = None
@@ -267,23 +267,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
-        """How many steps one runner works on at once: with models, as many images as it can render at once."""
-        models = not self.fake_runner and find_spec("torch") is not None
-        return self.runner_slots or (max(2, self.batch_max) if models else 2)
+        """How many steps a runner runs at once. By default the batch size with models, else 2."""
+        has_models = not self.fake_runner and find_spec("torch") is not None
+        return self.runner_slots or (max(2, self.batch_max) if has_models else 2)
 
     @property
     def models_folder(self) -> Path:
-        """Where models lie that were fetched or copied."""
+        """The folder of fetched and copied models."""
         return (self.models_dir or self.home / "models").expanduser().resolve()
 
     def __repr__(self) -> str:
-        """The settings without their secrets, which would else end up in tracebacks and logs."""
-        shown = (
+        """The settings without secrets, which must not appear in tracebacks and logs."""
+        fields = (
             f"{field}={'***' if var.secret and value is not None else repr(value)}"
             for field, var in VARIABLES.items()
             for value in [getattr(self, field)]
         )
-        return f"Settings({', '.join(shown)})"
+        return f"Settings({', '.join(fields)})"
 
 
 VARIABLES = {
@@ -292,7 +292,7 @@ VARIABLES = {
     "db_listen_url": Var(
         "DF_DB_LISTEN_URL",
         LISTEN,
-        "A direct connection for LISTEN, past any pooler; DF_DB_URL if unset and there is no pooler; off: poll alone.",
+        "A direct connection for LISTEN, past any pooler; unset: DF_DB_URL, unless DF_DB_POOLER is set; off: poll.",
         secret=True,
     ),
     "db_pooler": Var(
@@ -300,8 +300,8 @@ VARIABLES = {
     ),
     "db_connections": Var(
         "DF_DB_CONNECTIONS",
-        whole(2, 1000),
-        "How many connections one process opens at most, beside two for the wake-up signal.",
+        integer(2, 1000),
+        "The most connections that one process opens, besides two for the notifier.",
     ),
     "s3_endpoint": Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
     "s3_access_key": Var(
@@ -319,94 +319,96 @@ VARIABLES = {
         "DF_MINIO_PUBLIC_ENDPOINT",
     ),
     "presign_expires_s": Var(
-        "DF_PRESIGN_EXPIRES_S", whole(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
+        "DF_PRESIGN_EXPIRES_S", integer(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
     ),
-    "host": Var("DF_HOST", TEXT, "The address that the API listens on, that one alone; localhost: 127.0.0.1 and ::1."),
-    "port": Var("DF_PORT", whole(0, 65535), "The port that the API listens on; 0 takes a free one."),
+    "host": Var("DF_HOST", TEXT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
+    "port": Var("DF_PORT", integer(0, 65535), "The port that the API listens on; 0 takes a free one."),
     "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
     "api_key": Var(
-        "DF_API_KEY", KEY, "The API key that `dreamforge jobs` shows, if the service asks for one.", secret=True
+        "DF_API_KEY", KEY, "The API key that `dreamforge jobs` sends, if the service requires one.", secret=True
     ),
     "create_status": Var(
         "DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."
     ),
     "eager": Var(
-        "DF_EAGER", FLAG, "A submitted job is answered when it has ended, for clients and tests.", "DF_CELERY_EAGER"
+        "DF_EAGER", FLAG, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"
     ),
     "eager_timeout_s": Var("DF_EAGER_TIMEOUT_S", SECONDS, "How long DF_EAGER waits for a job's end, in seconds."),
-    "max_body_bytes": Var("DF_MAX_BODY_BYTES", whole(1024, 2**30), "The largest request body."),
-    "max_pixels": Var("DF_MAX_PIXELS", whole(256, 2**40), "The largest image that a job may write, in pixels."),
+    "max_body_bytes": Var("DF_MAX_BODY_BYTES", integer(1024, 2**30), "The largest request body."),
+    "max_pixels": Var("DF_MAX_PIXELS", integer(256, 2**40), "The largest image that a job may write, in pixels."),
     "logs_tail_default": Var(
         "DF_LOGS_TAIL_DEFAULT",
-        whole(1, 100_000),
-        "How many lines `/logs` answers unless told; DF_LOGS_TAIL_MAX bounds it.",
+        integer(1, 100_000),
+        "How many lines `/logs` returns without `tail`; DF_LOGS_TAIL_MAX limits it.",
     ),
-    "logs_tail_max": Var("DF_LOGS_TAIL_MAX", whole(1, 100_000), "The largest `tail` that `/logs` takes."),
-    "require_keys": Var("DF_REQUIRE_KEYS", FLAG, "Whether every request under /v1 must bear an API key."),
+    "logs_tail_max": Var("DF_LOGS_TAIL_MAX", integer(1, 100_000), "The largest `tail` that `/logs` accepts."),
+    "require_keys": Var("DF_REQUIRE_KEYS", FLAG, "Require an API key for every request under /v1."),
     "allow_anonymous": Var(
         "DF_ALLOW_ANONYMOUS",
         FLAG,
-        "Without DF_REQUIRE_KEYS, listen even where others can reach it: whoever does may do all.",
+        "Allow an address other than loopback without DF_REQUIRE_KEYS: every client has all rights.",
     ),
     "allowed_hosts": Var(
         "DF_ALLOWED_HOSTS",
         HOSTS,
-        "The names for which every role answers, beside addresses, localhost and the names in DF_HOST and "
+        "The host names that every role accepts, besides addresses, localhost and the names in DF_HOST and "
         "DF_METRICS_HOST; unset with DF_REQUIRE_KEYS: any.",
     ),
     "max_queued_jobs": Var(
         "DF_MAX_QUEUED_JOBS",
-        whole(1, 10**9),
-        "How many commands may wait or be worked on before new jobs are refused (503).",
+        integer(1, 10**9),
+        "The most commands in the queues; new jobs above it are rejected (503).",
     ),
     "tenant_max_queued_jobs": Var(
         "DF_TENANT_MAX_QUEUED_JOBS",
-        whole(1, 10**9),
-        "How many jobs of one tenant may be open before its new ones are refused (429); unset: any number.",
+        integer(1, 10**9),
+        "The most open jobs of one tenant; its new jobs above it are rejected (429); unset: no limit.",
     ),
     "tenant_rate": Var(
         "DF_TENANT_RATE",
         number(0, 10**6, above=True),
-        "Requests a second of one tenant to one process before more are refused (429); unset: any number.",
+        "The most requests per second of one tenant to one process; more are rejected (429); unset: no limit.",
     ),
     "cors_origins": Var(
         "DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."
     ),
     "max_streams": Var(
         "DF_MAX_STREAMS",
-        whole(1, 1_000_000),
-        "Live streams that one process serves at once; more are told to come back.",
+        integer(1, 1_000_000),
+        "The most live streams of one process; further ones are closed with a `retry` time.",
     ),
     "stream_max_s": Var(
         "DF_STREAM_MAX_S",
         SECONDS,
-        "When a live stream ends and its client comes back, perhaps to another server, in seconds; unset: never.",
+        "How long a live stream lasts before its client must reconnect, in seconds; unset: no limit.",
     ),
     "sse_poll_ms": Var(
-        "DF_SSE_POLL_MS", whole(1, 60_000), "How late a stream may be when its wake-up was lost, in milliseconds."
+        "DF_SSE_POLL_MS",
+        integer(1, 60_000),
+        "The longest delay of a stream after a lost notification, in milliseconds.",
     ),
     "sse_heartbeat_s": Var("DF_SSE_HEARTBEAT_S", SECONDS, "The longest silence on a stream, in seconds."),
     "progress_weights": Var("DF_PROGRESS_WEIGHTS", WEIGHTS, "Each step's share of a job's progress.", lenient=True),
     "poll_s": Var(
-        "DF_POLL_S", SECONDS, "How long a subscription waits for a wake-up before it looks anyway, in seconds."
+        "DF_POLL_S", SECONDS, "How long a subscription waits for a notification before it polls, in seconds."
     ),
     "lease_s": Var(
         "DF_LEASE_S",
         number(3, 86400, above=True),
-        "The longest time from a runner's death to its step's start elsewhere, in seconds.",
+        "The lease of a claimed command, in seconds: the longest time from a runner's death to the next attempt.",
     ),
     "step_timeout_s": Var(
         "DF_STEP_TIMEOUT_S",
         SECONDS,
-        "How long one attempt of a step may take, in seconds; what it wrote by then is kept for the next.",
+        "The longest time of one attempt of a step, in seconds; the next attempt keeps its artifacts.",
     ),
     "store_patience_s": Var(
         "DF_STORE_PATIENCE_S",
         number(0, 86400),
-        "How long an attempt waits for an object store that is away before it counts as failed, in seconds.",
+        "How long an attempt waits for an unavailable object store before it fails, in seconds.",
     ),
     "max_attempts": Var(
-        "DF_MAX_ATTEMPTS", whole(1, 10_000), "Attempts in a row without a new artifact before a step fails."
+        "DF_MAX_ATTEMPTS", integer(1, 10_000), "Attempts in a row without a new artifact before a step fails."
     ),
     "retry_base_s": Var(
         "DF_RETRY_BASE_S", number(0, 86400), "The pause before a step's first retry, in seconds; it doubles each time."
@@ -414,87 +416,85 @@ VARIABLES = {
     "retry_max_s": Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
     "runner_slots": Var(
         "DF_RUNNER_SLOTS",
-        whole(1, 1024),
-        "How many steps one runner works on at once; unset: DF_BATCH_MAX, or 2 without models.",
+        integer(1, 1024),
+        "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 2 without models.",
     ),
-    "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Draw with Pillow instead of a diffusion model."),
+    "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Use the fake engine instead of models."),
     "model": Var(
         "DF_MODEL",
         TEXT,
-        "The default model: a folder, a .safetensors file, or a repository of a hub; unset: the first that is "
-        "registered and enabled, and where there is none the fake engine.",
+        "The default model: a folder, a .safetensors file, or a hub repository; unset: the first registered and "
+        "enabled model, or the fake engine if there is none.",
     ),
     "models_dir": Var(
         "DF_MODELS_DIR",
         PATH,
-        "Where `dreamforge models add` keeps what it fetches or copies; unset: `models` in DF_HOME.",
+        "The folder of models that `dreamforge models add` fetches or copies; unset: `models` in DF_HOME.",
     ),
-    "device": Var("DF_DEVICE", AUTO, "Where models run, such as cpu, cuda or cuda:1; auto: the best there is."),
+    "device": Var("DF_DEVICE", AUTO, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."),
     "dtype": Var(
         "DF_DTYPE",
         DTYPE,
-        "The precision that models run with; auto: what the device is best at.",
+        "The precision of models; auto: the best one for the device.",
     ),
-    "batch_max": Var("DF_BATCH_MAX", whole(1, 64), "How many images a runner renders at once, memory permitting."),
+    "batch_max": Var("DF_BATCH_MAX", integer(1, 64), "The most images that a runner renders at once."),
     "model_bytes": Var(
         "DF_MODEL_BYTES",
-        whole(0, 2**50),
-        "How many bytes of models a runner keeps open beside the one in use; unset: half of the device's memory.",
+        integer(0, 2**50),
+        "The most bytes of open models besides the one in use; unset: half of the device's memory.",
     ),
     "engine_stall_s": Var(
         "DF_ENGINE_STALL_S",
         SECONDS,
-        "How long an engine may say nothing while it samples before it is ended, in seconds; to open a model it has an "
-        "hour.",
+        "How long an engine process may send no message while it renders before it is killed, in seconds; opening a "
+        "model may take an hour.",
     ),
     "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
     "anchor_key": Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
     "anchor_every_s": Var(
         "DF_ANCHOR_EVERY_S", SECONDS, "How often the orchestrator signs an anchor, in seconds; unset: never."
     ),
-    "log_level": Var(
-        "DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The least severe line that is logged."
-    ),
+    "log_level": Var("DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The lowest level of log lines."),
     "log_format": Var(
         "DF_LOG_FORMAT",
         choice("auto", "json", "console"),
-        "The form of log lines; auto is console on a terminal, else json.",
+        "The format of log lines; auto is console on a terminal, else json.",
     ),
     "metrics_host": Var(
         "DF_METRICS_HOST", TEXT, "The address on which roles without an API serve /metrics, /healthz and /readyz."
     ),
     "worker_metrics_port": Var(
-        "DF_WORKER_METRICS_PORT", whole(0, 65535), "The runner's port for them; where it is taken, a free one."
+        "DF_WORKER_METRICS_PORT", integer(0, 65535), "The runner's port on DF_METRICS_HOST; if it is taken, a free one."
     ),
     "orchestrator_metrics_port": Var(
-        "DF_ORCHESTRATOR_METRICS_PORT", whole(0, 65535), "The orchestrator's port for them, likewise."
+        "DF_ORCHESTRATOR_METRICS_PORT", integer(0, 65535), "The orchestrator's port on DF_METRICS_HOST, likewise."
     ),
     "projector_metrics_port": Var(
-        "DF_PROJECTOR_METRICS_PORT", whole(0, 65535), "The projector's port for them, likewise."
+        "DF_PROJECTOR_METRICS_PORT", integer(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."
     ),
     "shutdown_grace_s": Var(
-        "DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its open work, in seconds."
+        "DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its running work, in seconds."
     ),
 }
 
 
 def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settings, list[str]]:
-    """The settings that an environment and a .env file give (the environment wins), and warnings about them."""
-    given = _set(_read_dotenv(dotenv)) | _set(environ)
+    """The settings from an environment and a .env file, and warnings. The environment has precedence."""
+    texts = _non_empty(_read_dotenv(dotenv)) | _non_empty(environ)
     values: dict[str, Any] = {}
-    warnings = _unknown(given)
+    warnings = _unknown_setting_warnings(texts)
     for field, var in VARIABLES.items():
-        name = next((name for name in var.names if name in given), None)
+        name = next((name for name in var.names if name in texts), None)
         if name is None:
             continue
         try:
-            values[field] = var.form.parse(given[name])
+            values[field] = var.form.parse(texts[name])
         except ValueError:
-            complaint = _complaint(name, given[name], var)
+            message = _invalid_value_message(name, texts[name], var)
             if not var.lenient:
-                raise SettingsError(complaint) from None
-            warnings.append(f"{complaint} The default is used.")
-    if values.get("db_url") and not values.get("db_pooler"):  # through a pooler nobody hears anything
+                raise SettingsError(message) from None
+            warnings.append(f"{message} The default is used.")
+    if values.get("db_url") and not values.get("db_pooler"):  # LISTEN does not work through a pooler
         values.setdefault("db_listen_url", values["db_url"])
     values["db_listen_url"] = values.get("db_listen_url") or None
     settings = Settings(**values)
@@ -505,7 +505,7 @@ def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settin
 
 
 def _expect_same_path(settings: Settings) -> None:
-    """A presigned URL's path is signed: the store must see it as the client sent it."""
+    """Check that both S3 endpoints have the same path. The signature of a presigned URL includes the path."""
     public = settings.s3_public_endpoint
     if public is not None and urlsplit(public).path != urlsplit(settings.s3_endpoint or "").path:
         raise SettingsError(
@@ -520,11 +520,11 @@ def from_process(dotenv: Path | None = None) -> tuple[Settings, list[str]]:
 
 
 def unconfigured_environ() -> dict[str, str]:
-    """This process's environment without any setting, for a child that must run on defaults."""
+    """This process's environment without settings and AWS variables, for a child process with defaults."""
     return {name: value for name, value in os.environ.items() if not name.startswith((_PREFIX, "AWS_"))}
 
 
-def _set(environ: Mapping[str, str]) -> dict[str, str]:
+def _non_empty(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value.strip() for name, value in environ.items() if value.strip()}
 
 
@@ -549,10 +549,10 @@ def _dotenv_value(match: re.Match[str]) -> str:
     return match["bare"] if match["single"] is None else match["single"]
 
 
-def _unknown(given: Mapping[str, str]) -> list[str]:
+def _unknown_setting_warnings(names: Iterable[str]) -> list[str]:
     known = [name for var in VARIABLES.values() for name in var.names]
     warnings = []
-    for name in sorted(given):
+    for name in sorted(names):
         if not name.startswith(_PREFIX) or name.startswith(_TEST_PREFIX) or name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
@@ -560,9 +560,9 @@ def _unknown(given: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _complaint(name: str, text: str, var: Var) -> str:
-    found = "has a value that cannot be used" if var.secret else f"is {text!r}"
-    return f"{name} {found}; it must be {var.form.text}."
+def _invalid_value_message(name: str, text: str, var: Var) -> str:
+    value = "has an invalid value" if var.secret else f"is {text!r}"
+    return f"{name} {value}; it must be {var.form.text}."
 
 
 def _loopback_url(host: str, port: int) -> str:

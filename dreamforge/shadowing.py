@@ -1,4 +1,4 @@
-"""Are the packages that would be imported ours? Their names are common, and another distribution may bring the same."""
+"""Checks that Dream Forge's packages are not shadowed: their names are common, and other distributions may use them."""
 
 import importlib.util
 from importlib import metadata
@@ -6,27 +6,24 @@ from pathlib import Path
 
 PACKAGES = ("api", "artifacts", "eventstore", "model_registry", "orchestrator", "projections", "runners")
 _ROOT = Path(__file__).resolve().parent.parent
-_WAY_OUT = (
+_ADVICE = (
     "Install Dream Forge into an environment of its own, and start it where neither PYTHONPATH nor the current folder "
     "has such a package."
 )
 
 
 def shadowed(root: Path = _ROOT) -> str | None:
-    """What keeps our packages from being imported, for the person who starts a command; None where nothing does.
-
-    root: the folder that they lie in.
-    """
+    """Which package is shadowed and what to do, as a message; None if none is. root: the folder of the packages."""
     for name in PACKAGES:
-        found, ours = _origin(name), root / name / "__init__.py"
-        if found != ours:
-            origin = f"it would be imported from {found.parent}" if found else "it can't be found"
-            return f"the package {name!r} is not that of Dream Forge, {ours.parent}: {origin}. {_WAY_OUT}"
-    # An installer lets one distribution write over another's files, which then lie in the right place.
+        actual, expected = _origin(name), root / name / "__init__.py"
+        if actual != expected:
+            origin = f"it would be imported from {actual.parent}" if actual else "it can't be found"
+            return f"the package {name!r} is not that of Dream Forge, {expected.parent}: {origin}. {_ADVICE}"
+    # An installer may overwrite files of one distribution with those of another, at the same path.
     for distribution in metadata.distributions(name="dream-forge", path=[str(root)]):
         for file in distribution.files or ():
             if file.name == "__init__.py" and file.size is not None and file.size != _size(root / file):
-                return f"{root / file} is not Dream Forge's any more: another distribution wrote over it. {_WAY_OUT}"
+                return f"{root / file} is not Dream Forge's any more: another distribution wrote over it. {_ADVICE}"
     return None
 
 
@@ -36,7 +33,7 @@ def _origin(name: str) -> Path | None:
         return None
     if spec.origin is not None:
         return Path(spec.origin).resolve()
-    # A folder without an __init__.py.
+    # A namespace package.
     return next((Path(origin).resolve() / "__init__.py" for origin in spec.submodule_search_locations or ()), None)
 
 

@@ -19,11 +19,11 @@ APPEND_SECONDS = Histogram(
     "How long a commit to the log took.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
-QUEUE_DEPTH = Gauge("df_queue_depth", "Commands that wait, are deferred or are being worked on.", ["queue"])
+QUEUE_DEPTH = Gauge("df_queue_depth", "Commands that wait, are deferred or are claimed.", ["queue"])
 QUEUE_OLDEST_AGE_SECONDS = Gauge(
-    "df_queue_oldest_age_seconds", "How long ago the oldest of these commands was sent; 0 if there is none.", ["queue"]
+    "df_queue_oldest_age_seconds", "Age of the oldest of these commands; 0 if there is none.", ["queue"]
 )
-LAG_EVENTS = Gauge("df_projection_lag_events", "Events that the subscription has not passed yet.", ["subscription"])
+LAG_EVENTS = Gauge("df_projection_lag_events", "Events that the subscription has not handled.", ["subscription"])
 LAG_SECONDS = Gauge(
     "df_projection_lag_seconds", "Age of the oldest of these events; 0 if there is none.", ["subscription"]
 )
@@ -34,7 +34,7 @@ SUBSCRIPTION_FAILED = Gauge(
 )
 DATABASE_WRITABLE = Gauge(
     "df_database_writable",
-    "1 if a commit succeeded when it was last tried, else 0; tried with a scrape, every two seconds at most.",
+    "1 if the last test commit succeeded, else 0; a scrape runs one at most every two seconds.",
 )
 
 _QUEUES = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"

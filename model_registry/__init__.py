@@ -1,1 +1,1 @@
-"""The registry of models: what each is, where its files come from, and what may be asked of it."""
+"""The registry of models: their files, where the files come from, and the parameters that each model accepts."""

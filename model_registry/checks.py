@@ -1,4 +1,4 @@
-"""Whether a model's files are what its kind needs, as far as that shows without running any of it."""
+"""Checks that a model's files fit its kind, without running any of them."""
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,21 +11,21 @@ import msgspec
 
 from orchestrator.events.models import ModelKind
 
-_POINTER = b"version https://git-lfs"
-_LONGEST_POINTER = 1024
-_LONGEST_HEADER = 100_000_000
-"""As safetensors has it."""
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_POINTER_BYTES = 1024
+_MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
 
-_CHECKPOINT = "model.diffusion_model."
-"""What the names of a checkpoint's central tensors begin with, for Stable Diffusion 1, 2 and XL alike."""
+_CHECKPOINT_PREFIX = "model.diffusion_model."
+"""Prefix of the tensor names of the UNet in a Stable Diffusion 1, 2 or XL checkpoint."""
 
-_LEFT_OUT = {"safety_checker", "feature_extractor", "image_encoder"}
-"""Components that a generator is opened without."""
+_IGNORED_COMPONENTS = {"safety_checker", "feature_extractor", "image_encoder"}
+"""Components that a generator does not load."""
 
-_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Processor", "Scheduler", "Extractor")
+_CLASSES_WITHOUT_WEIGHTS = ("Tokenizer", "TokenizerFast", "Processor", "Scheduler", "Extractor")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
-_LOADED = {
+_WEIGHTS_FILES = {
     "diffusers": (
         "diffusion_pytorch_model.safetensors.index.json",
         "diffusion_pytorch_model.safetensors",
@@ -38,179 +38,184 @@ _LOADED = {
         "pytorch_model.bin.index.json",
     ),
 }
-"""The weights that each library looks for where no variant is asked for; it opens the first that is there."""
+"""The names of weights files by library. Without a variant, the library opens the first one that exists."""
 
 
-class Unfit(Exception):
-    """What is wrong with a model's files."""
+class BadModelFiles(Exception):
+    """A model's files do not fit its kind; the message says why."""
 
 
 class _Tensor(msgspec.Struct, frozen=True):
-    """A tensor as safetensors' header tells of it. data_offsets: its begin and end, after the header."""
+    """A tensor's entry in the safetensors header. data_offsets: its start and end, relative to the header's end."""
 
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
 
 
-def expect_fit(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: bool) -> None:
-    """Raise `Unfit` unless the files can be a model of a kind. paths: below the root; the root may be the one file."""
+def check_files(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: bool) -> None:
+    """Raise `BadModelFiles` unless the files can be a model of this kind.
+
+    paths: relative to the root. The root may be a folder or the model's only file.
+    """
     files = {path: root if root.is_file() else root / path for path in paths}
     tensors = {}
     for name, file in files.items():
-        _expect_no_pointer(name, file)
+        _reject_lfs_pointer(name, file)
         if file.suffix.lower() == ".safetensors":
-            tensors[name] = _tensors(name, file)
-    is_checkpoint = any(tensor.startswith(_CHECKPOINT) for names in tensors.values() for tensor in names)
+            tensors[name] = _read_tensors(name, file)
+    is_checkpoint = any(tensor.startswith(_CHECKPOINT_PREFIX) for names in tensors.values() for tensor in names)
     if kind == "gan-upscaler":
         known = (".safetensors", *_PICKLES) if root.is_file() else (".safetensors", ".pth")
         networks = [name for name in files if name.lower().endswith(known)]
         if len(networks) != 1:
-            raise Unfit(f"a GAN is one .safetensors or .pth file; found are {len(networks)}")
+            raise BadModelFiles(f"a GAN is one .safetensors or .pth file; found are {len(networks)}")
         if is_checkpoint:
-            raise Unfit("it is a checkpoint of Stable Diffusion, and no GAN: add it with --kind generator")
-        _expect_pickle_of_torch(networks[0], files[networks[0]])
+            raise BadModelFiles("it is a checkpoint of Stable Diffusion, and no GAN: add it with --kind generator")
+        _check_torch_file(networks[0], files[networks[0]])
     elif not root.is_file():
-        _Pipeline(files, trust=trust).expect_fit(kind)
+        _PipelineFolder(files, trust=trust).check(kind)
     elif kind == "diffusion-upscaler":
-        raise Unfit("a diffusion upscaler is a folder in diffusers' layout")
+        raise BadModelFiles("a diffusion upscaler is a folder in diffusers' layout")
     elif not is_checkpoint:
-        raise Unfit(
-            f"it is no whole checkpoint, since none of its tensors' names begins with {_CHECKPOINT}: a LoRA, perhaps, "
-            "or a part of a pipeline"
+        raise BadModelFiles(
+            f"it is no complete checkpoint, since none of its tensors' names begins with {_CHECKPOINT_PREFIX}: it may "
+            "be a LoRA or a part of a pipeline"
         )
 
 
-def _expect_no_pointer(name: str, file: Path) -> None:
-    if file.stat().st_size <= _LONGEST_POINTER and file.read_bytes().startswith(_POINTER):
-        raise Unfit(f"{name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`")
+def _reject_lfs_pointer(name: str, file: Path) -> None:
+    if file.stat().st_size <= _MAX_POINTER_BYTES and file.read_bytes().startswith(_LFS_POINTER):
+        raise BadModelFiles(f"{name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`")
 
 
-def _expect_pickle_of_torch(name: str, file: Path) -> None:
-    """What torch writes is a ZIP archive, or an older pickle, of which nothing shows unless it is run."""
+def _check_torch_file(name: str, file: Path) -> None:
+    """Check the start and end of a file of torch: a ZIP archive, or an older pickle, whose end cannot be checked."""
     if file.suffix.lower() not in _PICKLES:
         return
-    with file.open("rb") as opened:
-        begin = opened.read(2)
+    with file.open("rb") as stream:
+        begin = stream.read(2)
     if not begin.startswith((b"PK", b"\x80")):
-        raise Unfit(f"{name} is no file of torch's: it begins neither as a ZIP archive nor as a pickle")
+        raise BadModelFiles(f"{name} is no file of torch's: it begins neither as a ZIP archive nor as a pickle")
     if begin == b"PK" and not zipfile.is_zipfile(file):
-        raise Unfit(f"{name} is cut off: the end of its archive is missing")
+        raise BadModelFiles(f"{name} is cut off: the end of its archive is missing")
 
 
-def _tensors(name: str, file: Path) -> Mapping[str, _Tensor]:
-    """What a file in safetensors holds: the length of its header, the header as JSON, and the tensors without a gap."""
+def _read_tensors(name: str, file: Path) -> Mapping[str, _Tensor]:
+    """The tensors of a safetensors file: eight bytes of header length, a JSON header, and tensors without gaps."""
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(_LONGEST_HEADER, size - 8):
-            raise Unfit(f"{name} is no safetensors file, or is cut off: it has no whole header")
-        header = opened.read(length)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            raise BadModelFiles(f"{name} is no safetensors file, or is cut off: it has no whole header")
+        header = stream.read(length)
     try:
-        found = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        found.pop("__metadata__", None)
-        tensors = {tensor: msgspec.json.decode(raw, type=_Tensor) for tensor, raw in found.items()}
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        tensors = {tensor: msgspec.json.decode(raw, type=_Tensor) for tensor, raw in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unfit(f"{name} is no safetensors file: its header can't be read ({error})") from error
+        raise BadModelFiles(f"{name} is no safetensors file: its header can't be read ({error})") from error
     if not tensors:
-        raise Unfit(f"{name} holds no tensor")
+        raise BadModelFiles(f"{name} holds no tensor")
     end = 0
     for start, stop in sorted(tensor.data_offsets for tensor in tensors.values()):
         if start != end or stop < start:
-            raise Unfit(f"{name} is no sound safetensors file: its tensors overlap or leave gaps")
+            raise BadModelFiles(f"{name} is no valid safetensors file: its tensors overlap or leave gaps")
         end = stop
     if size != 8 + length + end:
-        raise Unfit(f"{name} has {size:,} bytes, and by its header {8 + length + end:,}: it is cut off or damaged")
+        raise BadModelFiles(
+            f"{name} has {size:,} bytes, and by its header {8 + length + end:,}: it is cut off or damaged"
+        )
     return tensors
 
 
-class _Pipeline:
-    """A folder in diffusers' layout, by its files' paths."""
+class _PipelineFolder:
+    """A folder in diffusers' layout. files: by path relative to the folder."""
 
     def __init__(self, files: Mapping[str, Path], *, trust: bool) -> None:
         self._files = files
         self._weights = (".safetensors", *_PICKLES) if trust else (".safetensors",)
 
-    def expect_fit(self, kind: ModelKind) -> None:
-        """Hold the index against the files, and its classes against what diffusers has, where that is installed."""
+    def check(self, kind: ModelKind) -> None:
+        """Check that the index matches the files and, if diffusers is installed, that it has the index's classes."""
         if "model_index.json" not in self._files:
-            raise Unfit("it holds no model_index.json, and is no pipeline in diffusers' layout")
+            raise BadModelFiles("it holds no model_index.json, and is no pipeline in diffusers' layout")
         index = self._json("model_index.json")
         name = index.get("_class_name")
         if not isinstance(name, str | list):
-            raise Unfit("model_index.json names no _class_name")
-        _expect_class("model_index.json", name)
+            raise BadModelFiles("model_index.json names no _class_name")
+        _check_class("model_index.json", name)
         if kind == "diffusion-upscaler" and "low_res_scheduler" not in index:
-            raise Unfit(f"{name} has no low_res_scheduler: it enlarges no image by 4")
+            raise BadModelFiles(f"{name} has no low_res_scheduler: it enlarges no image by 4")
         if kind == "generator" and "low_res_scheduler" in index:
-            raise Unfit(f"{name} enlarges images: add it with --kind diffusion-upscaler")
+            raise BadModelFiles(f"{name} enlarges images: add it with --kind diffusion-upscaler")
         for component, value in index.items():
-            is_left_out = kind == "generator" and component in _LEFT_OUT
-            if not component.startswith("_") and not is_left_out:
-                self._expect_component(component, value)
+            is_ignored = kind == "generator" and component in _IGNORED_COMPONENTS
+            if not component.startswith("_") and not is_ignored:
+                self._check_component(component, value)
 
-    def _expect_component(self, component: str, value: Any) -> None:
+    def _check_component(self, component: str, value: Any) -> None:
         match value:
             case [str(library), str(kind)]:
                 pass
-            case _:  # a setting, or a component that is left empty
+            case _:  # a setting, or an empty component
                 return
         if library == "diffusers":
-            _expect_class(component, kind)
+            _check_class(component, kind)
         own = [path for path in self._files if PurePosixPath(path).parts[0] == component]
         if not own:
-            raise Unfit(f"model_index.json names {component}, and there is no folder of it")
+            raise BadModelFiles(f"model_index.json names {component}, and there is no folder of it")
         needed = "scheduler_config.json" if kind.endswith("Scheduler") else "config.json"
         if library == "diffusers" and f"{component}/{needed}" not in self._files:
-            raise Unfit(f"{component} holds no {needed}")
+            raise BadModelFiles(f"{component} holds no {needed}")
         if f"{component}/{needed}" in self._files:
             config = self._json(f"{component}/{needed}")
-            # A program of the model's own may open any file, and a configuration may name one.
+            # The model's own code may open any file, and a configuration may name one.
             may_open_others = f"{component}/{library}.py" in self._files or "transformers_weights" in config
-            if not kind.endswith(_WEIGHTLESS) and not may_open_others:
-                self._expect_weights(component, _LOADED.get(library, tuple(chain(*_LOADED.values()))))
+            if not kind.endswith(_CLASSES_WITHOUT_WEIGHTS) and not may_open_others:
+                self._check_weights(component, _WEIGHTS_FILES.get(library, tuple(chain(*_WEIGHTS_FILES.values()))))
 
-    def _expect_weights(self, component: str, names: Sequence[str]) -> None:
-        """The first of these names that is there must be whole; an index after it may be left over from a fetch."""
-        opened = next((path for name in names if (path := f"{component}/{name}") in self._files), None)
-        if opened is None:
+    def _check_weights(self, component: str, names: Sequence[str]) -> None:
+        """Check the first of these files that exists. Later ones do not matter: an index may be left from a fetch."""
+        file_name = next((path for name in names if (path := f"{component}/{name}") in self._files), None)
+        if file_name is None:
             wanted = [name for name in names if name.endswith(self._weights)]
             problem = f"{component} holds no {' or '.join(wanted)}"
             variants = [f"{component}/{name.replace('.', '.*.')}" for name in wanted]
             if variant := next((path for path in self._files if any(map(PurePosixPath(path).match, variants))), None):
                 problem += f"; {variant} is a variant, and is not opened: fetch the other file, or rename this one"
-            raise Unfit(problem)
-        for path in self._parts(opened):
+            raise BadModelFiles(problem)
+        for path in self._parts(file_name):
             if path not in self._files:
-                raise Unfit(f"{path} is missing, which {opened} names")
-            _expect_pickle_of_torch(path, self._files[path])
+                raise BadModelFiles(f"{path} is missing, which {file_name} names")
+            _check_torch_file(path, self._files[path])
 
     def _parts(self, weights: str) -> list[str]:
-        """The files that an index of weights in several files names; otherwise the one file."""
+        """The files that a weights index names; for weights in one file, that file."""
         if not weights.endswith(".index.json"):
             return [weights]
         parts = self._json(weights).get("weight_map")
         if not isinstance(parts, dict):
-            raise Unfit(f"{weights} has no weight_map")
+            raise BadModelFiles(f"{weights} has no weight_map")
         return sorted({(PurePosixPath(weights).parent / str(part)).as_posix() for part in parts.values()})
 
     def _json(self, path: str) -> dict[str, Any]:
         try:
             return msgspec.json.decode(self._files[path].read_bytes(), type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Unfit(f"{path} is no JSON object: {error}") from error
+            raise BadModelFiles(f"{path} is no JSON object: {error}") from error
 
 
-def _expect_class(where: str, name: str | list[Any]) -> None:
-    """A class is one of diffusers' own; of a list, which names a program of the model's, nothing is known."""
-    known = _classes()
+def _check_class(where: str, name: str | list[Any]) -> None:
+    """Check that diffusers has a class. A list names the model's own code, which cannot be checked."""
+    known = _diffusers_classes()
     if isinstance(name, str) and known is not None and name not in known:
-        raise Unfit(f"{where} wants {name}, which the installed diffusers does not have")
+        raise BadModelFiles(f"{where} wants {name}, which the installed diffusers does not have")
 
 
 @lru_cache(maxsize=1)
-def _classes() -> frozenset[str] | None:
-    """The names that diffusers has; None where it is not installed, or can't be imported."""
+def _diffusers_classes() -> frozenset[str] | None:
+    """The public names of diffusers; None if it cannot be imported."""
     try:
         import diffusers  # noqa: PLC0415 - it comes with an extra
     except (ImportError, RuntimeError, OSError):

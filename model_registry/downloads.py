@@ -1,6 +1,6 @@
-"""Files on their way into the folder of models: fetched or copied, checked, and only then given their names.
+"""Transfers files into the models folder: fetch or copy, verify, rename.
 
-Until then a file is called `.part`. Whatever ends a try, the next one goes on at the byte where it ended.
+Until it is verified, a file has the suffix `.part`. After an interruption, the next call resumes at the last byte.
 """
 
 import fcntl
@@ -23,14 +23,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from model_registry.files import HUB_NOTES
+from model_registry.files import HUB_CACHE
 from model_registry.registry import RegistryError
 
 
-class Download(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that shall come. path: relative, with slashes; size: in bytes; digest: lower-case hex.
+class ExpectedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to transfer. path: relative, with slashes. size: in bytes. digest: SHA-256, lower-case hex.
 
-    as_git: the digest is git's of a blob, SHA-1; else it is SHA-256 of the bytes.
+    as_git: the digest is the SHA-1 of a git blob instead.
     """
 
     path: str
@@ -38,8 +38,8 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     as_git: bool = False
 
-    def is_at(self, path: Path) -> bool:
-        """Is a file there, and is it this one? Reads it."""
+    def matches(self, path: Path) -> bool:
+        """Whether the path is a file with this size and digest. Reads the whole file."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
         hashed = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False) if self.as_git else hashlib.sha256()
@@ -47,15 +47,15 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
             return hashlib.file_digest(file, lambda: hashed).hexdigest() == self.digest
 
 
-Fill = Callable[[BinaryIO, Download], None]
-"""Appends to a file what it lacks; where it stands is how much of it is there."""
+AppendRest = Callable[[BinaryIO, ExpectedFile], None]
+"""Appends the missing bytes to a file; its position is the number of bytes that exist."""
 
 
-def receive(folder: Path, files: Sequence[Download], fill: Fill) -> None:
-    """Bring files into a folder, with a bar on a terminal; those that are there already are left alone.
+def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: AppendRest) -> None:
+    """Transfer files into a folder, with a progress bar on a terminal. Files that exist and match are skipped.
 
-    Raises `RegistryError` where a path leads out of the folder, another process brings the same file, or what came is
-    not what should have come, and `OSError`.
+    Raises `OSError`, and `RegistryError` if a path leads out of the folder, another process transfers the same file, or
+    the received bytes do not match.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
@@ -63,42 +63,42 @@ def receive(folder: Path, files: Sequence[Download], fill: Fill) -> None:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts:
             raise RegistryError(f"{file.path!r} leads out of the model's folder.")
-        if path.is_relative_to(HUB_NOTES):
-            raise RegistryError(f"{file.path!r} is no place for a model's file: what lies there is not registered.")
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("", total=sum(file.size for file in files))
+        if path.is_relative_to(HUB_CACHE):
+            raise RegistryError(f"{file.path!r} can't be a model's file: a file in {HUB_CACHE} is not registered.")
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=sum(file.size for file in files))
         done = 0
         for file in files:
-            bars.update(bar, description=PurePosixPath(file.path).name, completed=done)
-            if not file.is_at(folder / file.path):
-                _receive(folder / file.path, file, fill, partial(_show, bars, bar, done))
+            progress.update(bar, description=PurePosixPath(file.path).name, completed=done)
+            if not file.matches(folder / file.path):
+                _transfer_file(folder / file.path, file, append_rest, partial(_update_bar, progress, bar, done))
             done += file.size
-        bars.update(bar, completed=done)
+        progress.update(bar, completed=done)
 
 
-def _show(bars: Progress, bar: TaskID, before: int, size: int) -> None:
-    bars.update(bar, completed=before + size)
+def _update_bar(progress: Progress, bar: TaskID, before: int, size: int) -> None:
+    progress.update(bar, completed=before + size)
 
 
-class _Part(io.FileIO):
-    """A file that tells how long it is whenever it grows."""
+class _PartFile(io.FileIO):
+    """A file that reports its size after each write."""
 
-    def __init__(self, path: Path, told: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, on_growth: Callable[[int], None]) -> None:
         super().__init__(path, "ab")
-        self._told = told
+        self._on_growth = on_growth
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]  # of all buffers, the only one that is written
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # the only kind of buffer that is written
         view = memoryview(data)
         while view:
             view = view[super().write(view) :]
-        self._told(self.tell())
+        self._on_growth(self.tell())
         return len(data)
 
 
-def _receive(path: Path, file: Download, fill: Fill, told: Callable[[int], None]) -> None:
+def _transfer_file(path: Path, file: ExpectedFile, append_rest: AppendRest, on_growth: Callable[[int], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
-    with _Part(unfinished, told) as part:
+    with _PartFile(unfinished, on_growth) as part:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -106,8 +106,8 @@ def _receive(path: Path, file: Download, fill: Fill, told: Callable[[int], None]
         if part.tell() > file.size:
             part.truncate(0)
             part.seek(0)
-        fill(cast("BinaryIO", part), file)
-        if not file.is_at(unfinished):
+        append_rest(cast("BinaryIO", part), file)
+        if not file.matches(unfinished):
             unfinished.unlink()
             raise RegistryError(f"{file.path} did not come as it should have; what came is thrown away. Try again.")
         unfinished.replace(path)

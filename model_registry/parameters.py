@@ -1,4 +1,4 @@
-"""What may be asked of a model, by its `parameters_schema`: JSON Schema, draft 2020-12. Pure."""
+"""Validates a request's parameters against a model's `parameters_schema` (JSON Schema, draft 2020-12). Pure."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -11,42 +11,42 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-_LONGEST_REASON = 200
-_KNOWN_SCHEMAS = 256
+_MAX_REASON_LENGTH = 200
+_CACHED_SCHEMAS = 256
 
 
 class BadSchema(Exception):
-    """Why a schema can't be used."""
+    """A schema cannot be used; the message says why."""
 
 
 class SchemaViolation(msgspec.Struct, frozen=True):
-    """Why parameters violate a schema. parameter: the one that does; None if no single one does."""
+    """Why parameters violate a schema. parameter: its name; None if the violation is not of a single one."""
 
     parameter: str | None
     reason: str
 
 
 def check(schema: Mapping[str, Any]) -> None:
-    """Raise `BadSchema` unless it is a schema that stands by itself: nothing is ever fetched for it."""
+    """Raise `BadSchema` unless the schema is valid and self-contained. Remote references are never fetched."""
     _validator(msgspec.json.encode(schema))
 
 
 def violation(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> SchemaViolation | None:
-    """How parameters violate a schema; None if they don't. Raises `BadSchema`."""
-    found = best_match(_validator(msgspec.json.encode(schema)).iter_errors(parameters))
-    if found is None:
+    """The most relevant violation of a schema; None if the parameters are valid. Raises `BadSchema`."""
+    error = best_match(_validator(msgspec.json.encode(schema)).iter_errors(parameters))
+    if error is None:
         return None
-    parameter = str(found.absolute_path[0]) if found.absolute_path else None
-    return SchemaViolation(parameter, found.message[:_LONGEST_REASON])
+    parameter = str(error.absolute_path[0]) if error.absolute_path else None
+    return SchemaViolation(parameter, error.message[:_MAX_REASON_LENGTH])
 
 
-@lru_cache(maxsize=_KNOWN_SCHEMAS)
+@lru_cache(maxsize=_CACHED_SCHEMAS)
 def _validator(text: bytes) -> Draft202012Validator:
     schema = msgspec.json.decode(text)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise BadSchema(f"{error.json_path}: {error.message[:_LONGEST_REASON]}") from None
+        raise BadSchema(f"{error.json_path}: {error.message[:_MAX_REASON_LENGTH]}") from None
     registry: Registry[Any] = Registry().with_resource("", DRAFT202012.create_resource(schema))
     resolver = registry.resolver()
     for reference in _references(schema):
@@ -58,7 +58,7 @@ def _validator(text: bytes) -> Draft202012Validator:
 
 
 def _references(part: Any) -> Iterator[str]:
-    """Every reference of a schema, and of whatever looks like one."""
+    """Every `$ref` and `$dynamicRef` in a schema, also where it is plain data."""
     match part:
         case dict():
             for name, value in part.items():

@@ -1,6 +1,6 @@
-"""The registry of models: what each is made of, and the events that tell of it.
+"""The registry of models: appends the events that register, enable, disable and verify models.
 
-A model is a folder, or a file, of this machine. What it holds is hashed when it is added, and again to verify it.
+A model is a folder or a file on this machine. Its files are hashed when it is added and when it is verified.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from eventstore.ids import derived_id
 from eventstore.log import Append, Batch, Log
 from model_registry import parameters
 from model_registry.catalogue import Models
-from model_registry.files import HUB_NOTES, risky
+from model_registry.files import HUB_CACHE, unsafe_files
 from model_registry.view import ModelView, files_digest
 from orchestrator.events.base import DomainEvent, Meta
 from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelKind, ModelRegistered, ModelVerified
@@ -24,12 +24,12 @@ from orchestrator.service import event
 from orchestrator.step_kinds import STEP_KINDS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Of a request, what says which model rather than what it is to do.
-_CHOICES = {"type", "model_id", "provider", "engine", "impl"}
+# Request fields that select a model; the others are its parameters.
+_MODEL_FIELDS = {"type", "model_id", "provider", "engine", "impl"}
 
 
 class RegistryError(Exception):
-    """The registry refuses; the message says why, and what to do."""
+    """The registry rejects a request; the message says why and what to do."""
 
 
 class NoSuchModel(RegistryError):
@@ -46,12 +46,12 @@ def registration(
     source_uri: str | None = None,
     trust: bool = False,
 ) -> ModelRegistered:
-    """What is to be known of a model: reads all its files. Raises `RegistryError` for what can't be a model.
+    """The event that registers a model. Reads all its files. Raises `RegistryError` if they cannot be a model.
 
-    name, version, source_uri: unless given, that of the folder or file, the beginning of a digest of all that it holds,
-    and where it lies. trust: files that may run code when they are opened are let in.
+    The defaults: name, that of the folder or file; version, the first digits of the files' digest; source_uri, the
+    path. trust: allow files that may run code when they are opened.
     """
-    path = resolved(source)
+    path = resolve_path(source)
     files = inventory(path)
     if not trust:
         expect_safe(source, (file.path for file in files))
@@ -59,7 +59,7 @@ def registration(
         raise RegistryError(f"{source}: a generator is a folder in diffusers' layout, or one .safetensors file.")
     name = name or (path.stem if path.is_file() else path.name)
     for text in (name, version or "", str(path)):
-        _expect_unicode(text)
+        _require_utf8(text)
     if parameters_schema is not None:
         try:
             parameters.check(parameters_schema)
@@ -78,17 +78,17 @@ def registration(
     )
 
 
-def resolved(source: str) -> Path:
-    """Where a folder or file lies that a path names. Raises `RegistryError`."""
+def resolve_path(source: str) -> Path:
+    """The absolute path of a folder or file, with links resolved. Raises `RegistryError`."""
     try:
         return Path(source).expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # a home that isn't there, links in a circle
+    except (OSError, RuntimeError) as error:  # no home directory, or a cycle of links
         raise RegistryError(f"{source} can't be found: {error}.") from error
 
 
 def expect_safe(source: str, paths: Iterable[str]) -> None:
     """Raise `RegistryError` if one of a model's files may run code when it is opened."""
-    if found := risky(PurePosixPath(path) for path in paths):
+    if found := unsafe_files(PurePosixPath(path) for path in paths):
         raise RegistryError(
             f"{source} holds {found[0]}, which may run code of its own when it is opened; choose one in safetensors, "
             "or say --trust if you trust whoever made it."
@@ -96,49 +96,49 @@ def expect_safe(source: str, paths: Iterable[str]) -> None:
 
 
 def default_schema(kind: ModelKind) -> dict[str, Any]:
-    """The JSON Schema of what may be asked of a model of some kind: the request's own bounds."""
+    """The default JSON Schema of the parameters of a model of this kind: the bounds of the request."""
     request = next(step.request for step in STEP_KINDS.values() if kind in step.model_kinds)
     schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
-    properties = {name: value for name, value in schema["properties"].items() if name not in _CHOICES}
+    properties = {name: value for name, value in schema["properties"].items() if name not in _MODEL_FIELDS}
     required = [name for name in schema["required"] if name in properties]
     return {"$schema": _DIALECT, "type": "object", "properties": properties, "required": required}
 
 
 def inventory(path: Path) -> list[ModelFile]:
-    """Every file below a folder, or the one file that the path names, by path. Raises `RegistryError`.
+    """The files of a folder, hashed and ordered by path, or a single file. Raises `RegistryError`.
 
-    Left out is what huggingface_hub notes of its own downloads, in `.cache/huggingface`.
+    The folder `.cache/huggingface`, with huggingface_hub's own download state, is excluded.
     """
     try:
         if path.is_file():
-            return [_read(path, path.name)]
+            return [_hash_file(path, path.name)]
         if not path.is_dir():
             raise RegistryError(f"{path}: there is no such folder or file.")
-        names = sorted(file.relative_to(path).as_posix() for file in _walk(path, path))
+        names = sorted(file.relative_to(path).as_posix() for file in _walk_files(path, path))
         if not names:
             raise RegistryError(f"{path}: the folder holds no file.")
-        return [_read(path / name, name) for name in names]
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        return [_hash_file(path / name, name) for name in names]
+    except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links, before Python 3.13
         raise RegistryError(f"{path} can't be read: {error}.") from error
 
 
-def damage(model: ModelView) -> list[str]:
-    """What differs between a model's files now and when it was registered, in words; nothing if it is intact."""
+def file_problems(model: ModelView) -> list[str]:
+    """The differences between a model's files and those that were registered; empty if it is intact."""
     try:
-        found = {file.path: file for file in inventory(Path(model.local_path))}
+        current = {file.path: file for file in inventory(Path(model.local_path))}
     except RegistryError as error:
         return [str(error).rstrip(".")]
-    known = {file.path: file for file in model.files}
-    missing = [f"{path} is missing" for path in known if path not in found]
-    changed = [f"{path} has changed" for path, file in known.items() if found.get(path, file) != file]
-    added = [f"{path} is new" for path in found if path not in known]
+    registered = {file.path: file for file in model.files}
+    missing = [f"{path} is missing" for path in registered if path not in current]
+    changed = [f"{path} has changed" for path, file in registered.items() if current.get(path, file) != file]
+    added = [f"{path} is new" for path in current if path not in registered]
     return missing + changed + added
 
 
 class Registry:
-    """Changes to the models of a log. actor: this process, kept in the events' meta.
+    """Changes to the models of a log. actor: the name of this process in the events' meta.
 
-    Every method may raise `DatabaseUnavailable`; `NoSuchModel` where a model is named.
+    Every method may raise `DatabaseUnavailable`. Methods that take a model's id or name may raise `NoSuchModel`.
     """
 
     def __init__(self, log: Log, actor: str) -> None:
@@ -150,46 +150,46 @@ class Registry:
         """Every model, in order."""
         return await self._models.all()
 
-    async def find(self, wanted: str) -> ModelView:
-        """The model of an id, or of a name that no other bears."""
+    async def find(self, id_or_name: str) -> ModelView:
+        """The model with this id, or the only model with this name."""
         models = await self._models.all()
-        found = [model for model in models if model.model_id == _uuid(wanted)]
-        found = found or [model for model in models if model.name == wanted]
-        if not found:
-            raise NoSuchModel(f"There is no model {wanted}; see `dreamforge models list --all`.")
-        if len(found) > 1:
-            ids = ", ".join(str(model.model_id) for model in found)
-            raise RegistryError(f"{len(found)} models are called {wanted}; give the id of one of them: {ids}.")
-        return found[0]
+        matches = [model for model in models if model.model_id == _uuid(id_or_name)]
+        matches = matches or [model for model in models if model.name == id_or_name]
+        if not matches:
+            raise NoSuchModel(f"There is no model {id_or_name}; see `dreamforge models list --all`.")
+        if len(matches) > 1:
+            ids = ", ".join(str(model.model_id) for model in matches)
+            raise RegistryError(f"{len(matches)} models are called {id_or_name}; give the id of one of them: {ids}.")
+        return matches[0]
 
-    async def add(self, wanted: ModelRegistered, *, enabled: bool = True) -> tuple[ModelView, bool]:
-        """Register a model; answers it, and whether it is new: one of the same kind, place and files is not.
+    async def add(self, model: ModelRegistered, *, enabled: bool = True) -> tuple[ModelView, bool]:
+        """Register a model; returns it, and whether it is new. The same kind, path and files are the same model.
 
-        These three make its id, so that of two who add it at once the log lets one in; trust makes it another model.
+        These three, and `trusted`, determine its id. Of two concurrent calls, the log therefore accepts one.
         """
-        what = (wanted.kind, wanted.local_path, files_digest(wanted.files), *(["trusted"] if wanted.trusted else []))
-        model_id = derived_id(b"model", *(part.encode() for part in what))
-        is_new = await self._append(model_id, 0, [wanted, ModelEnabled()] if enabled else [wanted])
+        identity = (model.kind, model.local_path, files_digest(model.files), *(["trusted"] if model.trusted else []))
+        model_id = derived_id(b"model", *(part.encode() for part in identity))
+        is_new = await self._append(model_id, 0, [model, ModelEnabled()] if enabled else [model])
         return await self._load(model_id), is_new
 
     async def enable(self, model_id: UUID) -> tuple[ModelView, bool]:
-        """Let jobs use a model; answers it, and whether that is new."""
+        """Let jobs use a model; returns it, and whether it was disabled before."""
         return await self._change(model_id, lambda model: None if model.enabled else ModelEnabled())
 
     async def disable(self, model_id: UUID) -> tuple[ModelView, bool]:
-        """Keep new jobs from using a model; answers it, and whether that is new."""
+        """Stop new jobs from using a model; returns it, and whether it was enabled before."""
         return await self._change(model_id, lambda model: ModelDisabled() if model.enabled else None)
 
     async def verify(self, model: ModelView) -> ModelView:
-        """Read a model's files again, and note whether they are what was registered."""
-        problems = await asyncio.to_thread(damage, model)
+        """Read a model's files again, and record whether they match the registration."""
+        problems = await asyncio.to_thread(file_problems, model)
         verified = ModelVerified(intact=not problems, problems=problems)
         return (await self._change(model.model_id, lambda _: verified))[0]
 
     async def _change(
         self, model_id: UUID, decide: Callable[[ModelView], DomainEvent | None]
     ) -> tuple[ModelView, bool]:
-        """Decide on the newest state and append, until no other came between; whether there was anything to do."""
+        """Decide on the newest state and append; retry after a conflict. Returns the model, and whether it changed."""
         while True:
             model = await self._load(model_id)
             body = decide(model)
@@ -211,28 +211,28 @@ class Registry:
         return model
 
 
-def _walk(folder: Path, root: Path) -> Iterator[Path]:
-    """Every file below a folder. A link may lead to a file within the root; folders are entered by no link."""
+def _walk_files(folder: Path, root: Path) -> Iterator[Path]:
+    """Every file below a folder. A link may point to a file within the root; links to folders are not followed."""
     for entry in folder.iterdir():
         if entry.is_symlink() and not entry.resolve().is_relative_to(root):
             raise RegistryError(f"{entry} is a link that leads out of the folder; put a copy in its place (cp -rL).")
         if entry.is_file():
             yield entry
         elif entry.is_dir():
-            if not entry.is_symlink() and entry != root / HUB_NOTES:
-                yield from _walk(entry, root)
+            if not entry.is_symlink() and entry != root / HUB_CACHE:
+                yield from _walk_files(entry, root)
         else:
             raise RegistryError(f"{entry} is neither a file nor a folder.")
 
 
-def _read(path: Path, name: str) -> ModelFile:
-    _expect_unicode(name)
+def _hash_file(path: Path, name: str) -> ModelFile:
+    _require_utf8(name)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return ModelFile(path=name, sha256=digest, size=file.tell())
 
 
-def _expect_unicode(text: str) -> None:
+def _require_utf8(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Where a model comes from: a place on this machine, a copy of it, or a repository of Hugging Face's hub."""
+"""Where a model comes from: a path on this machine, a copy of it, or a repository of the Hugging Face Hub."""
 
 import re
 import shutil
@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from model_registry.downloads import Download, receive
-from model_registry.registry import RegistryError, expect_safe, inventory, resolved
+from model_registry.downloads import ExpectedFile, transfer_files
+from model_registry.registry import RegistryError, expect_safe, inventory, resolve_path
 from model_registry.view import files_digest
 from orchestrator.events.models import ModelFile
 
@@ -19,10 +19,10 @@ _SAFE = (".safetensors", ".json", ".txt", ".model")
 _TIMEOUT_S = 30.0
 
 
-class Obtained(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that lies on this machine. name: what it is called; None: like its folder or file.
+class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on this machine. name: None means the name of its folder or file.
 
-    source_uri: where it came from; None: it has always been there.
+    source_uri: where it was fetched or copied from; None if it was not.
     """
 
     path: str
@@ -30,77 +30,77 @@ class Obtained(msgspec.Struct, frozen=True, kw_only=True):
     source_uri: str | None = None
 
 
-def obtain(source: str, folder: Path, *, copy: bool = False, trust: bool = False) -> Obtained:
-    """Bring a model to this machine. source: a path, or `hf:repository[@revision][#file]`.
+def fetch_model(source: str, folder: Path, *, copy: bool = False, trust: bool = False) -> LocalModel:
+    """Make a model available on this machine. source: a path, or `hf:repository[@revision][#file]`.
 
-    folder: where fetched and copied models lie. copy: one of this machine is copied there. trust: files that may run
-    code when they are opened may come. Raises `RegistryError`.
+    folder: for fetched and copied models. copy: copy a model of this machine to the folder. trust: allow files that may
+    run code when they are opened. Raises `RegistryError`.
     """
     try:
         if source.startswith("hf:"):
-            return _fetched(source, folder, trust=trust)
-        return _copied(source, folder, trust=trust) if copy else Obtained(path=source)
+            return _fetch(source, folder, trust=trust)
+        return _copy(source, folder, trust=trust) if copy else LocalModel(path=source)
     except OSError as error:
-        raise RegistryError(f"{source} can't be brought to {folder}: {_line(error)}.") from error
+        raise RegistryError(f"{source} can't be brought to {folder}: {_one_line(error)}.") from error
 
 
-def _copied(source: str, folder: Path, *, trust: bool) -> Obtained:
-    path = resolved(source)
+def _copy(source: str, folder: Path, *, trust: bool) -> LocalModel:
+    path = resolve_path(source)
     files = inventory(path)
     if not trust:
         expect_safe(source, (file.path for file in files))
-    single = path.is_file()
-    name = path.stem if single else path.name
-    # Each content has a folder of its own, so that what was copied earlier stays what was registered.
-    into = folder / name / files_digest(files)[:12]
+    is_file = path.is_file()
+    name = path.stem if is_file else path.name
+    # Each content has its own folder, so that an earlier copy, which is registered, does not change.
+    target = folder / name / files_digest(files)[:12]
 
-    def append(part: BinaryIO, file: Download) -> None:
-        with (path if single else path / file.path).open("rb") as original:
+    def append(part: BinaryIO, file: ExpectedFile) -> None:
+        with (path if is_file else path / file.path).open("rb") as original:
             original.seek(part.tell())
             shutil.copyfileobj(original, part, 2**20)
 
-    receive(into, [_arrival(file) for file in files], append)
-    return Obtained(path=str(into / files[0].path if single else into), name=name, source_uri=path.as_uri())
+    transfer_files(target, [_expected_file(file) for file in files], append)
+    return LocalModel(path=str(target / files[0].path if is_file else target), name=name, source_uri=path.as_uri())
 
 
-def _arrival(file: ModelFile) -> Download:
-    return Download(path=file.path, size=file.size, digest=file.sha256)
+def _expected_file(file: ModelFile) -> ExpectedFile:
+    return ExpectedFile(path=file.path, size=file.size, digest=file.sha256)
 
 
-def _fetched(source: str, folder: Path, *, trust: bool) -> Obtained:
-    """Fetch a repository's files as one commit has them.
+def _fetch(source: str, folder: Path, *, trust: bool) -> LocalModel:
+    """Fetch a repository's files as of one commit.
 
-    Each choice of files has its own folder, since files of another would look like damage: the commit's for the safe
-    files alone, others for all files and for single ones.
+    Each selection of files (safe files, all files, a single file) has its own folder: files of another selection would
+    count as damage.
     """
     match = _HUB.fullmatch(source)
     if match is None:
         raise RegistryError(f"{source} is no hf:repository[@revision][#file].")
-    repo, revision, single = match["repo"], match["revision"] or "main", match["file"]
-    if single and not trust:
-        expect_safe(source, [single])
+    repo, revision, file_path = match["repo"], match["revision"] or "main", match["file"]
+    if file_path and not trust:
+        expect_safe(source, [file_path])
     hub = _Hub(repo)
-    commit, files = hub.listed(revision)
-    if single:
-        wanted = [file for file in files if file.path == single]
+    commit, files = hub.list_files(revision)
+    if file_path:
+        chosen = [file for file in files if file.path == file_path]
     else:
-        wanted = [file for file in files if trust or file.path.endswith(_SAFE)]
-    if not wanted:
-        raise RegistryError(f"{repo} holds no {single or 'file of a model'} at {commit}.")
-    if not trust and not single and not any(file.path.endswith(".safetensors") for file in wanted):
+        chosen = [file for file in files if trust or file.path.endswith(_SAFE)]
+    if not chosen:
+        raise RegistryError(f"{repo} holds no {file_path or 'file of a model'} at {commit}.")
+    if not trust and not file_path and not any(file.path.endswith(".safetensors") for file in chosen):
         raise RegistryError(
             f"{repo} holds no weights in safetensors; others may run code of their own when they are opened: say "
             "--trust if you trust whoever made it."
         )
-    into = folder / repo.replace("/", "--") / (commit + ("-files" if single else "-trusted" if trust else ""))
-    receive(into, wanted, hub.filling(commit))
-    name = Path(single).stem if single else repo.rpartition("/")[2]
-    uri = f"hf:{repo}@{commit}" + (f"#{single}" if single else "")
-    return Obtained(path=str(into / single if single else into), name=name, source_uri=uri)
+    target = folder / repo.replace("/", "--") / (commit + ("-files" if file_path else "-trusted" if trust else ""))
+    transfer_files(target, chosen, hub.append_function(commit))
+    name = Path(file_path).stem if file_path else repo.rpartition("/")[2]
+    uri = f"hf:{repo}@{commit}" + (f"#{file_path}" if file_path else "")
+    return LocalModel(path=str(target / file_path if file_path else target), name=name, source_uri=uri)
 
 
 class _Hub:
-    """A repository of the hub. Its own downloads begin anew after a crash, so files are filled here."""
+    """A repository of the hub. huggingface_hub's own downloads do not resume after a crash, so this class appends."""
 
     def __init__(self, repo: str) -> None:
         try:
@@ -116,40 +116,40 @@ class _Hub:
         self._http_get = file_download.http_get
         self._failures = (OSError, ValueError, errors.HTTPError)
 
-    def listed(self, revision: str) -> tuple[str, list[Download]]:
-        """The commit that a revision stands for now, and its files."""
-        info = self._asked(
+    def list_files(self, revision: str) -> tuple[str, list[ExpectedFile]]:
+        """The commit that a revision points to now, and its files."""
+        info = self._call(
             lambda: self._hub.HfApi().model_info(self._repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
         )
         if info.sha is None or not _COMMIT.fullmatch(info.sha):
             raise RegistryError(f"{self._repo}: the hub names no commit.")
-        return info.sha, [self._listed(file) for file in info.siblings or []]
+        return info.sha, [self._expected_file(file) for file in info.siblings or []]
 
-    def filling(self, commit: str) -> Callable[[BinaryIO, Download], None]:
-        """What appends the rest of a commit's file to a part of it."""
+    def append_function(self, commit: str) -> Callable[[BinaryIO, ExpectedFile], None]:
+        """A function that appends the rest of a file of this commit to a partial file."""
         headers = self._hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
 
-        def append(part: BinaryIO, file: Download) -> None:
+        def append(part: BinaryIO, file: ExpectedFile) -> None:
             url = self._hub.hf_hub_url(self._repo, file.path, revision=commit)
-            self._asked(
+            self._call(
                 lambda: self._http_get(url, part, resume_size=part.tell(), headers=headers, expected_size=file.size)
             )
 
         return append
 
-    def _listed(self, file: Any) -> Download:
+    def _expected_file(self, file: Any) -> ExpectedFile:
         if file.lfs is not None:
-            return Download(path=file.rfilename, size=file.lfs.size, digest=file.lfs.sha256)
+            return ExpectedFile(path=file.rfilename, size=file.lfs.size, digest=file.lfs.sha256)
         if file.size is None or file.blob_id is None:
-            raise RegistryError(f"{self._repo}: the hub does not tell the size and digest of {file.rfilename}.")
-        return Download(path=file.rfilename, size=file.size, digest=file.blob_id, as_git=True)
+            raise RegistryError(f"{self._repo}: the hub reports no size and digest for {file.rfilename}.")
+        return ExpectedFile(path=file.rfilename, size=file.size, digest=file.blob_id, as_git=True)
 
-    def _asked(self, question: Callable[[], Any]) -> Any:
+    def _call(self, call: Callable[[], Any]) -> Any:
         try:
-            return question()
+            return call()
         except self._failures as error:
-            raise RegistryError(f"{self._repo} can't be fetched: {_line(error)}.") from error
+            raise RegistryError(f"{self._repo} can't be fetched: {_one_line(error)}.") from error
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

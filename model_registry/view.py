@@ -1,4 +1,4 @@
-"""A model as its users see it, and the order of models. Pure."""
+"""The state of a model, folded from its events, and the order of models. Pure."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,14 +13,14 @@ from orchestrator.events.base import DecodedEvent
 from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelKind, ModelRegistered, ModelVerified
 from orchestrator.events.steps import StepName
 
-_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. version: the model's own; stream_version: of its history.
+    """One model. version: the model's own. stream_version: of its stream.
 
-    installed: its files were intact when they were last read; else `problems` says what was wrong.
-    trusted: files of it that may run code when they are opened may be opened.
+    installed: its files were intact when they were last read; else `problems` says what differed.
+    trusted: files that may run code when they are opened may be opened.
     """
 
     model_id: UUID
@@ -41,18 +41,18 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the list of its files and their hashes, as `sha256sum` prints it, lower-case hex."""
+        """The digest of its files, as `files_digest`."""
         return files_digest(self.files)
 
     @property
     def weights_sha256(self) -> str | None:
-        """SHA-256 of its file of weights, by which others know a model; None where there are several, or none."""
-        weights = [file.sha256 for file in self.files if file.path.lower().endswith(_WEIGHTS)]
+        """SHA-256 of its weights file, by which galleries identify models; None unless there is exactly one."""
+        weights = [file.sha256 for file in self.files if file.path.lower().endswith(_WEIGHTS_SUFFIXES)]
         return weights[0] if len(weights) == 1 else None
 
     @property
     def available(self) -> bool:
-        """May a job use it?"""
+        """Whether a job may use it."""
         return self.installed and self.enabled
 
 
@@ -62,33 +62,33 @@ def files_digest(files: Iterable[ModelFile]) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def view(events: Iterable[DecodedEvent]) -> ModelView | None:
-    """The model after a whole history; None for one that is not a model's."""
-    seen: ModelView | None = None
+def fold(events: Iterable[DecodedEvent]) -> ModelView | None:
+    """The model after all events of its stream; None if it is not the stream of a model."""
+    model: ModelView | None = None
     for event in events:
-        seen = evolve(seen, event)
-    return seen
+        model = evolve(model, event)
+    return model
 
 
-def evolve(seen: ModelView | None, event: DecodedEvent) -> ModelView | None:
+def evolve(model: ModelView | None, event: DecodedEvent) -> ModelView | None:
     """The model after one more event; None until it is registered."""
-    if seen is None:
+    if model is None:
         return _registered(event, event.body) if isinstance(event.body, ModelRegistered) else None
-    seen = replace(seen, stream_version=event.version)
+    model = replace(model, stream_version=event.version)
     match event.body:
         case ModelEnabled():
-            return replace(seen, enabled=True)
+            return replace(model, enabled=True)
         case ModelDisabled():
-            return replace(seen, enabled=False)
+            return replace(model, enabled=False)
         case ModelVerified() as body:
-            return replace(seen, installed=body.intact, problems=tuple(body.problems))
+            return replace(model, installed=body.intact, problems=tuple(body.problems))
         case _:
-            return seen
+            return model
 
 
-def in_order(models: Iterable[ModelView]) -> list[ModelView]:
-    """Generators before upscalers, each as they were registered: the first available generator is the default one."""
-    return sorted(models, key=lambda one: ("generate" not in one.capabilities, one.registered_at, one.model_id))
+def in_default_order(models: Iterable[ModelView]) -> list[ModelView]:
+    """Generators first, then by registration time. The first available generator is the default model."""
+    return sorted(models, key=lambda model: ("generate" not in model.capabilities, model.registered_at, model.model_id))
 
 
 def _registered(event: DecodedEvent, body: ModelRegistered) -> ModelView:

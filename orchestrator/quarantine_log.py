@@ -42,7 +42,7 @@ order by reported_at limit 100
 _FORGET = "select eventstore.forget_rejection($1)"
 _RELEASE = "select max(release) as release from eventstore.releases"
 
-QUARANTINED_JOBS = Gauge("df_quarantined_jobs", "Jobs that are set aside, since their histories can't be read.")
+QUARANTINED_JOBS = Gauge("df_quarantined_jobs", "Jobs that are quarantined because their history cannot be read.")
 QUARANTINED = """
 select count(*) from (
     select distinct on (stream_id) code from eventstore.events

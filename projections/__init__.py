@@ -1,10 +1,10 @@
-"""What users read: pure views of jobs and models, the tables that keep them, and reads that are never stale.
+"""Read models: pure views of jobs and API keys, the tables that store them, and the queries that read them.
 
-- `views`          `JobView`, and `evolve`: the only place that knows what an event does to a view
-- `progress`       how far a job has come, with weights
-- `projector`      keeps the tables: a subscription of its own
-- `rebuild`        builds the tables anew beside those that serve, and swaps the two
-- `queries`        a job's row of the tables ⊕ the tail of its stream, in one statement
-- `models`         `ModelView`, likewise, and the order of models
-- `model_queries`  models, folded from the log on each read: they are few
+- `job_view`      `JobView` and `evolve`, which applies one event to a view
+- `progress`      a job's weighted progress
+- `projector`     writes the tables, as a subscription
+- `rebuild`       builds a new generation of the tables and swaps it in
+- `queries`       a job's row and the tail of its stream, read in one statement
+- `verifier`      compares the tables with the log
+- `keys`, `key_queries`, `anchor_queries`  API keys and anchors, folded from the log on each read
 """

@@ -1,4 +1,4 @@
-"""Reads of the signed anchors that stand in the log."""
+"""Reads of the signed anchors in the log."""
 
 from eventstore.ids import derived_id
 from eventstore.integrity.anchors import Anchor
@@ -6,11 +6,11 @@ from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.events.operations import AnchorSigned
 
-STREAM = derived_id(b"anchors")
+ANCHOR_STREAM = derived_id(b"anchors")
 """The stream of all anchors."""
 
 
-async def newest(log: Log, limit: int) -> list[Anchor]:
-    """The last anchors that this release can read, newest first. Raises `DatabaseUnavailable`."""
-    bodies = map(codec.body_if_readable, await log.latest(STREAM, limit=limit))
+async def newest_anchors(log: Log, limit: int) -> list[Anchor]:
+    """The newest anchors that this release can read, newest first. Raises `DatabaseUnavailable`."""
+    bodies = map(codec.body_if_readable, await log.latest(ANCHOR_STREAM, limit=limit))
     return [body.anchor for body in bodies if isinstance(body, AnchorSigned)]

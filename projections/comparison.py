@@ -1,4 +1,4 @@
-"""What two views of a job differ in. Pure."""
+"""The differences between two views of a job. Pure."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from projections.job_view import JobView
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A place of a view and what stands there in each; None where there is nothing.
+    """A field that differs, with its value in each view; None where it is absent.
 
-    path: names with dots, a step by its name and an artifact by its step and item, such as `steps.generate.status`.
+    path: names joined by dots, a step by its name and an artifact by its step and item: `steps.generate.status`.
     """
 
     path: str
@@ -20,18 +20,18 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 def differences(before: JobView | None, after: JobView | None) -> list[Difference]:
-    """Every place at which two views differ, by its path."""
+    """The fields in which two views differ, ordered by path."""
     if before == after:
         return []
-    one, other = _places(before), _places(after)
+    old, new = _leaves_by_path(before), _leaves_by_path(after)
     return [
-        Difference(path, one.get(path), other.get(path))
-        for path in sorted(one.keys() | other.keys())
-        if one.get(path) != other.get(path)
+        Difference(path, old.get(path), new.get(path))
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
     ]
 
 
-def _places(view: JobView | None) -> dict[str, Any]:
+def _leaves_by_path(view: JobView | None) -> dict[str, Any]:
     if view is None:
         return {}
     names = {step.step_id: step.name for step in view.steps}

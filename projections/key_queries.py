@@ -1,4 +1,4 @@
-"""Reads of the API keys. There are few, so a process holds them all, and asks for them again every other second."""
+"""Reads of the API keys. There are few, so each process caches all of them for two seconds."""
 
 import asyncio
 import hmac
@@ -12,72 +12,72 @@ from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator import codec
-from projections.keys import KeyView, digest, named_id, view
+from projections.keys import KeyView, digest, fold, key_id_in
 
 _log = structlog.get_logger(__name__)
 
 
 class Keys:
-    """The keys of a log. A key that was made up costs no read of the database.
+    """The keys of a log. An invented key costs no read of the database.
 
-    Every method may raise `EventStoreError`; but those that look up one key take them as they were last read, if that
-    ever went well. fresh_s: how old what was read may be, and so how long a revoked key may go on opening doors.
+    Every method may raise `EventStoreError`. Methods that look up one key use the cache when a read fails.
+    max_age_s: of the cache, and so the time for which a revoked key may still work.
     """
 
-    def __init__(self, log: Log, *, fresh_s: float = 2.0) -> None:
+    def __init__(self, log: Log, *, max_age_s: float = 2.0) -> None:
         self._log = log
-        self._fresh_s = fresh_s
-        self._known: Mapping[UUID, KeyView] | None = None
+        self._max_age_s = max_age_s
+        self._cached: Mapping[UUID, KeyView] | None = None
         self._read_at = 0.0
-        self._reading: asyncio.Task[Mapping[UUID, KeyView]] | None = None
+        self._refresh_task: asyncio.Task[Mapping[UUID, KeyView]] | None = None
 
     async def all(self) -> list[KeyView]:
-        """Every key, as of now, by tenant and age."""
-        found = await self._read()
-        return sorted(found.values(), key=lambda key: (key.tenant, key.created_at, key.key_id))
+        """Every key, not from the cache, by tenant and creation time."""
+        keys = await self._read()
+        return sorted(keys.values(), key=lambda key: (key.tenant, key.created_at, key.key_id))
 
-    async def opened_by(self, text: str) -> KeyView | None:
-        """The key that a text is, unless it was revoked; compared in constant time."""
-        key_id = named_id(text)
-        found = None if key_id is None else await self.active(key_id)
-        if found is None or not hmac.compare_digest(found.digest, digest(text)):
+    async def authenticate(self, text: str) -> KeyView | None:
+        """The active key with this text, else None. Digests are compared in constant time."""
+        key_id = key_id_in(text)
+        key = None if key_id is None else await self.active(key_id)
+        if key is None or not hmac.compare_digest(key.digest, digest(text)):
             return None
-        return found
+        return key
 
     async def active(self, key_id: UUID) -> KeyView | None:
-        """A key by its id, unless it was revoked."""
-        found = (await self._fresh()).get(key_id)
-        return found if found is not None and found.active else None
+        """The key with this id, unless it was revoked."""
+        key = (await self._current()).get(key_id)
+        return key if key is not None and key.active else None
 
-    async def _fresh(self) -> Mapping[UUID, KeyView]:
-        if self._known is not None and time.monotonic() - self._read_at < self._fresh_s:
-            return self._known
-        # All who come meanwhile wait for the one read: after a quiet hour what is known is an hour old.
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._refresh())
-        return await asyncio.shield(self._reading)
+    async def _current(self) -> Mapping[UUID, KeyView]:
+        if self._cached is not None and time.monotonic() - self._read_at < self._max_age_s:
+            return self._cached
+        # Concurrent callers wait for the same read: after an hour without requests the cache is an hour old.
+        if self._refresh_task is None:
+            self._refresh_task = asyncio.create_task(self._refresh())
+        return await asyncio.shield(self._refresh_task)
 
     async def _refresh(self) -> Mapping[UUID, KeyView]:
         try:
-            self._known = await self._read()
+            self._cached = await self._read()
         except EventStoreError:
-            if self._known is None:
+            if self._cached is None:
                 raise
         finally:
             self._read_at = time.monotonic()
-            self._reading = None
-        return self._known
+            self._refresh_task = None
+        return self._cached
 
     async def _read(self) -> dict[UUID, KeyView]:
         histories = await self._log.category("key")
-        seen = {key_id: _readable(history) for key_id, history in histories.items()}
-        return {key_id: key for key_id, key in seen.items() if key is not None}
+        keys = {key_id: _fold_or_none(history) for key_id, history in histories.items()}
+        return {key_id: key for key_id, key in keys.items() if key is not None}
 
 
-def _readable(history: Sequence[RecordedEvent]) -> KeyView | None:
-    """A key; None for one whose history can't be read: it opens nothing."""
+def _fold_or_none(history: Sequence[RecordedEvent]) -> KeyView | None:
+    """The key of a history; None, with a log line, if the history cannot be read. Such a key does not work."""
     try:
-        return view(map(codec.decode_event, history))
-    except Exception as error:  # noqa: BLE001  # a fold may break in any way on what it was not written for
+        return fold(map(codec.decode_event, history))
+    except Exception as error:  # noqa: BLE001  # a fold may raise anything on unexpected data
         _log.warning("a key can't be read", key_id=str(history[0].stream_id), error=str(error))
         return None

@@ -1,4 +1,4 @@
-"""Keeps the read models: fold each job's new events onto its row, one bulk upsert per table, one commit per batch."""
+"""Maintains the read model: folds new events onto the jobs' rows, with one bulk upsert per table and one commit."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,12 +16,12 @@ from orchestrator.events.jobs import JobReleased
 from orchestrator.quarantine import is_set_aside
 from projections import job_view
 from projections.job_view import JobView, evolve, of_history
-from projections.rows import Rows, artifact_rows, job_row, step_rows, text, to_view
+from projections.rows import Rows, artifact_rows, job_row, json_text, step_rows, to_view
 
-Generation = Literal["readmodel", "readmodel_shadow"]
-"""A build of the read model, by its schema: the one that serves, or the one that a rebuild makes."""
-LIVE: Generation = "readmodel"
-SHADOW: Generation = "readmodel_shadow"
+ReadModelSchema = Literal["readmodel", "readmodel_shadow"]
+"""The schema of the generation that serves, or of the one that a rebuild fills. Also the subscription's name."""
+LIVE: ReadModelSchema = "readmodel"
+SHADOW: ReadModelSchema = "readmodel_shadow"
 
 _LOAD = """
 select j.job_id, (select build from {schema}.generation) as build, json_build_object(
@@ -35,84 +35,87 @@ _ROWS = msgspec.json.Decoder(Rows)
 
 
 class Projector:
-    """The handler of the subscription that keeps a generation of the read model, whose name it bears."""
+    """The handler of the subscription that maintains a generation of the read model."""
 
-    def __init__(self, database: Database, generation: Generation = LIVE) -> None:
+    def __init__(self, database: Database, generation: ReadModelSchema = LIVE) -> None:
         self.name = generation
         self._database = database
         self._log = Log(database)
         self._load_rows = _LOAD.format(schema=generation)
 
     async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
-        """Write what the events change; None if they change nothing."""
+        """Write the changes of the events and the checkpoint moves; None if there is nothing to write."""
         streams: dict[UUID, list[RecordedEvent]] = {}
         for event in events:
             if event.category == "job":
                 streams.setdefault(event.stream_id, []).append(event)
         if not streams:
             return None
-        build, kept = await self._load([stream for stream, new in streams.items() if new[0].version > 1])
+        build, views = await self._load([stream for stream, new in streams.items() if new[0].version > 1])
         changed: list[JobView] = []
         for stream, new in streams.items():
-            view = await self._evolved(kept.get(stream), new)
+            view = await self._fold_onto(views.get(stream), new)
             if view is not None:
                 changed.append(view)
         try:
             return await self._write(changed, moves, build)
         except UNSTORABLE_ERRORS as error:
             if len(events) > 1:
-                raise  # the subscription asks again, about fewer
-            least = await self._least(kept.get(events[0].stream_id), events[0], error)
-            return await self._write(least, moves, build)
+                raise  # the subscription retries with fewer events
+            minimal = await self._minimal_views(views.get(events[0].stream_id), events[0], error)
+            return await self._write(minimal, moves, build)
 
-    async def _least(self, seen: JobView | None, event: RecordedEvent, error: Exception) -> list[JobView]:
-        """What can be written of a job that is set aside. Raises `Rejected` for one that is not."""
+    async def _minimal_views(self, view: JobView | None, event: RecordedEvent, error: Exception) -> list[JobView]:
+        """The view of a quarantined job without the values that cannot be stored.
+
+        view: the one that is stored. Raises `Rejected` if the job is not quarantined.
+        """
         history = await self._log.stream(event.stream_id)
         if not is_set_aside(history):
             raise Rejected(event, error) from error
-        view = of_history(history)
-        return [] if view is None else [job_view.least(view, seen)]
+        newest = of_history(history)
+        return [] if newest is None else [job_view.least(newest, view)]
 
-    async def _evolved(self, seen: JobView | None, new: Sequence[RecordedEvent]) -> JobView | None:
-        """A view after more events; folded anew from the whole history where one by one won't do.
+    async def _fold_onto(self, view: JobView | None, new: Sequence[RecordedEvent]) -> JobView | None:
+        """Fold new events onto a view. After `job.released` the whole history is folded again.
 
-        Raises `Rejected` for what can't be read, unless the job is set aside by now.
+        Raises `Rejected` if an event cannot be read, unless the job has been quarantined since.
         """
         try:
             if all(event.code != JobReleased.code for event in new):
                 for event in new:
-                    seen = evolve(seen, codec.decode_event(event))
-                return seen
+                    view = evolve(view, codec.decode_event(event))
+                return view
             return of_history(await self._log.stream(new[0].stream_id))
         except DatabaseUnavailable:
             raise
-        except Exception as error:  # a fold may break in any way on what it was not written for
+        except Exception as error:  # a fold may raise anything on unexpected data
             history = await self._log.stream(new[0].stream_id)
             if not is_set_aside(history):
                 raise Rejected(new[0], error) from error
             return of_history(history)
 
     async def set_aside(self, rejected: Rejected) -> bool:
-        """Tell the orchestrator, which alone sets jobs aside; until it has, the partition waits."""
+        """Report the event to the orchestrator, which quarantines the job. Until then, the partition waits."""
         event = rejected.event
         await self._log.report_rejection(event.stream_id, self.name, event.version, rejected.reason)
         return False
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
-        """Move checkpoints past events that concern no view."""
+        """Move checkpoints past events that change no view."""
         return await self._write([], moves)
 
     async def _load(self, jobs: list[UUID]) -> tuple[UUID | None, dict[UUID, JobView]]:
-        """Views without their artifacts: those of the batch's events are all that is to be written; and whose rows."""
+        """The generation's build id and the stored views, without artifacts: only new artifacts are written."""
         if not jobs:
             return None, {}
         rows = await self._database.read(self._load_rows, jobs)
         build = rows[0]["build"] if rows else None
-        kept = {}
+        views = {}
         for row in rows:
-            with suppress(msgspec.MsgspecError):  # as if it were not there: a gap, and so rejected
-                kept[row["job_id"]] = to_view(_ROWS.decode(row["rows"]))
-        return build, kept
+            with suppress(msgspec.MsgspecError):  # a missing view causes a version gap, and so a rejected event
+                views[row["job_id"]] = to_view(_ROWS.decode(row["rows"]))
+        return build, views
 
     async def _write(
         self, changed: Sequence[JobView], moves: Sequence[Move], build: UUID | None = None
@@ -122,10 +125,10 @@ class Projector:
             self.name,
             job_view.VERSION,
             build,
-            text([job_row(view) for view in changed]),
-            text([row for view in changed for row in step_rows(view)]),
-            text([row for view in changed for row in artifact_rows(view, view.artifacts)]),
-            text(moves),
+            json_text([job_row(view) for view in changed]),
+            json_text([row for view in changed for row in step_rows(view)]),
+            json_text([row for view in changed for row in artifact_rows(view, view.artifacts)]),
+            json_text(moves),
         )
         ends = {move.partition: move.end for move in moves}
         return {row["partition"]: Moved("accepted", ends[row["partition"]]) for row in rows}

@@ -1,6 +1,6 @@
-"""Reads of one job that are never stale: its row of the read model ⊕ the tail of its stream, as of one snapshot.
+"""Queries of jobs. Reads of one job are never stale: its row and the tail of its stream are read in one snapshot.
 
-The projector may lag, be paused or be rebuilding: whatever it has not yet seen is folded here.
+The projector may lag or be paused: the events that it has not handled are folded onto the row here.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from orchestrator.events.steps import Status
 from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, to_view
 
-# One statement, so one snapshot: an event is in the row or in the tail, never in neither.
+# One statement uses one snapshot: every event is in the row or in the tail.
 _JOB = """
 with kept as (select * from readmodel.jobs where job_id = $1 and tenant = $3)
 select
@@ -41,7 +41,7 @@ select
 """
 
 
-# Each of the two is read from an index of its own, which schema.sql says more about.
+# Each of the two statements has its own index; schema.sql documents them.
 _LIST = """
 select j.job_id, j.status, j.created_at, j.updated_at, j.count, j.params, coalesce((
     select s.completed from readmodel.steps s where s.job_id = j.job_id order by s.ordinal desc limit 1), 0
@@ -60,8 +60,8 @@ _ROWS = msgspec.json.Decoder(Rows)
 _TAIL = msgspec.json.Decoder(list[EventRow])
 
 
-class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as a list shows it. completed: images that its last step has written. prompt: None if it was erased."""
+class JobListItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A job in a list. completed: images that its last step has written. prompt: None if it was erased."""
 
     job_id: UUID
     status: Status
@@ -80,58 +80,58 @@ _PARAMS = msgspec.json.Decoder(_Params)
 
 
 class Queries:
-    """What the API asks. Every method may raise `DatabaseUnavailable`."""
+    """The queries of the API. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._all = Log(database)
+        self._event_log = Log(database)
 
     async def job(self, tenant: str, job_id: UUID, *, artifacts: bool = False) -> JobView | None:
-        """A job as it is now, with its artifacts if asked for (by step, then item); None if the tenant has none."""
+        """The current view of a job; None if the tenant has no such job. artifacts: include them, by step and item."""
         row = (await self._database.read(_JOB, job_id, artifacts, tenant))[0]
         tail = [] if row["tail"] is None else _TAIL.decode(row["tail"])
         try:
             view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
         except msgspec.MsgspecError:
             _log.warning("a row can't be read", job_id=str(job_id), exc_info=True)
-            view = of_history(await self._all.stream(job_id), lenient=True)
-        view = await self.advanced(view, tail)
+            view = of_history(await self._event_log.stream(job_id), lenient=True)
+        view = await self.fold_onto(view, tail)
         if view is None or not artifacts:
             return view
-        return _in_order(view)
+        return _sort_artifacts(view)
 
-    async def advanced(self, view: JobView | None, events: Sequence[EventRow]) -> JobView | None:
-        """A job's view after more events of its history, which is folded anew where one by one won't do.
+    async def fold_onto(self, view: JobView | None, events: Sequence[EventRow]) -> JobView | None:
+        """Fold further events onto a job's view. After `job.released` or a failure, fold its whole history again.
 
-        What can't be read is passed over, until the job is set aside: a reader must get what there is.
+        Events that cannot be read are skipped until the job is quarantined: a read must not fail because of them.
         """
         try:
             if all(event.code != JobReleased.code for event in events):
                 for event in events:
                     view = evolve(view, codec.decode_event(event))
                 return view
-        except Exception:  # noqa: BLE001  # a fold may break in any way on what it was not written for
+        except Exception:  # noqa: BLE001  # a fold may raise anything on unexpected data
             _log.warning("a history can't be folded", job_id=str(events[0].stream_id), exc_info=True)
-        history = await self._all.stream(events[0].stream_id, limit=events[-1].version)
+        history = await self._event_log.stream(events[0].stream_id, limit=events[-1].version)
         return of_history(history, lenient=True)
 
     async def jobs(
         self, tenant: str, *, status: Status | None, before: tuple[datetime, UUID] | None, limit: int
-    ) -> Sequence[Listed]:
-        """Jobs by (created_at, id), the newest first, from before one of them; as far as the projector has come."""
+    ) -> Sequence[JobListItem]:
+        """Jobs by (created_at, id), newest first, from the read model. before: only jobs older than this one."""
         statement = _LIST_ANY if status in {None, "succeeded"} else _LIST_OPEN
         created_at, job_id = before or (None, None)
         rows = await self._database.read(statement, tenant, status, created_at, job_id, _LAST_ID, limit)
-        # PostgreSQL can't take params apart where U+0000 stands in them, as a rebuild may have copied it.
+        # PostgreSQL cannot parse params with U+0000, which a rebuild may have copied.
         return [
-            Listed(prompt=_PARAMS.decode(row["params"]).prompt, **{k: v for k, v in row.items() if k != "params"})
+            JobListItem(prompt=_PARAMS.decode(row["params"]).prompt, **{k: v for k, v in row.items() if k != "params"})
             for row in rows
         ]
 
 
-def _in_order(view: JobView) -> JobView:
-    """The view with its artifacts by step and item; without those of no step of the job's, which no row is read of."""
+def _sort_artifacts(view: JobView) -> JobView:
+    """Sort a view's artifacts by step and item. Drops artifacts of unknown steps, as the SQL statement does."""
     order = {step.step_id: n for n, step in enumerate(view.steps)}
-    known = (one for one in view.artifacts if one.step_id in order)
-    ordered = sorted(known, key=lambda one: (order[one.step_id], one.item_index))
+    known = (artifact for artifact in view.artifacts if artifact.step_id in order)
+    ordered = sorted(known, key=lambda artifact: (order[artifact.step_id], artifact.item_index))
     return msgspec.structs.replace(view, artifacts=tuple(ordered))

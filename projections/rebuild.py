@@ -1,8 +1,8 @@
-"""Builds the read model anew, beside the one that serves, and puts it in its place. schema.sql says how, step by step.
+"""Builds a new generation of the read model beside the one that serves, and swaps it in. schema.sql has the steps.
 
     begin ─▶ fill: whole jobs folded and copied, by any number of workers ─▶ index ─▶ follow the log ─▶ swap
 
-What was done is kept in the database: whoever begins again after a crash goes on where it ended.
+The progress is stored in the database: after a crash, the next `begin` resumes.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ from orchestrator.quarantine import is_set_aside
 from projections import job_view
 from projections.job_view import JobView
 from projections.projector import SHADOW, Projector
-from projections.rows import COLUMNS, records
+from projections.rows import COLUMNS, copy_records
 
 Phase = Literal["filling", "following"]
 
-LONGEST_LAG_S = 1.0
-"""For how long an event may have waited for the new read model when it takes the old one's place."""
+MAX_SWAP_LAG_S = 1.0
+"""The largest lag of the new generation, in seconds, at which it is swapped in."""
 
 _JOBS_PER_CHUNK = 500
 _PAGE = 2000
-_AGAIN_S = 0.1
-_LONGEST_PAUSE_S = 2.0
-_LEVEL_TRIES = 10
+_RETRY_PAUSE_S = 0.1
+_MAX_RETRY_PAUSE_S = 2.0
+_STRICT_SWAP_TRIES = 10
 
 _EVENTS = """
 select stream_id, tenant, version, code, schema_version, ts, data, meta, private
@@ -45,8 +45,8 @@ from eventstore.events
 where stream_id > $1 and stream_id <= $2 and category = 'job' and position <= ($3::bigint[])[partition + 1]
 order by stream_id, version
 """
-_TAKE = "select chunk, after, upto from projector.take_chunk($1)"
-_OTHERS = """
+_TAKE_CHUNK = "select chunk, after, upto from projector.take_chunk($1)"
+_UNFINISHED_CHUNKS = """
 select exists (select from projector.chunks where events is null)
     and exists (select from projector.rebuild where version = $1)
 """
@@ -62,11 +62,11 @@ cross join (select count(*) as chunks, count(events) as filled, coalesce(sum(eve
 
 
 class RebuildFailed(Exception):
-    """Why a rebuild or a rollback can't go on, for whoever asked for it."""
+    """A rebuild or rollback cannot continue; the message says why."""
 
 
-class Underway(msgspec.Struct, frozen=True, kw_only=True):
-    """A rebuild that was begun, or a rollback, which has no chunks. events: folded, of those at its beginning."""
+class RebuildProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """The progress of a rebuild or rollback. A rollback has no chunks. events: folded, of `of_events` at its start."""
 
     views_version: int
     started_at: datetime
@@ -77,66 +77,66 @@ class Underway(msgspec.Struct, frozen=True, kw_only=True):
     of_events: int
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Which build serves. before: is the one before still there, to be rolled back to? rebuild: what is under way."""
+class ReadModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """Which generation serves. before: whether the previous one still exists. rebuild: the one in progress."""
 
     generation: int
     views_version: int
     before: bool
-    rebuild: Underway | None
+    rebuild: RebuildProgress | None
 
 
 class Rebuild:
-    """Rebuilds of the read model. Every method may raise `DatabaseUnavailable`; two processes may do all of it at once.
+    """Rebuilds of the read model. Two processes may call any method at once. Methods may raise `DatabaseUnavailable`.
 
-    The database must not bound its statements: an index of a large table takes its time. generation: the number of the
-    one that was begun here; 0 before that.
+    The database connection must have no statement timeout: an index on a large table takes long. generation: the number
+    of the generation that this object began; 0 before that.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.generation = 0
 
-    async def state(self) -> State:
-        """Where things stand."""
+    async def state(self) -> ReadModelState:
+        """Which generation serves, and the progress of a rebuild."""
         row = (await self._database.read(_STATE))[0]
-        return State(
+        return ReadModelState(
             generation=row["number"],
             views_version=row["version"],
             before=row["before"],
-            rebuild=None if row["building"] is None else _underway(row),
+            rebuild=None if row["building"] is None else _rebuild_progress(row),
         )
 
-    async def under_way(self) -> bool:
-        """Is any rebuild, or rollback?"""
+    async def is_under_way(self) -> bool:
+        """Whether a rebuild or rollback is in progress."""
         return (await self.state()).rebuild is not None
 
     async def begin(self, *, outdated: bool = False) -> None:
-        """Begin, or go on with what was begun for views of this version; one for earlier views is given up.
+        """Begin a rebuild, or resume one for this version of the views. A rebuild for an earlier version is aborted.
 
-        outdated: only if what serves is of earlier views. Raises `RebuildFailed` if there is to be none.
+        outdated: only if the generation that serves has an earlier version. Raises `RebuildFailed` if not begun.
         """
-        row = await self._unbounded(
+        row = await self._call_untimed(
             "select * from projector.begin_rebuild($1, $2, $3)", job_view.VERSION, _JOBS_PER_CHUNK, outdated
         )
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["fresh"]
 
-    async def fill(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Fill chunks until all are filled, by whomever, or until told to stop after one.
+    async def fill(self, should_continue: Callable[[], bool] = lambda: True) -> None:
+        """Fill chunks until this and other processes have filled all, or until `should_continue` returns False.
 
-        Raises `RebuildFailed` for a history that this release can't fold.
+        Raises `RebuildFailed` for a history that this release cannot fold.
         """
-        while go_on():
-            if await self._fill_one():
+        while should_continue():
+            if await self._fill_chunk():
                 continue
-            if not await self._ask(_OTHERS, job_view.VERSION):
+            if not await self._call_scalar(_UNFINISHED_CHUNKS, job_view.VERSION):
                 return
-            await asyncio.sleep(_AGAIN_S)  # the last ones are others' work, unless those die
+            await asyncio.sleep(_RETRY_PAUSE_S)  # other processes fill the last chunks, unless they die
 
     async def run(self) -> float:
-        """A whole rebuild of what is outdated, by this process alone. Answers as `follow`, and raises as it does."""
+        """Rebuild an outdated read model in this process alone. Returns and raises as `follow`."""
         await self.begin(outdated=True)
         await self.fill()
         async for _ in self.index():
@@ -144,20 +144,20 @@ class Rebuild:
         return await self.follow()
 
     async def index(self) -> AsyncIterator[str]:
-        """Build what indexes are missing, once every chunk is filled; yields each one's name when it is there."""
+        """Build the missing indexes, after every chunk is filled. Yields the name of each new index."""
         while True:
-            row = await self._unbounded("select projector.build_index() as name")
+            row = await self._call_untimed("select projector.build_index() as name")
             if row["name"] is None:
                 return
             yield row["name"]
 
     async def follow(self) -> float:
-        """Follow the log until what was begun lags no more, and swap. Answers its lag at that moment, in seconds.
+        """Follow the log until the new generation has caught up, and swap. Returns its lag at the swap, in seconds.
 
-        Raises `RebuildFailed` if the rebuild was aborted, or if the log can't be followed.
+        Raises `RebuildFailed` if the rebuild was aborted or the log cannot be followed.
         """
-        await self._unbounded("select projector.follow()")
-        # It polls: nothing waits for what it writes.
+        await self._call_untimed("select projector.follow()")
+        # The notifier is not started: this subscription only polls.
         log = Log(self._database)
         subscription = Subscription(
             log, Notifier(self._database), Projector(self._database, SHADOW), codec.is_known, create=False
@@ -167,59 +167,59 @@ class Rebuild:
             with suppress(SubscriptionGone):
                 if await subscription.step():
                     continue
-            # Best when the one that serves is not ahead: what goes back for a moment is a list that somebody has seen.
-            lag = await self._ask("select projector.swap($1, $2)", LONGEST_LAG_S, tries < _LEVEL_TRIES)
+            # The first tries require that the new generation is not behind the one that serves: lists would go back.
+            lag = await self._call_scalar("select projector.swap($1, $2)", MAX_SWAP_LAG_S, tries < _STRICT_SWAP_TRIES)
             if lag is not None:
                 return float(lag)
             now = await self.state()
             if now.generation == self.generation:
-                return 0.0  # another process that followed was the first to swap
+                return 0.0  # another process has swapped
             if now.rebuild is None or now.rebuild.phase != "following":
                 raise RebuildFailed("it was aborted")
             if failures := [cursor.failure for cursor in subscription.cursors.values() if cursor.failure is not None]:
                 raise RebuildFailed(failures[0])
-            # Others wait behind a try that waits for a lock.
-            await asyncio.sleep(min(_LONGEST_PAUSE_S, _AGAIN_S * 1.3**tries))
+            # A swap that waits for a lock blocks other transactions: pause between the tries.
+            await asyncio.sleep(min(_MAX_RETRY_PAUSE_S, _RETRY_PAUSE_S * 1.3**tries))
             tries += 1
 
     async def begin_rollback(self) -> None:
-        """Begin to bring the one before back, which `follow` ends. Raises `RebuildFailed` if that can't be."""
+        """Begin a rollback to the previous generation; `follow` completes it. Raises `RebuildFailed`."""
         [row] = await self._database.call("select * from projector.begin_rollback($1)", job_view.VERSION)
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["generation"]
 
     async def abort(self) -> bool:
-        """Abort what is under way; a build to be brought back is retired again. Returns whether any was."""
-        return bool(await self._ask("select projector.abort_rebuild()"))
+        """Abort a rebuild or rollback. Returns whether one was in progress."""
+        return bool(await self._call_scalar("select projector.abort_rebuild()"))
 
     async def pause(self, projection: str, *, paused: bool) -> bool:
-        """Pause a projection, or resume it. Returns whether there is one of this name."""
-        return bool(await self._ask("select projector.pause($1, $2)", projection, paused))
+        """Pause or resume a projection. Returns whether a projection with this name exists."""
+        return bool(await self._call_scalar("select projector.pause($1, $2)", projection, paused))
 
-    async def _unbounded(self, sql: str, *args: object) -> Row:
-        """Run a statement that may take long, whatever bound the login's statements have."""
+    async def _call_untimed(self, sql: str, *args: object) -> Row:
+        """Run a statement without a timeout, whatever timeout the login has."""
         async with self._transaction() as connection:
             await connection.execute("set local statement_timeout = 0")
             return await connection.fetchrow(sql, *args)
 
-    async def _ask(self, sql: str, *args: object) -> Any:
+    async def _call_scalar(self, sql: str, *args: object) -> Any:
         return (await self._database.call(sql, *args))[0][0]
 
-    async def _fill_one(self) -> bool:
+    async def _fill_chunk(self) -> bool:
         async with self._transaction() as connection:
-            # Who freezes must not keep its chunk, and all that waits for it.
+            # A frozen process must not keep its chunk locked.
             await connection.execute("set local idle_in_transaction_session_timeout = '65s'")
-            chunk = await connection.fetchrow(_TAKE, job_view.VERSION)
+            chunk = await connection.fetchrow(_TAKE_CHUNK, job_view.VERSION)
             if chunk is None:
                 return False
             heads = await connection.fetchval("select heads from projector.rebuild")
-            folded = _Folded()
+            folder = _JobFolder()
             cursor = await connection.cursor(_EVENTS, chunk["after"], chunk["upto"], heads)
             while rows := await cursor.fetch(_PAGE):
-                folded.add(rows)
-            await self._copy_all(connection, folded.end())
-            await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folded.events)
+                folder.add(rows)
+            await self._copy_all(connection, folder.end())
+            await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folder.events)
         return True
 
     @asynccontextmanager
@@ -237,16 +237,16 @@ class Rebuild:
                     await self._copy_all(connection, [job])
                 return
             if not is_set_aside(await Log(self._database).stream(jobs[0].job_id)):
-                raise _failed(jobs[0].job_id, error) from error
+                raise _rebuild_error(jobs[0].job_id, error) from error
             await self._copy(connection, [job_view.least(jobs[0], None)])
 
     async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
-        for table, rows in records(jobs).items():
+        for table, rows in copy_records(jobs).items():
             await connection.copy_records_to_table(table, schema_name=SHADOW, columns=COLUMNS[table], records=rows)
 
 
-class _Folded:
-    """Jobs folded from events that come in the order of streams and versions, a page at a time."""
+class _JobFolder:
+    """Folds jobs from pages of events that are ordered by stream and version."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -254,7 +254,7 @@ class _Folded:
         self._open: list[EventRow] = []
 
     def add(self, rows: list[Row]) -> None:
-        """Fold a page; its first job may have begun on the page before, its last may go on with the next."""
+        """Fold a page. A job may begin on an earlier page and end on a later one."""
         self.events += len(rows)
         for job_id, of_job in groupby(rows, key=lambda row: row["stream_id"]):
             if self._open and self._open[0].stream_id != job_id:
@@ -262,17 +262,17 @@ class _Folded:
             self._open.extend(EventRow(**row) for row in of_job)
 
     def end(self) -> list[JobView]:
-        """All jobs, when the last page was added."""
+        """All jobs. Call it after the last page."""
         self._close()
         return self._jobs
 
     def _close(self) -> None:
         history, self._open = self._open, []
-        if history and (found := _view(history)) is not None:
-            self._jobs.append(found)
+        if history and (view := _fold(history)) is not None:
+            self._jobs.append(view)
 
 
-def _view(history: Sequence[EventRow]) -> JobView | None:
+def _fold(history: Sequence[EventRow]) -> JobView | None:
     for event in history:
         if not codec.is_known(event.code, event.schema_version):
             raise RebuildFailed(
@@ -282,18 +282,18 @@ def _view(history: Sequence[EventRow]) -> JobView | None:
     try:
         return job_view.of_history(history)
     except Exception as error:
-        raise _failed(history[0].stream_id, error) from error
+        raise _rebuild_error(history[0].stream_id, error) from error
 
 
-def _failed(job_id: UUID, error: Exception) -> RebuildFailed:
+def _rebuild_error(job_id: UUID, error: Exception) -> RebuildFailed:
     return RebuildFailed(
-        f"job {job_id} can't be folded and stored: {error}; once it is set aside (`dreamforge jobs quarantine list`), "
+        f"job {job_id} can't be folded and stored: {error}; once it is quarantined (`dreamforge jobs quarantine list`) "
         "abort this rebuild and begin another"
     )
 
 
-def _underway(row: Row) -> Underway:
-    return Underway(
+def _rebuild_progress(row: Row) -> RebuildProgress:
+    return RebuildProgress(
         views_version=row["building"],
         started_at=row["started_at"],
         phase="following" if row["follows"] else "filling",

@@ -1,4 +1,4 @@
-"""Views to and from the rows of `readmodel`."""
+"""Converts views to rows of `readmodel` and back."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ class ArtifactRow(ArtifactView, frozen=True, kw_only=True):
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """One job's rows, as one JSON document of the database; the steps in order, the artifacts by step and index."""
+    """One job's rows, as a JSON document from the database. Steps and artifacts are in order."""
 
     job: JobHead
     steps: tuple[StepView, ...]
@@ -32,7 +32,7 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_view(rows: Rows) -> JobView:
-    """The view that the rows keep."""
+    """The view that the rows store."""
     return JobView(**asdict(rows.job), steps=rows.steps, artifacts=rows.artifacts or ())
 
 
@@ -51,8 +51,8 @@ def artifact_rows(job: JobView, artifacts: Iterable[ArtifactView]) -> list[Artif
     return [ArtifactRow(**asdict(artifact), job_id=job.job_id) for artifact in artifacts]
 
 
-def text(rows: Sequence[msgspec.Struct]) -> str:
-    """Rows as the JSON that `projector.project` takes."""
+def json_text(rows: Sequence[msgspec.Struct]) -> str:
+    """Rows as JSON, for `projector.project`."""
     return msgspec.json.encode(rows).decode()
 
 
@@ -61,18 +61,18 @@ COLUMNS = {
     "steps": StepRow.__struct_encode_fields__,
     "artifacts": ArtifactRow.__struct_encode_fields__,
 }
-"""The columns of each table, in the order of `records`."""
+"""The columns of each table, in the order of `copy_records`."""
 
 
-def records(jobs: Sequence[JobView]) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of some jobs, by table, as COPY takes them: the value of each column, documents as their text."""
+def copy_records(jobs: Sequence[JobView]) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of some jobs, by table, as records for COPY. JSON columns are text."""
     steps = [row for job in jobs for row in step_rows(job)]
     return {
-        "jobs": [_with_documents(job_row(job)) for job in jobs],
-        "steps": [_with_documents(row) for row in steps],
+        "jobs": [_with_json_text(job_row(job)) for job in jobs],
+        "steps": [_with_json_text(row) for row in steps],
         "artifacts": [(*astuple(artifact), job.job_id) for job in jobs for artifact in job.artifacts],
     }
 
 
-def _with_documents(row: msgspec.Struct) -> tuple[Any, ...]:
+def _with_json_text(row: msgspec.Struct) -> tuple[Any, ...]:
     return tuple(msgspec.json.encode(value).decode() if isinstance(value, dict) else value for value in astuple(row))

@@ -6,8 +6,8 @@ import msgspec
 
 from eventstore.database import Database
 
-# What waits is the first event after the checkpoint; since when, by the database's clock. Each row looks for its own:
-# tables as small as the subscriptions' are never analysed, and a join would be planned as a scan of the whole log.
+# The lag is the age of the first event after the checkpoint, by the database's clock. Lateral subqueries, since tables
+# as small as the subscriptions' are never analysed: a join would be planned as a scan of the whole log.
 _STATUSES = """
 select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
     extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at, b.paused_at
@@ -27,9 +27,9 @@ order by s.subscription, s.partition
 class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One partition of a subscription.
 
-    position: its checkpoint; head: the newest event's. lag_s: for how long the first event after the checkpoint has
-    waited, in seconds; None where none does. moved_at: when the checkpoint last moved.
-    paused_at: when an operator paused it.
+    position: its checkpoint. head: the position of the newest event. lag_s: the age of the first event after the
+    checkpoint, in seconds; None if there is none. moved_at: when the checkpoint last moved. paused_at: when an operator
+    paused it.
     """
 
     projection: str
@@ -42,7 +42,7 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lag(self) -> int:
-        """Events that wait."""
+        """The number of events after the checkpoint."""
         return self.head - self.position
 
 

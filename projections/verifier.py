@@ -1,4 +1,4 @@
-"""Does the read model say what the log says? Each job's rows held against its history, folded as far as they go."""
+"""Compares the read model with the log: each job's rows with its history, folded up to the rows' version."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from uuid import UUID
@@ -15,7 +15,7 @@ from projections.projector import LIVE
 from projections.rows import Rows, to_view
 
 _PAGE = 200
-_LOWEST = UUID(int=0)
+_NIL_ID = UUID(int=0)
 
 _ROWS = """
 select j.job_id, json_build_object('job', row_to_json(j),
@@ -26,7 +26,7 @@ select j.job_id, json_build_object('job', row_to_json(j),
         from readmodel.artifacts a join readmodel.steps s using (step_id) where a.job_id = j.job_id), '[]')) as rows
 from readmodel.jobs j where j.job_id = any ($1::uuid[])
 """
-# Jobs that either side knows.
+# The jobs of the log and of the read model.
 _JOBS = """
 select job_id from (
     (select stream_id as job_id from eventstore.events
@@ -46,7 +46,7 @@ _DECODER = msgspec.json.Decoder(Rows)
 
 
 class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job's rows and its history part: before is what the log says, after what the rows say."""
+    """A job's rows disagree with its history. In `differences`, before is the log's value and after the rows'."""
 
     job_id: UUID
     problem: str
@@ -54,41 +54,41 @@ class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadModelVerifier:
-    """Holds rows against the log. Every method may raise `DatabaseUnavailable`."""
+    """Compares rows with the log. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._log = Log(database)
 
     async def rows(self, jobs: Sequence[UUID]) -> dict[UUID, JobView | msgspec.MsgspecError]:
-        """What the read model alone says of some jobs, artifacts included, or why that can't be read."""
-        found: dict[UUID, JobView | msgspec.MsgspecError] = {}
+        """The stored views of some jobs, with artifacts, or the error that decoding one raises."""
+        views: dict[UUID, JobView | msgspec.MsgspecError] = {}
         for row in await self._database.read(_ROWS, list(jobs)):
             try:
-                found[row["job_id"]] = to_view(_DECODER.decode(row["rows"]))
+                views[row["job_id"]] = to_view(_DECODER.decode(row["rows"]))
             except msgspec.MsgspecError as error:
-                found[row["job_id"]] = error
-        return found
+                views[row["job_id"]] = error
+        return views
 
     async def check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
-        """Hold some jobs' rows against their histories. Rows may lag, as far as the projector's checkpoint does.
+        """Compare some jobs' rows with their histories. Rows may lag as far as the projector's checkpoint does.
 
-        What disagrees is looked at once more: a swap of the read model, or an erasure, may have come between.
+        Jobs that disagree are checked a second time, since a swap or an erasure may have happened between the reads.
         """
-        suspects = [found.job_id for found in await self._check(jobs)]
+        suspects = [disagreement.job_id for disagreement in await self._check(jobs)]
         return await self._check(suspects) if suspects else []
 
     async def _check(self, jobs: Sequence[UUID]) -> list[Disagreement]:
-        # In this order: a checkpoint is never ahead of the rows, nor the rows of the log.
-        reached = await self._log.checkpoints(LIVE)
+        # The order matters: a checkpoint is never ahead of the rows, and the rows are never ahead of the log.
+        checkpoints = await self._log.checkpoints(LIVE)
         rows = await self.rows(jobs)
         histories = await self._log.streams(jobs)
-        compared = (_compare(job, rows.get(job), histories[job], reached) for job in jobs)
-        return [found for found in compared if found is not None]
+        compared = (_compare(job, rows.get(job), histories[job], checkpoints) for job in jobs)
+        return [disagreement for disagreement in compared if disagreement is not None]
 
     async def pages(self) -> AsyncIterator[list[UUID]]:
-        """Every job that the log or the read model knows, a page at a time."""
-        after = _LOWEST
+        """The ids of all jobs of the log and of the read model, page by page."""
+        after = _NIL_ID
         while True:
             page = [row["job_id"] for row in await self._database.read(_JOBS, after, _PAGE)]
             if page:
@@ -98,7 +98,7 @@ class ReadModelVerifier:
             after = page[-1]
 
     async def orphans(self) -> list[Disagreement]:
-        """Steps and artifacts that belong to nothing."""
+        """Steps without a job, and artifacts without a step."""
         return [
             Disagreement(job_id=row["job_id"], problem=f"{row['kind']} {row['id']} belongs to nothing")
             for row in await self._database.read(_ORPHANS)
@@ -106,25 +106,28 @@ class ReadModelVerifier:
 
 
 def _compare(
-    job: UUID, row: JobView | msgspec.MsgspecError | None, history: Sequence[RecordedEvent], reached: Mapping[int, int]
+    job: UUID,
+    row: JobView | msgspec.MsgspecError | None,
+    history: Sequence[RecordedEvent],
+    checkpoints: Mapping[int, int],
 ) -> Disagreement | None:
     if isinstance(row, msgspec.MsgspecError):
         return Disagreement(job_id=job, problem=f"the row can't be read: {row}")
-    pending_step = sum(event.position <= reached.get(event.partition, 0) for event in history)
+    handled_version = sum(event.position <= checkpoints.get(event.partition, 0) for event in history)
     version = 0 if row is None else row.version
-    if version < pending_step:
-        kept = "there is no row" if row is None else f"the row stands at version {version}"
-        return Disagreement(job_id=job, problem=f"the projector has passed version {pending_step}, and {kept}")
+    if version < handled_version:
+        stored = "there is no row" if row is None else f"the row stands at version {version}"
+        return Disagreement(job_id=job, problem=f"the projector has passed version {handled_version}, and {stored}")
     if version > len(history):
         return Disagreement(
             job_id=job, problem=f"the row stands at version {version}, and the history ends at {len(history)}"
         )
     try:
         found = differences(of_history(history[:version]), row)
-    except Exception as error:  # noqa: BLE001  # a fold may break in any way on what it was not written for
+    except Exception as error:  # noqa: BLE001  # a fold may raise anything on unexpected data
         return Disagreement(job_id=job, problem=f"the history can't be folded: {error!r}")
-    if is_set_aside(history[:version]):  # the rest may be what can't be stored
-        found = [one for one in found if one.path in {"status", "error_code"}]
+    if is_set_aside(history[:version]):  # other fields may hold values that cannot be stored
+        found = [difference for difference in found if difference.path in {"status", "error_code"}]
     if not found:
         return None
     return Disagreement(job_id=job, problem=f"the row differs at version {version}", differences=found)

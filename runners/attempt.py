@@ -98,7 +98,7 @@ class AttemptBuffer:
 
     # What the engine reports (`runners.engines.batching.Report`) -----------------------------------------------------
 
-    def ticked(self, items: list[int], done: int, of: int) -> None:
+    def step_done(self, items: list[int], done: int, of: int) -> None:
         """Report progress: `done` of `of` sampling steps. Recorded once a second at most."""
         now = time.monotonic()
         if now - self._ticked_at >= _TICK_S:
@@ -110,7 +110,7 @@ class AttemptBuffer:
                 )
             )
 
-    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
         """Report that items were rendered in a batch of `size` images."""
         step = self._step
         self._report(
@@ -119,7 +119,7 @@ class AttemptBuffer:
             )
         )
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         """Report that memory ran out, and the measure that is tried next."""
         step = self._step
         self._report(
@@ -134,7 +134,7 @@ class AttemptBuffer:
             )
         )
 
-    def lost(self, items: list[int], reason: str) -> None:
+    def engine_lost(self, items: list[int], reason: str) -> None:
         """Report that the engine process died, or hung and was killed."""
         step = self._step
         self._report(

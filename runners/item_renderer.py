@@ -10,10 +10,10 @@ import msgspec
 
 from artifacts.encoding import decode, encode, size_of
 from artifacts.errors import InvalidSource, ObjectChanged
-from artifacts.lineage import embed, lineage, read
+from artifacts.lineage import embed, lineage_of, read_lineage
 from orchestrator.events.steps import Rendering, StepName
 from orchestrator.state import JobState, StepState
-from runners.engines.batching import Batches, Report
+from runners.engines.batching import AttemptListener, BatchScheduler
 from runners.engines.protocol import ModelRef, Work
 from runners.fake_renderer import Renderer
 from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
@@ -41,7 +41,7 @@ class ItemRenderer:
         renderer: Renderer,
         executor: Executor,
         selection: Selection = NO_MODELS,
-        batches: Batches | None = None,
+        batches: BatchScheduler | None = None,
     ) -> None:
         self._renderer = renderer
         self._executor = executor
@@ -49,9 +49,9 @@ class ItemRenderer:
         self._batches = batches
         self._files = ModelFiles()
 
-    def expect_request(self) -> Callable[[], None]:
+    def announce_request(self) -> Callable[[], None]:
         """Announce a step that is starting: a batch waits briefly for its requests. Call the result afterwards."""
-        return (lambda: None) if self._batches is None else self._batches.expect_request()
+        return (lambda: None) if self._batches is None else self._batches.announce_request()
 
     async def select(self, job: JobState, step: StepState) -> Selected:
         """What is to render a step. May raise `DatabaseUnavailable`."""
@@ -74,7 +74,13 @@ class ItemRenderer:
             await self._in_thread(partial(self._files.check, selected.view))
 
     async def render(
-        self, selected: Selected, job: JobState, step: StepName, index: int, source: bytes | None, report: Report
+        self,
+        selected: Selected,
+        job: JobState,
+        step: StepName,
+        index: int,
+        source: bytes | None,
+        report: AttemptListener,
     ) -> RenderedImage:
         """Render an item of a step. source: the file of the step before. Raises `StepError`."""
         if selected.model is None or self._batches is None:
@@ -102,7 +108,7 @@ class ItemRenderer:
     def withdraw(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
         if self._batches is not None:
-            self._batches.withdraw()
+            self._batches.stop_accepting()
 
     async def stop(self) -> None:
         """End the engine process, if there is one."""
@@ -116,7 +122,7 @@ class ItemRenderer:
 def _signed(job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None) -> RenderedImage:
     """A file that says where it came from, unless that is not wanted."""
     if job.generate.embed_metadata:
-        body = embed(body, lineage(job, step, index, rendering))
+        body = embed(body, lineage_of(job, step, index, rendering))
     return RenderedImage(body, size_of(body), rendering)
 
 
@@ -124,7 +130,7 @@ def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: 
     where = f"the object that lies in place of item {item_index} of {step}"
     try:
         image = decode(body, size[0] * size[1])
-        found = read(body)
+        found = read_lineage(body)
     except InvalidSource as error:
         raise ObjectChanged(f"{where} was written by no attempt at it: {error}; remove it") from error
     if image.size != size:

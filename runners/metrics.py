@@ -1,4 +1,4 @@
-"""Prometheus metrics of the runners. Their names are those of the old service, so that its dashboards still work."""
+"""Prometheus metrics of the runners. The names are those of the old service, so that its dashboards still work."""
 
 from collections.abc import Sequence
 
@@ -23,20 +23,20 @@ class _PerStep(dict[str, Counter]):
         return self[step]
 
 
-STARTED = _PerStep("started", "How many attempts at {step} steps began.")
-SUCCEEDED = _PerStep("succeeded", "How many {step} steps succeeded.")
-FAILED = _PerStep("failed", "How many {step} steps failed for good.")
-FENCED = Counter("df_fenced_total", "How many attempts were refused what they had done, since a newer one had begun.")
-LEASES_LOST = Counter("df_leases_lost_total", "How many steps were given up since their lease had ended.")
-ENGINE_LOST = Counter("df_engine_lost_total", "How often an engine process died, or hung and was killed.")
+STARTED = _PerStep("started", "Attempts at {step} steps that started.")
+SUCCEEDED = _PerStep("succeeded", "{step} steps that succeeded.")
+FAILED = _PerStep("failed", "{step} steps that failed, after all attempts.")
+FENCED = Counter("df_fenced_total", "Attempts whose results were rejected because a newer attempt had started.")
+LEASES_LOST = Counter("df_leases_lost_total", "Attempts that were abandoned because their lease had ended.")
+ENGINE_LOST = Counter("df_engine_lost_total", "Engine processes that died, or hung and were killed.")
 ENGINE_OOM = Counter("df_engine_oom_total", "How often an engine ran out of memory.")
 ENGINE_MEMORY = Gauge("df_engine_memory_bytes", "Memory of the engine's device in use around its last batch.", ["when"])
-BATCH_IMAGES = Histogram("df_batch_images", "How many images were rendered at once.", buckets=(1, 2, 4, 8, 16, 32))
+BATCH_IMAGES = Histogram("df_batch_images", "Images per rendered batch.", buckets=(1, 2, 4, 8, 16, 32))
 WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
 
 
 def count(bodies: Sequence[DomainEvent]) -> None:
-    """Count what events that the log has accepted say of steps. A cancelled step neither succeeded nor failed."""
+    """Count the steps' outcomes in committed events. A cancelled step counts as neither succeeded nor failed."""
     for body in bodies:
         match body:
             case StepStart():

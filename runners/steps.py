@@ -92,7 +92,7 @@ class StepRunner:
 
     async def run(self, claim: StepClaim) -> None:
         """Run a claimed step to its end, its hand-back or its failure; its message is settled with it."""
-        arrived = self._item_renderer.expect_request()
+        arrived = self._item_renderer.announce_request()
         try:
             await self._run(claim, arrived)
         except Unreadable as error:

@@ -10,7 +10,7 @@ import structlog
 
 from artifacts.encoding import content_type
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, StoredObject, described
+from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from eventstore.database import Backoff
 from eventstore.ids import new_id
 from orchestrator.events.steps import ArtifactWritten, Rendering
@@ -54,7 +54,7 @@ class ImageStorage:
             return None
         parent = before.artifacts[index]
         written = StoredObject(parent.bytes, parent.sha256)
-        return await self._patiently(state, partial(self._store.verified, parent.s3_key, written))
+        return await self._patiently(state, partial(self._store.get_verified, parent.s3_key, written))
 
     async def put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
         """Store an item's file. Raises `StepError`, also where another file lies under its key."""
@@ -66,7 +66,7 @@ class ImageStorage:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = described(rendered.body), rendered.rendering
+        ours, made = stored_object(rendered.body), rendered.rendering
         if index in step.lost:
             stored = ours
             await self._put_again(state, step.artifacts[index], key, rendered)
@@ -107,7 +107,7 @@ class ImageStorage:
             raise ObjectChanged(
                 f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
             )
-        body = await self._patiently(state, partial(self._store.verified, key, stored))
+        body = await self._patiently(state, partial(self._store.get_verified, key, stored))
         return await self._item_renderer.adopted(state, step.name, index, body, rendered.size)
 
     async def lost(self, state: JobState, step: StepState) -> list[int]:
@@ -122,7 +122,7 @@ class ImageStorage:
         async def is_there(item: ArtifactWritten) -> bool:
             async with turns:
                 try:
-                    await self._store.verified(item.s3_key, StoredObject(item.bytes, item.sha256))
+                    await self._store.get_verified(item.s3_key, StoredObject(item.bytes, item.sha256))
                 except (ObjectMissing, ObjectChanged):
                     return False
                 return True

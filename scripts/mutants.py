@@ -231,8 +231,8 @@ MUTANTS = (
     Mutant(
         "revoked-key-opens",
         "projections/key_queries.py",
-        "return found if found is not None and found.active else None",
-        "return found",
+        "return key if key is not None and key.active else None",
+        "return key",
         "tests/http/test_access.py",
     ),
     Mutant(

@@ -9,7 +9,8 @@ import msgspec
 import validation
 from validation import Report, Run, Wrong, expect
 
-from dreamforge.client.api_client import Client, JsonObject
+from dreamforge.client.api_client import Client
+from dreamforge.client.responses import JsonObject
 
 BATCH = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3, "seed": 1234}
 SINGLE = BATCH | {"count": 1, "seed": 0}
@@ -86,7 +87,7 @@ def artifacts_are_streamed(run: Run) -> None:
 
 def logs_tell_the_history(run: Run) -> None:
     """/logs is NDJSON with a line for each event of the history, oldest first."""
-    with run.client.streamed(f"/v1/jobs/{run.job_id}/logs") as response:
+    with run.client.open_stream(f"/v1/jobs/{run.job_id}/logs") as response:
         expect("the type", response.headers["content-type"].partition(";")[0], "application/x-ndjson")
     lines = _logs(run)
     told = [(line["ts"], line["level"], line["code"]) for line in lines]

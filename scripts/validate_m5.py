@@ -9,7 +9,9 @@ from functools import partial
 import validation
 from validation import Report, Run, expect
 
-from dreamforge.client.api_client import ApiError, Client, JsonObject
+from dreamforge.client.api_client import Client
+from dreamforge.client.errors import ApiError
+from dreamforge.client.responses import JsonObject
 
 STEPS = ["generate", "upscale"]
 GENERATE: JsonObject = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3}

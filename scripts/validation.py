@@ -15,7 +15,9 @@ import msgspec
 from PIL import Image
 
 from dreamforge import settings
-from dreamforge.client.api_client import Client, ClientError, JsonObject
+from dreamforge.client.api_client import Client
+from dreamforge.client.errors import ClientError
+from dreamforge.client.responses import JsonObject
 from dreamforge.client.sse import Message, Parser
 from dreamforge.settings import SettingsError
 
@@ -139,7 +141,7 @@ def stream_of(client: Client, job_id: str, **params: str) -> str:
     """A job's stream, raw, until the server closes it."""
     deadline = time.monotonic() + _WITHIN_S
     text = b""
-    with client.streamed(f"/v1/jobs/{job_id}/progress/stream", **params) as response:
+    with client.open_stream(f"/v1/jobs/{job_id}/progress/stream", **params) as response:
         expect("the stream's type", response.headers["content-type"], "text/event-stream; charset=utf-8")
         for chunk in response.iter_bytes():
             text += chunk
@@ -220,7 +222,7 @@ def stream_ends(run: Run) -> None:
     expect("the last message", run.messages[-1].event, "progress")
     expect("the last progress", run.data("progress")[-1]["progress"], 1.0)
     path = f"/v1/jobs/{run.job_id}/progress/stream"
-    with run.client.streamed(path, last_event_id=run.messages[-1].last_event_id) as response:
+    with run.client.open_stream(path, last_event_id=run.messages[-1].last_event_id) as response:
         expect("the status of a resume", response.status_code, 204)
 
 

@@ -30,18 +30,18 @@ def render(work: Work, watch: ProgressReporter) -> None:
     specs = [work.spec] if isinstance(work, Enlarge) else work.specs
     for spec in specs:
         if spec.prompt != LATE:
-            watch.inject(spec)
+            watch.inject_fault(spec)
     if not isinstance(work, Enlarge) and work.sampling.steps == 0:
         raise ZeroDivisionError
     places = list(range(len(specs)))
     steps = 4 if isinstance(work, Enlarge) else work.sampling.steps
     for done in range(1, steps + 1):
         time.sleep(STEP_S)
-        watch.stepped(places, done, steps)
+        watch.step_done(places, done, steps)
     for place, spec in enumerate(specs):
         if spec.prompt == LATE:
             Path(os.environ["PAINTED"]).touch()
-            watch.inject(spec)
+            watch.inject_fault(spec)
         if isinstance(work, Enlarge):
             small = paint(spec.prompt, spec.seed, (work.width, work.height))
             image = ImageUpscaler().upscale(small, work.scale)
@@ -55,7 +55,7 @@ def render(work: Work, watch: ProgressReporter) -> None:
             batch_size=len(specs),
             batch_index=place,
         )
-        watch.pixels(place, image, rendering, MEMORY)
+        watch.image_rendered(place, image, rendering, MEMORY)
 
 
 if __name__ == "__main__":

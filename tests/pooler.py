@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dreamforge.embedded.processes import LOOPBACK, accepts, choose_ports, until
+from dreamforge.embedded.processes import LOOPBACK, accepts_connections, choose_ports, wait_until
 
 PROGRAM = Path("/usr/sbin/pgbouncer")
 _CONFIG = """
@@ -76,7 +76,9 @@ def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, "-q", *as_nobody, folder / "ini"], stdout=log, stderr=log)
     try:
-        assert until(lambda: accepts(own) or process.poll() is not None, 10), "PgBouncer does not start"
+        assert wait_until(lambda: accepts_connections(own) or process.poll() is not None, 10), (
+            "PgBouncer does not start"
+        )
         assert process.poll() is None, (folder / "log").read_text()
         _poolers[parts.hostname, parts.port] = own
         yield

@@ -1,4 +1,4 @@
-"""Parsers of the command line, and the types of its arguments; these raise `ArgumentTypeError` for what they reject."""
+"""Parsers of the command line, and argument types. The types raise `ArgumentTypeError` for invalid values."""
 
 import argparse
 import difflib
@@ -15,10 +15,10 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests the command that was probably meant.
+    """A parser that suggests a similar command for an unknown one.
 
-    module: adds the parser's arguments by its `add_arguments`. It is imported when the parser is first used, so that a
-    command costs no other command's imports.
+    module: its `add_arguments` adds the parser's arguments. It is imported when the parser is first used, so that a
+    command does not import the modules of others.
     """
 
     def __init__(self, *args: Any, module: str | None = None, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def subcommands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Parser]":
-    """Give a command subcommands, one of which must be named."""
+    """Add required subcommands to a command."""
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
 
 
@@ -61,7 +61,7 @@ def output_option(*, json_alias: bool = False) -> Parser:
 
 
 def unicode_text(text: str) -> str:
-    """An argument that is sound Unicode; a terminal of another encoding, or a stray byte, makes lone surrogates."""
+    """Valid Unicode. An argument in another encoding contains lone surrogates and is rejected."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,26 +93,26 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def header_text(text: str) -> str:
-    """A text that an HTTP header can carry."""
+    """A valid value of an HTTP header."""
     if text != text.strip() or not unicode_text(text).isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} begins or ends with a blank, or holds what can't be printed")
     return text
 
 
 def file(text: str) -> Path:
-    """A file that is there."""
+    """An existing file."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return Path(text)
 
 
 def file_or_stdin(text: str) -> Path:
-    """A file that is there, or `-`."""
+    """An existing file, or `-`."""
     return STDIN if text == "-" else file(text)
 
 
 def port(text: str) -> int | None:
-    """A port to listen on; None where make passes an empty one, since none was given."""
+    """A port to listen on; None for an empty text, which make passes for an unset variable."""
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
@@ -126,16 +126,16 @@ def moment(text: str) -> datetime:
     if ago:
         return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        found = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time; write it like 2026-01-02T12:00:00Z, or how long ago: 90s, 15m, 2h, 3d"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def job_id(text: str) -> str:
-    """A job's id; whether there is such a job, the service knows."""
+    """A job's id, which the service validates."""
     if not text:
         raise argparse.ArgumentTypeError("the id is empty")
     return unicode_text(text)

@@ -1,4 +1,4 @@
-"""What `dreamforge audit` does and answers: reads of the log itself, past the service and its read models."""
+"""`dreamforge audit`: reads the event log directly, without the service and its read models."""
 
 import argparse
 import re
@@ -20,7 +20,7 @@ from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.cli import arguments, show
-from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, print_message, print_result
 from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
 from dreamforge.settings import Settings
@@ -163,15 +163,15 @@ def _public_key(text: str) -> str:
     return text
 
 
-class Shown(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's history up to some point, and what it had come to there; no job where that was nothing yet."""
+class JobHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's events up to a point, and its state there; null before its first event."""
 
     job: schemas.Job | None
     events: list[schemas.LogEvent]
 
 
-class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """One event, and the job after it."""
+class ReplayStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One event, and the job's view after it."""
 
     version: int
     ts: datetime
@@ -181,37 +181,37 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole history, folded. disagreement: where the read model says otherwise; null if nowhere."""
+    """A job's history, folded step by step. disagreement: with the read model; null if there is none."""
 
-    steps: list[Replayed]
+    steps: list[ReplayStep]
     disagreement: Disagreement | None
 
 
 class NoSuchJob(Exception):
-    """The log has no such job; the message says which."""
+    """The log has no job with this id."""
 
 
 def _with_advice(handler: Handler) -> Handler:
-    """A handler of one job's history: where that can't be read, it says how to find out why."""
+    """Wrap a handler: if the job's history cannot be read, the message says which command finds the cause."""
 
     def run(args: argparse.Namespace, settings: Settings) -> int:
         try:
             return handler(args, settings)
         except (Undecodable, Unreadable) as error:
-            return complain(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
+            return print_message(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
 
     return run
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
-    events = _until(_history(settings, args.job), args.at)
+    events = _events_until(_history(settings, args.job), args.at)
     job = of_history(events, lenient=True)
-    answer = Shown(
+    answer = JobHistory(
         job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
     )
     plain = msgspec.to_builtins(answer)
     state = "The job was not there yet." if job is None else show.job_table(plain["job"])
-    print_answer(args.output, answer, Group(show.history_table(plain["events"]), "", state, "", _private(events)))
+    print_result(args.output, answer, Group(show.history_table(plain["events"]), "", state, "", _private_text(events)))
     return OK
 
 
@@ -226,27 +226,27 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     for count, event in enumerate(events, 1):
         try:
             job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
-        except Exception as error:  # a fold may break in any way on what it was not written for
+        except Exception as error:  # a fold may raise anything on unexpected data
             raise Unreadable(args.job, event.version, error) from error
         if job is not None:
             done = progress(job).progress
-            steps.append(Replayed(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
+            steps.append(ReplayStep(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
     disagreement = found[0] if found else None
     verdict: RenderableType = "The read model agrees, as far as the projector has come."
     if disagreement is not None:
         verdict = _difference_table(disagreement.differences, "LOG", "READ MODEL")
     answer = Replay(steps=steps, disagreement=disagreement)
-    print_answer(args.output, answer, Group(_replay_table(steps), "", verdict))
+    print_result(args.output, answer, Group(_replay_table(steps), "", verdict))
     if disagreement is not None:
-        return complain(FAILED, f"the read model disagrees: {disagreement.problem}")
+        return print_message(FAILED, f"the read model disagrees: {disagreement.problem}")
     return OK
 
 
 def _diff(args: argparse.Namespace, settings: Settings) -> int:
     events = _history(settings, args.job)
-    one, other = (of_history(_until(events, at), lenient=True) for at in (args.before, args.after))
-    found = differences(one, other)
-    print_answer(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
+    before, after = (of_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
+    found = differences(before, after)
+    print_result(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
     return OK
 
 
@@ -261,9 +261,9 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
             private=args.private,
         )
         writer = Writer(header)
-        events = _one(database, args.job) if args.job else _since(reader, args.since)
-        first = await anext(events, None)  # nothing is written of a job that is not there
-        with _opened(args.file) as file:
+        events = _job_events(database, args.job) if args.job else _events_since(reader, args.since)
+        first = await anext(events, None)  # raises NoSuchJob before the file is created
+        with _output_file(args.file) as file:
             file.write(writer.begin())
             if first is not None:
                 file.write(writer.event(first))
@@ -273,12 +273,14 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
         return writer.events
 
     count = ask_database(settings, "audit", write)
-    return complain(OK, f"{count:,} event(s) exported to {args.file}")
+    return print_message(OK, f"{count:,} event(s) exported to {args.file}")
 
 
 def _anchor(_args: argparse.Namespace, settings: Settings) -> int:
     if settings.anchor_key is None:
-        return complain(INVALID, "DF_ANCHOR_KEY names no key; make one by `dreamforge audit key FILE`, and name FILE")
+        return print_message(
+            INVALID, "DF_ANCHOR_KEY names no key; make one by `dreamforge audit key FILE`, and name FILE"
+        )
     key = anchoring.read_key(settings.anchor_key)
 
     async def sign(database: Database, store: ObjectStore) -> Anchor:
@@ -291,19 +293,19 @@ def _anchor(_args: argparse.Namespace, settings: Settings) -> int:
 
 def _key(args: argparse.Namespace, _settings: Settings) -> int:
     try:
-        key = anchoring.make_key(args.file)
+        key = anchoring.create_key(args.file)
     except FileExistsError:
-        return complain(INVALID, f"{args.file} is there already, and is not written over")
+        return print_message(INVALID, f"{args.file} is there already, and is not written over")
     print(anchors.public_key(key))
     return OK
 
 
-async def _one(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
+async def _job_events(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
     for event in await _stream(database, job):
         yield event
 
 
-async def _since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
+async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
     for partition in await reader.partitions():
         after = await reader.start(partition, moment)
         async for page in reader.pages(partition, after=after):
@@ -325,15 +327,15 @@ async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
     return events
 
 
-def _until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
-    """The events up to a version, or as they were at a time; all, if neither is given."""
+def _events_until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
+    """The events up to a version or a time; all if neither is given."""
     if isinstance(at, datetime):
         return as_of(events, at)
     return [event for event in events if at is None or event.version <= at]
 
 
-def _private(events: Sequence[AuditEvent]) -> str:
-    """What is kept of the personal text, for people."""
+def _private_text(events: Sequence[AuditEvent]) -> str:
+    """A line about the job's private text."""
     created = events[0] if events else None
     if created is None or created.private_digest is None:
         return ""
@@ -344,7 +346,7 @@ def _private(events: Sequence[AuditEvent]) -> str:
     return f"Private: {escape(created.private)}"
 
 
-def _replay_table(steps: Sequence[Replayed]) -> Table:
+def _replay_table(steps: Sequence[ReplayStep]) -> Table:
     table = Table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", box=None)
     for step in steps:
         states = [f"{one.name} {one.status} {one.completed}/{step.job.count}" for one in step.job.steps]
@@ -356,17 +358,17 @@ def _replay_table(steps: Sequence[Replayed]) -> Table:
 def _difference_table(found: Sequence[Difference], before: str, after: str) -> Table:
     table = Table("PLACE", before, after, box=None)
     for one in found:
-        table.add_row(one.path, *(escape(_told(value)) for value in (one.before, one.after)))
+        table.add_row(one.path, *(escape(_text(value)) for value in (one.before, one.after)))
     return table
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name once it is whole; or stdout."""
+def _output_file(file: Path) -> Iterator[BinaryIO]:
+    """A file to write, which is renamed to its final name when it is complete; or stdout."""
     if file == arguments.STDIN:
         yield sys.stdout.buffer
         return

@@ -1,4 +1,4 @@
-"""How every command of the command line answers: its exit codes, and its output as a table or as JSON."""
+"""The output of all commands: exit codes, results as a table or as JSON, and messages on stderr."""
 
 import sys
 from typing import NoReturn
@@ -11,29 +11,29 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 class PipeConsole(Console):
-    """A console that hands a closed pipe on to its caller, where rich would exit with code 1."""
+    """A console that raises `BrokenPipeError` for a closed pipe, where rich would exit with code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise what rich has caught."""
+        """Raise the error that rich has caught."""
         raise BrokenPipeError
 
 
-def print_answer(output: str, answer: object, shown: object) -> None:
-    """Print a command's answer: as it is where `output` is json, else what is shown of it to people."""
+def print_result(output: str, answer: object, shown: object) -> None:
+    """Print a command's result: as JSON if `output` is json, else `shown`, a text or a table."""
     if output == "json":
         print(msgspec.json.format(msgspec.json.encode(answer)).decode())
         return
-    # Where nobody's terminal sets a width, a table may be as wide as it likes.
+    # Without a terminal, a table may be wide.
     console = PipeConsole() if sys.stdout.isatty() else PipeConsole(width=200)
     console.print(shown, highlight=False)
 
 
-def print_line(answer: object) -> None:
-    """Print one of many answers as a line of JSON, at once."""
+def print_json_line(answer: object) -> None:
+    """Print one of several results as a line of JSON, and flush."""
     print(msgspec.json.encode(answer).decode(), flush=True)
 
 
-def complain(code: int, message: str) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
+def print_message(code: int, message: str) -> int:
+    """Print a message on stderr; returns the exit code."""
     print(f"dreamforge: {message}", file=sys.stderr)
     return code

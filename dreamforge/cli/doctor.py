@@ -1,4 +1,4 @@
-"""What `dreamforge doctor` answers."""
+"""`dreamforge doctor`: prints the findings of the checks."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from dreamforge.cli.console import FAILED, OK, complain, print_answer
+from dreamforge.cli.console import FAILED, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handler
 from dreamforge.operations.doctor import Finding, examine
 from dreamforge.settings import Settings
@@ -21,14 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
     findings = examine(settings)
-    print_answer(args.output, findings, _table(findings))
-    ill = [one.check for one in findings if one.state == "bad"]
-    return complain(FAILED, f"not well: {', '.join(ill)}") if ill else OK
+    print_result(args.output, findings, _table(findings))
+    failed = [finding.check for finding in findings if finding.state == "bad"]
+    return print_message(FAILED, f"not well: {', '.join(failed)}") if failed else OK
 
 
 def _table(findings: Sequence[Finding]) -> Table:
     table = Table("CHECK", "STATE", "FOUND", "WHAT TO DO", box=None)
     colours = {"ok": "green", "warning": "yellow", "bad": "red"}
-    for one in findings:
-        table.add_row(one.check, f"[{colours[one.state]}]{one.state}[/]", escape(one.found), escape(one.advice))
+    for finding in findings:
+        state = f"[{colours[finding.state]}]{finding.state}[/]"
+        table.add_row(finding.check, state, escape(finding.found), escape(finding.advice))
     return table

@@ -1,7 +1,7 @@
-"""Runs the handlers of commands that work on the database or the home directly.
+"""Runs the handlers of commands that use the database or the home directly.
 
-Every command file follows one pattern: `add_arguments(parser)` adds its subcommands and, by `set_handlers`, names a
-handler for each. A handler prints its answer and returns the exit code.
+Every command module has `add_arguments(parser)`, which adds its subcommands and sets a handler for each with
+`set_handlers`. A handler prints its result and returns the exit code.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from functools import partial
 
 from dreamforge import logs
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import UNAVAILABLE, complain
+from dreamforge.cli.console import UNAVAILABLE, print_message
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.errors import EventStoreError
@@ -26,7 +26,7 @@ def set_handlers(
     handlers: Mapping[str, Handler],
     errors: Errors = _NONE,
 ) -> None:
-    """Give each subcommand its handler. errors: exit codes of exceptions, the most specific first."""
+    """Set the handler of each subcommand. errors: exit codes by exception, the most specific first."""
     for action, handler in handlers.items():
         set_handler(actions.choices[action], handler, errors)
 
@@ -34,13 +34,13 @@ def set_handlers(
 def set_handler(
     parser: argparse.ArgumentParser, handler: Handler, errors: Errors = _NONE, *, log_level: str = "warning"
 ) -> None:
-    """Give a command its handler. log_level: the lowest level of the log lines that it may print."""
-    parser.set_defaults(handler=partial(_answer, handler, {**errors, **_UNAVAILABLE}, log_level))
+    """Set the handler of a command. log_level: the lowest level of log lines that it prints."""
+    parser.set_defaults(handler=partial(_run_handler, handler, {**errors, **_UNAVAILABLE}, log_level))
 
 
-def _answer(handler: Handler, errors: Errors, log_level: str, args: argparse.Namespace, settings: Settings) -> int:
+def _run_handler(handler: Handler, errors: Errors, log_level: str, args: argparse.Namespace, settings: Settings) -> int:
     logs.configure(log_level, settings.log_format)
     try:
         return handler(args, settings)
     except tuple(errors) as error:
-        return complain(next(code for kind, code in errors.items() if isinstance(error, kind)), str(error))
+        return print_message(next(code for kind, code in errors.items() if isinstance(error, kind)), str(error))

@@ -12,52 +12,56 @@ import msgspec
 
 from dreamforge.cli import arguments, show
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, complain, print_answer
-from dreamforge.client.api_client import ApiError, Client, ClientError, JsonObject, log_line
+from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, print_message, print_result
+from dreamforge.client.api_client import Client, log_line
+from dreamforge.client.errors import ApiError, ClientError
+from dreamforge.client.responses import JsonObject
 from dreamforge.settings import Settings
 from orchestrator.parameters import Generate, Upscale
 
-_LISTED = 20
-_RATE_PATIENCE_S = 60.0
+_DEFAULT_LIMIT = 20
+_RATE_LIMIT_PATIENCE_S = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge jobs`."""
     actions = arguments.subcommands(parser)
     output = arguments.output_option()
-    one = Parser(add_help=False)
-    one.add_argument("job_id", metavar="ID", type=arguments.job_id)
+    job_parser = Parser(add_help=False)
+    job_parser.add_argument("job_id", metavar="ID", type=arguments.job_id)
 
     create = actions.add_parser("create", parents=[output], help="submit a job")
     _add_request(create)
     _add_submission(create)
-    watch = actions.add_parser("watch", parents=[output, one], help="follow a job to its end")
+    watch = actions.add_parser("watch", parents=[output, job_parser], help="follow a job to its end")
     watch.set_defaults(handler=_watch)
-    shown = actions.add_parser("show", parents=[output, one], help="show a job and its steps")
-    moment = shown.add_mutually_exclusive_group()
+    show_parser = actions.add_parser("show", parents=[output, job_parser], help="show a job and its steps")
+    moment = show_parser.add_mutually_exclusive_group()
     moment.add_argument("--as-of", metavar="TIME", help="as it was then, like 2026-01-02T12:00:00Z")
     moment.add_argument("--as-of-version", type=int, metavar="N", help="as it was after N events")
-    shown.set_defaults(handler=_show)
-    listed = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
-    listed.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
-    much = listed.add_mutually_exclusive_group()
-    much.add_argument("--limit", type=arguments.amount, default=_LISTED, metavar="N", help=f"{_LISTED} unless given")
-    much.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
-    listed.set_defaults(handler=_list)
-    logs = actions.add_parser("logs", parents=[output, one], help="print what happened, line by line")
+    show_parser.set_defaults(handler=_show)
+    list_parser = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
+    list_parser.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
+    amount_group = list_parser.add_mutually_exclusive_group()
+    amount_group.add_argument(
+        "--limit", type=arguments.amount, default=_DEFAULT_LIMIT, metavar="N", help=f"{_DEFAULT_LIMIT} unless given"
+    )
+    amount_group.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
+    list_parser.set_defaults(handler=_list)
+    logs = actions.add_parser("logs", parents=[output, job_parser], help="print what happened, line by line")
     logs.add_argument("--tail", type=arguments.amount, metavar="N", help="the last N lines only")
     logs.add_argument("--since", metavar="TIME", help="from then on, like 2026-01-02T12:00:00Z")
     logs.add_argument("--follow", action="store_true", help="go on to the job's end")
-    logs.set_defaults(handler=_logs, refuse=logs.error)
+    logs.set_defaults(handler=_logs, usage_error=logs.error)
     _add_events(actions, output)
-    cancel = actions.add_parser("cancel", parents=[output, one], help="cancel a job")
+    cancel = actions.add_parser("cancel", parents=[output, job_parser], help="cancel a job")
     cancel.add_argument("--wait", action="store_true", help="wait for its end; exit 1 if it ended otherwise")
     cancel.set_defaults(handler=_cancel)
     _add_retry(actions, output)
-    artifacts = actions.add_parser("artifacts", parents=[output, one], help="list a job's artifacts")
+    artifacts = actions.add_parser("artifacts", parents=[output, job_parser], help="list a job's artifacts")
     artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
     artifacts.set_defaults(handler=_artifacts)
-    about = "see and release jobs that were set aside since their history can't be read (needs DF_DB_URL or the home)"
+    about = "see and release quarantined jobs, whose history can't be read (needs DF_DB_URL or the home)"
     actions.add_parser("quarantine", help=about, description=about, module="dreamforge.cli.quarantine")
 
 
@@ -86,7 +90,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=int, metavar="N", help="chain an upscale by 2 or 4")
     parser.add_argument("--impl", metavar="NAME", help="chain an upscale by auto, image, gan or diffusion")
     parser.add_argument(
-        "--strict-scale", action="store_const", const=True, help="refuse an upscaler made for another scale"
+        "--strict-scale", action="store_const", const=True, help="reject an upscaler made for another scale"
     )
     parser.add_argument(
         "--metadata", type=arguments.pair, action="append", metavar="KEY=VALUE", help="your own note; can be repeated"
@@ -106,7 +110,7 @@ def _add_submission(parser: argparse.ArgumentParser) -> None:
         "--download", type=Path, metavar="DIR", help="follow the job to its end, and download its images to DIR/<step>/"
     )
     parser.add_argument("--quiet", action="store_true", help="print the job's id, and nothing else")
-    parser.set_defaults(handler=_create, refuse=parser.error)
+    parser.set_defaults(handler=_create, usage_error=parser.error)
 
 
 def _add_events(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
@@ -114,12 +118,12 @@ def _add_events(actions: "argparse._SubParsersAction[Parser]", output: Parser) -
     which = events.add_mutually_exclusive_group(required=True)
     which.add_argument("job_id", metavar="ID", nargs="?", type=arguments.job_id)
     which.add_argument("--all", action="store_true", help="the whole log, of models too")
-    whole = events.add_argument_group("with --all")
-    whole.add_argument("--follow", action="store_true", help="go on as it grows, until Ctrl-C")
-    whole.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
-    whole.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
-    whole.add_argument("--category", metavar="NAME", help="job, model, key, outbox or anchor")
-    events.set_defaults(handler=_events, refuse=events.error)
+    log_group = events.add_argument_group("with --all")
+    log_group.add_argument("--follow", action="store_true", help="go on as it grows, until Ctrl-C")
+    log_group.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
+    log_group.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
+    log_group.add_argument("--category", metavar="NAME", help="job, model, key, outbox or anchor")
+    events.set_defaults(handler=_events, usage_error=events.error)
 
 
 def _add_retry(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
@@ -129,28 +133,30 @@ def _add_retry(actions: "argparse._SubParsersAction[Parser]", output: Parser) ->
     retry.add_argument("--failed", action="store_true", help="every failed job rather than one")
     retry.add_argument("--since", type=arguments.moment, metavar="TIME", help="of those, what failed from then on")
     retry.add_argument("--dry-run", action="store_true", help="only list them")
-    retry.set_defaults(handler=_retry, refuse=retry.error)
+    retry.set_defaults(handler=_retry, usage_error=retry.error)
 
 
-def _create(args: argparse.Namespace, found: Settings) -> int:
+def _create(args: argparse.Namespace, settings: Settings) -> int:
     request = _request(args)
-    with Client(found.api_base, api_key=found.api_key) as client:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
         try:
             job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
         except KeyboardInterrupt:
-            return complain(INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`")
+            return print_message(
+                INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`"
+            )
         if args.quiet:
             print(job["id"], flush=True)
         if args.watch or args.download is not None:
-            return _followed(client, job["id"], args)
+            return _follow_new_job(client, job["id"], args)
         if not args.quiet:
-            print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
-            print(_next(client, job), file=sys.stderr)
+            print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
+            print(_next_command(client, job), file=sys.stderr)
         return FAILED if job["status"] in {"failed", "cancelled"} else OK
 
 
-def _followed(client: Client, job_id: str, args: argparse.Namespace) -> int:
-    """Follow a new job to its end, and fetch what it has made."""
+def _follow_new_job(client: Client, job_id: str, args: argparse.Namespace) -> int:
+    """Follow a new job to its end, and download its images if requested."""
     if not args.quiet:
         print(f"Job {job_id}", file=sys.stderr)
     code = _follow(client, job_id, args.output, quiet=args.quiet)
@@ -159,8 +165,8 @@ def _followed(client: Client, job_id: str, args: argparse.Namespace) -> int:
     return code
 
 
-def _next(client: Client, job: JsonObject) -> str:
-    """What to do next about a job; why there is nothing to do."""
+def _next_command(client: Client, job: JsonObject) -> str:
+    """The next command for a job, or the reason why it ended without images."""
     if job["status"] in {"failed", "cancelled"}:
         return _reason(client.job(job["id"]))
     images = f"Get its images: dreamforge jobs artifacts {job['id']} --download DIR"
@@ -168,21 +174,21 @@ def _next(client: Client, job: JsonObject) -> str:
 
 
 def _reason(job: JsonObject) -> str:
-    """Why a job ended without its images."""
+    """The reason why a job ended without images."""
     return f"{job['error_code']}: {job['error_message']}" if job["error_code"] else f"It was {job['status']}."
 
 
 def _request(args: argparse.Namespace) -> JsonObject | bytes:
-    given = _fields(args, Generate)
-    given["prompt"] = args.prompt if args.text is None else args.text
-    given["width"], given["height"] = args.size or (None, None)
-    given["chain"] = _given({"upscale": _given(_fields(args, Upscale))})
-    given["metadata"] = args.metadata and dict(args.metadata)
-    request = _given(given)
+    fields = _fields(args, Generate)
+    fields["prompt"] = args.prompt if args.text is None else args.text
+    fields["width"], fields["height"] = args.size or (None, None)
+    fields["chain"] = _non_empty({"upscale": _non_empty(_fields(args, Upscale))})
+    fields["metadata"] = args.metadata and dict(args.metadata)
+    request = _non_empty(fields)
     if args.file is None:
         return {"type": "generate", **request}
     if request:
-        args.refuse(f"{', '.join(request)} can't be given beside --file, which is the whole request")
+        args.usage_error(f"{', '.join(request)} can't be given beside --file, which is the whole request")
     body: bytes = sys.stdin.buffer.read() if args.file == arguments.STDIN else args.file.read_bytes()
     return body
 
@@ -192,13 +198,13 @@ def _fields(args: argparse.Namespace, kind: type[msgspec.Struct]) -> JsonObject:
     return {name: getattr(args, name) for name in kind.__struct_fields__ if hasattr(args, name)}
 
 
-def _given(fields: JsonObject) -> JsonObject:
+def _non_empty(fields: JsonObject) -> JsonObject:
     return {name: value for name, value in fields.items() if value is not None and value != {}}
 
 
-def _watch(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base, api_key=found.api_key) as client:
-        return _follow(client, client.find(args.job_id), args.output)
+def _watch(args: argparse.Namespace, settings: Settings) -> int:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
+        return _follow(client, client.find_job_id(args.job_id), args.output)
 
 
 def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) -> int:
@@ -206,33 +212,35 @@ def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) ->
     try:
         status = show.follow(client.job(job_id), client.stream(job_id), console)
     except KeyboardInterrupt:
-        told = f"the job goes on. Follow it: dreamforge jobs watch {job_id}. Cancel it: dreamforge jobs cancel {job_id}"
-        return complain(INTERRUPTED, told)
+        message = (
+            f"the job goes on. Follow it: dreamforge jobs watch {job_id}. Cancel it: dreamforge jobs cancel {job_id}"
+        )
+        return print_message(INTERRUPTED, message)
     job = client.job(job_id)
     if not quiet:
-        print_answer(output, job, show.job_table(job))
+        print_result(output, job, show.job_table(job))
     return OK if status == "succeeded" else FAILED
 
 
-def _show(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base, api_key=found.api_key) as client:
-        job = client.job(client.find(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
-        print_answer(args.output, job, show.job_table(job))
+def _show(args: argparse.Namespace, settings: Settings) -> int:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
+        job = client.job(client.find_job_id(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
+        print_result(args.output, job, show.job_table(job))
         return OK
 
 
-def _list(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base, api_key=found.api_key) as client:
+def _list(args: argparse.Namespace, settings: Settings) -> int:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
         jobs = list(client.jobs(status=args.status, limit=args.limit))
-        print_answer(args.output, jobs, show.job_list_table(jobs))
+        print_result(args.output, jobs, show.job_list_table(jobs))
         return OK
 
 
-def _logs(args: argparse.Namespace, found: Settings) -> int:
+def _logs(args: argparse.Namespace, settings: Settings) -> int:
     if args.follow and args.tail and args.since:
-        args.refuse("--follow goes with --tail or with --since, not with both")
-    with Client(found.api_base, api_key=found.api_key) as client:
-        job_id = client.find(args.job_id)
+        args.usage_error("--follow goes with --tail or with --since, not with both")
+    with Client(settings.api_base, api_key=settings.api_key) as client:
+        job_id = client.find_job_id(args.job_id)
         if args.follow:
             lines = _followed_logs(client, job_id, args)
         else:
@@ -245,7 +253,7 @@ def _logs(args: argparse.Namespace, found: Settings) -> int:
 
 
 def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Iterator[str]:
-    # All of them from the stream, in the form of /logs: between two sources an event could be lost, or come twice.
+    # All lines come from the stream, in the format of /logs: with two sources, an event could be missing or doubled.
     version = client.job(job_id)["version"]
     after = "" if args.tail is None else str(max(0, version - args.tail))
     for message in client.stream(job_id, after, since=args.since):
@@ -253,22 +261,22 @@ def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Ite
             yield msgspec.json.encode(log_line(job_id, message)).decode()
 
 
-def _events(args: argparse.Namespace, found: Settings) -> int:
+def _events(args: argparse.Namespace, settings: Settings) -> int:
     if args.job_id is not None and (args.follow or args.new or args.codes or args.category):
-        args.refuse("--follow, --new, --codes and --category go with --all")
+        args.usage_error("--follow, --new, --codes and --category go with --all")
     if args.new and not args.follow:
-        args.refuse("--new goes with --follow")
-    with Client(found.api_base, api_key=found.api_key) as client:
+        args.usage_error("--new goes with --follow")
+    with Client(settings.api_base, api_key=settings.api_key) as client:
         if args.job_id is None:
-            _print_events(args.output, _whole_log(client, args))
+            _print_events(args.output, _log_events(client, args))
         elif args.output == "json":
-            _print_events("json", client.events(client.find(args.job_id)))
+            _print_events("json", client.events(client.find_job_id(args.job_id)))
         else:
-            print_answer("table", None, show.history_table(client.events(client.find(args.job_id))))
+            print_result("table", None, show.history_table(client.events(client.find_job_id(args.job_id))))
         return OK
 
 
-def _whole_log(client: Client, args: argparse.Namespace) -> Iterable[JsonObject]:
+def _log_events(client: Client, args: argparse.Namespace) -> Iterable[JsonObject]:
     if not args.follow:
         return client.log_events(codes=args.codes, category=args.category)
     messages = client.log_stream("now" if args.new else "start", codes=args.codes, category=args.category)
@@ -287,41 +295,41 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
-def _cancel(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base, api_key=found.api_key) as client:
-        job = client.cancel(client.find(args.job_id))
+def _cancel(args: argparse.Namespace, settings: Settings) -> int:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
+        job = client.cancel(client.find_job_id(args.job_id))
         if args.wait:
             for _ in client.stream(job["id"]):
                 pass
             job = client.job(job["id"])
-        print_answer(args.output, job, f"Job {job['id']} is {_word(job['status'])}.")
+        print_result(args.output, job, f"Job {job['id']} is {_cancel_status(job['status'])}.")
         return FAILED if args.wait and job["status"] != "cancelled" else OK
 
 
-def _word(status: str) -> str:
-    """What a job is whose cancellation was asked for."""
+def _cancel_status(status: str) -> str:
+    """The status of a job after a cancellation request, as text."""
     return status if status in {"succeeded", "failed", "cancelled"} else "being cancelled"
 
 
-def _retry(args: argparse.Namespace, found: Settings) -> int:
+def _retry(args: argparse.Namespace, settings: Settings) -> int:
     if args.failed == (args.job_id is not None):
-        args.refuse("name one job, or --failed for all of them")
+        args.usage_error("name one job, or --failed for all of them")
     if args.failed and args.watch:
-        args.refuse("--watch goes with one job")
+        args.usage_error("--watch goes with one job")
     if not args.failed and (args.since or args.dry_run):
-        args.refuse("--since and --dry-run go with --failed")
-    with Client(found.api_base, api_key=found.api_key) as client:
+        args.usage_error("--since and --dry-run go with --failed")
+    with Client(settings.api_base, api_key=settings.api_key) as client:
         if args.failed:
             return _retry_failed(client, args)
-        job = client.retry(client.find(args.job_id))
+        job = client.retry(client.find_job_id(args.job_id))
         if args.watch:
             return _follow(client, job["id"], args.output)
-        print_answer(args.output, job, f"Job {job['id']} is {job['status']}.")
+        print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
         return OK
 
 
 def _retry_failed(client: Client, args: argparse.Namespace) -> int:
-    """Ask for a retry of each; one that is no longer failed was retried by somebody else."""
+    """Request a retry of every failed job. A job that is no longer failed is skipped."""
     failed = [
         job
         for job in client.jobs(status="failed")
@@ -330,20 +338,20 @@ def _retry_failed(client: Client, args: argparse.Namespace) -> int:
     retried = []
     try:
         for job in [] if args.dry_run else failed:
-            answer = _retried(client, job["id"])
+            answer = _retry_job(client, job["id"])
             if answer is not None:
                 retried.append(answer)
     except ClientError:
         print(f"{len(retried)} of {len(failed)} failed jobs run again.", file=sys.stderr)
         raise
-    shown = show.job_list_table(failed) if args.dry_run else f"{len(retried)} of {len(failed)} failed jobs run again."
-    print_answer(args.output, failed if args.dry_run else retried, shown)
+    summary = show.job_list_table(failed) if args.dry_run else f"{len(retried)} of {len(failed)} failed jobs run again."
+    print_result(args.output, failed if args.dry_run else retried, summary)
     return OK
 
 
-def _retried(client: Client, job_id: str) -> JsonObject | None:
-    """The job that runs again; None if it is no longer failed. Waits where the tenant's rate is used up."""
-    deadline = time.monotonic() + _RATE_PATIENCE_S
+def _retry_job(client: Client, job_id: str) -> JsonObject | None:
+    """Request a retry; repeat it while it is rate-limited. Returns the job; None if it is no longer failed."""
+    deadline = time.monotonic() + _RATE_LIMIT_PATIENCE_S
     while True:
         try:
             return client.retry(job_id)
@@ -355,10 +363,10 @@ def _retried(client: Client, job_id: str) -> JsonObject | None:
         time.sleep(1)
 
 
-def _artifacts(args: argparse.Namespace, found: Settings) -> int:
-    with Client(found.api_base, api_key=found.api_key) as client:
-        artifacts = client.artifacts(client.find(args.job_id))
-        print_answer(args.output, artifacts, show.artifact_table(artifacts))
+def _artifacts(args: argparse.Namespace, settings: Settings) -> int:
+    with Client(settings.api_base, api_key=settings.api_key) as client:
+        artifacts = client.artifacts(client.find_job_id(args.job_id))
+        print_result(args.output, artifacts, show.artifact_table(artifacts))
         if args.download:
             _download(artifacts, client, args.download)
         return OK

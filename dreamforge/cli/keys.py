@@ -1,4 +1,4 @@
-"""What `dreamforge keys` does and answers."""
+"""`dreamforge keys`: creates, lists and revokes API keys."""
 
 import argparse
 import secrets
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli.console import INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.console import INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -81,7 +81,7 @@ def _scopes(text: str) -> list[Scope]:
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is shown."""
+    """A key in the output."""
 
     id: UUID
     tenant: str
@@ -92,7 +92,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is shown once. key: what its holder sends."""
+    """A new key in the output. key: the text that clients send, which is shown only here."""
 
     id: UUID
     tenant: str
@@ -118,11 +118,11 @@ def _create(args: argparse.Namespace, settings: Settings) -> int:
         return True
 
     if not ask_database(settings, "keys", create):
-        return complain(
+        return print_message(
             INVALID, f"tenant {args.tenant} has a key called {args.name!r}; revoke it, or choose another name."
         )
-    made = NewKey(id=key_id, tenant=args.tenant, name=args.name, scopes=args.scopes, key=text)
-    print_answer(args.output, made, f"{escape(text)}\n\nThis is shown once. Send it as `Authorization: Bearer …`.")
+    new_key = NewKey(id=key_id, tenant=args.tenant, name=args.name, scopes=args.scopes, key=text)
+    print_result(args.output, new_key, f"{escape(text)}\n\nThis is shown once. Send it as `Authorization: Bearer …`.")
     return OK
 
 
@@ -132,35 +132,35 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
 
     found = ask_database(settings, "keys", ask)
     shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.active)]
-    print_answer(args.output, [_shown(key) for key in shown], _table(shown))
+    print_result(args.output, [_key_output(key) for key in shown], _table(shown))
     return OK
 
 
 def _revoke(args: argparse.Namespace, settings: Settings) -> int:
     async def revoke(database: Database, actor: str) -> KeyView:
         keys = Keys(Log(database))
-        found = _chosen(await keys.all(), args.key)
+        found = _select_key(await keys.all(), args.key)
         if found.active:
             await _append(database, actor, found.tenant, found.key_id, found.stream_version, KeyRevoked())
         else:
             await Log(database).confirm_replicated()
-        return _chosen(await keys.all(), str(found.key_id))
+        return _select_key(await keys.all(), str(found.key_id))
 
     revoked = ask_database(settings, "keys", revoke)
     text = f"Key {revoked.name} of tenant {revoked.tenant} opens nothing any more."
-    print_answer(args.output, _shown(revoked), escape(text))
+    print_result(args.output, _key_output(revoked), escape(text))
     return OK
 
 
 async def _append(database: Database, actor: str, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
-    noted = event(body, Meta(actor=actor))
-    append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(noted,))
-    # A conflict means that somebody else has just revoked the same key.
+    recorded = event(body, Meta(actor=actor))
+    append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(recorded,))
+    # A conflict means that another process has revoked the same key.
     await Log(database).commit(Batch(appends=[append]))
 
 
-def _chosen(keys: Sequence[KeyView], text: str) -> KeyView:
-    """The key of an id, or of a name; of several by one name the active one."""
+def _select_key(keys: Sequence[KeyView], text: str) -> KeyView:
+    """The key with an id or a name. Of several keys with one name, the active one."""
     found = [key for key in keys if text.lower() == str(key.key_id)] or [key for key in keys if key.name == text]
     active = [key for key in found if key.active]
     if len(active or found) == 1:
@@ -170,7 +170,7 @@ def _chosen(keys: Sequence[KeyView], text: str) -> KeyView:
     )
 
 
-def _shown(key: KeyView) -> Key:
+def _key_output(key: KeyView) -> Key:
     return Key(
         id=key.key_id,
         tenant=key.tenant,

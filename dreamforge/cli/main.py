@@ -12,8 +12,8 @@ import structlog
 from dreamforge import __version__, logs, settings
 from dreamforge.cli import arguments, show
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, complain
-from dreamforge.client.api_client import Ambiguous, ApiError, ClientError
+from dreamforge.cli.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, print_message
+from dreamforge.client.errors import AmbiguousId, ApiError, ClientError
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 
 _EXIT_CODES = """\
@@ -21,7 +21,7 @@ exit codes:
   0  done; a watched job succeeded, a role stopped when asked to
   1  a job that was waited for did not end as asked; what was verified is not intact, or there was nothing to verify;
      a role could not start, or broke
-  2  a wrong argument or setting, or input that the service refuses
+  2  a wrong argument or setting, or input that the service rejects
   3  the service, or something that it needs, cannot be reached, is named by no setting, or is too busy
   4  no such job, model or key
   5  not as things stand: cancelling or retrying a job that has ended otherwise, an idempotency key of another request
@@ -38,7 +38,7 @@ _COMMANDS = {
     "projections": "how far the read models have come; verify, rebuild, pause them",
     "top": "watch rates, jobs, queues, projections and runners, live; Ctrl-C leaves",
 }
-"""The commands but for the roles: each is a module of this package."""
+"""The commands except the roles. Each is a module of this package."""
 
 _log = structlog.get_logger(__name__)
 
@@ -60,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = handler(args, found)
         sys.stdout.flush()
     except (SettingsError, ClientError) as error:
-        return complain(_code_of(error), _told(error))
+        return print_message(_code_of(error), _error_text(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit: into nothing then, so that it cannot fail again.
+        # Python flushes stdout again at exit: to /dev/null, so that it cannot fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
         if is_role or error.filename is None:
             raise
-        return complain(INVALID, f"{error.filename}: {error.strerror}.")
+        return print_message(INVALID, f"{error.filename}: {error.strerror}.")
     return code
 
 
@@ -116,7 +116,7 @@ def _add_roles(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run_role(args: argparse.Namespace, settings: Settings) -> int:
-    from dreamforge import roles  # noqa: PLC0415 - `dreamforge jobs` starts without the services' imports
+    from dreamforge import roles  # noqa: PLC0415 - other commands start faster without its imports
 
     given = {name: value for name in ("host", "port") if (value := getattr(args, name, None)) is not None}
     start: Callable[[Settings], int] = getattr(roles, args.role)
@@ -134,7 +134,7 @@ def _code_of(error: SettingsError | ClientError) -> int:
     match error:
         case NotConfigured():
             return UNAVAILABLE
-        case SettingsError() | Ambiguous():
+        case SettingsError() | AmbiguousId():
             return INVALID
         case ApiError(status=404):
             return NOT_FOUND
@@ -146,7 +146,7 @@ def _code_of(error: SettingsError | ClientError) -> int:
             return UNAVAILABLE
 
 
-def _told(error: SettingsError | ClientError) -> str:
+def _error_text(error: SettingsError | ClientError) -> str:
     if not isinstance(error, ApiError):
         return str(error)
     field, reason = error.details.get("field"), error.details.get("reason")

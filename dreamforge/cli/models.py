@@ -1,4 +1,4 @@
-"""What `dreamforge models` does and answers."""
+"""`dreamforge models`: registers, lists, verifies, enables and disables models."""
 
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,14 +13,14 @@ from api.models import detail, summary
 from dreamforge.backends import ask_database, expect_database
 from dreamforge.cli import arguments
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log
-from model_registry.checks import Unfit, expect_fit
+from model_registry.checks import BadModelFiles, check_files
 from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
-from model_registry.sources import obtain
+from model_registry.sources import fetch_model
 from model_registry.view import ModelView
 from orchestrator.events.models import ModelKind
 
@@ -76,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 T = TypeVar("T")
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a verification found."""
+class ModelVerification(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a model's verification."""
 
     id: str
     name: str
@@ -86,11 +86,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _add(args: argparse.Namespace, settings: Settings) -> int:
-    # The model before the database: a large one takes its time to fetch and read, and may prove to be none.
+    # The model before the database connection: a large one takes long to fetch and read, and may be invalid.
     expect_database(settings)
     schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
-    found = obtain(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
-    wanted = registration(
+    found = fetch_model(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
+    registered = registration(
         found.path,
         args.kind,
         name=args.name or found.name,
@@ -100,25 +100,25 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
         trust=args.trust,
     )
     try:
-        expect_fit(Path(wanted.local_path), args.kind, (file.path for file in wanted.files), trust=args.trust)
-    except (Unfit, OSError) as error:
+        check_files(Path(registered.local_path), args.kind, (file.path for file in registered.files), trust=args.trust)
+    except (BadModelFiles, OSError) as error:
         raise RegistryError(f"{args.path} can't be a {args.kind}: {error}.") from error
-    model, new = _asked(settings, lambda registry: registry.add(wanted, enabled=not args.disabled))
+    model, new = _with_registry(settings, lambda registry: registry.add(registered, enabled=not args.disabled))
     if not new:
-        complain(OK, f"it is registered already, as {model.model_id}")
-    print_answer(args.output, detail(model), _model_table(model))
+        print_message(OK, f"it is registered already, as {model.model_id}")
+    print_result(args.output, detail(model), _model_table(model))
     return OK
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    models = [model for model in _asked(settings, Registry.all) if args.all or model.available]
-    print_answer(args.output, [summary(model) for model in models], _models_table(models))
+    models = [model for model in _with_registry(settings, Registry.all) if args.all or model.available]
+    print_result(args.output, [summary(model) for model in models], _models_table(models))
     return OK
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
-    model = _asked(settings, lambda registry: registry.find(args.model))
-    print_answer(args.output, detail(model), _model_table(model))
+    model = _with_registry(settings, lambda registry: registry.find(args.model))
+    print_result(args.output, detail(model), _model_table(model))
     return OK
 
 
@@ -127,41 +127,43 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
         models = await registry.all() if args.model is None else [await registry.find(args.model)]
         return [await registry.verify(model) for model in models]
 
-    verdicts = [
-        Verdict(id=str(model.model_id), name=model.name, intact=model.installed, problems=list(model.problems))
-        for model in _asked(settings, verify)
+    results = [
+        ModelVerification(
+            id=str(model.model_id), name=model.name, intact=model.installed, problems=list(model.problems)
+        )
+        for model in _with_registry(settings, verify)
     ]
-    print_answer(args.output, verdicts, _verdict_table(verdicts))
-    if not verdicts:
-        return complain(FAILED, "nothing was verified: no model is registered; is this the log that was meant?")
-    return OK if all(verdict.intact for verdict in verdicts) else FAILED
+    print_result(args.output, results, _result_table(results))
+    if not results:
+        return print_message(FAILED, "nothing was verified: no model is registered; is this the log that was meant?")
+    return OK if all(result.intact for result in results) else FAILED
 
 
 def _enable(args: argparse.Namespace, settings: Settings) -> int:
     async def enable(registry: Registry) -> tuple[ModelView, bool]:
         return await registry.enable((await registry.find(args.model)).model_id)
 
-    return _changed(args, "enabled", *_asked(settings, enable))
+    return _print_change(args, "enabled", *_with_registry(settings, enable))
 
 
 def _disable(args: argparse.Namespace, settings: Settings) -> int:
     async def disable(registry: Registry) -> tuple[ModelView, bool]:
         return await registry.disable((await registry.find(args.model)).model_id)
 
-    return _changed(args, "disabled", *_asked(settings, disable))
+    return _print_change(args, "disabled", *_with_registry(settings, disable))
 
 
-def _changed(args: argparse.Namespace, state: str, model: ModelView, new: bool) -> int:  # noqa: FBT001  # unpacked
-    told = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
+def _print_change(args: argparse.Namespace, state: str, model: ModelView, new: bool) -> int:  # noqa: FBT001  # unpacked
+    text = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
     if model.enabled and not model.installed:
-        told += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
-    print_answer(args.output, summary(model), told)
+        text += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
+    print_result(args.output, summary(model), text)
     return OK
 
 
-def _asked(settings: Settings, question: Callable[[Registry], Awaitable[T]]) -> T:
+def _with_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]]) -> T:
     async def ask(database: Database, actor: str) -> T:
-        return await question(Registry(Log(database), actor))
+        return await call(Registry(Log(database), actor))
 
     return ask_database(settings, "models", ask)
 
@@ -206,11 +208,11 @@ def _model_table(model: ModelView) -> Table:
     return table
 
 
-def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+def _result_table(results: Sequence[ModelVerification]) -> Table:
     table = _table("Models", "id", "name", "intact", "problems")
-    for verdict in verdicts:
-        problems = escape("\n".join(verdict.problems))
-        table.add_row(verdict.id, escape(verdict.name), _yes_no(value=verdict.intact), problems)
+    for result in results:
+        problems = escape("\n".join(result.problems))
+        table.add_row(result.id, escape(result.name), _yes_no(value=result.intact), problems)
     return table
 
 

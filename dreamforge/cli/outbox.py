@@ -1,4 +1,4 @@
-"""What `dreamforge outbox` does and answers."""
+"""`dreamforge outbox`: compares the queues with the log, rebuilds and purges them."""
 
 import argparse
 from collections import Counter
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli.console import FAILED, OK, complain, print_answer
+from dreamforge.cli.console import FAILED, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -44,36 +44,39 @@ T = TypeVar("T")
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    found = _asked(settings, OutboxReconciler.status)
-    print_answer(args.output, found, _status_table(found))
+    found = _with_reconciler(settings, OutboxReconciler.status)
+    print_result(args.output, found, _status_table(found))
     if any(queue.missing for queue in found):
-        return complain(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
+        return print_message(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
     return OK
 
 
 def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
     if args.dry_run:
-        found, done = _asked(settings, OutboxReconciler.missing), "to send"
+        found, done = _with_reconciler(settings, OutboxReconciler.missing), "to send"
     else:
-        found, done = _asked(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
+        found, done = _with_reconciler(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
     counts = Counter(str(one.step) for one in found)
-    print_answer(args.output, found, _counted({queue: counts[queue] for queue in STEP_KINDS}, done))
+    print_result(args.output, found, _count_table({queue: counts[queue] for queue in STEP_KINDS}, done))
     return OK
 
 
 def _purge(args: argparse.Namespace, settings: Settings) -> int:
     if not args.yes:
-        held = {str(queue.queue): queue.visible + queue.hidden for queue in _asked(settings, OutboxReconciler.status)}
-        print_answer(args.output, held, _counted(held, "to throw away"))
-        return complain(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")
-    purged = _asked(settings, OutboxReconciler.purge)
-    print_answer(args.output, purged, _counted(purged, "thrown away"))
+        held = {
+            str(queue.queue): queue.visible + queue.hidden
+            for queue in _with_reconciler(settings, OutboxReconciler.status)
+        }
+        print_result(args.output, held, _count_table(held, "to throw away"))
+        return print_message(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")
+    purged = _with_reconciler(settings, OutboxReconciler.purge)
+    print_result(args.output, purged, _count_table(purged, "thrown away"))
     return OK
 
 
-def _asked(settings: Settings, question: Callable[[OutboxReconciler], Awaitable[T]]) -> T:
+def _with_reconciler(settings: Settings, call: Callable[[OutboxReconciler], Awaitable[T]]) -> T:
     async def ask(database: Database, actor: str) -> T:
-        return await question(OutboxReconciler(database, actor))
+        return await call(OutboxReconciler(database, actor))
 
     return ask_database(settings, "outbox", ask)
 
@@ -90,7 +93,7 @@ def _age(moment: datetime | None) -> str:
     return "-" if moment is None else f"{(datetime.now(UTC) - moment).total_seconds():.0f} s"
 
 
-def _counted(counts: Mapping[str, int], done: str) -> Table:
+def _count_table(counts: Mapping[str, int], done: str) -> Table:
     table = Table("QUEUE", done.upper(), box=None)
     for queue, count in counts.items():
         table.add_row(queue, str(count))

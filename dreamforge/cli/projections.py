@@ -1,4 +1,4 @@
-"""What `dreamforge projections` does and answers."""
+"""`dreamforge projections`: status, verification and rebuilds of the read model."""
 
 import argparse
 import asyncio
@@ -14,12 +14,12 @@ from rich.table import Table
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
 from dreamforge.cli import rebuild as rebuilds
-from dreamforge.cli.console import CONFLICT, FAILED, OK, complain, print_answer
+from dreamforge.cli.console import CONFLICT, FAILED, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from projections.projector import LIVE
-from projections.rebuild import Rebuild, RebuildFailed, State
+from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 from projections.subscription_status import SubscriptionStatus, subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 
@@ -69,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A projection in one partition. lag: events that wait, and for how long; rate: events a second while watched.
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A projection in one partition. lag: in events; lag_s: in seconds. rate: events per second while watched.
 
-    paused: an operator paused it.
+    paused: an operator has paused it.
     """
 
     projection: str
@@ -86,16 +86,16 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Where every projection stands, and which build of the read model serves."""
+    """The position of every projection, and the generation of the read model that serves."""
 
-    projections: list[Place]
-    readmodel: State
+    projections: list[PartitionStatus]
+    readmodel: ReadModelState
 
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """How many jobs were compared, how many disagree, and the first of those.
+class VerificationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs were compared, how many disagree, and the first disagreements.
 
-    waiting: events that the projector has not passed yet, and so were not compared.
+    waiting: events that the projector has not handled, and which were not compared.
     """
 
     jobs: int
@@ -109,33 +109,35 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
         before, began = await subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
         after = await subscription_statuses(database)
-        places = _places(before, after, time.monotonic() - began)
-        return Status(projections=places, readmodel=await Rebuild(database).state())
+        partitions = _partition_statuses(before, after, time.monotonic() - began)
+        return Status(projections=partitions, readmodel=await Rebuild(database).state())
 
     found = ask_database(settings, "projections", watch)
-    print_answer(args.output, found, Group(_status_table(found.projections), "", _told(found.readmodel)))
+    print_result(args.output, found, Group(_status_table(found.projections), "", _state_text(found.readmodel)))
     return OK
 
 
-def _places(before: Sequence[SubscriptionStatus], after: Sequence[SubscriptionStatus], seconds: float) -> list[Place]:
-    earlier = {(one.projection, one.partition): one.position for one in before}
+def _partition_statuses(
+    before: Sequence[SubscriptionStatus], after: Sequence[SubscriptionStatus], seconds: float
+) -> list[PartitionStatus]:
+    earlier = {(status.projection, status.partition): status.position for status in before}
     return [
-        Place(
-            projection=one.projection,
-            partition=one.partition,
-            position=one.position,
-            head=one.head,
-            lag=one.lag,
-            lag_s=one.lag_s,
-            rate=(one.position - earlier.get((one.projection, one.partition), one.position)) / seconds,
-            paused=one.paused_at is not None,
+        PartitionStatus(
+            projection=status.projection,
+            partition=status.partition,
+            position=status.position,
+            head=status.head,
+            lag=status.lag,
+            lag_s=status.lag_s,
+            rate=(status.position - earlier.get((status.projection, status.partition), status.position)) / seconds,
+            paused=status.paused_at is not None,
         )
-        for one in after
+        for status in after
     ]
 
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
-    async def verify(database: Database, _actor: str) -> Verified:
+    async def verify(database: Database, _actor: str) -> VerificationResult:
         verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
@@ -143,36 +145,36 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
             jobs += len(page)
             found += await verifier.check(page)
         found += await verifier.orphans()
-        waiting = sum(one.lag for one in await subscription_statuses(database) if one.projection == LIVE)
-        return Verified(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
+        waiting = sum(status.lag for status in await subscription_statuses(database) if status.projection == LIVE)
+        return VerificationResult(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = ask_database(settings, "projections", verify)
-    print_answer(args.output, found, _verdict(found))
+    print_result(args.output, found, _result_text(found))
     if not (found.jobs or found.wrong):
-        return complain(FAILED, "nothing was compared: the log has no job; is this the log that was meant?")
+        return print_message(FAILED, "nothing was compared: the log has no job; is this the log that was meant?")
     return FAILED if found.wrong else OK
 
 
-def _status_table(places: Sequence[Place]) -> Table:
+def _status_table(partitions: Sequence[PartitionStatus]) -> Table:
     table = Table("PROJECTION", "PARTITION", "POSITION", "HEAD", "LAG", "WAITING", "EVENTS/S", box=None)
-    for one in places:
-        waiting = "paused" if one.paused else "-" if one.lag_s is None else f"{one.lag_s:.1f} s"
-        numbers = (one.partition, one.position, one.head, one.lag)
-        table.add_row(one.projection, *map(str, numbers), waiting, f"{one.rate:.0f}")
+    for status in partitions:
+        waiting = "paused" if status.paused else "-" if status.lag_s is None else f"{status.lag_s:.1f} s"
+        numbers = (status.partition, status.position, status.head, status.lag)
+        table.add_row(status.projection, *map(str, numbers), waiting, f"{status.rate:.0f}")
     return table
 
 
-def _told(state: State) -> str:
-    told = f"Generation {state.generation} of the read model serves (views of version {state.views_version})."
+def _state_text(state: ReadModelState) -> str:
+    text = f"Generation {state.generation} of the read model serves (views of version {state.views_version})."
     if (now := state.rebuild) is not None:
-        told += (
+        text += (
             f" Another is {now.phase} since {now.started_at:%Y-%m-%d %H:%M:%S} UTC:"
             f" {now.events:,} of {now.of_events:,} events."
         )
-    return told
+    return text
 
 
-def _verdict(found: Verified) -> RenderableType:
+def _result_text(found: VerificationResult) -> RenderableType:
     if not (found.jobs or found.wrong):
         return "Empty: 0 job(s)."
     if not found.wrong:
@@ -181,8 +183,9 @@ def _verdict(found: Verified) -> RenderableType:
         )
         return f"The read model agrees with the log: {found.jobs:,} job(s).{waiting}"
     table = Table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", box=None)
-    for one in found.disagreements:
-        table.add_row(str(one.job_id), one.problem)
-        for place in one.differences:
-            table.add_row("", "", *map(escape, (place.path, str(place.before), str(place.after))))
+    for disagreement in found.disagreements:
+        table.add_row(str(disagreement.job_id), disagreement.problem)
+        for difference in disagreement.differences:
+            cells = (difference.path, str(difference.before), str(difference.after))
+            table.add_row("", "", *map(escape, cells))
     return Group(table, "", f"{found.wrong:,} of {found.jobs:,} job(s) disagree.")

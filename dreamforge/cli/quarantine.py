@@ -1,4 +1,4 @@
-"""What `dreamforge jobs quarantine` does and answers."""
+"""`dreamforge jobs quarantine`: lists, shows and releases quarantined jobs."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from rich.table import Table
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
-from dreamforge.client.api_client import Ambiguous
+from dreamforge.client.errors import AmbiguousId
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log
@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     set_handlers(actions, {"list": _list, "show": _show, "release": _release, "fail": _fail})
 
 
-_SHORTEST = 4
-"""Characters of the beginning of an id; shorter ones would hit by chance."""
+_MIN_PREFIX_LENGTH = 4
+"""Of a prefix of an id, in characters. A shorter one could match by chance."""
 
 
-class Erased(Exception):
-    """The job's prompt was taken away."""
+class PromptErased(Exception):
+    """The job's prompt was erased."""
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
@@ -48,18 +48,18 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
 
     found = ask_database(settings, "quarantine", ask)
     shown = [one for one in found if args.all or one.state == "quarantined"]
-    print_answer(args.output, shown, _table(shown) if shown else "No job is set aside.")
+    print_result(args.output, shown, _table(shown) if shown else "No job is set aside.")
     return OK
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database, actor: str) -> QuarantinedJob | None:
-        return await _found(Quarantine(Log(database), actor), args.job_id)
+        return await _find_job(Quarantine(Log(database), actor), args.job_id)
 
     found = ask_database(settings, "quarantine", ask)
     if found is None:
-        return complain(NOT_FOUND, f"job {args.job_id} is not set aside")
-    print_answer(args.output, found, _table([found]))
+        return print_message(NOT_FOUND, f"job {args.job_id} is not set aside")
+    print_result(args.output, found, _table([found]))
     return OK
 
 
@@ -75,11 +75,11 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
     async def end(database: Database, actor: str) -> QuarantinedJob | None:
         log = Log(database)
         quarantine = Quarantine(log, actor)
-        found = await _found(quarantine, args.job_id)
+        found = await _find_job(quarantine, args.job_id)
         if found is None:
             return None
         if resume and any(event.code == JobErased.code for event in await log.stream(found.job_id)):
-            raise Erased
+            raise PromptErased
         if resume or found.state == "quarantined":
             await quarantine.release(found, resume=resume)
         else:
@@ -88,24 +88,26 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
 
     try:
         found = ask_database(settings, "quarantine", end)
-    except Erased:
-        return complain(CONFLICT, f"the prompt of job {args.job_id} was erased; it can't go on, only be left failed")
+    except PromptErased:
+        return print_message(
+            CONFLICT, f"the prompt of job {args.job_id} was erased; it can't go on, only be left failed"
+        )
     if found is None:
-        return complain(CONFLICT, f"job {args.job_id} is not set aside")
+        return print_message(CONFLICT, f"job {args.job_id} is not set aside")
     done = "goes on, if this release can read its history" if resume else "stays failed"
-    print_answer(args.output, found, f"Job {found.job_id} {done}.")
+    print_result(args.output, found, f"Job {found.job_id} {done}.")
     return OK
 
 
-async def _found(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
-    """The job that is set aside and has this id, or alone has one that begins so."""
-    beginning = text.lower().replace("-", "")
-    if len(beginning) < _SHORTEST:
+async def _find_job(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
+    """The quarantined job with this id, or the only one whose id begins with the text; else None."""
+    prefix = text.lower().replace("-", "")
+    if len(prefix) < _MIN_PREFIX_LENGTH:
         return None
-    found = [one for one in await quarantine.all() if one.job_id.hex.startswith(beginning)]
-    if len(found) > 1:
-        raise Ambiguous(f"{len(found)} jobs that are set aside have an id that begins with {text}")
-    return found[0] if found else None
+    matches = [job for job in await quarantine.all() if job.job_id.hex.startswith(prefix)]
+    if len(matches) > 1:
+        raise AmbiguousId(f"{len(matches)} jobs that are set aside have an id that begins with {text}")
+    return matches[0] if matches else None
 
 
 def _table(found: Sequence[QuarantinedJob]) -> Table:

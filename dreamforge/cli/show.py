@@ -1,4 +1,4 @@
-"""How the command line shows jobs: as tables, and a running one as it goes on."""
+"""Renders jobs for the command line: as tables, and the progress of a running one."""
 
 import io
 import sys
@@ -11,14 +11,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dreamforge.client.api_client import JsonObject
+from dreamforge.client.responses import JsonObject
 from dreamforge.client.sse import Message
 
 _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
-_SHORT = 40
-"""How much of a prompt a list shows, in characters."""
-# What a history tells of an event's data, in this order, and how.
-_TOLD = {
+_PROMPT_LENGTH = 40
+"""The length of a prompt in a list, in characters."""
+# The members of an event's data that a history shows, in this order, and their formats.
+_DETAIL_FORMATS = {
     "count": "{}",
     "item_index": "item {}",
     "size": "{}",
@@ -37,7 +37,7 @@ _TOLD = {
 
 
 def replace_unprintable() -> None:
-    """From now on, print what the terminal's encoding lacks as a question mark, where Python would fail."""
+    """Print a question mark for characters that the terminal's encoding lacks, where Python would raise an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -56,17 +56,17 @@ def job_table(job: JsonObject) -> Table:
 
 
 def images(count: int) -> str:
-    """So many images."""
+    """A number of images, as text."""
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def job_list_table(jobs: Iterable[JsonObject]) -> Table:
-    """Many jobs, a line each."""
+    """Jobs, one per line."""
     table = _table("Jobs", "id", "status", "created", "updated", "images", "prompt")
     for job in jobs:
         done = f"{job['summary']['completed']}/{job['summary']['count']}"
         times = [_day(job["created_at"]), _day(job["updated_at"])]
-        table.add_row(job["id"], _status(job["status"]), *times, done, escape(_short(job.get("prompt"))))
+        table.add_row(job["id"], _status(job["status"]), *times, done, escape(_shorten(job.get("prompt"))))
     return table
 
 
@@ -80,7 +80,7 @@ def artifact_table(artifacts: Iterable[JsonObject]) -> Table:
 
 
 def history_table(events: Iterable[JsonObject]) -> Table:
-    """A job's history as the log holds it."""
+    """A job's events."""
     table = _table("History", "version", "time", "code", "step", "details")
     for event in events:
         details = escape(_details(msgspec.json.decode(event["data"], type=JsonObject)))
@@ -89,19 +89,19 @@ def history_table(events: Iterable[JsonObject]) -> Table:
 
 
 def log_text(line: JsonObject) -> str:
-    """A line of a job's log, for people."""
+    """A line of a job's log, as text."""
     return f"{_time(line['ts'])}  {line['level']:<7}  {line['code']:<20}  {line['message']}"
 
 
 def event_text(event: JsonObject) -> str:
-    """An event of the whole log, in a line."""
+    """An event of the log, in one line."""
     details = _details(msgspec.json.decode(event["data"], type=JsonObject))
     origin = f"{event['category']} {event['stream']} {event['version']:>4}"
     return f"{_day(event['ts'])}  {origin}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
 
 
-class Course:
-    """What a job's stream has told so far: how far each step and the whole have come, and how it ended."""
+class JobProgress:
+    """The state of a job, accumulated from its stream: its status and progress, and those of its steps."""
 
     def __init__(self, job: JsonObject) -> None:
         self.count: int = job["summary"]["count"]
@@ -115,7 +115,7 @@ class Course:
         return len(self._items[step])
 
     def update(self, message: Message) -> str | None:
-        """Follow one message; a line to print where there are no bars, if it is worth one."""
+        """Apply a message. Returns a line to print if there are no progress bars; None for no line."""
         data = msgspec.json.decode(message.data, type=JsonObject)
         match message.event:
             case "progress":
@@ -125,10 +125,10 @@ class Course:
                 self._items[data["step"]].add(data["item_index"])
                 return f"{data['step']} {self.done(data['step'])}/{self.count}"
             case "log":
-                self._follow(data)
+                self._apply_log_event(data)
         return str(data["message"])
 
-    def _follow(self, data: JsonObject) -> None:
+    def _apply_log_event(self, data: JsonObject) -> None:
         match data["code"]:
             case "step.start":
                 self.states[data["step"]] = self.status = "running"
@@ -144,19 +144,19 @@ class Course:
 
 
 def follow(job: JsonObject, messages: Iterable[Message], console: Console) -> str:
-    """Show a job's stream to its end, with bars on a terminal and in lines elsewhere. The job's last status."""
-    course = Course(job)
+    """Show a job's stream until it ends: progress bars on a terminal, else lines. Returns the job's last status."""
+    job_progress = JobProgress(job)
     if console.is_terminal:
-        _show_bars(course, messages, console)
+        _show_bars(job_progress, messages, console)
     else:
         for message in messages:
-            line = course.update(message)
+            line = job_progress.update(message)
             if line is not None:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return course.status
+    return job_progress.status
 
 
-def _show_bars(course: Course, messages: Iterable[Message], console: Console) -> None:
+def _show_bars(job_progress: JobProgress, messages: Iterable[Message], console: Console) -> None:
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description:<9}"),
@@ -166,15 +166,17 @@ def _show_bars(course: Course, messages: Iterable[Message], console: Console) ->
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bars:
-        steps = {name: bars.add_task(name, total=course.count, amount="", state="") for name in course.states}
-        whole = bars.add_task("overall", total=1.0, amount="", state="")
+        steps = {
+            name: bars.add_task(name, total=job_progress.count, amount="", state="") for name in job_progress.states
+        }
+        overall = bars.add_task("overall", total=1.0, amount="", state="")
         for message in messages:
-            course.update(message)
+            job_progress.update(message)
             for name, bar in steps.items():
-                done, state = course.done(name), _status(course.states[name])
-                bars.update(bar, completed=done, amount=f"{done}/{course.count}", state=state)
-            state = _status(course.status)
-            bars.update(whole, completed=course.progress, amount=f"{course.progress:.0%}", state=state)
+                done, state = job_progress.done(name), _status(job_progress.states[name])
+                bars.update(bar, completed=done, amount=f"{done}/{job_progress.count}", state=state)
+            state = _status(job_progress.status)
+            bars.update(overall, completed=job_progress.progress, amount=f"{job_progress.progress:.0%}", state=state)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -184,10 +186,10 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _short(prompt: str | None) -> str:
-    """The beginning of a prompt, in one line; nothing of it steers the terminal."""
-    line = "".join(one if one.isprintable() else " " for one in prompt or "")
-    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
+def _shorten(prompt: str | None) -> str:
+    """The beginning of a prompt, in one line, without control characters."""
+    line = "".join(character if character.isprintable() else " " for character in prompt or "")
+    return line if len(line) <= _PROMPT_LENGTH else f"{line[: _PROMPT_LENGTH - 1]}…"
 
 
 def _status(text: str) -> str:
@@ -204,11 +206,11 @@ def _time(ts: str | None) -> str:
 
 def _details(data: JsonObject) -> str:
     nested = {key: value for part in data.values() if isinstance(part, dict) for key, value in part.items()}
-    told = nested | data
-    if "width" in told:
-        told["size"] = f"{told['width']}x{told['height']}"
-    if "count" in told:
-        told["count"] = images(told["count"])
-    if "erased" in told:
-        told["erased"] = ", ".join(told["erased"])
-    return ", ".join(form.format(told[key]) for key, form in _TOLD.items() if told.get(key) is not None)
+    fields = nested | data
+    if "width" in fields:
+        fields["size"] = f"{fields['width']}x{fields['height']}"
+    if "count" in fields:
+        fields["count"] = images(fields["count"])
+    if "erased" in fields:
+        fields["erased"] = ", ".join(fields["erased"])
+    return ", ".join(form.format(fields[key]) for key, form in _DETAIL_FORMATS.items() if fields.get(key) is not None)

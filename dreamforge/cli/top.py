@@ -15,10 +15,10 @@ from rich.text import Text
 
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli.console import OK, UNAVAILABLE, PipeConsole, complain, print_answer, print_line
+from dreamforge.cli.console import OK, UNAVAILABLE, PipeConsole, print_json_line, print_message, print_result
 from dreamforge.cli.handlers import set_handler
 from dreamforge.operations.snapshot import JobCounts, Lag, Queue, Rate, Runner, Snapshot, Steps
-from dreamforge.operations.snapshot_reader import Watch
+from dreamforge.operations.snapshot_reader import SnapshotReader
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.errors import EventStoreError
@@ -41,86 +41,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _top(args: argparse.Namespace, settings: Settings) -> int:
     """Show the service until Ctrl-C, or once."""
-    once = args.once or (args.output == "table" and not _watched())
+    once = args.once or (args.output == "table" and not _is_full_screen_terminal())
     return _once(args, settings) if once else _live(args, settings)
 
 
-def _watched() -> bool:
-    """Is stdout a terminal on which a full-screen view can be drawn? rich may be told to take a pipe for one."""
+def _is_full_screen_terminal() -> bool:
+    """Whether stdout is a terminal that supports a full-screen view. rich may be configured to treat a pipe as one."""
     console = PipeConsole()
     return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
 def _once(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database, _actor: str) -> Snapshot:
-        watch = Watch(database)
-        await watch.look()
+        reader = SnapshotReader(database)
+        await reader.next_snapshot()
         await asyncio.sleep(args.every)
-        return await watch.look()
+        return await reader.next_snapshot()
 
-    picture = ask_database(settings, "top", ask)
+    snapshot = ask_database(settings, "top", ask)
     if args.output == "json":
-        print_line(picture)
+        print_json_line(snapshot)
     else:
-        print_answer(args.output, picture, _drawn(picture))
+        print_result(args.output, snapshot, _layout(snapshot))
     return OK
 
 
 def _live(args: argparse.Namespace, settings: Settings) -> int:
-    show = _lines if args.output == "json" else _screen
+    show = _print_json_lines if args.output == "json" else _show_screen
 
     async def follow(database: Database, _actor: str) -> None:
-        # A terminal that was told to stop is to be restored as well.
+        # SIGTERM must restore the terminal, too.
         task = asyncio.current_task()
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await show(Watch(database), args.every)
+        await show(SnapshotReader(database), args.every)
 
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         ask_database(settings, "top", follow)
     return OK
 
 
-async def _lines(watch: Watch, every: float) -> None:
-    """Print a line at each refresh, until interrupted; the first when rates are known."""
-    known = False
+async def _print_json_lines(reader: SnapshotReader, every: float) -> None:
+    """Print a line at each refresh, until interrupted. The first snapshot has no rates and is not printed."""
+    has_rates = False
     while True:
         try:
-            picture = await watch.look()
+            snapshot = await reader.next_snapshot()
         except EventStoreError as error:
-            complain(UNAVAILABLE, str(error))
+            print_message(UNAVAILABLE, str(error))
         else:
-            if known:
-                print_line(picture)
-            known = True
+            if has_rates:
+                print_json_line(snapshot)
+            has_rates = True
         await asyncio.sleep(every)
 
 
-async def _screen(watch: Watch, every: float) -> None:
-    """Fill the terminal until interrupted. While the database is away the last snapshot stays, and a line says so."""
-    picture: Snapshot | None = None
-    trouble = ""
+async def _show_screen(reader: SnapshotReader, every: float) -> None:
+    """Show a full-screen view until interrupted. After an error, show the last snapshot and the error."""
+    snapshot: Snapshot | None = None
+    error_text = ""
     with Live(console=PipeConsole(highlight=False), screen=True, auto_refresh=False) as live:
         asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, live.refresh)
         while True:
             try:
-                picture, trouble = await watch.look(), ""
+                snapshot, error_text = await reader.next_snapshot(), ""
             except EventStoreError as error:
-                trouble = str(error)
-            live.update(_drawn(picture, trouble), refresh=True)
+                error_text = str(error)
+            live.update(_layout(snapshot, error_text), refresh=True)
             await asyncio.sleep(every)
 
 
-def _drawn(picture: Snapshot | None, trouble: str = "") -> RenderableType:
+def _layout(snapshot: Snapshot | None, error_text: str = "") -> RenderableType:
     parts: list[RenderableType] = []
-    if trouble:
-        parts.append(Text(f"No answer: {trouble}", style="bold red"))
-    if picture is not None:
-        moment = picture.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        parts.append(Text(f"Dream Forge · {moment} · the last {picture.window_s:.0f} s", style="bold"))
-        parts += ["", _side_by_side(_rates(picture.rates), _work(picture.jobs, picture.steps))]
-        parts += ["", _side_by_side(_projections(picture.projections), _queues(picture.queues))]
-        parts += ["", _runners(picture.runners)]
+    if error_text:
+        parts.append(Text(f"No answer: {error_text}", style="bold red"))
+    if snapshot is not None:
+        moment = snapshot.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        parts.append(Text(f"Dream Forge · {moment} · the last {snapshot.window_s:.0f} s", style="bold"))
+        parts += ["", _side_by_side(_rates(snapshot.rates), _work(snapshot.jobs, snapshot.steps))]
+        parts += ["", _side_by_side(_projections(snapshot.projections), _queues(snapshot.queues))]
+        parts += ["", _runners(snapshot.runners)]
     return Group(*parts)
 
 
@@ -141,8 +141,8 @@ def _rates(rates: dict[str, Rate]) -> Table:
 def _work(jobs: JobCounts, steps: Steps) -> Table:
     table = _table("JOBS", "", "STEPS", "")
     table.add_row("queued", f"{jobs.queued:,}", "succeeded", f"{steps.succeeded:,}")
-    table.add_row("running", f"{jobs.running:,}", "retried", _alarming(steps.retried, "yellow"))
-    table.add_row("failed", _alarming(jobs.failed, "red"), "failed", _alarming(steps.failed, "red"))
+    table.add_row("running", f"{jobs.running:,}", "retried", _highlighted(steps.retried, "yellow"))
+    table.add_row("failed", _highlighted(jobs.failed, "red"), "failed", _highlighted(steps.failed, "red"))
     table.columns[2].justify = "left"
     return table
 
@@ -178,7 +178,7 @@ def _table(name: str, *figures: str) -> Table:
     return table
 
 
-def _alarming(count: int, style: str) -> str:
+def _highlighted(count: int, style: str) -> str:
     return f"[{style}]{count:,}[/]" if count else "0"
 
 

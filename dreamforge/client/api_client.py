@@ -1,12 +1,4 @@
-"""A client of the service's HTTP API, for the command line and the demo.
-
-ClientError
-├── Unreachable     nothing answers there, or not the service
-│   └── AnswerLost  the connection broke off: the service may have done what it was asked to
-├── ApiError        the service answered with an error
-├── Ambiguous       the beginning of an id that several jobs have
-└── Damaged         an image arrived, but not as the service recorded it
-"""
+"""A client of the service's HTTP API, for the command line and the demo."""
 
 import contextlib
 import hashlib
@@ -16,28 +8,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import httpx
 import msgspec
 
+from dreamforge.client import responses
+from dreamforge.client.errors import AmbiguousId, ApiError, ClientError, DamagedDownload, ResponseLost, Unreachable
+from dreamforge.client.responses import JsonObject
 from dreamforge.client.sse import Message, Parser
 
-JsonObject = dict[str, Any]
 Params = Mapping[str, str | int | None]
-T = TypeVar("T")
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-# A service that runs with DF_EAGER answers when the job has ended, by default after 300 seconds at the latest.
+# With DF_EAGER the service responds when the job has ended, by default after 300 seconds at the latest.
 _CREATE_TIMEOUT = httpx.Timeout(330.0, connect=5.0)
-# A stream's heartbeat comes every 15 seconds unless the server says otherwise; four missed ones are a dead line.
+# By default, a stream has a heartbeat every 15 seconds; without four of them the connection is dead.
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _PAUSE_S = 2.0
-_FOR_NOW = {429, 503}
-"""What a service answers that will take the same request later."""
-_LOST = (
+_RETRYABLE_STATUSES = {429, 503}
+_CONNECTION_ERRORS = (
     httpx.ReadError,
     httpx.WriteError,
     httpx.CloseError,
@@ -47,46 +39,18 @@ _LOST = (
 )
 _PAGE = 1000
 _JOBS_PAGE = 200
-_PREFIX = re.compile(r"[0-9a-fA-F-]{4,35}")
-"""The beginning of a job's id. Shorter ones would hit by chance."""
-_SEARCHED = 2000
-"""Among how many of the newest jobs an id is looked for by its beginning."""
-_SHOWN = 5
-
-
-class ClientError(Exception):
-    """A request got no answer that can be used."""
-
-
-class Unreachable(ClientError):
-    """Nothing answers there, or something that is not the service."""
-
-
-class AnswerLost(Unreachable):
-    """The connection broke off before the answer came; what was asked for may have been done."""
-
-
-class Ambiguous(ClientError):
-    """Several jobs have an id that begins as the given text does."""
-
-
-class ApiError(ClientError):
-    """The service answered with an error, in the shape that all its errors have."""
-
-    def __init__(self, status: int, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.details = details or {}
-
-
-class Damaged(ClientError):
-    """An artifact arrived, but not as the service recorded it."""
+_ID_PREFIX = re.compile(r"[0-9a-fA-F-]{4,35}")
+"""A prefix of a job's id. A shorter one could match by chance."""
+_SEARCHED_JOBS = 2000
+"""How many of the newest jobs are searched for an id with a prefix."""
+_LISTED_MATCHES = 5
 
 
 class Client:
-    """Speaks to one service. Use it in a `with` block, or close it; closing twice does nothing."""
+    """A client of one service. Use it in a `with` block, or close it; a second close does nothing.
+
+    patience_s: how long to retry while the service is unreachable.
+    """
 
     def __init__(
         self,
@@ -114,7 +78,7 @@ class Client:
             connections.close()
 
     def ready(self) -> bool:
-        """Whether the service is up and so is all that it needs."""
+        """Whether the service and everything that it needs are up."""
         try:
             return self._request("GET", "/readyz").is_success
         except Unreachable:
@@ -123,11 +87,11 @@ class Client:
     def create_job(
         self, request: Mapping[str, Any] | bytes, *, idempotency_key: str | None = None, wait_s: int | None = None
     ) -> JsonObject:
-        """Submit a job; the answer's `job`. A request in bytes is sent as it is.
+        """Submit a job; returns the response's `job`. A request in bytes is sent unchanged.
 
-        idempotency_key: names this request, so that sending it again makes no second job; drawn if none is given. When
-        the answer is lost, the request is sent again until it is answered or the client's patience ends. wait_s: the
-        service is to answer when the job has ended, or after so many seconds.
+        idempotency_key: requests with the same key create one job; None: a random one. After a lost response, the
+        request is repeated for up to `patience_s` seconds. wait_s: the service responds when the job has ended, or
+        after this many seconds.
         """
         key = idempotency_key or str(uuid4())
         headers = {b"Content-Type": b"application/json", b"Idempotency-Key": key.encode()}
@@ -138,48 +102,53 @@ class Client:
         lost = False
         while True:
             try:
-                return _job_of(
+                return responses.job_of(
                     self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT)
                 )
             except ClientError as error:
-                lost = lost or isinstance(error, AnswerLost)
-                for_now = isinstance(error, Unreachable) or (isinstance(error, ApiError) and error.status in _FOR_NOW)
-                if not lost or not for_now:
+                lost = lost or isinstance(error, ResponseLost)
+                retryable = isinstance(error, ApiError) and error.status in _RETRYABLE_STATUSES
+                retryable = retryable or isinstance(error, Unreachable)
+                if not lost or not retryable:
                     raise
                 if time.monotonic() > deadline:
-                    again = (
+                    advice = (
                         f"it may have made the job; to send it again without making another: --idempotency-key {key}"
                     )
-                    raise AnswerLost(f"{error} The answer to an earlier request was lost, and {again}") from error
+                    raise ResponseLost(f"{error} The answer to an earlier request was lost, and {advice}") from error
             time.sleep(_PAUSE_S)
 
     def job(self, job_id: str, *, as_of: str | None = None, as_of_version: int | None = None) -> JsonObject:
-        """A job as it stands, or as it stood at a time or after a version of its history."""
+        """A job now, at a time, or after a version of its history."""
         return self._get(_path(job_id), as_of=as_of, as_of_version=as_of_version)
 
     def jobs(self, *, status: str | None = None, limit: int | None = None) -> Iterator[JsonObject]:
-        """Jobs, the newest first: `limit` of them, or all."""
+        """Jobs, newest first. limit: None: all."""
         return islice(self._jobs(status, min(limit or _JOBS_PAGE, _JOBS_PAGE)), limit)
 
-    def find(self, text: str) -> str:
-        """A job's id by its beginning, if one alone of the newest jobs has it; a whole id as it is."""
-        if not _PREFIX.fullmatch(text):
+    def find_job_id(self, text: str) -> str:
+        """The id of the only job among the newest ones whose id begins with the text. A complete id is returned as is.
+
+        Raises `AmbiguousId`, and `ApiError` (404) if there is none.
+        """
+        if not _ID_PREFIX.fullmatch(text):
             return text
-        found: list[str] = [job["id"] for job in self.jobs(limit=_SEARCHED) if job["id"].startswith(text.lower())]
-        if len(found) > 1:
-            shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
-            raise Ambiguous(f"{len(found)} jobs have an id that begins with {text}: {shown}")
-        if not found:
-            raise ApiError(404, "not_found", f"None of the newest {_SEARCHED} jobs has an id that begins with {text}.")
-        return found[0]
+        ids: list[str] = [job["id"] for job in self.jobs(limit=_SEARCHED_JOBS) if job["id"].startswith(text.lower())]
+        if len(ids) > 1:
+            listed = ", ".join(ids[:_LISTED_MATCHES]) + (" …" if len(ids) > _LISTED_MATCHES else "")
+            raise AmbiguousId(f"{len(ids)} jobs have an id that begins with {text}: {listed}")
+        if not ids:
+            message = f"None of the newest {_SEARCHED_JOBS} jobs has an id that begins with {text}."
+            raise ApiError(404, "not_found", message)
+        return ids[0]
 
     def cancel(self, job_id: str) -> JsonObject:
-        """Ask for a job to be cancelled; the answer's `job`."""
-        return _job_of(self._request("POST", _path(job_id, "cancel")))
+        """Request the cancellation of a job; returns the response's `job`."""
+        return responses.job_of(self._request("POST", _path(job_id, "cancel")))
 
     def retry(self, job_id: str) -> JsonObject:
-        """Ask for the failed step of a job to run again; the answer's `job`."""
-        return _job_of(self._request("POST", _path(job_id, "retry")))
+        """Request a retry of a job's failed step; returns the response's `job`."""
+        return responses.job_of(self._request("POST", _path(job_id, "retry")))
 
     def artifacts(self, job_id: str) -> list[JsonObject]:
         """The artifacts that a job has written so far, by step, then item."""
@@ -187,19 +156,19 @@ class Client:
         return artifacts
 
     def progress(self, job_id: str, *, include: str | None = "per_step") -> JsonObject:
-        """A job's progress, each step's included unless told otherwise."""
+        """A job's progress, by default with that of each step."""
         return self._get(_path(job_id, "progress"), include=include)
 
     def logs(self, job_id: str, *, tail: int | None = None, since: str | None = None) -> Iterator[str]:
-        """A job's history as lines of JSON, verbatim, as they come: the last `tail`, or those since a time."""
-        with self.streamed(_path(job_id, "logs"), tail=tail, since_ts=since) as response:
+        """A job's history as lines of JSON, as received: the last `tail` lines, or those since a time."""
+        with self.open_stream(_path(job_id, "logs"), tail=tail, since_ts=since) as response:
             rest = b""
             for chunk in response.iter_bytes():
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode() for line in lines)
 
     def events(self, job_id: str) -> Iterator[JsonObject]:
-        """A job's whole history, page by page."""
+        """All events of a job, page by page."""
         after_version, has_more = 0, True
         while has_more:
             page = self._get(_path(job_id, "events"), after_version=after_version, limit=_PAGE)
@@ -207,7 +176,7 @@ class Client:
             after_version, has_more = page["next_after_version"], page["has_more"]
 
     def log_events(self, *, codes: str | None = None, category: str | None = None) -> Iterator[JsonObject]:
-        """The whole log, page by page, or what of it has certain codes (with commas between) or one category."""
+        """The events of the log, page by page. codes: comma-separated."""
         cursor, has_more = None, True
         while has_more:
             page = self._get("/v1/events", cursor=cursor, limit=_PAGE, codes=codes, category=category)
@@ -215,44 +184,46 @@ class Client:
             cursor, has_more = page["next_cursor"], page["has_more"]
 
     def stream(self, job_id: str, last_event_id: str = "", *, since: str | None = None) -> Iterator[Message]:
-        """A job's events as they happen, from after `last_event_id`, or since a time, to the job's end.
+        """A job's events as they happen, after `last_event_id` or since a time, until the job ends.
 
-        A lost connection is made anew and resumes where it broke off; a service that stays away for longer than the
-        client's patience is `Unreachable`.
+        After a lost connection, the stream reconnects and resumes. Raises `Unreachable` if the service stays away for
+        more than `patience_s` seconds.
         """
         position = _StreamPosition(last_event_id=last_event_id, ends=_ends_job)
-        return self._resumed(_path(job_id, "progress", "stream"), position, {"since_ts": since})
+        return self._resume(_path(job_id, "progress", "stream"), position, {"since_ts": since})
 
     def log_stream(
         self, begin: str = "start", *, codes: str | None = None, category: str | None = None
     ) -> Iterator[Message]:
-        """The whole log as it grows, from its start or from now on, without end; resumed like a job's stream."""
-        # A stream waits for a service that went away; one that never was there is an error at once.
+        """The events of the log as they happen, from the start or from now, without end. Resumes as `stream` does."""
+        # A stream retries a lost connection; a service that was never reachable is an error at once.
         self._get("/v1/")
         params = {"from": begin, "codes": codes, "category": category}
-        told = self._resumed("/v1/events/stream", _StreamPosition(last_event_id=""), params)
-        yield from (message for message in told if message.event != "cursor")
+        messages = self._resume("/v1/events/stream", _StreamPosition(last_event_id=""), params)
+        yield from (message for message in messages if message.event != "cursor")
 
     @contextlib.contextmanager
-    def streamed(self, path: str, *, last_event_id: str = "", **params: str | int | None) -> Iterator[httpx.Response]:
-        """GET something whose body is to be read as it comes."""
+    def open_stream(
+        self, path: str, *, last_event_id: str = "", **params: str | int | None
+    ) -> Iterator[httpx.Response]:
+        """GET a response whose body is read incrementally."""
         url = self.base_url + path
         headers = {"Cache-Control": "no-store"} | self._authorization
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
-        given = _given(params)
+        query = _without_none(params)
         try:
-            with self._http(url).stream("GET", url, params=given, headers=headers, timeout=_STREAM_TIMEOUT) as response:
+            with self._http(url).stream("GET", url, params=query, headers=headers, timeout=_STREAM_TIMEOUT) as response:
                 if not response.is_success:
                     response.read()
-                yield _checked(response)
+                yield responses.expect_success(response)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
 
     def download(self, artifact: JsonObject, folder: Path) -> Path:
-        """Fetch an artifact by its presigned URL, check it, and name it as in the object store.
+        """Download an artifact by its presigned URL, verify it, and name it as in the object store.
 
-        The file appears whole or not at all.
+        The file appears only when it is complete. Raises `DamagedDownload` and `Unreachable`.
         """
         path = folder / PurePosixPath(artifact["s3_key"]).name
         partial = path.with_name(f"{path.name}.part")
@@ -261,24 +232,30 @@ class Client:
             with partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if (partial.stat().st_size, digest) != (artifact["bytes"], artifact["sha256"]):
-                raise Damaged(f"{artifact['s3_key']} is not what the service recorded (its size or SHA-256 differs).")
+                raise DamagedDownload(
+                    f"{artifact['s3_key']} is not what the service recorded (its size or SHA-256 differs)."
+                )
             return partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
-    def _fetch(self, url: str, path: Path, most: int) -> None:
-        """Write what a URL gives to a file, and no more than `most` bytes and a chunk: it may be anything."""
-        shown = url.partition("?")[0]  # the query holds the signature
+    def _fetch(self, url: str, path: Path, max_bytes: int) -> None:
+        """Write a URL's content to a file; stop after `max_bytes` and one chunk, since the URL may serve anything."""
+        public_url = url.partition("?")[0]  # the query has the signature
         try:
             with self._http(url).stream("GET", url) as response, path.open("wb") as file:
                 if not response.is_success:
-                    raise ApiError(response.status_code, "not_downloaded", f"{shown} answered {response.status_code}.")
+                    raise ApiError(
+                        response.status_code, "not_downloaded", f"{public_url} answered {response.status_code}."
+                    )
                 for chunk in response.iter_bytes():
                     file.write(chunk)
-                    if file.tell() > most:
+                    if file.tell() > max_bytes:
                         return
         except httpx.TransportError as error:
-            raise Unreachable(f"The download of {shown} broke off ({str(error) or type(error).__name__}).") from error
+            raise Unreachable(
+                f"The download of {public_url} broke off ({str(error) or type(error).__name__})."
+            ) from error
 
     def _jobs(self, status: str | None, page_size: int) -> Iterator[JsonObject]:
         cursor: str | None = None
@@ -289,11 +266,11 @@ class Client:
             if cursor is None:
                 return
 
-    def _resumed(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
+    def _resume(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
         while True:
-            # A broken line, a server that closes and one that is away for a moment mean the same: resume.
+            # After a lost connection, a close by the server or a short outage: resume.
             with contextlib.suppress(Unreachable):
-                yield from self._connection_to(path, position, params)
+                yield from self._connect(path, position, params)
             if position.at_end:
                 return
             now = time.monotonic()
@@ -302,24 +279,26 @@ class Client:
                 raise Unreachable(f"The service at {self.base_url} went away and did not come back.")
             time.sleep(position.pause_s)
 
-    def _connection_to(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
-        with self.streamed(path, last_event_id=position.last_event_id, **params) as response:
+    def _connect(self, path: str, position: "_StreamPosition", params: Params) -> Iterator[Message]:
+        with self.open_stream(path, last_event_id=position.last_event_id, **params) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
                 position.at_end = True
                 return
             parser = Parser(position.last_event_id)
             for chunk in response.iter_bytes():
                 for message in parser.feed(chunk):
-                    position.pass_by(message)
+                    position.advance(message)
                     yield message
-                if parser.told:
+                if parser.received_event:
                     position.silent_since = None
                 position.last_event_id = parser.last_event_id
                 position.pause_s = _PAUSE_S if parser.retry_ms is None else parser.retry_ms / 1000
         position.at_end = position.ended
 
     def _get(self, path: str, **params: str | int | None) -> JsonObject:
-        return _decoded(_checked(self._request("GET", path, params=_given(params))), JsonObject)
+        return responses.decode(
+            responses.expect_success(self._request("GET", path, params=_without_none(params))), JsonObject
+        )
 
     def _request(
         self,
@@ -333,21 +312,23 @@ class Client:
     ) -> httpx.Response:
         url = self.base_url + path
         try:
-            given = httpx.Headers(headers)
-            given.update(self._authorization)
-            return self._http(url).request(method, url, params=params, headers=given, content=content, timeout=timeout)
+            all_headers = httpx.Headers(headers)
+            all_headers.update(self._authorization)
+            return self._http(url).request(
+                method, url, params=params, headers=all_headers, content=content, timeout=timeout
+            )
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
-        if isinstance(error, _LOST):
-            return AnswerLost(f"The connection to {self.base_url} broke off ({reason}).")
-        way_out = "start one by `dreamforge up`, or set DF_API_BASE"
-        return Unreachable(f"No service answers at {self.base_url} ({reason}): {way_out}.")
+        if isinstance(error, _CONNECTION_ERRORS):
+            return ResponseLost(f"The connection to {self.base_url} broke off ({reason}).")
+        advice = "start one by `dreamforge up`, or set DF_API_BASE"
+        return Unreachable(f"No service answers at {self.base_url} ({reason}): {advice}.")
 
     def _http(self, url: str) -> httpx.Client:
-        # A proxy named in the environment cannot reach this machine's own addresses.
+        # A proxy from the environment cannot reach loopback addresses of this machine.
         trust_env = not _is_loopback(url)
         if trust_env not in self._connections:
             self._connections[trust_env] = httpx.Client(
@@ -357,7 +338,7 @@ class Client:
 
 
 class _StreamPosition(msgspec.Struct):
-    """Where a stream has got to, across its connections. ends: whether an event is a stream's last."""
+    """The position in a stream, across reconnects. ends: whether a message is the last one of the stream."""
 
     last_event_id: str
     ends: Callable[[Message], bool] = lambda _message: False
@@ -366,20 +347,14 @@ class _StreamPosition(msgspec.Struct):
     ended: bool = False  # the newest event was the last
     at_end: bool = False
 
-    def pass_by(self, message: Message) -> None:
+    def advance(self, message: Message) -> None:
         if message.last_event_id != self.last_event_id:
             self.last_event_id = message.last_event_id
             self.ended = self.ends(message)
 
 
-class _ErrorBody(msgspec.Struct):
-    code: str
-    message: str
-    details: JsonObject | None = None
-
-
 def log_line(job_id: str, message: Message) -> JsonObject:
-    """A message of a job's stream as the line that `/logs` has for the same event."""
+    """A message of a job's stream in the format of `/logs`."""
     data = msgspec.json.decode(message.data, type=JsonObject)
     line = {name: data.get(name) for name in ("ts", "level", "code", "message")}
     match message.event:
@@ -391,16 +366,11 @@ def log_line(job_id: str, message: Message) -> JsonObject:
     return {**line, "job_id": job_id, **data["payload"]}
 
 
-def _job_of(response: httpx.Response) -> JsonObject:
-    job: JsonObject = _decoded(_checked(response), JsonObject)["job"]
-    return job
-
-
 def _ends_job(message: Message) -> bool:
     return message.event == "log" and msgspec.json.decode(message.data)["code"] == "job.finish"
 
 
-def _given(params: Params) -> dict[str, str | int]:
+def _without_none(params: Params) -> dict[str, str | int]:
     return {name: value for name, value in params.items() if value is not None}
 
 
@@ -414,19 +384,3 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-def _decoded(response: httpx.Response, form: type[T]) -> T:
-    try:
-        return msgspec.json.decode(response.content, type=form)
-    except msgspec.DecodeError as error:
-        raise Unreachable(
-            f"What answers at {response.url} with status {response.status_code} is not Dream Forge."
-        ) from error
-
-
-def _checked(response: httpx.Response) -> httpx.Response:
-    if response.is_success:
-        return response
-    body = _decoded(response, _ErrorBody)
-    raise ApiError(response.status_code, body.code, body.message, body.details)

@@ -1,6 +1,6 @@
-"""An incremental parser for server-sent events, to the letter of the WHATWG's "Interpreting an event stream".
+"""An incremental parser for server-sent events, as in the WHATWG's "Interpreting an event stream".
 
-Pure: bytes go in as they come, cut anywhere; messages come out. https://html.spec.whatwg.org/multipage/#event-stream
+Pure: takes bytes in chunks of any size, and returns messages. https://html.spec.whatwg.org/multipage/#event-stream
 """
 
 import codecs
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One dispatched event; `last_event_id` is the newest id that the stream has given so far."""
+    """One dispatched event. last_event_id: the newest id of the stream so far."""
 
     event: str
     data: str
@@ -17,15 +17,15 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Parser:
-    """Parses one connection's bytes. A reconnect takes a new parser, with the last event id carried over.
+    """Parses the bytes of one connection. After a reconnect, use a new parser with the last event id.
 
-    told: whether this connection brought anything but comments and `retry:`.
+    received_event: whether this connection has sent anything but comments and `retry:`.
     """
 
     def __init__(self, last_event_id: str = "") -> None:
         self.last_event_id = last_event_id
         self.retry_ms: int | None = None
-        self.told = False
+        self.received_event = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._line = ""
         self._started = False
@@ -33,7 +33,7 @@ class Parser:
         self._reset(last_event_id)
 
     def feed(self, chunk: bytes) -> list[Message]:
-        """The messages that this chunk completes. What is unfinished at the end of the stream is never dispatched."""
+        """The messages that this chunk completes. An incomplete message at the end of the stream is dropped."""
         messages = [self._parse_line(line) for line in self._lines(self._decoder.decode(chunk))]
         return [message for message in messages if message is not None]
 
@@ -44,7 +44,7 @@ class Parser:
             self._started = True
             text = text.removeprefix("\ufeff")
         if self._after_cr:
-            # The LF of a CRLF that was cut in two ends no second line.
+            # A CRLF was split between two chunks: its LF does not end another line.
             text = text.removeprefix("\n")
             self._after_cr = False
         self._after_cr = text.endswith("\r")
@@ -62,14 +62,14 @@ class Parser:
             case "data":
                 self._data.append(value)
             case "id" if "\0" not in value:
-                self._id, self._id_given = value, True
+                self._id, self._has_id = value, True
             case "retry" if value.isascii() and value.isdigit():
                 self.retry_ms = int(value)
         return None
 
     def _dispatch(self) -> Message | None:
-        # The id counts even where there is nothing to dispatch: an id-only block moves the cursor.
-        self.told = self.told or bool(self._data) or self._id_given
+        # A block with only an id dispatches nothing, but moves the cursor.
+        self.received_event = self.received_event or bool(self._data) or self._has_id
         self.last_event_id = self._id
         event, data = self._event or "message", self._data
         self._reset(self._id)
@@ -77,6 +77,6 @@ class Parser:
 
     def _reset(self, last_event_id: str) -> None:
         self._id = last_event_id
-        self._id_given = False
+        self._has_id = False
         self._event = ""
         self._data: list[str] = []

@@ -1,1 +1,1 @@
-"""`make demo`: a stack of its own, and a job run on it."""
+"""`make demo`: starts the service with embedded services, and runs a job on it."""

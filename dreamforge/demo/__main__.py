@@ -1,4 +1,4 @@
-"""The demo: one chained job, from nothing to images, on an embedded stack of its own. `make demo` runs it."""
+"""The demo: starts the service with embedded services, and runs one chained job. `make demo` runs it."""
 
 import argparse
 import shutil
@@ -14,7 +14,9 @@ from rich.console import Console
 
 from dreamforge.cli import show
 from dreamforge.cli.arguments import image_size, unicode_text
-from dreamforge.client.api_client import Client, ClientError, JsonObject
+from dreamforge.client.api_client import Client
+from dreamforge.client.errors import ClientError
+from dreamforge.client.responses import JsonObject
 from dreamforge.demo import contact_sheet
 from dreamforge.demo.contact_sheet import Print
 from dreamforge.demo.stack import Stack, StackError, exit_on_signals
@@ -28,11 +30,11 @@ _PROMPT = "a lighthouse above a stormy sea at dusk"
 
 
 class DemoError(Exception):
-    """The demo did not come to its end; the message says why."""
+    """The demo failed; the message says why."""
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo is to paint."""
+    """The parameters of the demo's job."""
 
     prompt: str
     count: int
@@ -52,11 +54,11 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 only if every image is there as it should be."""
+    """Run the demo. Returns the exit code: 0 only if every image exists and has its size."""
     show.replace_unprintable()
     spec = parse_spec(argv)
     exit_on_signals()
-    # Without a terminal nobody's screen sets the width of a table.
+    # Without a terminal, tables have no given width.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     try:
         run(spec, console)
@@ -70,12 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(spec: ImageSpec, console: Console) -> None:
-    """The whole story: start, submit, watch, download, check, show, stop."""
+    """Start the service, submit the job, follow it, download and check its images, show its history, stop."""
     rendered, enlarged = ("{}x{}".format(*spec.size(step)) for step in STEPS)
     console.print(f'"{spec.prompt}": {spec.count} in {rendered}, then enlarged to {enlarged}.')
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
-        console.print(f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - begun:.1f} s.")
+        console.print(
+            f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - started_at:.1f} s."
+        )
         job_id = client.create_job(spec.request())["id"]
         status = show.follow(client.job(job_id), client.stream(job_id), console)
         if status != "succeeded":
@@ -90,7 +94,7 @@ def run(spec: ImageSpec, console: Console) -> None:
 
 
 def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
-    """Every artifact of a job, by step and item, in place of those of the last demo."""
+    """Download every artifact of a job, and delete those of the last demo. Returns the paths by step and item."""
     for step in STEPS:
         shutil.rmtree(OUTPUT / step, ignore_errors=True)
         (OUTPUT / step).mkdir(parents=True)
@@ -102,7 +106,7 @@ def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
 
 
 def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
-    """Raise `DemoError` unless there is one image for each step and item, in its size, and no other."""
+    """Raise `DemoError` unless there is exactly one image of the right size for each step and item."""
     faults = []
     for step in STEPS:
         for item in range(spec.count):
@@ -130,7 +134,7 @@ def _write_sheet(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
 
 
 def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
-    """Parse the variables of `make demo`; names a wrong one, and exits."""
+    """Parse the variables of `make demo`. Exits with a message if one is invalid."""
     parser = argparse.ArgumentParser(
         prog="make demo",
         usage="make demo PROMPT=… COUNT=… SCALE=2|4 SIZE=512|640x384",
@@ -141,7 +145,7 @@ def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
     parser.add_argument("--scale", default="", help="SCALE, by how much to enlarge: 2 or 4")
     parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")
     args = parser.parse_args(argv)
-    # make passes an empty text for a variable that is not given.
+    # make passes an empty text for an unset variable.
     count, scale = args.count or "4", args.scale or "2"
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= 100):
         parser.error(f"COUNT is {count!r}; it must be a whole number from 1 to 100")

@@ -1,4 +1,4 @@
-"""The contact sheet: each generated image above its enlarged one, on one picture."""
+"""The contact sheet: one image with each generated image above its enlarged one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ _FAINT = (142, 144, 152)
 
 
 class Print(msgspec.Struct, frozen=True):
-    """One image of the sheet, and what to write under it."""
+    """One image of the sheet, and its label."""
 
     path: Path
     label: str
 
 
 def write(path: Path, title: str, pairs: Sequence[tuple[Print, Print]]) -> None:
-    """Write the sheet of some pairs, upper and lower image, as PNG."""
+    """Write the sheet as PNG. pairs: upper and lower image."""
     columns = min(len(pairs), _COLUMNS)
     rows = -(-len(pairs) // columns)
     width, height = _fitted(pairs[0][0].path)

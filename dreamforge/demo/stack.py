@@ -1,4 +1,4 @@
-"""A stack of one's own for a while: `dreamforge up` on embedded services in a folder, as a child process."""
+"""A temporary stack: `dreamforge up` with embedded services in a folder, as a child process."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 import psutil
 
 from dreamforge.client.api_client import Client
-from dreamforge.embedded.processes import LOOPBACK, choose_ports, end, is_running, tail, until
+from dreamforge.embedded.processes import LOOPBACK, choose_ports, is_running, log_tail, terminate, wait_until
 from dreamforge.settings import unconfigured_environ
 
 _START_S = 120.0
@@ -26,7 +26,7 @@ class StackError(Exception):
 
 
 class Stack:
-    """`dreamforge up` as a child process: ready on entering a `with` block, gone after it."""
+    """`dreamforge up` as a child process. A `with` block starts it and waits until it is ready; its end stops it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home.resolve()
@@ -41,7 +41,7 @@ class Stack:
         command = [sys.executable, "-m", "dreamforge", "--no-env-file", "up", "--port", str(self._port)]
         self._log.unlink(missing_ok=True)  # rather than truncated: another stack may still be writing it
         with self._log.open("wb") as log:
-            # In a session of its own: Ctrl-C reaches this process alone, which then stops everything in order.
+            # In a new session: Ctrl-C reaches only this process, which then stops everything in order.
             self._process = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -59,21 +59,21 @@ class Stack:
 
     def _wait_until_ready(self) -> None:
         with Client(self.base_url) as client:
-            if until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
+            if wait_until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
                 self._owns_home = True
                 return
-        raise StackError(f"The service did not start. The end of its log, {self._log}:\n{tail(self._log)}")
+        raise StackError(f"The service did not start. The end of its log, {self._log}:\n{log_tail(self._log)}")
 
     def _stop(self) -> list[str]:
-        """Stop all of it; what had to be killed."""
-        with _undisturbed():
+        """Stop all processes. Returns the names of those that had to be killed."""
+        with _ignored_signals():
             started = self._descendants()
             if self._process.poll() is None:
                 self._process.terminate()
-                until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
+                wait_until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
             left = self._running(started)
             names = [f"{process.name()} ({process.pid})" for process in left]
-            end(left, grace_s=0)
+            terminate(left, grace_s=0)
             self._process.wait()
             return names
 
@@ -85,22 +85,22 @@ class Stack:
         return started
 
     def _running(self, started: Sequence[psutil.Process]) -> list[psutil.Process]:
-        """What runs of the service: what it started, its process group, and the servers in folders of its home.
+        """The running processes: descendants, the process group, and servers whose folder is in the home.
 
-        The last are another stack's as long as this one was not ready, for then that one may hold the home.
+        Servers count only after this stack was ready: before, they may belong to another stack that locks the home.
         """
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 ours = process in started or os.getpgid(process.pid) == self._process.pid
                 ours = ours or (self._owns_home and Path(process.cwd()).is_relative_to(self._home))
                 if ours and is_running(process):
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
 
 def exit_on_signals() -> None:
-    """From now on, let SIGTERM and SIGHUP end this process as an exception, so that what it started is stopped."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that `with` blocks stop the child processes."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on)
 
@@ -110,8 +110,8 @@ def _exit_on(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A block that no Ctrl-C breaks off."""
+def _ignored_signals() -> Iterator[None]:
+    """A block that ignores Ctrl-C and termination signals."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     try:
         yield

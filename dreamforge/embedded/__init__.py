@@ -1,4 +1,4 @@
-"""The embedded services: a PostgreSQL and an S3 store that need no installing, with all their data in DF_HOME."""
+"""The embedded services: a PostgreSQL and an S3 store that need no installation, with all data in DF_HOME."""
 
 from dreamforge.embedded.errors import EmbeddedError, HomeInUse
 from dreamforge.embedded.home import Home

@@ -1,4 +1,4 @@
-"""What can go wrong with the embedded services.
+"""Errors of the embedded services.
 
 EmbeddedError
 └── HomeInUse
@@ -6,8 +6,8 @@ EmbeddedError
 
 
 class EmbeddedError(Exception):
-    """An embedded service cannot run; the message says why, where its log lies and what to do."""
+    """An embedded service cannot run; the message says why, where its log is, and what to do."""
 
 
 class HomeInUse(EmbeddedError):
-    """Another process runs its services in the same home."""
+    """Another process has locked the home."""

@@ -1,4 +1,4 @@
-"""DF_HOME: the one directory that holds all data of the embedded services."""
+"""DF_HOME: the directory with all data of the embedded services."""
 
 import fcntl
 import os
@@ -11,14 +11,14 @@ from dreamforge.embedded.errors import EmbeddedError, HomeInUse
 
 
 class Home:
-    """A home, made on demand, that one process at a time may lock; the lock falls with its process."""
+    """A home directory, which one process at a time may lock. The operating system releases a dead process's lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
         self._lock: int | None = None
 
     def lock(self) -> None:
-        """Take the home for this process, or raise HomeInUse. A second call does nothing."""
+        """Lock the home for this process; create it if needed. Raises `HomeInUse`. A second call does nothing."""
         if self._lock is not None:
             return
         try:
@@ -38,19 +38,19 @@ class Home:
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         self._lock = handle
 
-    def in_use_once(self) -> bool:
-        """Has any process locked it yet? Until then a lock would make it."""
+    def was_locked_before(self) -> bool:
+        """Whether a process has ever locked it. If not, `lock` would create it."""
         return (self.path / "lock").exists()
 
     def release(self) -> None:
-        """Give the home back. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file, readable by its owner alone, in one step that a kill cannot halve."""
+def write_private(path: Path, text: str) -> None:
+    """Replace a file atomically. Only its owner can read it."""
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -60,21 +60,21 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def secret(path: Path) -> str:
-    """The secret kept in a file, drawn when there is none yet; its characters need no quoting anywhere."""
+def read_or_create_secret(path: Path) -> str:
+    """The secret in a file; a new random one if the file does not exist. Hex digits, which need no quoting."""
     if not path.exists():
-        write(path, secrets.token_hex(24))
+        write_private(path, secrets.token_hex(24))
     return path.read_text("utf-8").strip()
 
 
-def ports(path: Path) -> list[int]:
-    """The ports noted in a file by an earlier run; none if there is no such note."""
+def read_ports(path: Path) -> list[int]:
+    """The ports that an earlier run saved in a file; empty if there is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[int])
     except (FileNotFoundError, msgspec.DecodeError):
         return []
 
 
-def note_ports(path: Path, numbers: list[int]) -> None:
-    """Note ports for the next run."""
-    write(path, msgspec.json.encode(numbers).decode())
+def write_ports(path: Path, ports: list[int]) -> None:
+    """Save ports for the next run."""
+    write_private(path, msgspec.json.encode(ports).decode())

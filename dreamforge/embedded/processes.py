@@ -1,4 +1,4 @@
-"""Server processes that may outlive their parent: found again, started, awaited and ended."""
+"""Finds, starts, awaits and ends server processes, which may outlive their parent process."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 
-# Below the ephemeral ranges of Linux and macOS: an outgoing connection cannot take a noted port between two runs.
-_PORTS = range(20000, 32768)
+# Below the ephemeral ranges of Linux and macOS: an outgoing connection cannot take a saved port between two runs.
+_PORT_RANGE = range(20000, 32768)
 _POLL_S = 0.02
 _LOG_LIMIT = 8 * 2**20
 _LOG_TAIL = 4096
 
 
 class Server:
-    """A server process: a child of this process, or one adopted from a parent that died."""
+    """A server process: a child of this process, or one adopted after its parent died."""
 
     def __init__(self, process: psutil.Process, child: subprocess.Popen[bytes] | None = None) -> None:
         self.process = process
@@ -29,7 +29,7 @@ class Server:
 
     @classmethod
     def spawn(cls, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> "Server":
-        """Start a server in a session of its own, where no Ctrl-C reaches it, with its output in a log file."""
+        """Start a server in a new session, which Ctrl-C does not reach. Its output goes to a log file."""
         _rotate(log)
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
             child = subprocess.Popen(
@@ -49,14 +49,14 @@ class Server:
         return int(self.process.pid)
 
     def runs(self) -> bool:
-        """Whether it still runs; a zombie that nobody reaps does not."""
+        """Whether it runs. A zombie does not count."""
         if self._child is not None:
             return self._child.poll() is None
         return is_running(self.process)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; whether it ended."""
-        return until(lambda: not self.runs(), timeout_s)
+        """Wait for its end. Returns whether it ended in time."""
+        return wait_until(lambda: not self.runs(), timeout_s)
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -66,38 +66,38 @@ class Server:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process runs: the same one, not a later one with its id, and no zombie."""
+    """Whether a process runs: this one, not a later one with the same id. A zombie does not count."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def running(name: str, mark: str) -> list[psutil.Process]:
-    """The processes of a name that bear a mark on their command line, or in the title that they gave themselves.
+def find_processes(name: str, marker: str) -> list[psutil.Process]:
+    """The processes with this name whose command line, or process title, contains the marker.
 
-    A process id noted in a file may by now be someone else's; and of another user's process, nothing but the command
-    line can be read without privileges that containers lack.
+    A process id in a file may by now belong to another process. Of another user's process, only the command line can be
+    read without privileges that containers lack.
     """
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.name() == name and mark in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+            if process.name() == name and marker in " ".join(process.cmdline()):
+                processes.append(process)
+    return processes
 
 
-def end(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
-    """Wait until processes have ended by themselves, and kill those that have not."""
-    until(lambda: not any(map(is_running, processes)), grace_s)
+def terminate(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
+    """Wait up to `grace_s` seconds until the processes end, then kill the rest."""
+    wait_until(lambda: not any(map(is_running, processes)), grace_s)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    until(lambda: not any(map(is_running, processes)), 5)
+    wait_until(lambda: not any(map(is_running, processes)), 5)
 
 
-def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for a condition; whether it came true in time."""
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait for a condition. Returns whether it became true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -106,18 +106,18 @@ def until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def choose_ports(count: int, noted: Sequence[int]) -> list[int]:
-    """The noted ports where all are free still, else as many new ones."""
-    if len(noted) == count and all(map(is_free, noted)):
-        return list(noted)
-    candidates = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+def choose_ports(count: int, preferred: Sequence[int]) -> list[int]:
+    """The preferred ports if all are free, else as many random free ones."""
+    if len(preferred) == count and all(map(is_free, preferred)):
+        return list(preferred)
+    candidates = iter(random.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE)))
     return [next(port for port in candidates if is_free(port)) for _ in range(count)]
 
 
 def is_free(port: int) -> bool:
     """Whether a server could bind a loopback port now."""
     with socket.socket() as probe:
-        # As servers do, so that connections of the last run in TIME_WAIT do not count; listeners still do.
+        # As servers do: connections of the last run in TIME_WAIT do not count, listeners do.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -126,15 +126,15 @@ def is_free(port: int) -> bool:
         return True
 
 
-def accepts(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
     """Whether a server accepts connections on a loopback port now."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
-def tail(log: Path) -> str:
-    """The last lines of a log, to be shown in an error."""
+def log_tail(log: Path) -> str:
+    """The last lines of a log, for an error message."""
     if not log.exists():
         return ""
     with log.open("rb") as file:

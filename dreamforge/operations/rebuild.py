@@ -1,4 +1,4 @@
-"""A rebuild of the read model by several processes at once, watched while it runs."""
+"""Rebuilds the read model with several processes, and shows the progress."""
 
 import asyncio
 import gc
@@ -13,23 +13,23 @@ from contextlib import asynccontextmanager
 from multiprocessing.synchronize import Event
 
 from eventstore.database import Database
-from projections.rebuild import Rebuild, RebuildFailed, State
+from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 
 _WATCH_S = 0.25
 
 _stop: Event
-"""Set when the workers are to end; a process is given it when it starts."""
+"""Tells workers to end. Each worker process gets it at its start."""
 
 
 async def fill(rebuild: Rebuild, database: Database, workers: int) -> None:
-    """Fill every chunk of a rebuild by some processes. Raises as `Rebuild.fill`."""
+    """Fill every chunk of a rebuild with several processes. Raises as `Rebuild.fill`."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(stop,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker, initargs=(stop,)) as pool:
         try:
             await asyncio.gather(
-                *(loop.run_in_executor(pool, _fill, database.url, database.pooled) for _ in range(workers))
+                *(loop.run_in_executor(pool, _fill_in_worker, database.url, database.pooled) for _ in range(workers))
             )
         except BrokenProcessPool:
             raise RebuildFailed("a worker was killed, for want of memory perhaps: run it again, to go on") from None
@@ -39,8 +39,8 @@ async def fill(rebuild: Rebuild, database: Database, workers: int) -> None:
 
 
 @asynccontextmanager
-async def watched(rebuild: Rebuild, show: Callable[[State], None]) -> AsyncIterator[None]:
-    """Show how far a rebuild is, four times a second."""
+async def show_progress(rebuild: Rebuild, show: Callable[[ReadModelState], None]) -> AsyncIterator[None]:
+    """Show a rebuild's progress four times a second."""
 
     async def watch() -> None:
         while True:
@@ -55,27 +55,29 @@ async def watched(rebuild: Rebuild, show: Callable[[State], None]) -> AsyncItera
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _begin_worker(stop: Event) -> None:
-    global _stop  # noqa: PLW0603  # the one way in which a pool's process is given anything that can't be pickled
+def _init_worker(stop: Event) -> None:
+    global _stop  # noqa: PLW0603  # the only way to pass an object that can't be pickled to a worker
     _stop = stop
-    gc.set_threshold(200_000)  # rows by the thousand, and no cycles: looking for those took a tenth of the time
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who was asked to stop lets its workers end their chunks
+    gc.set_threshold(200_000)  # thousands of rows and no cycles: collections took a tenth of the time
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the parent process handles Ctrl-C and lets workers finish their chunks
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A pool's process would wait without end for one that was killed. What it was filling is rolled back."""
+    """Exit when the parent process has died: a worker would wait for it forever. Its chunk is rolled back."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _fill(url: str, pooled: bool) -> None:  # noqa: FBT001  # run_in_executor passes no names
-    asyncio.run(_fill_all(url, pooled=pooled))
+def _fill_in_worker(url: str, pooled: bool) -> None:  # noqa: FBT001  # run_in_executor passes no names
+    asyncio.run(_fill_chunks(url, pooled=pooled))
 
 
-async def _fill_all(url: str, *, pooled: bool) -> None:
+async def _fill_chunks(url: str, *, pooled: bool) -> None:
     database = Database(url, pooled=pooled, bounded=False, role="dreamforge-rebuild")
     try:
         await Rebuild(database).fill(lambda: not _stop.is_set())

@@ -1,4 +1,4 @@
-"""What `dreamforge audit reproduce` does: renders a job's images again from its history, and compares the pixels."""
+"""`dreamforge audit reproduce`: renders a job's images again from its history, and compares the pixels."""
 
 import argparse
 from collections.abc import AsyncIterator, Sequence
@@ -10,9 +10,9 @@ from PIL import Image, ImageChops
 from rich.table import Table
 
 from artifacts.encoding import decode, encode
-from artifacts.object_store import ObjectStore, StoredObject, described
+from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from dreamforge.backends import ask_backends
-from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, print_message, print_result
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -25,17 +25,17 @@ from orchestrator.events.steps import ArtifactWritten, Measure, Memory, ModelSel
 from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_errors import StepError
-from runners.engines.batching import Batches
+from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels
 from runners.selection import ModelFiles, model_ref
 from runners.worker import worker
 
 
 class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that was made again. difference: the largest of any pixel's channel, of 255; None if it could not be.
+    """A reproduced image. difference: the largest of any pixel's channel, of 255; None if it was not reproduced.
 
-    pixels: how many differ. environment: what is not as it was, such as versions and device. problem: why it could not.
-    changed: the file in the store is not the one that was written, whatever its pixels.
+    pixels: how many differ. environment: differences in versions, device and so on. problem: why it was not reproduced.
+    changed: the file in the store is not the one that was written, regardless of its pixels.
     """
 
     step: str
@@ -49,23 +49,23 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def identical(self) -> bool:
-        """Is it the very same picture, in the file that was written?"""
+        """Whether all pixels are equal and the file is the one that was written."""
         return self.difference == 0 and not self.changed
 
 
-class _Silence:
-    """Nobody needs to hear how a reproduction gets on (a `batches.Report`)."""
+class _NullListener:
+    """Ignores progress (a `batching.AttemptListener`)."""
 
-    def ticked(self, items: list[int], done: int, of: int) -> None:
+    def step_done(self, items: list[int], done: int, of: int) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         """Ignored: a reproduction records nothing."""
 
-    def lost(self, items: list[int], reason: str) -> None:
+    def engine_lost(self, items: list[int], reason: str) -> None:
         """Ignored: a reproduction records nothing."""
 
 
@@ -81,38 +81,42 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
         async with _engine(settings) as batches:
-            again = _Again(job, events, store, batches, Models(Log(database)), settings)
-            return OK, "", [await again.item(step, item) for step in job.steps for item in _items(step)]
+            reproducer = _Reproducer(job, events, store, batches, Models(Log(database)), settings)
+            return OK, "", [await reproducer.item(step, item) for step in job.steps for item in _items(step)]
 
-    code, why, found = ask_backends(settings, "audit", ask)
+    code, reason, results = ask_backends(settings, "audit", ask)
     if code != OK:
-        return complain(code, why)
-    print_answer(args.output, found, _table(found))
-    if not found:
-        return complain(FAILED, f"nothing was compared: job {args.job} has no image")
-    differ = sum(not one.identical for one in found)
-    return complain(FAILED, f"{differ} of {len(found)} image(s) could not be made again as they are") if differ else OK
+        return print_message(code, reason)
+    print_result(args.output, results, _table(results))
+    if not results:
+        return print_message(FAILED, f"nothing was compared: job {args.job} has no image")
+    differ = sum(not one.identical for one in results)
+    return (
+        print_message(FAILED, f"{differ} of {len(results)} image(s) could not be made again as they are")
+        if differ
+        else OK
+    )
 
 
 @asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[Batches]:
-    """An engine process of our own, as a runner of these settings would have; it starts when it is needed."""
-    batches = Batches(engine_process(settings), batch_max=1)
+async def _engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
+    """An engine process as a runner with these settings has it. It starts at its first work."""
+    batches = BatchScheduler(engine_process(settings), batch_max=1)
     try:
         yield batches
     finally:
         await batches.stop()
 
 
-class _Again:
-    """Makes the images of one job again."""
+class _Reproducer:
+    """Reproduces the images of one job."""
 
     def __init__(
         self,
         job: JobState,
         events: Sequence[DecodedEvent],
         store: ObjectStore,
-        batches: Batches,
+        batches: BatchScheduler,
         models: Models,
         settings: Settings,
     ) -> None:
@@ -130,58 +134,58 @@ class _Again:
         }
 
     async def item(self, step: StepState, written: ArtifactWritten) -> Reproduced:
-        """Make an item again and compare; what stands in the way is told."""
-        told: dict[str, Any] = {"step": step.name, "item_index": written.item_index, "s3_key": written.s3_key}
+        """Reproduce an item and compare it. A failure is returned as a problem."""
+        identity: dict[str, Any] = {"step": step.name, "item_index": written.item_index, "s3_key": written.s3_key}
         try:
             body = await self._store.get(written.s3_key)
-            before = self._decoded(body)
-            after, rendering = await self._rendered(step, written)
+            before = self._decode(body)
+            after, rendering = await self._render_again(step, written)
         except StepError as error:
-            return Reproduced(**told, difference=None, pixels=0, environment=[], problem=str(error))
-        environment = _differences(written.rendering, rendering)
-        told["changed"] = described(body) != StoredObject(written.bytes, written.sha256)
+            return Reproduced(**identity, difference=None, pixels=0, environment=[], problem=str(error))
+        environment = _environment_differences(written.rendering, rendering)
+        identity["changed"] = stored_object(body) != StoredObject(written.bytes, written.sha256)
         if before.size != after.size:
             sizes = f"it was {before.width}x{before.height}, and is {after.width}x{after.height}"
-            return Reproduced(**told, difference=None, pixels=0, environment=environment, problem=sizes)
-        largest, pixels = _compared(before, after)
-        return Reproduced(**told, difference=largest, pixels=pixels, environment=environment)
+            return Reproduced(**identity, difference=None, pixels=0, environment=environment, problem=sizes)
+        largest, pixels = _compare_pixels(before, after)
+        return Reproduced(**identity, difference=largest, pixels=pixels, environment=environment)
 
-    async def _rendered(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
+    async def _render_again(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
         item, before = written.item_index, self._job.before(step)
-        made = written.rendering
+        original = written.rendering
         source = None
         if before is not None:
             parent = before.artifacts[item]
-            source = await self._store.verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
-        if made is None:
+            source = await self._store.get_verified(parent.s3_key, StoredObject(parent.bytes, parent.sha256))
+        if original is None:
             self._expect_no_model(step, written)
-            return self._decoded(self._renderer.render(self._job, step.name, item, source)), None
-        model = await self._model(step, written, made)
-        work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), made)
-        pixels = await self._batches.render(work, item, _Silence())
+            return self._decode(self._renderer.render(self._job, step.name, item, source)), None
+        model = await self._model(step, written, original)
+        work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), original)
+        pixels = await self._batches.render(work, item, _NullListener())
         return self._as_written(pixels), pixels.rendering
 
-    async def _model(self, step: StepState, written: ArtifactWritten, made: Rendering) -> ModelRef:
-        """The very model that made it. Raises `StepError` if it is not there, or has changed."""
-        if made.model_id is None:
+    async def _model(self, step: StepState, written: ArtifactWritten, original: Rendering) -> ModelRef:
+        """The model that rendered the original. Raises `StepError` if it is missing or has changed."""
+        if original.model_id is None:
             return ModelRef(kind="generator", path=self._selected[step.step_id, written.attempt].source)
-        view = await self._models.model(made.model_id)
+        view = await self._models.model(original.model_id)
         if view is None:
-            raise StepError(f"model {made.model_id} is not registered any more")
+            raise StepError(f"model {original.model_id} is not registered any more")
         self._files.check(view)
         return model_ref(view)
 
     def _expect_no_model(self, step: StepState, written: ArtifactWritten) -> None:
-        """Raise `StepError` if a model made an image, and it does not tell how."""
+        """Raise `StepError` if a model rendered an image whose rendering is not recorded."""
         selected = self._selected.get((step.step_id, written.attempt))
         if selected is not None and selected.engine not in {"fake", "image"}:
             raise StepError("an attempt before the one that recorded it made it, and its file does not tell how")
 
     def _as_written(self, pixels: Pixels) -> Image.Image:
-        """A picture as its file keeps it: a JPEG loses some."""
-        return self._decoded(encode(pixels.image(), self._job.generate.format))
+        """An image after encoding and decoding, since JPEG is lossy."""
+        return self._decode(encode(pixels.image(), self._job.generate.format))
 
-    def _decoded(self, body: bytes) -> Image.Image:
+    def _decode(self, body: bytes) -> Image.Image:
         return decode(body, self._settings.max_pixels).convert("RGB")
 
 
@@ -189,7 +193,7 @@ def _items(step: StepState) -> list[ArtifactWritten]:
     return [step.artifacts[index] for index in sorted(step.artifacts)]
 
 
-def _compared(before: Image.Image, after: Image.Image) -> tuple[int, int]:
+def _compare_pixels(before: Image.Image, after: Image.Image) -> tuple[int, int]:
     """The largest difference of a channel, and how many pixels differ."""
     difference = ImageChops.difference(before, after)
     red, green, blue = difference.split()
@@ -198,8 +202,8 @@ def _compared(before: Image.Image, after: Image.Image) -> tuple[int, int]:
     return max(value for value, count in enumerate(counts) if count), sum(counts[1:])
 
 
-def _differences(then: Rendering | None, now: Rendering | None) -> list[str]:
-    """What of the environment is not as it was when the image was made."""
+def _environment_differences(then: Rendering | None, now: Rendering | None) -> list[str]:
+    """The differences between two environments, as text."""
     if then is None or now is None:
         return []
     names = sorted(then.versions.keys() | now.versions.keys())
@@ -209,15 +213,15 @@ def _differences(then: Rendering | None, now: Rendering | None) -> list[str]:
     return [f"{name}: {old} then, {new} now" for name, old, new in pairs if old != new]
 
 
-def _table(found: Sequence[Reproduced]) -> Table:
+def _table(results: Sequence[Reproduced]) -> Table:
     table = Table("STEP", "ITEM", "PIXELS", "ENVIRONMENT", box=None)
-    for one in found:
-        verdict = "identical"
+    for one in results:
+        result = "identical"
         if one.problem is not None:
-            verdict = one.problem
+            result = one.problem
         elif one.difference:
-            verdict = f"{one.pixels:,} differ, by {one.difference}/255 at most"
+            result = f"{one.pixels:,} differ, by {one.difference}/255 at most"
         if one.changed:
-            verdict += "; the file is not the one that was written"
-        table.add_row(one.step, str(one.item_index), verdict, "\n".join(one.environment) or "the same")
+            result += "; the file is not the one that was written"
+        table.add_row(one.step, str(one.item_index), result, "\n".join(one.environment) or "the same")
     return table

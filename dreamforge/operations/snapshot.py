@@ -1,4 +1,4 @@
-"""What `dreamforge top` shows, computed from two readings of the database. Pure: no I/O, no clock."""
+"""What `dreamforge top` shows, computed from two successive states of the database. Pure: no I/O, no clock."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from projections.subscription_status import SubscriptionStatus
 
 WINDOW = timedelta(seconds=60)
 MOST_EVENTS = 5000
-"""How many of the newest events a reading holds: the window is shorter where more came within it."""
+"""The most events of a window: with more events, the window is shorter."""
 
 
-class Happened(msgspec.Struct, frozen=True, kw_only=True):
-    """What is looked at of an event. status: how a step or job ended; runner: who wrote it, if a runner did."""
+class WindowEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event in the window. status: of a step or job that ended. runner: None if another role appended it."""
 
     partition: int
     position: int
@@ -26,7 +26,7 @@ class Happened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue. hidden: claimed, or deferred; oldest_s: for how long the oldest visible command has waited."""
+    """A queue. hidden: claimed or deferred commands. oldest_s: how long the oldest visible command has waited."""
 
     queue: str
     visible: int
@@ -34,33 +34,33 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     oldest_s: float | None
 
 
-class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that a runner works on, and when its job last heard of that runner."""
+class RunningStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that a runner is running. heard_at: time of the runner's newest event for the job."""
 
     runner: str
     heard_at: datetime
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """The database at one moment, by its own clock.
+class DatabaseState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of the database at one time, by its own clock.
 
-    heads: each partition's newest position. events: all from `since` on, oldest first. open_jobs: how many, by status.
+    heads: by partition. events: all since `since`, oldest first. open_jobs: numbers by status.
     """
 
     at: datetime
     heads: Mapping[int, int]
     since: datetime
-    events: Sequence[Happened]
+    events: Sequence[WindowEvent]
     open_jobs: Mapping[str, int]
     queues: Sequence[Queue]
-    running: Sequence[Running]
+    running: Sequence[RunningStep]
     subscription_statuses: Sequence[SubscriptionStatus]
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """How often something happens, a second since the reading before (now), and in the window (mean, count).
+    """The rate of an event code: per second since the previous state (now), and in the window (mean, count).
 
-    now: None where it is not known: at the first reading, and where more came since than is counted.
+    now: None if unknown: for the first state, and if more events were appended than were read.
     """
 
     now: float | None
@@ -69,7 +69,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """How attempts at steps ended in the window; a step that is handed back is tried again, too."""
+    """How attempts at steps ended in the window. retried: includes hand-backs."""
 
     succeeded: int
     retried: int
@@ -77,7 +77,7 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The open jobs, as far as the projector has come, and those that failed in the window."""
+    """Open jobs according to the read model, and jobs that failed in the window."""
 
     queued: int
     running: int
@@ -85,7 +85,7 @@ class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Runner(msgspec.Struct, frozen=True, kw_only=True):
-    """A runner that works, or wrote something in the window. running: steps; heard_s: since its newest event."""
+    """A runner that runs steps or appended events in the window. running: steps. heard_s: age of its newest event."""
 
     runner: str
     running: int
@@ -94,7 +94,7 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscription's partitions summed up. lag: events that wait; lag_s: the longest wait, None where none does."""
+    """A subscription's lag over all partitions. lag: in events. lag_s: the longest, in seconds; None without lag."""
 
     projection: str
     lag: int
@@ -102,7 +102,7 @@ class Lag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is shown at one moment. window_s: for how long back events are counted."""
+    """What is shown at one time. window_s: length of the window."""
 
     at: datetime
     window_s: float
@@ -118,51 +118,55 @@ _RATED = {"jobs_created": "job.created", "jobs_ended": "job.finish", "images": "
 """The events whose rates are shown, by name."""
 
 
-def share(heads: Mapping[int, int], before: Reading | None) -> dict[int, int]:
-    """After which position of each partition to read: what is new, but no more in all than a reading holds."""
+def start_positions(heads: Mapping[int, int], before: DatabaseState | None) -> dict[int, int]:
+    """The position of each partition after which to read: new events, limited to `MOST_EVENTS` in all."""
     most = max(1, MOST_EVENTS // len(heads))
-    seen = {} if before is None else before.heads
-    return {partition: max(seen.get(partition, 0), head - most) for partition, head in heads.items()}
+    previous_heads = {} if before is None else before.heads
+    return {partition: max(previous_heads.get(partition, 0), head - most) for partition, head in heads.items()}
 
 
-def window(
-    at: datetime, before: Reading | None, starts: Mapping[int, int], fresh: Iterable[Happened]
-) -> tuple[datetime, list[Happened]]:
-    """The events to count at a moment, oldest first, and since when they are all that happened.
+def window_events(
+    at: datetime, before: DatabaseState | None, starts: Mapping[int, int], new_events: Iterable[WindowEvent]
+) -> tuple[datetime, list[WindowEvent]]:
+    """The start of the window, and all events since then, oldest first.
 
-    starts: after which positions the fresh ones were read (see `share`).
+    starts: the positions after which the new events were read (see `start_positions`).
     """
     since = at - WINDOW
-    events = list(fresh)
-    seen: Mapping[int, int] = {}
+    events = list(new_events)
+    previous_heads: Mapping[int, int] = {}
     if before is not None:
-        since, seen = max(since, before.since), before.heads
-    # Where older ones were left out, nothing is known of the time before the first that was read.
-    firsts = {one.partition: one.recorded_at for one in events if one.position == starts[one.partition] + 1}
-    cut = [first for partition, first in firsts.items() if starts[partition] > seen.get(partition, 0)]
+        since, previous_heads = max(since, before.since), before.heads
+    # If older events were not read, the window begins at the first event that was read.
+    first_times = {
+        event.partition: event.recorded_at for event in events if event.position == starts[event.partition] + 1
+    }
+    cut_times = [
+        first for partition, first in first_times.items() if starts[partition] > previous_heads.get(partition, 0)
+    ]
     if before is not None:
         events += before.events
-    events.sort(key=lambda one: (one.recorded_at, one.partition, one.position))
+    events.sort(key=lambda event: (event.recorded_at, event.partition, event.position))
     if len(events) > MOST_EVENTS:
         events = events[-MOST_EVENTS:]
-        cut.append(events[0].recorded_at)
-    since = max([since, *cut])
-    return since, [one for one in events if one.recorded_at >= since]
+        cut_times.append(events[0].recorded_at)
+    since = max([since, *cut_times])
+    return since, [event for event in events if event.recorded_at >= since]
 
 
-def continued(before: Reading | None, heads: Mapping[int, int]) -> Reading | None:
-    """The reading before, unless the log was set back since: then it tells of another log."""
+def previous_if_same_log(before: DatabaseState | None, heads: Mapping[int, int]) -> DatabaseState | None:
+    """The previous state; None if a head has decreased, because it is then of another log."""
     if before is None or any(heads.get(partition, 0) < head for partition, head in before.heads.items()):
         return None
     return before
 
 
-def picture(before: Reading | None, after: Reading) -> Snapshot:
-    """What is shown after two readings; rates are not known by the first."""
+def make_snapshot(before: DatabaseState | None, after: DatabaseState) -> Snapshot:
+    """The snapshot from two states. Without a previous state, the rates are unknown."""
     return Snapshot(
         at=after.at,
         window_s=_window_s(after),
-        rates=_rates(continued(before, after.heads), after),
+        rates=_rates(previous_if_same_log(before, after.heads), after),
         steps=Steps(
             succeeded=_count(after, "step.finish", "succeeded"),
             retried=_count(after, "step.retry"),
@@ -179,15 +183,15 @@ def picture(before: Reading | None, after: Reading) -> Snapshot:
     )
 
 
-def _window_s(after: Reading) -> float:
+def _window_s(after: DatabaseState) -> float:
     return (after.at - after.since).total_seconds()
 
 
-def _count(after: Reading, code: str, status: str | None = None) -> int:
-    return sum(one.code == code and status in {None, one.status} for one in after.events)
+def _count(after: DatabaseState, code: str, status: str | None = None) -> int:
+    return sum(event.code == code and status in {None, event.status} for event in after.events)
 
 
-def _rates(before: Reading | None, after: Reading) -> dict[str, Rate]:
+def _rates(before: DatabaseState | None, after: DatabaseState) -> dict[str, Rate]:
     seconds, now = _window_s(after), _now(before, after)
     counts = {"events": len(after.events)} | {name: _count(after, code) for name, code in _RATED.items()}
     return {
@@ -196,45 +200,51 @@ def _rates(before: Reading | None, after: Reading) -> dict[str, Rate]:
     }
 
 
-def _now(before: Reading | None, after: Reading) -> dict[str, float]:
-    """The rates since the reading before, as far as they are known."""
+def _now(before: DatabaseState | None, after: DatabaseState) -> dict[str, float]:
+    """The known rates since the previous state."""
     if before is None or after.at <= before.at:
         return {}
     # Positions have no gaps: how many events were appended is known even where not all of them were read.
     counts = {"events": sum(after.heads.values()) - sum(before.heads.values())}
     if after.since <= before.at:
-        fresh = Counter(one.code for one in after.events if one.position > before.heads.get(one.partition, 0))
-        counts |= {name: fresh[code] for name, code in _RATED.items()}
+        new_events = Counter(
+            event.code for event in after.events if event.position > before.heads.get(event.partition, 0)
+        )
+        counts |= {name: new_events[code] for name, code in _RATED.items()}
     seconds = (after.at - before.at).total_seconds()
     return {name: count / seconds for name, count in counts.items()}
 
 
-def _runners(after: Reading) -> list[Runner]:
-    """The busiest first."""
-    running = Counter(one.runner for one in after.running)
-    images = Counter(one.runner for one in after.events if one.runner and one.code == "artifact.written")
-    heard = {one.runner: one.heard_at for one in sorted(after.running, key=lambda one: one.heard_at)}
+def _runners(after: DatabaseState) -> list[Runner]:
+    """Runners by activity, highest first."""
+    running = Counter(step.runner for step in after.running)
+    images = Counter(event.runner for event in after.events if event.runner and event.code == "artifact.written")
+    heard_at_by_runner = {step.runner: step.heard_at for step in sorted(after.running, key=lambda step: step.heard_at)}
     for event in after.events:
         if event.runner is not None:
-            heard[event.runner] = max(event.recorded_at, heard.get(event.runner, event.recorded_at))
-    found = [
+            heard_at_by_runner[event.runner] = max(
+                event.recorded_at, heard_at_by_runner.get(event.runner, event.recorded_at)
+            )
+    runners = [
         Runner(
             runner=runner,
             running=running[runner],
             images=images[runner],
             heard_s=max(0.0, (after.at - moment).total_seconds()),
         )
-        for runner, moment in heard.items()
+        for runner, moment in heard_at_by_runner.items()
     ]
-    return sorted(found, key=lambda one: (-one.running, -one.images, one.runner))
+    return sorted(runners, key=lambda runner: (-runner.running, -runner.images, runner.runner))
 
 
 def _lags(subscription_statuses: Sequence[SubscriptionStatus]) -> list[Lag]:
-    """The worst first: by how long something waits, then by how much."""
-    found = []
-    ordered = sorted(subscription_statuses, key=lambda one: one.projection)
-    for projection, group in groupby(ordered, key=lambda one: one.projection):
+    """Lags, largest first: by seconds, then by events."""
+    lags = []
+    ordered = sorted(subscription_statuses, key=lambda status: status.projection)
+    for projection, group in groupby(ordered, key=lambda status: status.projection):
         partitions = list(group)
-        waits = [one.lag_s for one in partitions if one.lag_s is not None]
-        found.append(Lag(projection=projection, lag=sum(one.lag for one in partitions), lag_s=max(waits, default=None)))
-    return sorted(found, key=lambda one: (-(one.lag_s or 0.0), -one.lag, one.projection))
+        waits = [status.lag_s for status in partitions if status.lag_s is not None]
+        lags.append(
+            Lag(projection=projection, lag=sum(status.lag for status in partitions), lag_s=max(waits, default=None))
+        )
+    return sorted(lags, key=lambda lag: (-(lag.lag_s or 0.0), -lag.lag, lag.projection))

@@ -1,16 +1,16 @@
-"""Reads from the database what `dreamforge top` shows, by statements that cost the same however long the log is."""
+"""Reads what `dreamforge top` shows. The cost of its statements does not depend on the length of the log."""
 
 from dreamforge.operations.snapshot import (
     WINDOW,
-    Happened,
+    DatabaseState,
     Queue,
-    Reading,
-    Running,
+    RunningStep,
     Snapshot,
-    continued,
-    picture,
-    share,
-    window,
+    WindowEvent,
+    make_snapshot,
+    previous_if_same_log,
+    start_positions,
+    window_events,
 )
 from eventstore.database import Database, DatabaseWithDeadline
 from orchestrator.step_kinds import STEP_KINDS, select_queues
@@ -27,7 +27,7 @@ left join lateral (
     select position from eventstore.events e where e.partition = p order by position desc limit 1
 ) as h on true
 """
-# By the key up to the head, since positions have no gaps; the limit keeps the planner from any other way.
+# Positions have no gaps, so the limit selects the events up to the head. It makes the planner use the primary key.
 _EVENTS = """
 select e.partition, e.position, e.recorded_at, e.code,
     case when e.code in ('step.finish', 'job.finish') then e.data ->> 'status' end as status,
@@ -40,7 +40,7 @@ cross join lateral (
 ) as e
 where e.recorded_at > $4
 """
-# Tenant after tenant by the index of open and failed jobs, which begins with them: past all that ended.
+# Skips from tenant to tenant in the index of open and failed jobs, so that succeeded jobs are not read.
 _JOBS = """
 with recursive tenants as (
     (select tenant from readmodel.jobs where status <> 'succeeded' order by tenant limit 1)
@@ -66,8 +66,8 @@ from unnest($1::text[]) as q (queue)
 left join ({select_queues("vt <= clock_timestamp() as visible, enqueued_at")}) as held using (queue)
 group by queue order by queue
 """  # noqa: S608  # constants
-# A hidden command is claimed, or deferred: the last that a runner told of its job says which. Those that show again
-# soonest come first, since claims are shorter than most deferrals. The case: an unreadable command names no job.
+# A hidden command is claimed or deferred: the job's last runner event says which. Those that become visible first are
+# read first, since leases are shorter than most deferrals. The `case`: an unreadable command has no valid job id.
 _RUNNING = f"""
 select last.runner, last.recorded_at as heard_at
 from (
@@ -86,34 +86,34 @@ where last.code in ('step.start', 'artifact.written') and last.runner is not nul
 """  # noqa: S608  # constants
 
 
-class Watch:
-    """Looks at the database again and again. Every look may raise `EventStoreError`; the next may succeed."""
+class SnapshotReader:
+    """Reads successive snapshots. A read may raise `EventStoreError`; the next one may succeed."""
 
     def __init__(self, database: Database) -> None:
         self._database = DatabaseWithDeadline(database, _PATIENCE_S)
-        self._before: Reading | None = None
+        self._before: DatabaseState | None = None
 
-    async def look(self) -> Snapshot:
-        """The database as it is now, and what happened since the look before."""
+    async def next_snapshot(self) -> Snapshot:
+        """Read the database, and compute a snapshot from this and the previous state."""
         after = await self._read()
         before, self._before = self._before, after
-        return picture(before, after)
+        return make_snapshot(before, after)
 
-    async def _read(self) -> Reading:
+    async def _read(self) -> DatabaseState:
         rows = await self._database.read(_HEADS)
         at, heads = rows[0]["at"], {row["partition"]: row["position"] for row in rows}
-        before = continued(self._before, heads)
-        starts = share(heads, before)
+        before = previous_if_same_log(self._before, heads)
+        starts = start_positions(heads, before)
         ranges = (list(heads), [starts[partition] for partition in heads], list(heads.values()))
-        fresh = [Happened(**row) for row in await self._database.read(_EVENTS, *ranges, at - WINDOW)]
-        since, events = window(at, before, starts, fresh)
-        return Reading(
+        fresh = [WindowEvent(**row) for row in await self._database.read(_EVENTS, *ranges, at - WINDOW)]
+        since, events = window_events(at, before, starts, fresh)
+        return DatabaseState(
             at=at,
             heads=heads,
             since=since,
             events=events,
             open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS)},
             queues=[Queue(**row) for row in await self._database.read(_QUEUES, list(STEP_KINDS))],
-            running=[Running(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
+            running=[RunningStep(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
             subscription_statuses=await subscription_statuses(self._database),
         )

@@ -1,4 +1,4 @@
-"""What `dreamforge audit verify` does: events against their chains, images against their events."""
+"""`dreamforge audit verify`: verifies events by their hashes, and images by their events."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ from rich.markup import escape
 from artifacts.errors import ObjectMissing
 from artifacts.object_store import ObjectStore, StoredObject
 from dreamforge.backends import ask_backends, ask_database
-from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, complain, print_answer
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.operations.anchoring import read_key
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -25,12 +25,12 @@ from orchestrator import codec
 from orchestrator.events.operations import AnchorSigned
 from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten, ArtifactWritten
 
-_AT_ONCE = 8
-"""How many images are read at a time."""
+_CONCURRENT_READS = 8
+"""How many images are read at once."""
 
 
 class BadArtifact(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that is not what its event says, or is not there."""
+    """An image that is missing or differs from its event."""
 
     job_id: UUID
     version: int
@@ -38,14 +38,14 @@ class BadArtifact(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
 
     def __str__(self) -> str:
-        """The place and the problem."""
+        """The object key, the event and the problem."""
         return f"{self.s3_key} ({self.job_id} version {self.version}): {self.problem}"
 
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, and what is wrong with it.
+class VerificationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How much was verified, and the flaws.
 
-    anchors: how many the log was held against. artifacts: null where they were not to be read.
+    anchors: how many the log was compared with. artifacts: null if images were not read.
     """
 
     events: int
@@ -61,16 +61,16 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if settings.anchor_key is not None:
         trusted.add(anchors.public_key(read_key(settings.anchor_key)))
     try:
-        given = [_given(file, trusted) for file in args.anchors]
+        given_anchors = [_load_anchor(file, trusted) for file in args.anchors]
         if isinstance(args.target, Path):
-            return _bundle(args, given)
-        return _log(args, settings, given, trusted)
+            return _verify_bundle(args, given_anchors)
+        return _verify_log(args, settings, given_anchors, trusted)
     except anchors.BadAnchor as error:
-        return complain(FAILED, str(error))
+        return print_message(FAILED, str(error))
 
 
-def _given(file: Path, trusted: set[str]) -> Anchor:
-    """The anchor of a file, as `dreamforge audit anchor` printed it."""
+def _load_anchor(file: Path, trusted: set[str]) -> Anchor:
+    """Read an anchor from a file, as `dreamforge audit anchor` prints it. Raises `BadAnchor`."""
     try:
         anchor = msgspec.json.decode(file.read_bytes(), type=Anchor)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -79,61 +79,62 @@ def _given(file: Path, trusted: set[str]) -> Anchor:
     return anchor
 
 
-def _bundle(args: argparse.Namespace, given: Sequence[Anchor]) -> int:
+def _verify_bundle(args: argparse.Namespace, given_anchors: Sequence[Anchor]) -> int:
     if args.artifacts:
-        return complain(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
+        return print_message(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
     with args.target.open("rb") as lines:
-        report = bundle.verify(lines, given, codec.VOCABULARY)
+        report = bundle.verify(lines, given_anchors, codec.VOCABULARY)
     counts = f"{report.events:,} event(s) of {args.target}"
-    if given and not report.flaws:
+    if given_anchors and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
-    print_answer(args.output, report, _verdict(counts, report.flaws, empty=not report.events))
-    return _code(report.flaws, empty=not report.events)
+    print_result(args.output, report, _result_text(counts, report.flaws, empty=not report.events))
+    return _exit_code(report.flaws, empty=not report.events)
 
 
-def _log(args: argparse.Namespace, settings: Settings, given: Sequence[Anchor], trusted: set[str]) -> int:
-    async def verify(database: Database, store: ObjectStore | None) -> Verified:
+def _verify_log(
+    args: argparse.Namespace, settings: Settings, given_anchors: Sequence[Anchor], trusted: set[str]
+) -> int:
+    async def verify(database: Database, store: ObjectStore | None) -> VerificationResult:
         reader = AuditReader(database)
-        audit = _Audit(await reader.identity(), trusted, store, whole=args.all)
-        async for page in _whole(reader) if args.all else _one(reader, args.target):
+        audit = _LogVerification(await reader.identity(), trusted, store, whole=args.all)
+        async for page in _all_pages(reader) if args.all else _job_pages(reader, args.target):
             await audit.check(page)
-        return await audit.report(reader, given)
+        return await audit.report(reader, given_anchors)
 
     if args.artifacts:
         found = ask_backends(settings, "audit", verify)
     else:
         found = ask_database(settings, "audit", lambda database, _: verify(database, None))
     if not (args.all or found.events):
-        return complain(NOT_FOUND, f"the log has no job {args.target}")
+        return print_message(NOT_FOUND, f"the log has no job {args.target}")
     wrong = [*found.flaws, *found.bad_artifacts]
-    print_answer(args.output, found, _verdict(_counts(found), wrong, empty=not found.events))
-    return _code(wrong, empty=not found.events)
+    print_result(args.output, found, _result_text(_counts(found), wrong, empty=not found.events))
+    return _exit_code(wrong, empty=not found.events)
 
 
-def _counts(found: Verified) -> str:
+def _counts(found: VerificationResult) -> str:
     counts = {"event": found.events, "artifact": found.artifacts, "anchor": found.anchors}
     return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
 
 
-async def _whole(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
+async def _all_pages(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
     for partition in await reader.partitions():
         async for page in reader.pages(partition):
             yield page
 
 
-async def _one(reader: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
+async def _job_pages(reader: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
     yield await reader.stream(job)
 
 
-class _Audit:
-    """Counts and collects.
+class _LogVerification:
+    """Verifies pages of events and collects the flaws.
 
-    trusted: whose anchors count, among those that stand in the log. store: where the images are read from; None where
-    they are not.
+    trusted: public keys whose anchors in the log are checked. store: for reading images; None if they are not read.
     """
 
     def __init__(self, log: LogIdentity, trusted: set[str], store: ObjectStore | None, *, whole: bool) -> None:
-        self._log = log
+        self._log_identity = log
         self._trusted = trusted
         self._verifier = Verifier(log, whole=whole, vocabulary=codec.VOCABULARY)
         self._store = store
@@ -141,7 +142,7 @@ class _Audit:
         self._events = 0
         self._artifacts = 0
         self._flaws: list[IntegrityViolation] = []
-        self._bad: dict[str, BadArtifact] = {}
+        self._bad_artifacts: dict[str, BadArtifact] = {}
 
     async def check(self, page: Sequence[AuditEvent]) -> None:
         """Verify the next events, and their images."""
@@ -149,54 +150,54 @@ class _Audit:
             self._events += 1
             self._flaws += self._verifier.check(event)
             if event.code == AnchorSigned.code:
-                self._note(event)
+                self._keep_anchor(event)
         if self._store is not None:
             await self._read(self._store, [event for event in page if event.code == ArtifactWritten.code])
             for event in page:
-                await self._forgive(self._store, event)
+                await self._check_rewritten(self._store, event)
 
-    async def report(self, reader: AuditReader, given: Sequence[Anchor]) -> Verified:
-        """What there is to say, now that no event is left: by the chains, by anchors given, by those in the log."""
-        held = [*given, *self._anchors]
-        for anchor in held:
+    async def report(self, reader: AuditReader, given_anchors: Sequence[Anchor]) -> VerificationResult:
+        """The result after the last page. given_anchors: checked in addition to those in the log."""
+        all_anchors = [*given_anchors, *self._anchors]
+        for anchor in all_anchors:
             chains = await reader.chains({end.partition: end.position for end in anchor.ends})
-            self._flaws += anchors.differences(anchor, self._log.log_id, chains)
-        return Verified(
+            self._flaws += anchors.differences(anchor, self._log_identity.log_id, chains)
+        return VerificationResult(
             events=self._events,
-            anchors=len(held),
+            anchors=len(all_anchors),
             flaws=self._flaws + self._verifier.end(),
             artifacts=None if self._store is None else self._artifacts,
-            bad_artifacts=list(self._bad.values()),
+            bad_artifacts=list(self._bad_artifacts.values()),
         )
 
-    def _note(self, event: AuditEvent) -> None:
-        """Keep an anchor that stands in the log, if its signer is trusted."""
+    def _keep_anchor(self, event: AuditEvent) -> None:
+        """Keep an anchor from the log if its signer is trusted."""
         signed = codec.body_if_readable(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
             anchors.check(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
 
     async def _read(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:
-        turns = asyncio.Semaphore(_AT_ONCE)
+        semaphore = asyncio.Semaphore(_CONCURRENT_READS)
 
         async def read(event: AuditEvent) -> BadArtifact | None:
-            async with turns:
-                return await _bad(store, event)
+            async with semaphore:
+                return await _check_image(store, event)
 
         self._artifacts += len(events)
         bad = [one for one in await asyncio.gather(*map(read, events)) if one is not None]
-        self._bad |= {one.s3_key: one for one in bad}
+        self._bad_artifacts |= {one.s3_key: one for one in bad}
 
-    async def _forgive(self, store: ObjectStore, event: AuditEvent) -> None:
-        """What differs from what was written is right where it is what erasure left; and wrong where it is not."""
+    async def _check_rewritten(self, store: ObjectStore, event: AuditEvent) -> None:
+        """Check an image against its rewritten event, which replaces the original one after an erasure."""
         if event.code != ArtifactRewritten.code:
             return
         body = _artifact(event)
         if body is not None:
-            self._bad.pop(body.s3_key, None)
-        bad = await _bad(store, event)
+            self._bad_artifacts.pop(body.s3_key, None)
+        bad = await _check_image(store, event)
         if bad is not None:
-            self._bad[bad.s3_key] = bad
+            self._bad_artifacts[bad.s3_key] = bad
 
 
 def _artifact(event: AuditEvent) -> ArtifactEvent | None:
@@ -204,13 +205,13 @@ def _artifact(event: AuditEvent) -> ArtifactEvent | None:
     return body if isinstance(body, ArtifactEvent) else None
 
 
-async def _bad(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
-    """What is wrong with the image of an event; None where nothing is."""
+async def _check_image(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
+    """Compare the image of an event with the event. None if they match."""
     written = _artifact(event)
     if written is None:
         return None
     try:
-        found = await store.described(written.s3_key)
+        found = await store.describe(written.s3_key)
     except ObjectMissing as error:
         problem = str(error)
     else:
@@ -222,13 +223,13 @@ async def _bad(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
     return BadArtifact(job_id=event.stream_id, version=event.version, s3_key=written.s3_key, problem=problem)
 
 
-def _code(wrong: Sequence[object], *, empty: bool) -> int:
+def _exit_code(wrong: Sequence[object], *, empty: bool) -> int:
     if wrong or not empty:
         return FAILED if wrong else OK
-    return complain(FAILED, "nothing was verified: there is no event; is this the log that was meant?")
+    return print_message(FAILED, "nothing was verified: there is no event; is this the log that was meant?")
 
 
-def _verdict(counts: str, wrong: Sequence[object], *, empty: bool) -> RenderableType:
+def _result_text(counts: str, wrong: Sequence[object], *, empty: bool) -> RenderableType:
     if not wrong:
         return f"{'Empty' if empty else 'Intact'}: {counts}."
     return Group(*(escape(str(one)) for one in wrong), "", f"{len(wrong)} flaw(s) in {counts}.")

@@ -1,1 +1,1 @@
-"""The engine process's own side: opens models, and renders with them."""
+"""The code that runs in the engine process: opens models and renders with them."""

@@ -1,4 +1,4 @@
-"""The engines of an engine process, and the models that stay open between its batches."""
+"""The engine host: the engines of an engine process, and its model cache."""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +7,11 @@ import torch
 import transformers
 
 from orchestrator.step_errors import ProviderError
-from runners.engines.cache import ModelCache, opening
+from runners.engines.cache import ModelCache, keepalive_while_opening
 from runners.engines.diffusion_engine import DiffusionEngine, versions
 from runners.engines.memory import best_device, best_dtype, device_name, total_bytes
 from runners.engines.process import EngineConfig
-from runners.engines.protocol import ModelRef, Render, Watch, Work
+from runners.engines.protocol import ModelRef, Render, RenderListener, Work
 from runners.upscalers.diffusion_upscaler import DiffusionUpscaler, open_upscaler
 from runners.upscalers.enlarging import enlarge
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EngineHost:
-    """What does the work. Raises `ProviderError` for a device that is none, or not there."""
+    """Renders and enlarges images. Raises `ProviderError` if the device does not exist or cannot be used."""
 
     def __init__(self, config: EngineConfig) -> None:
         for library in (diffusers.utils, transformers.utils):
@@ -34,30 +34,30 @@ class EngineHost:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of what the pictures depend on."""
+        """Versions of the libraries on which an image's exact pixels depend."""
         return versions()
 
     @property
     def device_name(self) -> str:
-        """Where models run."""
+        """The name of the device that runs models."""
         return device_name(self._device)
 
-    def render(self, work: Work, watch: Watch) -> None:
-        """Do some work."""
+    def render(self, work: Work, listener: RenderListener) -> None:
+        """Render or enlarge. The listener receives the images."""
         if isinstance(work, Render):
-            self._diffusion.render(work, watch)
+            self._diffusion.render(work, listener)
             return
         network: DiffusionUpscaler | GanUpscaler
-        with opening(watch):
+        with keepalive_while_opening(listener):
             if work.model.kind == "gan-upscaler":
                 network = self._models.get(work.model, self._open_gan)
             else:
                 network = self._models.get(work.model, lambda ref: open_upscaler(ref, self._device, self._dtype))
-        enlarge(network, work, watch, self._models.clear)
+        enlarge(network, work, listener, self._models.close_others)
 
     def _open_gan(self, ref: ModelRef) -> "GanUpscaler":
         try:
-            from runners.upscalers.gan import open_gan  # noqa: PLC0415  # an extra of its own
+            from runners.upscalers.gan import open_gan  # noqa: PLC0415  # a separate extra
         except ImportError as error:
             raise ProviderError(
                 f"this runner can't use GANs ({error}); install the extra: pip install 'dream-forge[gan]'"
@@ -69,6 +69,6 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch tells of what is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises these for an unusable device
         raise ProviderError(f"DF_DEVICE is {name!r}, which this runner can't use: {error}") from None
     return device

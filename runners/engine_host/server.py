@@ -1,7 +1,7 @@
-"""What runs in the engine process: `python -m runners.engine_host.server FD`, the socket to its runner.
+"""The main program of the engine process: `python -m runners.engine_host.server FD`, the socket to its runner.
 
-A thread reads, so that a cancel is heard while a picture is rendered and the runner's end is the end of this process,
-too. The main thread works.
+The main thread renders. Another thread reads the socket, so that cancellations are seen during a render, and so that
+the process exits when the runner does.
 """
 
 import logging
@@ -19,20 +19,20 @@ from PIL import Image
 
 from orchestrator.events.steps import Measure, Memory, Rendering
 from orchestrator.step_errors import OutOfMemory, ProviderError, StepError, Unexpected
-from runners.engines.process import EngineConfig, framed
+from runners.engines.process import EngineConfig, encode_frame
 from runners.engines.protocol import (
-    Abandoned,
     Cancel,
     Done,
     FromProcess,
     ImageSpec,
     ItemsFailed,
     MemoryExhausted,
-    Opening,
+    ModelOpening,
     Pixels,
     Ready,
     Render,
-    Stepped,
+    RenderCancelled,
+    StepDone,
     ToProcess,
     Work,
 )
@@ -48,69 +48,69 @@ class ParentConnection:
         self._file = connection.makefile("rb")
         self._sending = threading.Lock()
         self.work: queue.SimpleQueue[Work] = queue.SimpleQueue()
-        self.unwanted: set[int] = set()
+        self.cancelled_items: set[int] = set()
 
     def config(self) -> EngineConfig:
-        """What it says first."""
+        """The first message."""
         return msgspec.msgpack.decode(self._frame(), type=EngineConfig)
 
     def listen(self) -> None:
-        """Hear what it says, until it has gone; then there is nobody to work for."""
+        """Read messages until the runner closes the socket, then exit the process."""
         decoder = msgspec.msgpack.Decoder(ToProcess)
-        works = 0
+        work_count = 0
         try:
             while frame := self._frame():
                 message = decoder.decode(frame)
                 if not isinstance(message, Cancel):
-                    works += 1
-                    self.unwanted = set()
+                    work_count += 1
+                    self.cancelled_items = set()
                     self.work.put(message)
-                elif message.work == works:
-                    self.unwanted.update(message.items)
+                elif message.work == work_count:
+                    self.cancelled_items.update(message.items)
         finally:
             os._exit(0)
 
-    def say(self, message: FromProcess) -> None:
-        """Tell it something."""
+    def send(self, message: FromProcess) -> None:
+        """Send a message."""
         with self._sending:
-            self._connection.sendall(framed(message))
+            self._connection.sendall(encode_frame(message))
 
     def _frame(self) -> bytes:
         return self._file.read(int.from_bytes(self._file.read(4), "big"))
 
 
 class ProgressReporter:
-    """Tells the runner of one piece of work (a `messages.Watch`)."""
+    """Sends the progress of one piece of work to the runner (a `protocol.RenderListener`)."""
 
     def __init__(self, parent: ParentConnection, items: int) -> None:
         self._runner = parent
-        self._befell: list[ImageSpec] = []
-        self.open = set(range(items))
+        self._injected: list[ImageSpec] = []
+        self.unanswered = set(range(items))
 
-    def opening(self) -> None:
-        """Tell that a model is still being opened."""
-        self._runner.say(Opening())
+    def model_opening(self) -> None:
+        """Report that a model is still being opened."""
+        self._runner.send(ModelOpening())
 
-    def stepped(self, items: list[int], done: int, of: int) -> None:
-        """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""
-        if self._runner.unwanted.issuperset(items):
-            raise Abandoned
-        self._runner.say(Stepped(items=items, done=done, of=of))
+    def step_done(self, items: list[int], done: int, of: int) -> None:
+        """Report a step. Raises `RenderCancelled` if all of the items were cancelled."""
+        if self._runner.cancelled_items.issuperset(items):
+            raise RenderCancelled
+        self._runner.send(StepDone(items=items, done=done, of=of))
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Tell that memory ran out, and what is tried next."""
-        self._runner.say(MemoryExhausted(items=items, size=size, next=measure, memory=memory))
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Report that memory ran out, and the measure that is tried next."""
+        self._runner.send(MemoryExhausted(items=items, size=size, next=measure, memory=memory))
 
-    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
-        """Hand a picture over."""
-        self.open.discard(item)
-        self._runner.say(Pixels.of(item, image, rendering, memory))
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+        """Send an image."""
+        self.unanswered.discard(item)
+        self._runner.send(Pixels.of(item, image, rendering, memory))
 
-    def inject(self, spec: ImageSpec) -> None:
-        """Let happen what a test asked for, once."""
-        if spec in self._befell:
+    def inject_fault(self, spec: ImageSpec) -> None:
+        """Cause the fault that a test asks for, once."""
+        if spec in self._injected:
             return
-        self._befell.append(spec)
+        self._injected.append(spec)
         match spec.injected:
             case "oom":
                 raise MemoryError
@@ -122,70 +122,70 @@ class ProgressReporter:
 
 
 RenderFunction = Callable[[Work, ProgressReporter], None]
-"""Does some work. May raise `StepError`, `Abandoned`, and whatever a library raises."""
+"""Does some work. May raise `StepError`, `RenderCancelled`, and any exception of a library."""
 
 
-def serve(descriptor: int, begin: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
-    """Work for the runner behind a socket until it goes."""
-    # What ends a service often goes to every process of its group; this one ends when its runner does.
+def serve(descriptor: int, create_engine: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
+    """Serve the runner at the other end of a socket until it exits."""
+    # A signal often goes to every process of the group; this process must end only when its runner does.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:
         parent = ParentConnection(connection)
-        ready, render = begin(parent.config())
+        ready, render = create_engine(parent.config())
         threading.Thread(target=parent.listen, name="runner", daemon=True).start()
-        parent.say(ready)
+        parent.send(ready)
         while True:
-            parent.say(Done(unfit=_run(parent, parent.work.get(), render)))
+            parent.send(Done(restart_needed=_run(parent, parent.work.get(), render)))
 
 
 def _run(parent: ParentConnection, work: Work, render: RenderFunction) -> bool:
-    """Do some work, and tell what failed; answers whether something befell it that nobody foresaw."""
-    watch = ProgressReporter(parent, len(work.specs) if isinstance(work, Render) else 1)
+    """Do some work and report failures. Returns whether an unexpected exception failed items."""
+    listener = ProgressReporter(parent, len(work.specs) if isinstance(work, Render) else 1)
     try:
-        render(work, watch)
-    except Abandoned:
+        render(work, listener)
+    except RenderCancelled:
         return False
     except StepError as error:
         failure = error
     except MemoryError:
         failure = OutOfMemory("the image did not fit into the memory")
     except Exception as error:  # noqa: BLE001  # a library may raise anything
-        _log.exception("an engine broke")
+        _log.exception("engine failed unexpectedly")
         failure = Unexpected(error)
     else:
         failure = Unexpected(RuntimeError())  # an engine that leaves items out has a bug
-    if watch.open:
-        parent.say(
+    if listener.unanswered:
+        parent.send(
             ItemsFailed(
-                items=sorted(watch.open),
+                items=sorted(listener.unanswered),
                 error_code=failure.error_code,
                 message=str(failure),
                 retryable=failure.retryable,
             )
         )
-    return bool(watch.open) and isinstance(failure, Unexpected)
+    return bool(listener.unanswered) and isinstance(failure, Unexpected)
 
 
-def begin(config: EngineConfig) -> tuple[Ready, RenderFunction]:
-    """Import what this process is for; where that can't be, every piece of work fails and says why."""
+def create_engine(config: EngineConfig) -> tuple[Ready, RenderFunction]:
+    """Import and create the engine host. If that fails, all work fails with the reason."""
     try:
-        from runners.engine_host.host import EngineHost  # noqa: PLC0415  # torch takes seconds, and need not be there
+        from runners.engine_host.host import EngineHost  # noqa: PLC0415  # torch takes seconds, and is optional
 
         engine_host = EngineHost(config)
     except ImportError as error:
-        why = f"this runner can't use models ({error}); install the extra: pip install 'dream-forge[diffusers]'"
+        reason = f"this runner can't use models ({error}); install the extra: pip install 'dream-forge[diffusers]'"
     except ProviderError as error:
-        why = str(error)
+        reason = str(error)
     else:
         return Ready(versions=engine_host.versions, device=engine_host.device_name), engine_host.render
 
-    def refuse(_work: Work, _watch: ProgressReporter) -> None:
-        raise ProviderError(why)
+    def fail(_work: Work, _listener: ProgressReporter) -> None:
+        raise ProviderError(reason)
 
-    return Ready(versions={}, device="none"), refuse
+    return Ready(versions={}, device="none"), fail
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="engine process: %(levelname)s %(name)s %(message)s")
-    serve(int(sys.argv[1]), begin)
+    serve(int(sys.argv[1]), create_engine)

@@ -1,1 +1,1 @@
-"""Engines make images of requests: one process with models, and what speaks with it."""
+"""Engines render requests to images: the client side of the engine process, and the code that runs models in it."""

@@ -1,10 +1,11 @@
-"""Joins what the steps of a runner want of its engine process into batches, whatever job it is for.
+"""Joins render requests of a runner's steps, also of different jobs, into batches for its engine process.
 
-    have ─▶ waiting ─▶ the oldest, and all that are like it, as many as a batch holds ─▶ process ─▶ pictures
-               ▲                                                              │
-               └── each job by itself, if several failed or were lost together ┘
+    render ─▶ waiting ─▶ the oldest request and those with equal parameters, up to batch_max ─▶ process ─▶ images
+                 ▲                                                                  │
+                 └── each job in its own batch, if several jobs failed together ◀───┘
 
-So a batch holds what arrived while the last was rendered, and a job that breaks the engine fails no other.
+A batch thus holds the requests that arrived while the last one was rendered. A job that breaks the engine does not fail
+other jobs.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from orchestrator.events.steps import ErrorCode, Measure, Memory
 from orchestrator.step_errors import StepError, Unexpected
 from runners import metrics
-from runners.engines.process import EngineGone, EngineProcess
+from runners.engines.process import EngineProcess, EngineProcessDied
 from runners.engines.protocol import (
     Enlarge,
     FromProcess,
@@ -28,50 +29,50 @@ from runners.engines.protocol import (
     MemoryExhausted,
     Pixels,
     Render,
-    Stepped,
+    StepDone,
     Work,
 )
 
 _GATHER_S = 0.1
-"""How long a batch waits for steps that are just being started: a few round trips to the database."""
+"""How long a batch waits for announced requests: a few round trips to the database."""
 
 _log = structlog.get_logger(__name__)
 
 
-class Report(Protocol):
-    """Whom to tell what becomes of an attempt's items; it is the same object for all items of an attempt."""
+class AttemptListener(Protocol):
+    """Receives what happens to an attempt's items. All requests of an attempt pass the same object."""
 
-    def ticked(self, items: list[int], done: int, of: int) -> None:
-        """So many steps are done."""
+    def step_done(self, items: list[int], done: int, of: int) -> None:
+        """`done` of `of` sampling steps are done."""
 
-    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
-        """They were rendered in a batch of `size` images; their pictures follow."""
+    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+        """The items were rendered in a batch of `size` images. `render` returns them afterwards."""
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Memory ran out; what is tried next."""
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Memory ran out with a batch of `size` images. measure: tried next; None if nothing is left."""
 
-    def lost(self, items: list[int], reason: str) -> None:
-        """The engine process was lost."""
+    def engine_lost(self, items: list[int], reason: str) -> None:
+        """The engine process died, or hung and was killed."""
 
 
 class EngineLost(StepError):
-    """The engine process died or hung with an attempt's items in hand."""
+    """The engine process died or hung while it rendered an attempt's items."""
 
     error_code = "provider_error"
     retryable = True
 
 
-class Withdrawn(StepError):
-    """The runner stops, and renders nothing new."""
+class RunnerStopping(StepError):
+    """The runner is stopping and starts no new batch."""
 
     error_code = "infra_unavailable"
     retryable = True
 
 
-class _Refused(StepError):
-    """What the engine says of an item that failed."""
+class _ItemFailed(StepError):
+    """The engine reported that an item failed."""
 
-    error_code: ErrorCode  # type: ignore[misc]  # told by the engine, of each failure
+    error_code: ErrorCode  # type: ignore[misc]  # of the instance: the engine sends it with each failure
     retryable: bool  # type: ignore[misc]
 
     def __init__(self, failed: ItemsFailed) -> None:
@@ -81,227 +82,230 @@ class _Refused(StepError):
 
 
 class _Request:
-    """One item that somebody waits for. work: of that one image. alone: may share a batch with no other attempt's."""
+    """A request for one item. work: for that one image. isolated: it shares no batch with other attempts."""
 
-    def __init__(self, item_index: int, work: Work, report: Report) -> None:
+    def __init__(self, item_index: int, work: Work, listener: AttemptListener) -> None:
         self.item_index = item_index
         self.work = work
-        self.report = report
-        self.alone = False
-        self.picture: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
+        self.listener = listener
+        self.isolated = False
+        self.image: asyncio.Future[Pixels] = asyncio.get_running_loop().create_future()
 
 
-class Batches:
-    """What stands between the steps of a runner and its engine process. batch_max: images of a batch, at most."""
+class BatchScheduler:
+    """Schedules the requests of a runner's steps on its engine process. batch_max: most images in a batch."""
 
     def __init__(self, process: EngineProcess, *, batch_max: int) -> None:
         self._process = process
         self.batch_max = batch_max
         self._waiting: list[_Request] = []
-        self._under_way: list[_Request] = []
-        self._expected: set[object] = set()
+        self._running: list[_Request] = []
+        self._announced: set[object] = set()
         self._changed = asyncio.Event()
-        self._withdrawn = False
-        self._working: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
 
-    def expect_request(self) -> Callable[[], None]:
-        """A step is being started that will want something in a moment: a batch waits for it, a little.
+    def announce_request(self) -> Callable[[], None]:
+        """Announce a request of a step that is starting: the next batch waits up to `_GATHER_S` seconds for it.
 
-        Call what is answered once it has said what it wants, or wants nothing; a second call does nothing.
+        Call the returned function after the request, or if there will be none. A second call does nothing.
         """
-        here = object()
-        self._expected.add(here)
+        announcement = object()
+        self._announced.add(announcement)
 
-        def arrived() -> None:
-            self._expected.discard(here)
+        def withdraw() -> None:
+            self._announced.discard(announcement)
             self._changed.set()
 
-        return arrived
+        return withdraw
 
-    async def render(self, work: Work, item_index: int, report: Report) -> Pixels:
-        """Have an item rendered, perhaps beside others, or enlarged. work: of that one image. Raises `StepError`."""
-        if self._withdrawn:
-            raise Withdrawn("the runner stops")
-        request = _Request(item_index, work, report)
+    async def render(self, work: Work, item_index: int, listener: AttemptListener) -> Pixels:
+        """Render or enlarge an item, possibly in a batch with others. work: for that one image. Raises `StepError`."""
+        if self._stopping:
+            raise RunnerStopping("the runner stops")
+        request = _Request(item_index, work, listener)
         self._waiting.append(request)
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work(), name="batches")
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._render_all(), name="batches")
         try:
-            return await request.picture
+            return await request.image
         finally:
             if request in self._waiting:
                 self._waiting.remove(request)
-            elif request in self._under_way and request.picture.cancelled():
-                self._process.cancel([self._under_way.index(request)])
+            elif request in self._running and request.image.cancelled():
+                self._process.cancel([self._running.index(request)])
 
-    def withdraw(self) -> None:
-        """Refuse what waits, and whatever comes: what is under way is finished."""
-        self._withdrawn = True
+    def stop_accepting(self) -> None:
+        """Fail waiting and future requests with `RunnerStopping`. The running batch is finished."""
+        self._stopping = True
         for request in self._waiting:
-            _fail(request, Withdrawn("the runner stops"))
+            _fail(request, RunnerStopping("the runner stops"))
         self._waiting.clear()
 
     async def stop(self) -> None:
-        """End the process; whoever still waits gets `CancelledError`."""
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
+        """Stop the engine process. Open requests raise `CancelledError`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._process.stop()
 
-    async def _work(self) -> None:
-        """Have one batch after another, until nobody waits."""
+    async def _render_all(self) -> None:
+        """Render one batch after another, until no request waits."""
         while self._waiting:
-            await self._gather()
-            batch = self._next()
+            await self._wait_for_announced()
+            batch = self._take_batch()
             if not batch:
                 continue
-            self._under_way = batch
+            self._running = batch
             try:
-                await self._run(batch)
+                await self._render_batch(batch)
                 for request in batch:
                     if request not in self._waiting:
                         _fail(request, Unexpected(RuntimeError()))  # an engine that leaves items out has a bug
             except asyncio.CancelledError:
                 for request in batch:
-                    request.picture.cancel()
+                    request.image.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
-                _log.exception("a batch broke")
+            except Exception as error:  # noqa: BLE001  # every waiting request must get a result
+                _log.exception("batch failed unexpectedly")
                 for request in batch:
                     _fail(request, Unexpected(error))
             finally:
-                self._under_way = []
+                self._running = []
 
-    async def _gather(self) -> None:
-        """Let those come who are on their way."""
+    async def _wait_for_announced(self) -> None:
+        """Wait for announced requests, up to `_GATHER_S` seconds."""
         try:
             async with asyncio.timeout(_GATHER_S):
-                while self._expected:
+                while self._announced:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return
 
-    def _next(self) -> list[_Request]:
+    def _take_batch(self) -> list[_Request]:
         if not self._waiting:
             return []
         first = self._waiting[0]
         batch = [first]
-        batch += itertools.islice(filter(partial(_may_share, first), self._waiting[1:]), self.batch_max - 1)
+        batch += itertools.islice(filter(partial(_can_share_batch, first), self._waiting[1:]), self.batch_max - 1)
         for request in batch:
             self._waiting.remove(request)
         return batch
 
-    async def _run(self, batch: list[_Request]) -> None:
-        arrived: list[Pixels] = []
+    async def _render_batch(self, batch: list[_Request]) -> None:
+        rendered: list[Pixels] = []
         try:
             try:
-                await self._process.work(_joined(batch), partial(self._hear, batch, arrived))
+                await self._process.run(_merge_work(batch), partial(self._on_message, batch, rendered))
             finally:
-                _deliver(batch, arrived)
-        except EngineGone as error:
-            self._lost(batch, str(error))
+                _deliver(batch, rendered)
+        except EngineProcessDied as error:
+            self._on_engine_lost(batch, str(error))
 
-    def _lost(self, batch: Sequence[_Request], reason: str) -> None:
-        """Try each job's missing items again; those of one job that were by themselves have failed."""
+    def _on_engine_lost(self, batch: Sequence[_Request], reason: str) -> None:
+        """Retry the missing items in one batch per job. If the batch held one job only, its items fail."""
         metrics.ENGINE_LOST.inc()
         _log.warning("engine process lost", reason=reason, images=len(batch))
         left = [
-            index for index, request in enumerate(batch) if not request.picture.done() and request not in self._waiting
+            index for index, request in enumerate(batch) if not request.image.done() and request not in self._waiting
         ]
-        for report, items in _by_report(batch, left):
-            report.lost(items, reason)
+        for listener, items in _group_by_listener(batch, left):
+            listener.engine_lost(items, reason)
         error = EngineLost(f"the engine was lost while it rendered: {reason}")
-        if len({id(request.report) for request in batch}) > 1:
-            self._again([batch[index] for index in left])
+        if len({id(request.listener) for request in batch}) > 1:
+            self._retry_isolated([batch[index] for index in left])
         else:
             for request in batch:
                 _fail(request, error)
 
-    def _hear(self, batch: Sequence[_Request], arrived: list[Pixels], message: FromProcess) -> None:
-        """Pass on what the process says of a batch. arrived: pictures that are not handed over yet."""
+    def _on_message(self, batch: Sequence[_Request], rendered: list[Pixels], message: FromProcess) -> None:
+        """Handle a message of the process about a batch. rendered: images that are not yet delivered."""
         match message:
-            case Stepped():
-                for report, items in _by_report(batch, message.items):
-                    report.ticked(items, message.done, message.of)
+            case StepDone():
+                for listener, items in _group_by_listener(batch, message.items):
+                    listener.step_done(items, message.done, message.of)
             case MemoryExhausted():
                 metrics.ENGINE_OOM.inc()
-                for report, items in _by_report(batch, message.items):
-                    report.short(items, message.size, message.next, message.memory)
+                for listener, items in _group_by_listener(batch, message.items):
+                    listener.memory_exhausted(items, message.size, message.next, message.memory)
             case Pixels():
-                if arrived and message.rendering.batch_index <= arrived[-1].rendering.batch_index:
-                    _deliver(batch, arrived)  # of the part before, whose last failed
-                arrived.append(message)
+                if rendered and message.rendering.batch_index <= rendered[-1].rendering.batch_index:
+                    _deliver(batch, rendered)  # of the previous part, whose last image failed
+                rendered.append(message)
                 if message.rendering.batch_index == message.rendering.batch_size - 1:
-                    _deliver(batch, arrived)
+                    _deliver(batch, rendered)
             case ItemsFailed():
-                self._fail([batch[item] for item in message.items if not batch[item].picture.done()], message)
+                self._fail([batch[item] for item in message.items if not batch[item].image.done()], message)
 
     def _fail(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
-        """Some items failed, whosever fault it was."""
-        if len({id(request.report) for request in broken}) > 1:
-            self._again(broken)
+        """Fail items of one attempt; retry items of several attempts in separate batches."""
+        if len({id(request.listener) for request in broken}) > 1:
+            self._retry_isolated(broken)
             return
         for request in broken:
-            _fail(request, _Refused(message))
+            _fail(request, _ItemFailed(message))
 
-    def _again(self, requests: Sequence[_Request]) -> None:
-        """Try each job's items once more, by themselves: then it shows whose fault it was."""
+    def _retry_isolated(self, requests: Sequence[_Request]) -> None:
+        """Retry each attempt's items in a batch of their own, to find the attempt that causes the failure."""
         for request in requests:
-            request.alone = True
-            if self._withdrawn:
-                _fail(request, Withdrawn("the runner stops"))
-        if not self._withdrawn:
+            request.isolated = True
+            if self._stopping:
+                _fail(request, RunnerStopping("the runner stops"))
+        if not self._stopping:
             self._waiting[:0] = requests
 
 
-def _may_share(first: _Request, other: _Request) -> bool:
-    """May another's item be rendered in the batch of the first?"""
+def _can_share_batch(first: _Request, other: _Request) -> bool:
+    """Whether two requests may be rendered in one batch."""
     if not (isinstance(first.work, Render) and isinstance(other.work, Render)):
         return False
-    if first.report is not other.report and (first.alone or other.alone):
+    if first.listener is not other.listener and (first.isolated or other.isolated):
         return False
     if first.work.as_batch_of is not None or other.work.as_batch_of is not None:
         return False
     return first.work.sampling == other.work.sampling
 
 
-def _joined(batch: Sequence[_Request]) -> Work:
+def _merge_work(batch: Sequence[_Request]) -> Work:
     first = batch[0].work
     if isinstance(first, Enlarge):
         return first
-    return replace(first, specs=[spec for one in batch if isinstance(one.work, Render) for spec in one.work.specs])
+    specs = [spec for request in batch if isinstance(request.work, Render) for spec in request.work.specs]
+    return replace(first, specs=specs)
 
 
-def _by_report(batch: Sequence[_Request], places: Iterable[int]) -> Iterable[tuple[Report, list[int]]]:
-    """The places' items, by the attempts that they are of."""
-    reports: dict[int, Report] = {}
+def _group_by_listener(
+    batch: Sequence[_Request], indices: Iterable[int]
+) -> Iterable[tuple[AttemptListener, list[int]]]:
+    """The items at these indices of a batch, grouped by the listeners of their attempts."""
+    listeners: dict[int, AttemptListener] = {}
     items: defaultdict[int, list[int]] = defaultdict(list)
-    for index in places:
-        report = batch[index].report
-        reports[id(report)] = report
-        items[id(report)].append(batch[index].item_index)
-    return [(report, items[key]) for key, report in reports.items()]
+    for index in indices:
+        listener = batch[index].listener
+        listeners[id(listener)] = listener
+        items[id(listener)].append(batch[index].item_index)
+    return [(listener, items[key]) for key, listener in listeners.items()]
 
 
-def _deliver(batch: Sequence[_Request], arrived: list[Pixels]) -> None:
-    """Tell of a batch that was rendered, then hand over its pictures: what is told stands before them in the log."""
-    if not arrived:
+def _deliver(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
+    """Notify the listeners, then deliver the images: the event of the batch must precede the artifacts in the log."""
+    if not rendered:
         return
-    [*_, last] = arrived
+    [*_, last] = rendered
     metrics.BATCH_IMAGES.observe(last.rendering.batch_size)
     if last.memory is not None:
         metrics.ENGINE_MEMORY.labels("before").set(last.memory.before)
         metrics.ENGINE_MEMORY.labels("peak").set(last.memory.peak)
         metrics.ENGINE_MEMORY.labels("after").set(last.memory.after)
-    for report, items in _by_report(batch, [one.item for one in arrived]):
-        report.rendered(items, last.rendering.batch_size, last.memory)
-    for one in arrived:
-        if not batch[one.item].picture.done():
-            batch[one.item].picture.set_result(one)
-    arrived.clear()
+    for listener, items in _group_by_listener(batch, [pixels.item for pixels in rendered]):
+        listener.batch_rendered(items, last.rendering.batch_size, last.memory)
+    for pixels in rendered:
+        if not batch[pixels.item].image.done():
+            batch[pixels.item].image.set_result(pixels)
+    rendered.clear()
 
 
 def _fail(request: _Request, error: StepError) -> None:
-    if not request.picture.done():
-        request.picture.set_exception(error)
+    if not request.image.done():
+        request.image.set_exception(error)

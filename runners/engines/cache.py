@@ -1,4 +1,4 @@
-"""Models that stay open: the ones used last, as many as fit beside the one in use."""
+"""The model cache: keeps recently used models open, within a memory budget."""
 
 import threading
 from collections import OrderedDict
@@ -8,11 +8,11 @@ from typing import Protocol, TypeVar, cast
 
 from orchestrator.step_errors import OutOfMemory
 from runners.engines.memory import is_out_of_memory
-from runners.engines.protocol import ModelRef, Watch
+from runners.engines.protocol import ModelRef, RenderListener
 
-_SIGN_S = 5.0
-_SIGNS = 720
-"""An hour of them: a model may be large and its disk slow, but a standstill must end some time."""
+_KEEPALIVE_S = 5.0
+_MAX_KEEPALIVES = 720
+"""One hour: a large model on a slow disk takes long to open, but a hang must be detected at some time."""
 
 
 class OpenModel(Protocol):
@@ -20,72 +20,72 @@ class OpenModel(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How much of the device's memory its weights take."""
+        """Bytes of the device's memory that its weights use."""
 
     def close(self) -> None:
-        """Give that memory back."""
+        """Release that memory."""
 
 
 M = TypeVar("M", bound=OpenModel)
 
 
 class ModelCache:
-    """Open models, the one used last at the end. budget: bytes of all but that one together; None: no bound."""
+    """Open models in the order of last use. budget: bytes for all models except the last used one; None: unlimited."""
 
     def __init__(self, budget: int | None) -> None:
         self._budget = budget
         self._models: OrderedDict[ModelRef, OpenModel] = OrderedDict()
 
-    def get(self, ref: ModelRef, opened: Callable[[ModelRef], M]) -> M:
-        """A model, opened unless it is; what does not fit beside it is closed first.
+    def get(self, ref: ModelRef, open_model: Callable[[ModelRef], M]) -> M:
+        """An open model. If it must be opened, least recently used models are closed until it fits.
 
-        Raises `OutOfMemory` if it does not fit into the device's memory by itself either.
+        Raises `OutOfMemory` if it does not fit into the device's memory even alone.
         """
         if ref in self._models:
             self._models.move_to_end(ref)
             return cast("M", self._models[ref])
-        while self._budget is not None and sum(one.size_bytes for one in self._models.values()) > self._budget:
-            self._close_first()
-        while (model := _opened(ref, opened)) is None:
+        while self._budget is not None and sum(model.size_bytes for model in self._models.values()) > self._budget:
+            self._close_least_recent()
+        while (model := _open_unless_out_of_memory(ref, open_model)) is None:
             if not self._models:
                 raise OutOfMemory(f"model {ref.path} does not fit into the device's memory")
-            self._close_first()
+            self._close_least_recent()
         self._models[ref] = model
         return model
 
-    def clear(self) -> int:
-        """Close every model but the one used last, as when memory runs out; answers how many."""
+    def close_others(self) -> int:
+        """Close every model except the last used one, after memory ran out. Returns how many were closed."""
         others = len(self._models) - 1
         for _ in range(others):
-            self._close_first()
+            self._close_least_recent()
         return others
 
-    def _close_first(self) -> None:
+    def _close_least_recent(self) -> None:
         self._models.popitem(last=False)[1].close()
 
 
 @contextmanager
-def opening(watch: Watch) -> Iterator[None]:
-    """Say now and then, from a thread, that a model is still being opened."""
-    opened = threading.Event()
+def keepalive_while_opening(listener: RenderListener) -> Iterator[None]:
+    """Report from a thread, every `_KEEPALIVE_S` seconds, that a model is still being opened."""
+    done = threading.Event()
 
-    def tell() -> None:
-        for _ in range(_SIGNS):
-            if opened.wait(_SIGN_S):
+    def send_keepalives() -> None:
+        for _ in range(_MAX_KEEPALIVES):
+            if done.wait(_KEEPALIVE_S):
                 return
-            watch.opening()
+            listener.model_opening()
 
-    threading.Thread(target=tell, name="opening", daemon=True).start()
+    threading.Thread(target=send_keepalives, name="opening", daemon=True).start()
     try:
         yield
     finally:
-        opened.set()
+        done.set()
 
 
-def _opened(ref: ModelRef, opened: Callable[[ModelRef], M]) -> M | None:
-    """A model; None if memory ran out."""
+def _open_unless_out_of_memory(ref: ModelRef, open_model: Callable[[ModelRef], M]) -> M | None:
+    """Open a model; None if memory ran out."""
     try:
-        return opened(ref)
+        return open_model(ref)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

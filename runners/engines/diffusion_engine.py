@@ -1,11 +1,11 @@
 """The diffusers engine renders batches of images.
 
-    batch ─▶ as many at once as fit ─▶ sample ─▶ decode ─▶ pictures
+    batch ─▶ as many images as fit ─▶ sample ─▶ decode ─▶ images
                     ▲                     │ memory runs out
-                    └── smaller batch ─▶ tiling ─▶ offload ◀┘ ─▶ give up
+                    └── smaller batch ─▶ tiling ─▶ offload ◀┘ ─▶ OutOfMemory
 
-An image depends on its spec, on how many are rendered at once and on its index among them, but not on what
-the others show. So one is made again, to the last bit on the same machine, in a batch of that size, whatever fills it.
+An image depends on its spec, on the batch size and on its index in the batch, but not on the other images. It can
+therefore be reproduced, bit by bit on the same machine, in a batch of that size with any other content.
 """
 
 from collections.abc import Sequence
@@ -16,50 +16,50 @@ from PIL import Image
 
 from orchestrator.events.steps import Measure, Memory, Rendering
 from orchestrator.step_errors import OutOfMemory, ProviderError, StepError
-from runners.engines.cache import ModelCache, opening
-from runners.engines.memory import Meter, device_name, figures, free_bytes, is_out_of_memory, release
+from runners.engines.cache import ModelCache, keepalive_while_opening
+from runners.engines.memory import MemoryMeter, device_name, free_bytes, is_out_of_memory, memory_text, release_memory
 from runners.engines.pipelines import Pipeline, open_pipeline
-from runners.engines.protocol import Abandoned, Render, Sampling, Watch
+from runners.engines.protocol import Render, RenderCancelled, RenderListener, Sampling
 
 _HEADROOM = 0.9
-"""The part of the free memory that is planned with: allocators waste some."""
+"""The usable part of the free memory: allocators waste some."""
 
 
 class DiffusionEngine:
-    """Renders with whatever pipeline diffusers opens. batch_max: images at once, at most."""
+    """Renders with any pipeline that diffusers opens. batch_max: most images in a batch."""
 
     def __init__(self, models: ModelCache, device: torch.device, dtype: torch.dtype, *, batch_max: int) -> None:
         self._models = models
         self._device = device
         self._dtype = dtype
         self._batch_max = batch_max
-        self._bytes_an_image: dict[Sampling, int] = {}
+        self._bytes_per_image: dict[Sampling, int] = {}
         self._one_at_a_time: set[Sampling] = set()
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
 
-    def render(self, work: Render, watch: Watch) -> None:
-        """Render a batch, a part of it at a time. Raises `StepError` and `Abandoned`.
+    def render(self, work: Render, listener: RenderListener) -> None:
+        """Render a batch in parts that fit into memory. Raises `StepError` and `RenderCancelled`.
 
-        A part that fails, or that nobody wants any more, keeps no other from being rendered: they may be other jobs'.
+        After a part fails or is cancelled, the other parts are still rendered: they may belong to other jobs.
         """
         shape = work.sampling
-        with opening(watch):
+        with keepalive_while_opening(listener):
             pipeline = self._models.get(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
         fallback = MemoryFallback(pipeline, self._models, work)
-        size = work.as_batch_of or self._fitting(shape)
-        places = list(range(len(work.specs)))
-        failure: StepError | Abandoned | None = None
+        size = work.as_batch_of or self._batch_size(shape)
+        pending = list(range(len(work.specs)))
+        failure: StepError | RenderCancelled | None = None
         try:
-            while places:
-                part = places[:size]
+            while pending:
+                part = pending[:size]
                 try:
-                    done = self._part(pipeline, work, part, fallback, watch)
-                except (StepError, Abandoned) as error:
-                    failure = error if failure is None or isinstance(failure, Abandoned) else failure
+                    done = self._render_part(pipeline, work, part, fallback, listener)
+                except (StepError, RenderCancelled) as error:
+                    failure = error if failure is None or isinstance(failure, RenderCancelled) else failure
                     done = True
                 if done:
-                    places = places[len(part) :]
+                    pending = pending[len(part) :]
                 else:
                     size = fallback.size
         finally:
@@ -67,29 +67,29 @@ class DiffusionEngine:
         if failure is not None:
             raise failure
 
-    def _part(
-        self, pipeline: Pipeline, work: Render, part: list[int], fallback: "MemoryFallback", watch: Watch
+    def _render_part(
+        self, pipeline: Pipeline, work: Render, part: list[int], fallback: "MemoryFallback", listener: RenderListener
     ) -> bool:
-        """Render some images at once. Answers False if memory ran out, and the next measure was taken.
+        """Render some images at once. Returns False if memory ran out and the next measure was applied.
 
-        An image that comes to nothing keeps no other from being handed over.
+        If an image is invalid, the others are still delivered.
         """
         shape = work.sampling
-        meter = Meter(self._device)
+        meter = MemoryMeter(self._device)
         try:
-            scheduler, images = self._sample(pipeline, work, part, watch)
+            scheduler, images = self._sample(pipeline, work, part, listener)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None  # its frames hold the tensors
-            fallback.next_measure(part, meter.read(), watch)
+            fallback.next_measure(part, meter.read(), listener)
             return False
         memory = meter.read()
-        self._learn(shape, memory, len(part), fallback.measures)
+        self._record_memory(shape, memory, len(part), fallback.measures)
         failure: StepError | None = None
         for n, (index, pixels) in enumerate(zip(part, images, strict=True)):
             try:
-                image = to_picture(pixels, shape)
+                image = to_image(pixels, shape)
             except ProviderError as error:
                 failure = error
                 continue
@@ -106,69 +106,71 @@ class DiffusionEngine:
                 batch_index=work.from_index + n,
                 measures=list(fallback.measures),
             )
-            watch.pixels(index, image, rendering, memory)
+            listener.image_rendered(index, image, rendering, memory)
         if failure is not None:
             raise failure
         return True
 
-    def _sample(self, pipeline: Pipeline, work: Render, part: list[int], watch: Watch) -> tuple[str, torch.Tensor]:
-        """The scheduler's class, and the images' pixels, of 0 to 1, in main memory."""
+    def _sample(
+        self, pipeline: Pipeline, work: Render, part: list[int], listener: RenderListener
+    ) -> tuple[str, torch.Tensor]:
+        """The name of the scheduler's class, and the images' pixels from 0 to 1, in main memory."""
         shape = work.sampling
         specs = [work.specs[index] for index in part]
         for spec in specs:
-            watch.inject(spec)
+            listener.inject_fault(spec)
         batch = specs
         if work.as_batch_of is not None:
             batch = [specs[0]] * work.as_batch_of
             batch[work.from_index : work.from_index + len(specs)] = specs
 
         def stepped(done: int) -> None:
-            watch.stepped(part, min(done, shape.steps), shape.steps)
+            listener.step_done(part, min(done, shape.steps), shape.steps)
 
-        scheduler = pipeline.schedule(shape.scheduler, stepped)
+        scheduler = pipeline.set_scheduler(shape.scheduler, stepped)
         width, height = (-(-side // pipeline.multiple) * pipeline.multiple for side in (shape.width, shape.height))
-        asked = {
+        arguments = {
             "prompt": [spec.prompt for spec in batch],
             "negative_prompt": [spec.negative_prompt or "" for spec in batch],
             "width": width,
             "height": height,
             "num_inference_steps": shape.steps,
             "guidance_scale": shape.guidance,
-            # On the CPU, so that an image begins with the same noise on every device and in every batch.
+            # On the CPU: the initial noise is the same on every device and in every batch.
             "generator": [torch.Generator("cpu").manual_seed(spec.seed) for spec in batch],
             "output_type": "pt",
         }
-        given = {name: value for name, value in asked.items() if name in pipeline.parameters}
+        supported = {name: value for name, value in arguments.items() if name in pipeline.parameters}
         stepped(0)
         try:
             with torch.inference_mode():
-                images = pipeline.pipe(**given).images
-        except ValueError as error:  # the pipeline's own check of what was asked
-            raise ProviderError(f"the model refuses what was asked: {error}") from error
+                images = pipeline.pipe(**supported).images
+        except ValueError as error:  # the pipeline validates its arguments
+            raise ProviderError(f"the model rejects the parameters: {error}") from error
         return scheduler, images[work.from_index : work.from_index + len(part)].float().cpu()
 
-    def _fitting(self, shape: Sampling) -> int:
-        """How many images of a kind are worth trying at once."""
+    def _batch_size(self, shape: Sampling) -> int:
+        """How many images with these parameters to render at once."""
         if shape in self._one_at_a_time:
             return 1
-        free, each = free_bytes(self._device), self._bytes_an_image.get(shape)
+        free, each = free_bytes(self._device), self._bytes_per_image.get(shape)
         if free is None or each is None:
             return self._batch_max
         return min(self._batch_max, max(1, int(free * _HEADROOM) // each))
 
-    def _learn(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
+    def _record_memory(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
         if memory is None:
             return
         if {"tiling", "offload"} & set(measures):
             self._one_at_a_time.add(shape)
         else:
-            self._bytes_an_image[shape] = max(1, (memory.peak - memory.before) // images)
+            self._bytes_per_image[shape] = max(1, (memory.peak - memory.before) // images)
 
 
 class MemoryFallback:
-    """What is tried when memory runs out, one measure after the other. What it changes of a pipeline it undoes.
+    """Applies one measure after another when memory runs out. `undo` restores the pipeline.
 
-    size: how many images to try at once after the last measure.
+    size: how many images to render at once after the last measure.
     """
 
     def __init__(self, pipeline: Pipeline, models: ModelCache, work: Render) -> None:
@@ -180,20 +182,20 @@ class MemoryFallback:
         for measure in work.measures:
             self._apply(measure)
 
-    def next_measure(self, part: list[int], memory: Memory | None, watch: Watch) -> None:
-        """Take the next measure after a part of a batch did not fit. Raises `OutOfMemory` where nothing is left."""
+    def next_measure(self, part: list[int], memory: Memory | None, listener: RenderListener) -> None:
+        """Apply the next measure after a part did not fit. Raises `OutOfMemory` if there is none."""
         size = self._fixed or len(part)
-        self._models.clear()
-        release(self._pipeline.device)
+        self._models.close_others()
+        release_memory(self._pipeline.device)
         measure = self._next(size)
-        watch.short(part, size, measure, memory)
+        listener.memory_exhausted(part, size, measure, memory)
         if measure is None:
-            raise OutOfMemory(f"an image did not fit into the device's memory, whatever was tried{figures(memory)}")
+            raise OutOfMemory(f"an image did not fit into the device's memory after all measures{memory_text(memory)}")
         self._apply(measure)
         self.size = (size + 1) // 2 if measure == "smaller_batch" else size
 
     def undo(self) -> None:
-        """Leave the pipeline as it was, so that the next batch's pixels are what they would have been."""
+        """Restore the pipeline, so that the measures do not change the pixels of later batches."""
         pipe = self._pipeline.pipe
         if "tiling" in self.measures:
             pipe.vae.disable_tiling()
@@ -222,20 +224,20 @@ class MemoryFallback:
             pipe.enable_model_cpu_offload(device=self._pipeline.device)
 
 
-def to_picture(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
-    """A picture of exactly the size asked for, from (3, height, width) values of 0 to 1, cut around the middle."""
+def to_image(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
+    """An image of exactly the requested size, cropped around the centre from (3, height, width) values of 0 to 1."""
     if not torch.isfinite(pixels).all():
-        raise ProviderError("the model came to no picture but to numbers that are none; try DF_DTYPE=float32")
+        raise ProviderError("the model returned values that are not finite; try DF_DTYPE=float32")
     _, height, width = pixels.shape
     top, left = (height - shape.height) // 2, (width - shape.width) // 2
     cut = pixels[:, top : top + shape.height, left : left + shape.width]
-    # As diffusers' own way to a picture rounds.
+    # Rounds as diffusers' own conversion does.
     return Image.fromarray((cut.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy(), "RGB")
 
 
 def versions() -> dict[str, str]:
-    """Of what a picture's last bits may depend on."""
-    found = {name: version(name) for name in ("diffusers", "torch", "transformers")}
+    """Versions of the libraries on which an image's exact pixels depend."""
+    names = {name: version(name) for name in ("diffusers", "torch", "transformers")}
     if torch.version.cuda is not None and torch.cuda.is_available():
-        found["cuda"] = torch.version.cuda
-    return found
+        names["cuda"] = torch.version.cuda
+    return names

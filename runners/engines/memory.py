@@ -1,4 +1,4 @@
-"""A device's memory: how much of it a batch takes, and what running out of it looks like."""
+"""A device's memory: how much a batch uses, and which errors mean that it ran out."""
 
 import gc
 import os
@@ -7,8 +7,8 @@ import torch
 
 from orchestrator.events.steps import Memory
 
-_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
-"""What CUDA, the CPU's allocator and cuBLAS or cuDNN say, where they raise a mere RuntimeError."""
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
+"""Texts by which CUDA, the CPU allocator, cuBLAS and cuDNN report it in a plain RuntimeError."""
 
 
 def best_device() -> torch.device:
@@ -21,34 +21,34 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """The precision that a device is best at: bfloat16 has the range that keeps pictures from turning black."""
+    """The best precision for a device. bfloat16 has the range of float32: float16 can overflow to black images."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
 
 
 def device_name(device: torch.device) -> str:
-    """A device as the log names it."""
+    """A device's name in events."""
     return f"cuda:{torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def total_bytes(device: torch.device) -> int:
-    """All memory of a device."""
+    """The size of a device's memory in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a batch may take of a device's memory; None where nobody counts."""
+    """Bytes of a device's memory that a batch may use; None if the device does not report it."""
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + cached)
 
 
-class Meter:
-    """What one batch takes."""
+class MemoryMeter:
+    """Measures the memory that one batch uses."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -58,7 +58,7 @@ class Meter:
             self._before = torch.cuda.memory_allocated(device)
 
     def read(self) -> Memory | None:
-        """The figures so far; None where nobody counts."""
+        """The measurements so far; None if the device does not report them."""
         if self._device.type != "cuda":
             return None
         return Memory(
@@ -70,20 +70,20 @@ class Meter:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does an error say that memory ran out?"""
+    """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY_TEXTS)
 
 
-def release(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+def release_memory(device: torch.device) -> None:
+    """Collect garbage, and return cached memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def figures(memory: Memory | None) -> str:
+def memory_text(memory: Memory | None) -> str:
     """Memory figures for a message."""
     if memory is None:
         return ""

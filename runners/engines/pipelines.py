@@ -1,4 +1,4 @@
-"""Opens text-to-image pipelines, whatever family they are of."""
+"""Opens text-to-image pipelines of any family that diffusers supports."""
 
 import inspect
 import itertools
@@ -11,9 +11,9 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model_registry.files import risky
+from model_registry.files import unsafe_files
 from orchestrator.step_errors import InvalidInput, ProviderError
-from runners.engines.memory import release
+from runners.engines.memory import release_memory
 from runners.engines.protocol import ModelRef
 
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,9 +25,9 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""The contract's names, and diffusers' classes with what makes them so (its guide to k-diffusion's names)."""
+"""The API's scheduler names, with diffusers' classes and settings (see its table of k-diffusion names)."""
 
-_UNWANTED = ("safety_checker", "feature_extractor", "image_encoder")
+_UNUSED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 _XL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 
 
@@ -45,28 +45,28 @@ class Pipeline:
 
     @property
     def size_bytes(self) -> int:
-        """How much of the device's memory its weights take."""
+        """Bytes of the device's memory that its weights use."""
         return weights_bytes(self.pipe)
 
     @property
     def multiple(self) -> int:
-        """What the width and height of its pictures must be multiples of: transformers take patches of two latents."""
+        """An image's width and height must be multiples of it. Transformers use patches of two latents."""
         patch = 2 if getattr(self.pipe, "transformer", None) is not None else 1
         return int(getattr(self.pipe, "vae_scale_factor", 8)) * patch
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Release its memory."""
         device = self.device
         del self.pipe
-        release(device)
+        release_memory(device)
 
-    def schedule(self, name: str | None, stepped: Callable[[int], None]) -> str:
-        """Take a fresh scheduler: the one of a name, or the model's own. Answers its class.
+    def set_scheduler(self, name: str | None, on_step: Callable[[int], None]) -> str:
+        """Set a new scheduler: by name, or the model's own (None). Returns the name of its class.
 
-        stepped: told how many steps are done, after each; not every pipeline has a callback, but all have a scheduler.
-        Raises `InvalidInput` where the model was trained for flow matching, which none of the names samples.
+        on_step: called after each step with the number of steps done. It wraps the scheduler, since not every pipeline
+        has a callback. Raises `InvalidInput` for a flow-matching model, which none of the named schedulers can sample.
         """
-        if self._vae_dtype is not None:  # SDXL's decodes in float32, and stays so where memory runs out meanwhile
+        if self._vae_dtype is not None:  # SDXL's VAE switches to float32, and does not switch back after an error
             self.pipe.vae.to(dtype=self._vae_dtype)
         own = self._scheduler
         kind: Any = type(own)
@@ -77,34 +77,34 @@ class Pipeline:
             class_name, changes = _SCHEDULERS[name]
             kind = getattr(diffusers, class_name)
         scheduler = kind.from_config(own.config, **changes)
-        scheduler.step = telling(scheduler.step, stepped)
+        scheduler.step = with_step_callback(scheduler.step, on_step)
         self.pipe.scheduler = scheduler
         return str(kind.__name__)
 
 
-def telling(step: Callable[..., Any], stepped: Callable[[int], None]) -> Callable[..., Any]:
-    """A scheduler's step that tells when it is done; pipelines look at its signature, which stays."""
+def with_step_callback(step: Callable[..., Any], on_step: Callable[[int], None]) -> Callable[..., Any]:
+    """Wrap a scheduler's step to call back after it. Keeps the signature, which pipelines inspect."""
     count = itertools.count(1)
 
     @wraps(step)
-    def told(*args: Any, **given: Any) -> Any:
-        result = step(*args, **given)
-        stepped(next(count))
+    def step_and_report(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        on_step(next(count))
         return result
 
-    return told
+    return step_and_report
 
 
 def weights_bytes(pipe: Any) -> int:
-    """How much memory the weights of a pipeline's parts take."""
-    modules = [one for one in pipe.components.values() if isinstance(one, torch.nn.Module)]
+    """Bytes of memory that the weights of a pipeline's components use."""
+    modules = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
     return sum(weight.nbytes for module in modules for weight in [*module.parameters(), *module.buffers()])
 
 
 def open_pipeline(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """Open a folder in diffusers' layout, a single .safetensors file, or a repository of a hub.
 
-    Raises `ProviderError` where it is none of them, is no text-to-image pipeline, or may run code unless trusted.
+    Raises `ProviderError` if it is none of them, is no text-to-image pipeline, or may run code and is not trusted.
     """
     path = Path(ref.path)
     try:
@@ -125,11 +125,11 @@ def open_pipeline(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Pi
 
 
 def expect_safe(ref: ModelRef, path: Path) -> None:
-    """Raise `ProviderError` if a model's folder or file holds what may run code, unless it is trusted."""
+    """Raise `ProviderError` if a file of the model may run code and the model is not trusted."""
     if ref.trusted:
         return
     files = [path] if path.is_file() else path.rglob("*")
-    if found := risky(files):
+    if found := unsafe_files(files):
         raise ProviderError(
             f"model {ref.path} holds {found[0].name}, which may run code of its own when it is opened; use one in "
             "safetensors, or add it with --trust"
@@ -139,21 +139,21 @@ def expect_safe(ref: ModelRef, path: Path) -> None:
 def _folder(ref: ModelRef, path: Path, dtype: torch.dtype) -> Any:
     expect_safe(ref, path)
     config = diffusers.DiffusionPipeline.load_config(path)
-    left_out: dict[str, Any] = {name: None for name in _UNWANTED if name in config}
+    without: dict[str, Any] = {name: None for name in _UNUSED_COMPONENTS if name in config}
     if "requires_safety_checker" in config:
-        left_out["requires_safety_checker"] = False
+        without["requires_safety_checker"] = False
     return diffusers.DiffusionPipeline.from_pretrained(
-        path, dtype=dtype, use_safetensors=None if ref.trusted else True, local_files_only=True, **left_out
+        path, dtype=dtype, use_safetensors=None if ref.trusted else True, local_files_only=True, **without
     )
 
 
 def _single_file(path: Path, dtype: torch.dtype) -> Any:
-    """Open a checkpoint. What it lacks lies in a folder of its name beside it, or is fetched from the hub."""
+    """Open a checkpoint. Its configuration is in a folder of the same name next to it, or is fetched from the hub."""
     if path.suffix != ".safetensors":
         raise ValueError("a single file must be .safetensors")
     with safe_open(path, framework="pt") as weights:
-        is_xl = _XL_KEY in set(weights.keys())  # it is no mapping
+        is_xl = _XL_KEY in set(weights.keys())  # not a mapping
     kind = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
-    beside = path.with_suffix("")
-    given: dict[str, Any] = {"config": str(beside), "local_files_only": True} if beside.is_dir() else {}
-    return kind.from_single_file(str(path), dtype=dtype, use_safetensors=True, **given)
+    config_folder = path.with_suffix("")
+    kwargs: dict[str, Any] = {"config": str(config_folder), "local_files_only": True} if config_folder.is_dir() else {}
+    return kind.from_single_file(str(path), dtype=dtype, use_safetensors=True, **kwargs)

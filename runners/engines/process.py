@@ -1,7 +1,7 @@
-"""The engine process: where models live. It may die or hang, and costs nobody but what it had in hand.
+"""The engine process, which runs models. If it dies or hangs, only its current work is lost.
 
-work ─▶ start, unless one runs ─▶ send ─▶ messages, until Done
-└─ silence or its end ─▶ kill, raise `EngineGone`; the next work starts anew
+run ─▶ start a process, unless one runs ─▶ send the work ─▶ messages, until Done
+└─ no message for stall_s, or the process ends ─▶ kill it, raise `EngineProcessDied`; the next run starts a new one
 """
 
 import asyncio
@@ -19,21 +19,21 @@ import structlog
 
 from runners.engines.protocol import Cancel, Done, FromProcess, Ready, ToProcess, Work
 
-_HEAD = 4
-_BUFFER = 16 * 2**20
-_CHUNK = 2**18
-_START_S = 180.0
-"""For the imports alone; opening a model comes later."""
+_LENGTH_BYTES = 4
+_BUFFER_BYTES = 16 * 2**20
+_CHUNK_BYTES = 2**18
+_START_TIMEOUT_S = 180.0
+"""For the imports. The process opens models later."""
 
-_STOP_S = 2.0
+_STOP_TIMEOUT_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine process is told when it starts.
+    """The first message to an engine process.
 
-    device, dtype: as torch names them; None: the best there is. batch_max: images rendered at once, at most.
-    model_bytes: of models kept open, at most; the one in use always is.
+    device, dtype: as torch names them; None: the best one. batch_max: most images rendered at once.
+    model_bytes: most bytes of open models beside the one in use.
     """
 
     device: str | None = None
@@ -42,20 +42,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_bytes: int | None = None
 
 
-class EngineGone(Exception):
-    """The engine process died, or hung and was killed, with work in hand."""
+class EngineProcessDied(Exception):
+    """The engine process died, or hung and was killed, while it worked."""
 
 
-def framed(message: msgspec.Struct) -> bytes:
-    """A message as it goes over the socket."""
+def encode_frame(message: msgspec.Struct) -> bytes:
+    """A message with its length prefix."""
     body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(_HEAD, "big") + body
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
 class EngineProcess:
-    """One process at a time, started when it is first needed. stall_s: how long it may be silent while it works.
+    """An engine process, started when it is first needed. stall_s: longest time without a message while it works.
 
-    program: the module that it runs. environ: its environment; None: ours.
+    program: the module that it runs. environ: its environment; None: this process's.
     """
 
     def __init__(
@@ -71,136 +71,140 @@ class EngineProcess:
         self._environ = environ
         self._stall_s = stall_s
         self._running: _Running | None = None
-        self._works = 0
-        self._unwanted: set[int] = set()
+        self._work_count = 0
+        self._cancelled_items: set[int] = set()
         self._decoder: msgspec.msgpack.Decoder[FromProcess] = msgspec.msgpack.Decoder(FromProcess)
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now, if one does."""
+        """The id of the running process; None if none runs."""
         return None if self._running is None or self._running.reader.at_eof() else self._running.process.pid
 
-    async def work(self, work: Work, told: Callable[[FromProcess], None]) -> None:
-        """Have some work done, one at a time; `told` gets all that is said of it. Raises `EngineGone`.
+    async def run(self, work: Work, on_message: Callable[[FromProcess], None]) -> None:
+        """Do some work, one at a time; `on_message` gets every message about it. Raises `EngineProcessDied`.
 
-        Who stops waiting for it ends the process.
+        Cancelling this coroutine ends the process.
         """
-        self._unwanted = set()
+        self._cancelled_items = set()
         try:
             if self.pid is None:
-                await self._end()  # of one that died while nobody needed it
+                await self._terminate()  # clean up after a process that died while idle
             running = self._running or await self._start()
-            self._works += 1
+            self._work_count += 1
             await self._send(running, work)
-            if self._unwanted:  # since before the process could hear of it
+            if self._cancelled_items:  # cancelled before the process had the work
                 self.cancel(())
             while not isinstance(message := await self._next(running, self._stall_s), Done):
-                told(message)
-            if message.unfit:
-                await self._end(_STOP_S)
+                on_message(message)
+            if message.restart_needed:
+                await self._terminate(_STOP_TIMEOUT_S)
         except TimeoutError:
-            await self._end()
-            raise EngineGone(f"it said nothing for {self._stall_s if self._works else _START_S:g} s") from None
+            await self._terminate()
+            raise EngineProcessDied(
+                f"it said nothing for {self._stall_s if self._work_count else _START_TIMEOUT_S:g} s"
+            ) from None
         except OSError as error:
-            code = await self._end(_STOP_S)
-            raise EngineGone(f"{error}" if code is None else _ended(code)) from error
+            code = await self._terminate(_STOP_TIMEOUT_S)
+            raise EngineProcessDied(f"{error}" if code is None else _exit_reason(code)) from error
         except (EOFError, msgspec.DecodeError) as error:
-            code = await self._end(_STOP_S)
-            raise EngineGone(_ended(code)) from error
+            code = await self._terminate(_STOP_TIMEOUT_S)
+            raise EngineProcessDied(_exit_reason(code)) from error
         except BaseException:
-            await self._end()
+            await self._terminate()
             raise
 
     def cancel(self, items: Iterable[int]) -> None:
-        """Say that some items of the work under way are wanted no longer."""
-        self._unwanted.update(items)
+        """Tell the process to skip some items of the current work."""
+        self._cancelled_items.update(items)
         if self._running is not None and not self._running.writer.is_closing():
-            self._running.writer.write(framed(Cancel(work=self._works, items=sorted(self._unwanted))))
+            self._running.writer.write(encode_frame(Cancel(work=self._work_count, items=sorted(self._cancelled_items))))
 
     async def stop(self) -> None:
-        """End the process, if one runs. A second call does nothing."""
-        await self._end(_STOP_S)
+        """End the process if one runs. A second call does nothing."""
+        await self._terminate(_STOP_TIMEOUT_S)
 
     async def _start(self) -> "_Running":
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # -P: no modules of the current folder, which anybody may have put there.
-            command = [sys.executable, "-P", "-m", self._program, str(theirs.fileno())]
+        parent_socket, child_socket = socket.socketpair()
+        with child_socket:
+            # -P: import no modules from the current folder, which others may be able to write.
+            command = [sys.executable, "-P", "-m", self._program, str(child_socket.fileno())]
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, pass_fds=[theirs.fileno()], env=self._environ
+                *command, stdin=DEVNULL, pass_fds=[child_socket.fileno()], env=self._environ
             )
         loop = asyncio.get_running_loop()
-        reader = _Reader(ours.dup(), limit=_BUFFER, loop=loop)
-        transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
+        reader = _Reader(parent_socket.dup(), limit=_BUFFER_BYTES, loop=loop)
+        transport, protocol = await loop.create_connection(
+            lambda: asyncio.StreamReaderProtocol(reader), sock=parent_socket
+        )
         self._running = running = _Running(process, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
-        self._works = 0
+        self._work_count = 0
         await self._send(running, self._config)
-        ready = await self._next(running, _START_S)
+        ready = await self._next(running, _START_TIMEOUT_S)
         if isinstance(ready, Ready):
             _log.info("engine process started", pid=process.pid, device=ready.device, **ready.versions)
         return running
 
     async def _send(self, running: "_Running", message: ToProcess | EngineConfig) -> None:
-        running.writer.write(framed(message))
+        running.writer.write(encode_frame(message))
         async with asyncio.timeout(self._stall_s):
             await running.writer.drain()
 
-    async def _next(self, running: "_Running", patience_s: float) -> FromProcess:
-        async with asyncio.timeout(patience_s):
-            size = int.from_bytes(await running.reader.readexactly(_HEAD), "big")
+    async def _next(self, running: "_Running", timeout_s: float) -> FromProcess:
+        async with asyncio.timeout(timeout_s):
+            size = int.from_bytes(await running.reader.readexactly(_LENGTH_BYTES), "big")
             return self._decoder.decode(await running.reader.readexactly(size))
 
-    async def _end(self, patience_s: float = 0.0) -> int | None:
-        """Kill the process, if there is one that does not end by itself; answers how it ended."""
+    async def _terminate(self, timeout_s: float = 0.0) -> int | None:
+        """Kill the process unless it ends by itself within `timeout_s`. Returns its exit code; None if none runs."""
         running, self._running = self._running, None
         if running is None:
             return None
         running.writer.close()
         running.reader.close()
         try:
-            with suppress(TimeoutError):  # a process that has closed its socket is about to end by itself
-                await asyncio.wait_for(running.process.wait(), patience_s)
+            with suppress(TimeoutError):  # closing the socket makes the process end
+                await asyncio.wait_for(running.process.wait(), timeout_s)
         finally:
             if running.process.returncode is None:
                 with suppress(ProcessLookupError):
-                    # `Process.kill` polls, and may so take the exit status away from the loop's own watcher.
+                    # `Process.kill` polls, and can thereby take the exit status from the event loop's watcher.
                     os.kill(running.process.pid, signal.SIGKILL)
         return await running.process.wait()
 
 
 class _Reader(asyncio.StreamReader):
-    """Reads all that a process had sent before it died, however its end is noticed.
+    """Reads everything that a process sent before it died.
 
-    asyncio drops what is still unread when a write fails. spare: a duplicate of the socket, which it does not close.
+    asyncio drops unread data when a write fails. duplicate: of the socket, which asyncio does not close.
     """
 
-    def __init__(self, spare: socket.socket, *, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, duplicate: socket.socket, *, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit=limit, loop=loop)
-        self._spare = spare
+        self._duplicate = duplicate
 
     def set_exception(self, exc: Exception) -> None:
-        """The connection is lost: read what is left, to its end."""
+        """Read the remaining data after the connection is lost."""
         del exc
         with suppress(OSError):
-            while data := self._spare.recv(_CHUNK, socket.MSG_DONTWAIT):
+            while data := self._duplicate.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT):
                 self.feed_data(data)
         self.feed_eof()
 
     def close(self) -> None:
-        """Give the duplicate back. A second call does nothing."""
-        self._spare.close()
+        """Close the duplicate. A second call does nothing."""
+        self._duplicate.close()
 
 
 class _Running(NamedTuple):
-    """A process, and the two directions of its socket."""
+    """A process, and the reader and writer of its socket."""
 
     process: Process
     reader: _Reader
     writer: asyncio.StreamWriter
 
 
-def _ended(code: int | None) -> str:
-    """How a process ended, in words."""
+def _exit_reason(code: int | None) -> str:
+    """Describe how a process ended."""
     if code is not None and code < 0:
         with suppress(ValueError):
             return f"it was ended by {signal.Signals(-code).name}"

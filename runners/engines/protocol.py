@@ -3,14 +3,14 @@
     runner ──▶ process   Render, Enlarge      work; at most one of them is under way
                          Cancel               some of its items are no longer needed
     process ──▶ runner   Ready                once, when it has started
-                         Opening              a model is being opened
-                         Stepped              a denoising step or a tile is done
+                         ModelOpening         a model is being opened
+                         StepDone             a denoising step or a tile is done
                          MemoryExhausted      memory ran out; the measure that is tried next
                          Pixels               an image
                          ItemsFailed          some items failed
-                         Done                 the work has ended; each item was answered or failed
+                         Done                 the work has ended; each item has an image or has failed
 
-Each message is MessagePack, behind its length as four bytes, the most significant first.
+Each message is MessagePack, with a length prefix of four bytes, big-endian.
 """
 
 from typing import Protocol
@@ -26,11 +26,10 @@ from runners.faults import InjectedFault
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
-    """A model to open. path: a folder, a file, or the id of a repository in a hub.
+    """A model to open. path: a folder, a file, or the id of a hub repository.
 
-    sha256: of the list of its files' hashes, None for one that is not registered. weights_sha256: of its file of
-    weights, where there is one alone. trusted: files that may run code when they are opened (pickles) may be opened,
-    too.
+    sha256: of the list of its files' hashes; None for an unregistered model. weights_sha256: of its weights file, if
+    there is exactly one. trusted: files that may run code when they are opened (pickles) may be opened.
     """
 
     kind: ModelKind
@@ -42,7 +41,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(SamplingParams, frozen=True, kw_only=True):
-    """What all images of a batch have in common. Sizes in pixels; scheduler: the contract's name; None: the model's."""
+    """The parameters that all images of a batch share. width, height: in pixels. scheduler: None: the model's own."""
 
     model: ModelRef
 
@@ -57,10 +56,10 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Render a batch of images; the items' numbers in all that is said of them are their indices in `specs`.
+    """Render a batch of images. Messages about it number the items by their index in `specs`.
 
-    as_batch_of, from_index, measures: render exactly so many at once, these from the index on, with these measures
-    taken, to make the pixels of an earlier batch again; None: as many at once as fit.
+    as_batch_of, from_index, measures: reproduce images of an earlier batch: its size, the index of the first spec in
+    it, and the measures that were applied. None: as many images at once as fit.
     """
 
     sampling: Sampling
@@ -71,10 +70,10 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Enlarge an image, which is item 0. pixels: rows of RGB, a byte each.
+    """Enlarge an image, which is item 0. pixels: rows of RGB, one byte per channel.
 
-    strict: by a model of exactly that scale. spec: prompt and seed, for upscalers that use them. tile: pixels of a
-    side to take at once, to make the pixels of an earlier one again; None: as the model likes.
+    strict: only a model of exactly that scale. spec: prompt and seed, for upscalers that use them. tile: side of a tile
+    in pixels, to reproduce an earlier image; None: the model's own.
     """
 
     model: ModelRef
@@ -88,7 +87,7 @@ class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Some items of a piece of work, counted from 1, are wanted no longer. When none is, it ends within a step."""
+    """Skip some items. work: its number, counted from 1. Work whose items are all cancelled ends within a step."""
 
     work: int
     items: list[int]
@@ -101,8 +100,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
 
 
-class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """So many steps or tiles of some items are done. of: in all."""
+class StepDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`done` of `of` steps or tiles of some items are done."""
 
     items: list[int]
     done: int
@@ -110,7 +109,7 @@ class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MemoryExhausted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Memory ran out with a batch of `size`. next: what is tried instead; None: nothing is left."""
+    """Memory ran out with a batch of `size` images. next: the measure that is tried; None if nothing is left."""
 
     items: list[int]
     size: int
@@ -119,7 +118,7 @@ class MemoryExhausted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A picture: rows of RGB, a byte each. memory: of the batch that it was rendered in."""
+    """An image: rows of RGB, one byte per channel. memory: use of its batch."""
 
     item: int
     width: int
@@ -130,7 +129,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @classmethod
     def of(cls, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> "Pixels":
-        """A picture's pixels, whatever its mode."""
+        """The message for an image, converted to RGB."""
         opaque = image if image.mode == "RGB" else image.convert("RGB")
         return cls(
             item=item,
@@ -142,7 +141,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         )
 
     def image(self) -> Image.Image:
-        """The picture."""
+        """The pixels as an image."""
         return Image.frombytes("RGB", (self.width, self.height), self.pixels)
 
 
@@ -155,39 +154,39 @@ class ItemsFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     retryable: bool
 
 
-class Opening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ModelOpening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A model is being opened, or fetched."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The work has ended. unfit: the process may be damaged (a GPU's context is, by some errors): start another."""
+    """The work has ended. restart_needed: the process may be damaged, as a GPU context is after some errors."""
 
-    unfit: bool = False
+    restart_needed: bool = False
 
 
 Work = Render | Enlarge
 ToProcess = Work | Cancel
-FromProcess = Ready | Opening | Stepped | MemoryExhausted | Pixels | ItemsFailed | Done
+FromProcess = Ready | ModelOpening | StepDone | MemoryExhausted | Pixels | ItemsFailed | Done
 
 
-class Abandoned(Exception):
-    """Nobody wants what is under way any more."""
+class RenderCancelled(Exception):
+    """All items of the current work were cancelled."""
 
 
-class Watch(Protocol):
-    """Whom an engine tells how it gets on, within its process."""
+class RenderListener(Protocol):
+    """Receives the progress and the images of an engine, within its process."""
 
-    def opening(self) -> None:
-        """Tell that a model is still being opened."""
+    def model_opening(self) -> None:
+        """A model is still being opened."""
 
-    def stepped(self, items: list[int], done: int, of: int) -> None:
-        """Tell of a step; raises `Abandoned` when none of the items is wanted any more."""
+    def step_done(self, items: list[int], done: int, of: int) -> None:
+        """A step is done. Raises `RenderCancelled` if all of the items were cancelled."""
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Tell that memory ran out, and what is tried next."""
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+        """Memory ran out with a batch of `size` images. measure: tried next; None if nothing is left."""
 
-    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
-        """Hand a picture over, as soon as it is there."""
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+        """An image is rendered."""
 
-    def inject(self, spec: ImageSpec) -> None:
-        """Let happen what a test asked for: a MemoryError, the process's end, or a standstill."""
+    def inject_fault(self, spec: ImageSpec) -> None:
+        """Cause the fault that a test asks for: a MemoryError, the death of the process, or a hang."""

@@ -1,4 +1,4 @@
-"""Upscalers that sample: `StableDiffusionUpscalePipeline` and its relatives, which enlarge by 4."""
+"""Diffusion upscalers: `StableDiffusionUpscalePipeline` and similar pipelines, which enlarge by 4."""
 
 import inspect
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from orchestrator.step_errors import ProviderError
-from runners.engines.memory import release
-from runners.engines.pipelines import expect_safe, telling, weights_bytes
+from runners.engines.memory import release_memory
+from runners.engines.pipelines import expect_safe, weights_bytes, with_step_callback
 from runners.engines.protocol import ImageSpec, ModelRef
 
 _STEPS = 30
 _GUIDANCE = 7.0
 _MULTIPLE = 8
-"""Sides are padded to a multiple of it, and cut again."""
+"""Sides are padded to a multiple of it, and the result is cropped."""
 
 
 class DiffusionUpscaler:
@@ -40,20 +40,20 @@ class DiffusionUpscaler:
 
     @property
     def size_bytes(self) -> int:
-        """How much of the device's memory its weights take."""
+        """Bytes of the device's memory that its weights use."""
         return weights_bytes(self._pipe)
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Release its memory."""
         del self._pipe
-        release(self.device)
+        release_memory(self.device)
 
-    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
-        """The picture, four times as wide and as high, led by its prompt; every tile begins with the same noise."""
+    def enlarge(self, image: Image.Image, spec: ImageSpec, on_step: Callable[[], None]) -> Image.Image:
+        """The image, four times as wide and as high, guided by its prompt. Every tile starts from the same noise."""
         right, below = (-side % _MULTIPLE for side in image.size)
         padded = Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), "edge"))
         self._pipe.scheduler = scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        scheduler.step = telling(scheduler.step, lambda _: lived())
+        scheduler.step = with_step_callback(scheduler.step, lambda _: on_step())
         with torch.inference_mode():
             large: Image.Image = self._pipe(
                 prompt=spec.prompt,
@@ -67,7 +67,7 @@ class DiffusionUpscaler:
 
 
 def open_upscaler(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> DiffusionUpscaler:
-    """Open a folder in diffusers' layout. Raises `ProviderError` where it holds no pipeline that enlarges by 4."""
+    """Open a folder in diffusers' layout. Raises `ProviderError` if it holds no pipeline that enlarges by 4."""
     path = Path(ref.path)
     expect_safe(ref, path)
     try:

@@ -1,4 +1,4 @@
-"""What upscalers with a model have in common: scales, tiles, and what is done when memory runs out."""
+"""The common part of upscalers with a model: scales, tiles, and smaller tiles after memory ran out."""
 
 from collections.abc import Callable
 from typing import ClassVar, Protocol
@@ -8,16 +8,16 @@ from PIL import Image
 
 from orchestrator.events.steps import Measure, Memory, Rendering
 from orchestrator.step_errors import InvalidInput, OutOfMemory
-from runners.engines.memory import Meter, device_name, figures, is_out_of_memory, release
-from runners.engines.protocol import Enlarge, ImageSpec, Watch
-from runners.upscalers.tiling import tiled
+from runners.engines.memory import MemoryMeter, device_name, is_out_of_memory, memory_text, release_memory
+from runners.engines.protocol import Enlarge, ImageSpec, RenderListener
+from runners.upscalers.tiling import enlarge_tiled
 
 _SMALLEST_TILE = 32
 _OVERLAP = 16
 
 
 class Network(Protocol):
-    """An open model that enlarges pictures. scale: by how much; tile: pixels of a source's side to take at once."""
+    """An open model that enlarges images. scale: by how much. tile: side of a tile of the source, in pixels."""
 
     engine: ClassVar[str]
     scale: int
@@ -26,53 +26,52 @@ class Network(Protocol):
     dtype: torch.dtype
     versions: dict[str, str]
 
-    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
-        """Return an RGB picture `scale` times as wide and as high. lived: called after each step of several."""
+    def enlarge(self, image: Image.Image, spec: ImageSpec, on_step: Callable[[], None]) -> Image.Image:
+        """Return an RGB image `scale` times as wide and as high. on_step: called after each step, if it has steps."""
 
 
 class _Progress:
-    """Tells of tiles that are done, and between them that the model lives."""
+    """Reports tiles that are done, and repeats the last report after each step of a tile, as a keepalive."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, listener: RenderListener) -> None:
+        self._listener = listener
         self._at = (0, 1)
 
-    def told(self, done: int, of: int) -> None:
-        """So many tiles are done."""
+    def on_progress(self, done: int, of: int) -> None:
+        """`done` of `of` tiles are done."""
         self._at = (done, of)
-        self.lived()
+        self.on_step()
 
-    def lived(self) -> None:
-        """Some more of a tile is done."""
-        self._watch.stepped([0], *self._at)
+    def on_step(self) -> None:
+        """A step of a tile is done."""
+        self._listener.step_done([0], *self._at)
 
 
-def enlarge(network: Network, work: Enlarge, watch: Watch, make_room: Callable[[], int]) -> None:
-    """Enlarge a picture by the scale that was asked for, and hand it over.
+def enlarge(network: Network, work: Enlarge, listener: RenderListener, close_unused_models: Callable[[], int]) -> None:
+    """Enlarge an image by the requested scale, and pass it to the listener.
 
-    A model of another scale is applied until the picture is large enough, which is then reduced (Lanczos), unless that
-    was ruled out. After memory ran out, tiles are half as large, for this picture alone.
-    make_room: closes models that are not in use.
-    Raises `InvalidInput`, `OutOfMemory` and `Abandoned`.
+    A model of another scale is applied until the image is large enough; the result is then reduced (Lanczos). `strict`
+    forbids this. After memory ran out, tiles are half as large, for this image only. close_unused_models: frees memory.
+    Raises `InvalidInput`, `OutOfMemory` and `RenderCancelled`.
     """
     passes = _passes(network.scale, work)
     tile = work.tile or network.tile
     source = Image.frombytes("RGB", (work.width, work.height), work.pixels)
     measures: list[Measure] = []
     while True:
-        meter = Meter(network.device)
+        meter = MemoryMeter(network.device)
         try:
-            watch.inject(work.spec)
-            image = _enlarged(network, source, work.spec, passes, tile, watch)
+            listener.inject_fault(work.spec)
+            image = _enlarge_repeatedly(network, source, work.spec, passes, tile, listener)
             break
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             error.__traceback__ = None  # its frames hold the tensors
             memory = meter.read()
-        make_room()
-        release(network.device)
-        tile = _smaller(tile, work, watch, memory)
+        close_unused_models()
+        release_memory(network.device)
+        tile = _smaller_tile(tile, work, listener, memory)
         measures = ["tiling"]
     size = work.width * work.scale, work.height * work.scale
     if image.size != size:
@@ -88,11 +87,11 @@ def enlarge(network: Network, work: Enlarge, watch: Watch, make_room: Callable[[
         tile=tile,
         measures=measures,
     )
-    watch.pixels(0, image, rendering, meter.read())
+    listener.image_rendered(0, image, rendering, meter.read())
 
 
 def _passes(scale: int, work: Enlarge) -> int:
-    """How often a model is applied."""
+    """How many times the model is applied."""
     if scale == work.scale:
         return 1
     if work.strict or scale < 2:
@@ -102,26 +101,26 @@ def _passes(scale: int, work: Enlarge) -> int:
     return 1 if scale > work.scale else 2
 
 
-def _enlarged(
-    network: Network, source: Image.Image, spec: ImageSpec, passes: int, tile: int, watch: Watch
+def _enlarge_repeatedly(
+    network: Network, source: Image.Image, spec: ImageSpec, passes: int, tile: int, listener: RenderListener
 ) -> Image.Image:
-    image, progress = source, _Progress(watch)
+    image, progress = source, _Progress(listener)
     for _ in range(passes):
-        image = tiled(
+        image = enlarge_tiled(
             image,
             network.scale,
-            lambda part: network.enlarge(part, spec, progress.lived),
+            lambda part: network.enlarge(part, spec, progress.on_step),
             tile=tile,
             overlap=min(_OVERLAP, tile // 3),
-            told=progress.told,
+            on_progress=progress.on_progress,
         )
     return image
 
 
-def _smaller(tile: int, work: Enlarge, watch: Watch, memory: Memory | None) -> int:
-    """Half the tile, if that is not too small."""
+def _smaller_tile(tile: int, work: Enlarge, listener: RenderListener, memory: Memory | None) -> int:
+    """Half the tile's side. Raises `OutOfMemory` if that is too small."""
     possible = work.tile is None and tile // 2 >= _SMALLEST_TILE
-    watch.short([0], 1, "tiling" if possible else None, memory)
+    listener.memory_exhausted([0], 1, "tiling" if possible else None, memory)
     if not possible:
-        raise OutOfMemory(f"a tile of {tile} pixels did not fit into the device's memory{figures(memory)}")
+        raise OutOfMemory(f"a tile of {tile} pixels did not fit into the device's memory{memory_text(memory)}")
     return tile // 2

@@ -1,4 +1,4 @@
-"""Upscalers of one pass: ESRGAN, SwinIR, compact and whatever else spandrel opens."""
+"""GAN upscalers: ESRGAN, SwinIR, compact and all other networks that spandrel opens."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from orchestrator.step_errors import ProviderError
-from runners.engines.memory import release
+from runners.engines.memory import release_memory
 from runners.engines.pipelines import expect_safe
 from runners.engines.protocol import ImageSpec, ModelRef
 
@@ -38,17 +38,17 @@ class GanUpscaler:
 
     @property
     def size_bytes(self) -> int:
-        """How much of the device's memory its weights take."""
+        """Bytes of the device's memory that its weights use."""
         return sum(weight.nbytes for weight in self._model.model.parameters())
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Release its memory."""
         del self._model
-        release(self.device)
+        release_memory(self.device)
 
-    def enlarge(self, image: Image.Image, spec: ImageSpec, lived: Callable[[], None]) -> Image.Image:
-        """The picture, `scale` times as wide and as high, in one step; no prompt leads it."""
-        del spec, lived
+    def enlarge(self, image: Image.Image, spec: ImageSpec, on_step: Callable[[], None]) -> Image.Image:
+        """The image, `scale` times as wide and as high. The prompt is not used."""
+        del spec, on_step
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device, self.dtype) / 255
         if self._model.input_channels == 1:
             values = values.mean(1, keepdim=True)
@@ -56,13 +56,13 @@ class GanUpscaler:
             large = self._model(values)[0].float().clamp(0, 1)
         if large.shape[0] == 1:
             large = large.expand(3, -1, -1)
-        # To the nearest of 256 shades; cutting off would darken every picture by half a shade.
+        # Round to the nearest of 256 values: truncation would darken every image by half a value.
         pixels = (large[:3] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return Image.fromarray(pixels, "RGB")
 
 
 def open_gan(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> GanUpscaler:
-    """Open a file, or a folder with one. Raises `ProviderError` where that is no network that enlarges RGB pictures."""
+    """Open a file, or a folder with one. Raises `ProviderError` if it is no network that enlarges RGB images."""
     path = _file(ref)
     expect_safe(ref, path)
     try:
@@ -70,7 +70,7 @@ def open_gan(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> GanUpsc
     except (OSError, ValueError, RuntimeError, SafetensorError, UnsupportedModelError) as error:
         raise ProviderError(f"model {ref.path} can't be opened: {error}") from error
     if not isinstance(model, ImageModelDescriptor) or model.scale < 2 or model.input_channels not in {1, 3}:
-        raise ProviderError(f"model {ref.path} is a {model.architecture.name} that enlarges no picture")
+        raise ProviderError(f"model {ref.path} is a {model.architecture.name} that enlarges no RGB image")
     return GanUpscaler(model, device, dtype)
 
 
@@ -78,7 +78,7 @@ def _file(ref: ModelRef) -> Path:
     path = Path(ref.path)
     if not path.is_dir():
         return path
-    found = sorted(file for file in path.rglob("*") if file.suffix in {".safetensors", ".pth"})
-    if len(found) != 1:
-        raise ProviderError(f"model {ref.path} must hold one .safetensors file; it holds {len(found)}")
-    return found[0]
+    files = sorted(file for file in path.rglob("*") if file.suffix in {".safetensors", ".pth"})
+    if len(files) != 1:
+        raise ProviderError(f"model {ref.path} must hold one .safetensors file; it holds {len(files)}")
+    return files[0]

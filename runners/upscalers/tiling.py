@@ -1,7 +1,7 @@
-"""Enlarges a picture tile by tile, so that neither a network nor its memory ever sees more of it than one tile.
+"""Enlarges an image tile by tile: the network and its memory never hold more than one tile.
 
-Neighbouring tiles share `overlap` pixels. In the middle of what they share one fades into the other, linearly; a margin
-on either side is left out, since a network is less sure of a tile's rim, where it sees only what pads it.
+Neighbouring tiles overlap by `overlap` pixels. In the middle of the overlap, one tile is blended linearly into the
+other. The margins of the overlap are not used, since a network's output is less accurate at the edge of a tile.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,53 +13,53 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Enlarge = Callable[[Image.Image], Image.Image]
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MARGIN = 0.25
-"""The part of an overlap at either end that does not count."""
+"""The part of an overlap at each end that is not used."""
 
-_ONE = 256
-"""Weights are parts of this: whole numbers, so that what two tiles agree on stays as it is."""
+_FULL_WEIGHT = 256
+"""Blend weights are integers up to this, so that pixels with equal values in both tiles do not change."""
 
 
-def tiled(  # what tiling is made of
-    image: Image.Image, scale: int, enlarge: Enlarge, *, tile: int, overlap: int, told: Told
+def enlarge_tiled(
+    image: Image.Image, scale: int, enlarge: Enlarge, *, tile: int, overlap: int, on_progress: ProgressCallback
 ) -> Image.Image:
-    """The picture, `scale` times as wide and as high.
+    """The image, `scale` times as wide and as high.
 
-    enlarge: does so to an RGB picture of `tile` pixels at most in either direction; all that it gets have one size.
-    tile: three overlaps at least. told: how many tiles of how many are done.
+    enlarge: enlarges an RGB image of at most `tile` pixels in each direction; all tiles have one size. tile: at least
+    three times the overlap. on_progress: called with the numbers of finished tiles and of all tiles.
 
-    Beside the result there are one row of tiles, and what `enlarge` needs. Where `enlarge` looks no further around a
-    pixel than a quarter of the overlap, the result is what it would be in one piece.
+    Memory: the result, one row of tiles, and the memory of `enlarge`. If `enlarge` uses no pixel farther away than a
+    quarter of the overlap, the result equals that of enlarging the image in one piece.
     """
     if tile < 3 * overlap:
         raise ValueError(f"a tile of {tile} pixels is less than three overlaps of {overlap}")
     width, height = image.size
     if width <= tile and height <= tile:
-        told(0, 1)
+        on_progress(0, 1)
         whole = enlarge(image)
-        told(1, 1)
+        on_progress(1, 1)
         return whole
-    columns, rows = starts(width, tile, overlap), starts(height, tile, overlap)
+    columns, rows = tile_starts(width, tile, overlap), tile_starts(height, tile, overlap)
     wide, high = min(tile, width), min(tile, height)
     result = np.empty((height * scale, width * scale, 3), np.uint8)
     done = 0
     for top, fade_down in _with_fades(rows, high, overlap, scale):
         band = np.empty((high * scale, width * scale, 3), np.uint8)
         for left, fade in _with_fades(columns, wide, overlap, scale):
-            told(done, len(columns) * len(rows))
-            piece = enlarge(image.crop((left, top, left + wide, top + high)))
-            _lay(band.swapaxes(0, 1), np.asarray(piece).swapaxes(0, 1), left * scale, fade)
+            on_progress(done, len(columns) * len(rows))
+            enlarged = enlarge(image.crop((left, top, left + wide, top + high)))
+            _blend(band.swapaxes(0, 1), np.asarray(enlarged).swapaxes(0, 1), left * scale, fade)
             done += 1
-        _lay(result, band, top * scale, fade_down)
-    told(done, done)
+        _blend(result, band, top * scale, fade_down)
+    on_progress(done, done)
     return Image.fromarray(result, "RGB")
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: as few as share `overlap` pixels at least, spread evenly, the last at the end."""
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """The offsets of tiles along a side: the fewest with at least `overlap` shared pixels, spread evenly."""
     if length <= tile:
         return [0]
     steps = -(-(length - tile) // (tile - overlap))
@@ -67,7 +67,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _with_fades(begins: list[int], size: int, overlap: int, scale: int) -> Iterator[tuple[int, tuple[int, int] | None]]:
-    """Each tile's begin, and from where to where it takes over from the one before, in pixels of the result."""
+    """Each tile's offset, and the range in which it is blended with the previous tile, in pixels of the result."""
     yield begins[0], None
     for before, begin in pairwise(begins):
         middle = (begin + before + size) * scale // 2
@@ -75,11 +75,13 @@ def _with_fades(begins: list[int], size: int, overlap: int, scale: int) -> Itera
         yield begin, (middle - half, middle + half)
 
 
-def _lay(onto: Pixels, piece: Pixels, begin: int, fade: tuple[int, int] | None) -> None:
-    """Lay a piece over what lies there, along the first axis: it fades in, and counts from there on."""
+def _blend(target: Pixels, enlarged: Pixels, begin: int, fade: tuple[int, int] | None) -> None:
+    """Copy a tile into the target along the first axis: blend it within `fade`, overwrite after it."""
     start, end = fade or (begin, begin)
     if end > start:
-        ramp = ((np.arange(start, end) - start + 0.5) * _ONE / (end - start)).astype(np.uint16)[:, None, None]
-        old, new = onto[start:end].astype(np.uint16), piece[start - begin : end - begin].astype(np.uint16)
-        onto[start:end] = ((old * (_ONE - ramp) + new * ramp + _ONE // 2) // _ONE).astype(np.uint8)
-    onto[end : begin + len(piece)] = piece[end - begin :]
+        ramp = ((np.arange(start, end) - start + 0.5) * _FULL_WEIGHT / (end - start)).astype(np.uint16)[:, None, None]
+        old, new = target[start:end].astype(np.uint16), enlarged[start - begin : end - begin].astype(np.uint16)
+        target[start:end] = ((old * (_FULL_WEIGHT - ramp) + new * ramp + _FULL_WEIGHT // 2) // _FULL_WEIGHT).astype(
+            np.uint8
+        )
+    target[end : begin + len(enlarged)] = enlarged[end - begin :]

@@ -194,7 +194,7 @@ async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[i
         return key, (len(body), hashlib.sha256(body).hexdigest())
 
     try:
-        keys = {*await store.keys(""), *recorded}
+        keys = {*await store.list_keys(""), *recorded}
         return dict(one for one in await asyncio.gather(*map(described, keys)) if one is not None)
     finally:
         await store.close()

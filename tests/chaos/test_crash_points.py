@@ -125,9 +125,9 @@ class FusedStore(ObjectStore):
         """As the other's."""
         return await self._fuse.through("s3 put", partial(self._store.put, key, body, content_type))
 
-    async def verified(self, key: str, written: StoredObject) -> bytes:
+    async def get_verified(self, key: str, written: StoredObject) -> bytes:
         """As the other's."""
-        return await self._fuse.through("s3 get", partial(self._store.verified, key, written))
+        return await self._fuse.through("s3 get", partial(self._store.get_verified, key, written))
 
 
 class FusedCore(roles.Core):

@@ -110,7 +110,7 @@ class Reader:
                     return
                 told = parser.feed(chunk if left else chunk[: self._dice.randrange(len(chunk) + 1)])
                 self.messages += [message for message in told if message.event != "cursor"]
-                if parser.told:
+                if parser.received_event:
                     self.ids.append(parser.last_event_id)
                 if self.is_through():
                     return

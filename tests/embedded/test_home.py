@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dreamforge.embedded import EmbeddedError, Home, HomeInUse
-from dreamforge.embedded import home as notes
+from dreamforge.embedded import home as home_files
 from tests.embedded.conftest import start_and_be_killed
 
 
@@ -49,6 +49,6 @@ def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_secret_is_drawn_once_and_kept_private(tmp_path: Path) -> None:
     """A later run finds the same secret, and nobody else can read it."""
     path = tmp_path / "key"
-    drawn = notes.secret(path)
-    assert notes.secret(path) == drawn != notes.secret(tmp_path / "other")
+    drawn = home_files.read_or_create_secret(path)
+    assert home_files.read_or_create_secret(path) == drawn != home_files.read_or_create_secret(tmp_path / "other")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -53,7 +53,7 @@ class Stack:
 
     def objects(self) -> ObjectStore:
         """The objects of the home."""
-        seaweed = EmbeddedSeaweed.running(self.home)
+        seaweed = EmbeddedSeaweed.find_running(self.home)
         assert seaweed is not None
         return ObjectStore(S3Config(seaweed.endpoint, seaweed.access_key, seaweed.secret_key))
 
@@ -139,7 +139,7 @@ async def test_nothing_is_left_of_what_was_erased(stack: Stack) -> None:
 async def test_files_that_no_event_names_and_damaged_ones(stack: Stack) -> None:
     """Given an object that an attempt left behind, and one that is cut off, then one loses its text, one is named."""
     store = stack.objects()
-    [picture, _] = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    [picture, _] = await store.list_keys(f"dreamforge/default/jobs/{stack.job}/")
     body = await store.get(picture)
     orphan, damaged = picture.replace("generate/", "generate/earlier_"), picture.replace("generate/", "upscale/cut_")
     await store.put(orphan, body, "image/png")
@@ -161,7 +161,7 @@ async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) 
     aside = stack.api.create(prompt=stack.texts[0])
     await stack.set_aside(aside)
     store = stack.objects()
-    pictures = await store.keys("dreamforge/default/jobs/")
+    pictures = await store.list_keys("dreamforge/default/jobs/")
     (tmp_path / "sitecustomize.py").write_text(_LISTS_NOTHING)
     done = dreamforge("audit", "erase", stack.job, aside, **stack.environ, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) 
 async def test_a_file_that_somebody_replaced_does_not_become_the_jobs(stack: Stack) -> None:
     """Given other bytes in place of an image, with the prompt in them, then they lose it, and no event has them."""
     store = stack.objects()
-    [picture, _] = await store.keys(f"dreamforge/default/jobs/{stack.job}/")
+    [picture, _] = await store.list_keys(f"dreamforge/default/jobs/{stack.job}/")
     body = await store.get(picture)
     foreign = body[:-12] + body[-12:] * 2  # a second end of the file
     await store.replace(picture, foreign, "image/png")

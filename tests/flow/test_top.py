@@ -18,7 +18,7 @@ import pytest
 
 from artifacts.object_store import S3Config
 from dreamforge.operations.snapshot import Snapshot
-from dreamforge.operations.snapshot_reader import Watch
+from dreamforge.operations.snapshot_reader import SnapshotReader
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Outbox
 from orchestrator import step_command
@@ -135,8 +135,8 @@ async def test_a_waiting_and_a_running_step_are_told_apart(store: Store) -> None
     await commit(store, deferred.started("generate").finished("generate", "failed"), sends=(command(deferred),))
     await Outbox(store.database, ["generate"], step_command.decode).claim(2, 60)
     await commit(store, waiting, sends=(command(waiting),))
-    watch = Watch(store.database)
-    found = await watch.look()
+    watch = SnapshotReader(store.database)
+    found = await watch.next_snapshot()
     generate, upscale = found.queues
     assert (generate.visible, generate.hidden) == (1, 2)
     assert generate.oldest_s is not None
@@ -144,7 +144,7 @@ async def test_a_waiting_and_a_running_step_are_told_apart(store: Store) -> None
     assert {one.runner: (one.running, one.images) for one in found.runners} == {"painter": (1, 1), "r": (0, 0)}
     [lag] = found.projections
     assert lag.lag == counts(found)["events"] == 7
-    assert counts(await watch.look()) == counts(found), "nothing is counted twice"
+    assert counts(await watch.next_snapshot()) == counts(found), "nothing is counted twice"
 
 
 async def test_jobs_are_counted_whosever_they_are(store: Store) -> None:
@@ -155,14 +155,14 @@ async def test_jobs_are_counted_whosever_they_are(store: Store) -> None:
         from unnest(array['a', 'b', 'b']) tenant, unnest(array['queued', 'running', 'failed', 'succeeded']) status"""
     await store.database.call(insert)
     await commit(store, History().started("generate").finished("generate", "failed").add(JobFinish(status="failed")))
-    found = await Watch(store.database).look()
+    found = await SnapshotReader(store.database).next_snapshot()
     assert (found.jobs.queued, found.jobs.running, found.jobs.failed) == (3, 3, 1)
     assert found.steps.failed == 1
 
 
 async def test_a_command_that_nobody_can_read_does_not_stop_the_view(store: Store) -> None:
     await store.database.call("select pgmq.send('generate', $1::jsonb, 60)", json.dumps({"job_id": "7"}))
-    found = await Watch(store.database).look()
+    found = await SnapshotReader(store.database).next_snapshot()
     assert (found.queues[0].hidden, found.runners) == (1, [])
 
 

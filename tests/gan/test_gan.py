@@ -22,7 +22,7 @@ from artifacts.object_store import S3Config
 from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
 from runners.engine_host.host import EngineHost
 from runners.engines.process import EngineConfig
-from runners.engines.protocol import Abandoned, Enlarge, ImageSpec, ModelRef
+from runners.engines.protocol import Enlarge, ImageSpec, ModelRef, RenderCancelled
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import running
 from tests.images.watching import ProgressReporter, Starved
@@ -142,7 +142,7 @@ def test_memory_that_never_suffices_fails_the_picture(engine_host: EngineHost, f
 
 def test_what_nobody_wants_ends_at_the_next_tile(engine_host: EngineHost, four: Path) -> None:
     watch = ProgressReporter(give_up_at=1)
-    with pytest.raises(Abandoned):
+    with pytest.raises(RenderCancelled):
         engine_host.render(work(four, picture(600, 300), 4), watch)
     assert not watch.images
 
@@ -153,7 +153,7 @@ def test_what_may_run_code_or_enlarges_nothing_is_refused(engine_host: EngineHos
         engine_host.render(work(pickled, picture(8, 8), 2), ProgressReporter())
     assert enlarged(engine_host, work(pickled, picture(8, 8), 2, trusted=True)).images
     denoiser = kept(compact(1), tmp_path / "x1.safetensors")
-    with pytest.raises(ProviderError, match="enlarges no picture"):
+    with pytest.raises(ProviderError, match="enlarges no RGB image"):
         engine_host.render(work(denoiser, picture(8, 8), 2), ProgressReporter())
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"garbage")

@@ -206,7 +206,7 @@ async def test_a_body_is_no_head() -> None:
 # Connections ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ends", ["timeout_keep_alive_handler", "_give_up", "shutdown"])
+@pytest.mark.parametrize("ends", ["timeout_keep_alive_handler", "_on_timeout", "shutdown"])
 async def test_an_idle_connection_is_not_closed_under_a_request(ends: str) -> None:
     """Given a request that has come in the moment of the closing, then it is answered, rather than reset."""
     async with connected() as client:
@@ -231,7 +231,7 @@ async def test_the_rest_of_a_body_that_was_answered_already_is_no_head() -> None
         [connection] = client.server.server_state.connections
 
         async def kept_s() -> float:
-            late: asyncio.TimerHandle | None = connection._late
+            late: asyncio.TimerHandle | None = connection._timeout_handle
             return 0.0 if late is None else late.when() - connection.loop.time()
 
         assert await eventually(kept_s, what="the timer of an idle connection") > HEAD_S

@@ -12,18 +12,18 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from model_registry.checks import Unfit, expect_fit
+from model_registry.checks import BadModelFiles, check_files
 from orchestrator.events.steps import Memory
 from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
 from runners.engine_host.host import EngineHost
 from runners.engine_host.server import ProgressReporter as ChildReporter
-from runners.engine_host.server import begin
+from runners.engine_host.server import create_engine
 from runners.engines import cache, diffusion_engine
 from runners.engines.cache import ModelCache
-from runners.engines.memory import Meter
+from runners.engines.memory import MemoryMeter
 from runners.engines.pipelines import open_pipeline
 from runners.engines.process import EngineConfig
-from runners.engines.protocol import Abandoned, Enlarge, ImageSpec, ModelRef, Render, Sampling
+from runners.engines.protocol import Enlarge, ImageSpec, ModelRef, Render, RenderCancelled, Sampling
 from tests.images import tiny
 from tests.images.checkpoint import checkpoint
 from tests.images.watching import ProgressReporter, Starved
@@ -126,7 +126,7 @@ def test_what_nobody_wants_ends_within_a_step(engine_host: EngineHost, model: Pa
     """And leaves the pipeline fit for the next."""
     before = rendered(engine_host, sampling(model, steps=5), spec()).values()
     watch = ProgressReporter(give_up_at=2)
-    with pytest.raises(Abandoned):
+    with pytest.raises(RenderCancelled):
         engine_host.render(Render(sampling=sampling(model, steps=5), specs=[spec()]), watch)
     assert [done for _, done, _ in watch.steps] == [0, 1]
     assert np.array_equal(rendered(engine_host, sampling(model, steps=5), spec()).values(), before)
@@ -136,12 +136,12 @@ def test_a_part_that_nobody_wants_or_that_fails_leaves_the_others(engine_host: E
     """Given a batch in three parts, when the first is given up and the second fails, then the third is rendered."""
 
     class Fickle(ProgressReporter):
-        def stepped(self, items: list[int], done: int, of: int) -> None:
+        def step_done(self, items: list[int], done: int, of: int) -> None:
             if 0 in items:
-                raise Abandoned
+                raise RenderCancelled
             if 4 in items:
                 raise ProviderError("not this one")
-            super().stepped(items, done, of)
+            super().step_done(items, done, of)
 
     watch = Fickle()
     with pytest.raises(ProviderError, match="not this one"):
@@ -163,7 +163,7 @@ def test_the_ladder_after_memory_ran_out(engine_host: EngineHost, model: Path) -
     tiled = Starved(1)
     engine_host.render(Render(sampling=sampling(model), specs=specs[:1]), tiled)
     assert tiled.measures == [(1, "tiling")]
-    with pytest.raises(OutOfMemory, match="whatever was tried"):
+    with pytest.raises(OutOfMemory, match="after all measures"):
         engine_host.render(Render(sampling=sampling(model), specs=specs[:1]), Starved(9))
 
     after = rendered(engine_host, sampling(model), *specs)
@@ -236,7 +236,7 @@ def test_a_decoder_that_was_left_in_another_precision_is_put_right(tmp_path: Pat
     ref = ModelRef(kind="generator", path=str(tiny.stable_diffusion_xl(tmp_path / "model")))
     pipeline = open_pipeline(ref, torch.device("cpu"), torch.float32)
     pipeline.pipe.vae.to(dtype=torch.float64)
-    pipeline.schedule(None, lambda _: None)
+    pipeline.set_scheduler(None, lambda _: None)
     assert pipeline.pipe.vae.dtype == torch.float32
 
 
@@ -244,13 +244,13 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
     engine_host: EngineHost, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a batch whose second image is no number, then the first and third are handed over."""
-    real = diffusion_engine.to_picture
+    real = diffusion_engine.to_image
     calls = itertools.count()
 
     def not_finite(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
-    monkeypatch.setattr(diffusion_engine, "to_picture", not_finite)
+    monkeypatch.setattr(diffusion_engine, "to_image", not_finite)
     watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
         engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
@@ -260,7 +260,7 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
 def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given room for two images, after one fallback batches are of two; what fits only tiled is alone."""
     used = Memory(before=100, peak=300, after=100, total=1000)
-    monkeypatch.setattr(Meter, "read", lambda _: used)
+    monkeypatch.setattr(MemoryMeter, "read", lambda _: used)
     monkeypatch.setattr(diffusion_engine, "free_bytes", lambda _: 250)
     engine_host = EngineHost(EngineConfig(device="cpu", batch_max=4))
 
@@ -280,21 +280,21 @@ def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_SIGN_S", 0.01)
+    monkeypatch.setattr(cache, "_KEEPALIVE_S", 0.01)
     told = threading.Event()
 
     class Counting(ProgressReporter):
-        def opening(self) -> None:
+        def model_opening(self) -> None:
             told.set()
 
-    with cache.opening(Counting()):
+    with cache.keepalive_while_opening(Counting()):
         assert told.wait(60)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     """All work is refused, with what is to be corrected."""
-    ready, render = begin(EngineConfig(device=device))
+    ready, render = create_engine(EngineConfig(device=device))
     assert ready.device == "none"
     watch = cast("ChildReporter", ProgressReporter())
     with pytest.raises(ProviderError, match=f"DF_DEVICE is '{device}'"):
@@ -312,13 +312,13 @@ def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
     assert len(watch.steps) == 1 + 30 + 1
 
     class Abandoning(ProgressReporter):
-        def stepped(self, items: list[int], done: int, of: int) -> None:
-            super().stepped(items, done, of)
+        def step_done(self, items: list[int], done: int, of: int) -> None:
+            super().step_done(items, done, of)
             if len(self.steps) == 5:
-                raise Abandoned
+                raise RenderCancelled
 
     abandoning = Abandoning()
-    with pytest.raises(Abandoned):
+    with pytest.raises(RenderCancelled):
         engine_host.render(work, abandoning)
     again = ProgressReporter()
     engine_host.render(work, again)
@@ -351,10 +351,10 @@ def test_weights_under_another_name_are_neither_added_nor_opened(tmp_path: Path,
     """Given weights that no library looks for, then `models add` says before what the engine says later."""
     folder = tiny.stable_diffusion(tmp_path / "model")
     paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    expect_fit(folder, "generator", paths, trust=False)
+    check_files(folder, "generator", paths, trust=False)
     (folder / weights).rename(folder / instead)
-    with pytest.raises(Unfit, match=weights.replace("/", " holds no ")):
-        expect_fit(folder, "generator", paths - {weights} | {instead}, trust=False)
+    with pytest.raises(BadModelFiles, match=weights.replace("/", " holds no ")):
+        check_files(folder, "generator", paths - {weights} | {instead}, trust=False)
     with pytest.raises(ProviderError, match=Path(weights).name):
         rendered(EngineHost(EngineConfig(device="cpu")), sampling(folder), spec())
 
@@ -366,7 +366,7 @@ def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "one", ignore=shutil.ignore_patterns("*.safetensors"))
     engine_host = EngineHost(EngineConfig(device="cpu"))
     single = tmp_path / "one.safetensors"
-    expect_fit(single, "generator", [single.name], trust=False)
+    check_files(single, "generator", [single.name], trust=False)
     shape = sampling(single)
     model = replace(shape.model, weights_sha256="ab" * 32)
     found = rendered(engine_host, replace(shape, model=model), spec())

@@ -20,7 +20,7 @@ from tests.weights import PIPELINE, safetensors
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SAFE = PIPELINE | {"tokenizer/spiece.model": b"\x0a\x09", WEIGHTS: safetensors(bytes(range(256)) * 64)}
-RISKY = {"unet/model.bin": b"\x80\x04.", "old.ckpt": b"\x80\x04."}
+UNSAFE_SUFFIXES = {"unet/model.bin": b"\x80\x04.", "old.ckpt": b"\x80\x04."}
 OTHER = {"README.md": b"# Castles", "castle.onnx": b"onnx"}
 
 # Importing torch to ask diffusers for a class takes seven CPU seconds, and CI runs this among a dozen other processes.
@@ -29,7 +29,7 @@ PATIENCE_S = 300.0
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with serving(SAFE | RISKY | OTHER) as hub:
+    with serving(SAFE | UNSAFE_SUFFIXES | OTHER) as hub:
         yield hub
 
 
@@ -37,7 +37,7 @@ async def test_a_repository_is_opened_by_its_name(tmp_path: Path) -> None:
     """As `DF_MODEL` may give it: every pixel is that of the folder which lies there, and no pickle is fetched."""
     folder = tiny.stable_diffusion(tmp_path / "castles")
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with serving(files | RISKY) as hub:
+    with serving(files | UNSAFE_SUFFIXES) as hub:
         environ = outside() | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url}
         process = EngineProcess(EngineConfig(device="cpu"), stall_s=PATIENCE_S, environ=environ)
         seen: list[Pixels] = []
@@ -45,13 +45,13 @@ async def test_a_repository_is_opened_by_its_name(tmp_path: Path) -> None:
             model = ModelRef(kind="generator", path=place)
             shape = Sampling(model=model, width=32, height=24, steps=2, guidance=7.0, scheduler=None)
             work = Render(sampling=shape, specs=[ImageSpec(prompt="a moat", negative_prompt=None, seed=1)])
-            await process.work(work, lambda told: seen.append(told) if isinstance(told, Pixels) else None)
+            await process.run(work, lambda told: seen.append(told) if isinstance(told, Pixels) else None)
         await process.stop()
     fetched, there = seen
     assert fetched.pixels == there.pixels
     asked = {path for path, _ in hub.asked}
     assert "unet/diffusion_pytorch_model.safetensors" in asked
-    assert not asked & RISKY.keys()
+    assert not asked & UNSAFE_SUFFIXES.keys()
 
 
 class Buyer:
@@ -159,7 +159,7 @@ def test_what_may_run_code_is_fetched_only_where_it_is_trusted(hub: Hub, buyer: 
     assert hub.asked == []
     model = buyer.added(f"hf:{REPO}", "--trust")
     assert {file["path"] for file in model["files_json"]} == hub.files.keys()
-    hub.files = RISKY | {"config.json": b"{}"}
+    hub.files = UNSAFE_SUFFIXES | {"config.json": b"{}"}
     assert "no weights in safetensors" in buyer.refused(f"hf:{REPO}")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from runners.upscalers.tiling import starts, tiled
+from runners.upscalers.tiling import enlarge_tiled, tile_starts
 
 Operator = Callable[[Image.Image], Image.Image]
 
@@ -36,11 +36,13 @@ def worst(one: Image.Image, other: Image.Image) -> int:
 
 
 def in_tiles(image: Image.Image, scale: int, operator: Operator, tile: int = 48, overlap: int = 16) -> Image.Image:
-    told: list[tuple[int, int]] = []
-    result = tiled(image, scale, operator, tile=tile, overlap=overlap, told=lambda *done: told.append(done))
-    [*_, last] = told
+    on_progress: list[tuple[int, int]] = []
+    result = enlarge_tiled(
+        image, scale, operator, tile=tile, overlap=overlap, on_progress=lambda *done: on_progress.append(done)
+    )
+    [*_, last] = on_progress
     assert last[0] == last[1]
-    assert told == sorted(told)
+    assert on_progress == sorted(on_progress)
     return result
 
 
@@ -77,7 +79,7 @@ def test_whatever_the_sizes(size: tuple[int, int], overlap: int, more: int, scal
 @given(length=st.integers(1, 5000), overlap=st.integers(0, 100), more=st.integers(1, 500))
 def test_tiles_cover_all_and_share_enough(length: int, overlap: int, more: int) -> None:
     tile = 3 * overlap + more
-    begins = starts(length, tile, overlap)
+    begins = tile_starts(length, tile, overlap)
     assert begins[0] == 0
     assert begins[-1] == max(0, length - tile)
     assert all(begin + tile - after >= overlap for begin, after in itertools.pairwise(begins))
@@ -119,4 +121,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_a_tile_must_hold_three_overlaps() -> None:
     with pytest.raises(ValueError, match="three overlaps"):
-        tiled(noise(9, 9), 2, sharpened, tile=8, overlap=4, told=lambda *_: None)
+        enlarge_tiled(noise(9, 9), 2, sharpened, tile=8, overlap=4, on_progress=lambda *_: None)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.events.steps import Measure, Memory, Rendering
-from runners.engines.protocol import Abandoned, ImageSpec
+from runners.engines.protocol import ImageSpec, RenderCancelled
 
 
 class ProgressReporter:
@@ -22,25 +22,25 @@ class ProgressReporter:
         self._give_up_at = give_up_at
         self._counted = counted
 
-    def opening(self) -> None:
+    def model_opening(self) -> None:
         """Tiny models are open at once, nearly."""
 
-    def stepped(self, items: list[int], done: int, of: int) -> None:
+    def step_done(self, items: list[int], done: int, of: int) -> None:
         if self._give_up_at is not None and done >= self._give_up_at:
-            raise Abandoned
+            raise RenderCancelled
         self.steps.append((items, done, of))
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         assert items
         assert (memory is not None) == self._counted
         self.measures.append((size, measure))
 
-    def pixels(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
         assert (memory is not None) == self._counted
         self.images[item] = image
         self.renderings[item] = rendering
 
-    def inject(self, spec: ImageSpec) -> None:
+    def inject_fault(self, spec: ImageSpec) -> None:
         if spec.injected is not None:
             raise MemoryError
 
@@ -56,7 +56,7 @@ class Starved(ProgressReporter):
         super().__init__(counted=counted)
         self._left = times
 
-    def inject(self, spec: ImageSpec) -> None:
+    def inject_fault(self, spec: ImageSpec) -> None:
         del spec
         if self._left > 0:
             self._left -= 1

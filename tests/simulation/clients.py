@@ -1,4 +1,4 @@
-"""A client who wants a job, changes his mind, and asks for everything twice."""
+"""A client that creates jobs, cancels and retries them, and repeats its requests."""
 
 from contextlib import suppress
 
@@ -18,9 +18,9 @@ from tests.simulation.world import World
 
 
 class Client(Process):
-    """Creates one job after another, through a server that may die at any moment, and asks things of each.
+    """Creates one job after another through a server that may crash at any time, and sends requests for each.
 
-    done: it has its answer.
+    done: the creation has a response.
     """
 
     def __init__(self, world: World, name: str, committer: SimulatedCommitter, jobs: JobService) -> None:
@@ -28,24 +28,24 @@ class Client(Process):
         self._committer = committer
         self._jobs = jobs
         self._actor: Actor | None = None
-        self._want()
+        self._choose_job()
 
-    def _want(self) -> None:
-        """Think of another job."""
+    def _choose_job(self) -> None:
+        """Choose another job at random."""
         dice = self.world.dice
         self._count = dice.randint(1, 4)
         self._chained = dice.random() < 0.7
-        self._fickle = dice.random() < 0.3
+        self._cancels = dice.random() < 0.3
         self.job_id = self.world.new_id()
         self.done = False
 
     @property
-    def quiet(self) -> bool:
-        """Has it its job, and no request under way?"""
+    def idle(self) -> bool:
+        """Whether its job is created and no request is in progress."""
         return self.done and self._actor is None and not self._may_repair
 
     def crash(self) -> None:
-        """Lose the server; what was asked is asked again, if it was not answered."""
+        """Lose the server. A request without a response is repeated."""
         if self._actor is not None:
             self._actor.crash()
             self._actor = None
@@ -64,10 +64,10 @@ class Client(Process):
         chance, outcome = self.world.chance, self._outcome
         over = outcome is not None and not self._may_repair
         if over and not self.world.calm and self.world.dice.random() < 0.05:
-            self._want()
+            self._choose_job()
         if not self.done or chance(0.002):
             return Actor(self._create())
-        if self._fickle and chance(0.01):
+        if self._cancels and chance(0.01):
             return Actor(self._ask(RequestCancel()))
         if chance(0.1 if outcome == "failed" else 0.002) or (self.world.calm and self._may_repair):
             return Actor(self._ask(RequestRetry()))
@@ -75,7 +75,7 @@ class Client(Process):
 
     @property
     def _may_repair(self) -> bool:
-        """Did the job fail since images are gone, which a retry makes again?"""
+        """Whether the job failed because images are lost, which a retry renders again."""
         states = self.world.storage.states.get(self.job_id, [])
         return any(one.finished == "failed" and one.error is not None and one.error.lost for one in states[-1:])
 
@@ -85,18 +85,18 @@ class Client(Process):
         return states[-1].finished if states else None
 
     async def _create(self) -> None:
-        """Create the job; a conflict says that an earlier try did."""
+        """Create the job. A conflict means that an earlier request has created it."""
         created = self.world.event(self._submission(), Meta(), private=Private(prompt="a castle"))
         answer = await self._committer.commit(
             Transition(append=Append(stream=self.job_id, category="job", expected=0, events=(created,)))
         )
-        self.world.figures["jobs" if answer.committed and not self.done else "repeated creates"] += 1
+        self.world.counts["jobs" if answer.committed and not self.done else "repeated creates"] += 1
         self.done = True
 
     async def _ask(self, asked: Request) -> None:
         with suppress(Refused, NoSuchJob):
             await self._jobs.request(DEFAULT_TENANT, self.job_id, asked, Meta())
-            self.world.figures[type(asked).__name__] += 1
+            self.world.counts[type(asked).__name__] += 1
 
     def _submission(self) -> JobCreated:
         names: list[StepName] = ["generate", "upscale"] if self._chained else ["generate"]

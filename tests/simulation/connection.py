@@ -1,4 +1,4 @@
-"""What a process holds of the storage: the faces of `Log` and `Committer`, where every call is an effect."""
+"""Simulated counterparts of `Log` and `Committer`, in which every call is an effect."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,11 +15,11 @@ from tests.simulation.storage import PARTITIONS, Storage
 
 Clock = Callable[[], float]
 _BATCH = 4
-"""Events of a partition that are read at once: few, so that batches end in awkward places."""
+"""Events of a partition that are read at once: few, so that batches end at many different positions."""
 
 
 class SimulatedLog:
-    """The face of `Log`. repeats: its calls are repeated until they are done, as whoever waits for an answer does."""
+    """A counterpart of `Log`. repeats: failed calls are repeated until they succeed, instead of raising."""
 
     def __init__(self, storage: Storage, clock: Clock, *, repeats: bool) -> None:
         self._storage = storage
@@ -62,18 +62,18 @@ class SimulatedLog:
 
 
 class SimulatedCommitter:
-    """The face of `Committer`."""
+    """A counterpart of `Committer`."""
 
     def __init__(self, storage: Storage, clock: Clock) -> None:
         self._repeating_log = SimulatedLog(storage, clock, repeats=True)
         self._log = SimulatedLog(storage, clock, repeats=False)
 
     async def commit(self, transition: Transition) -> Answer:
-        """As `Committer.commit`, which waits for an answer."""
+        """As `Committer.commit`, which repeats until it has a result."""
         return (await self._repeating_log.commit(batch_of(transition))).streams[transition.append.stream]
 
     async def react(self, batch: Batch) -> Answers:
-        """As `Committer.react`, which doesn't."""
+        """As `Committer.react`, which does not repeat."""
         return await self._log.commit(batch)
 
 
@@ -87,6 +87,6 @@ def batch_of(transition: Transition) -> Batch:
 
 
 def jobs(storage: Storage, committer: SimulatedCommitter, clock: Clock, actor: str) -> JobService:
-    """The service's `JobService` over the simulated faces."""
+    """The service's `JobService` on the simulated log and committer."""
     log = SimulatedLog(storage, clock, repeats=True)
     return JobService(cast("Log", log), cast("Committer", committer), actor)

@@ -1,17 +1,17 @@
-"""Coroutines that are run one effect at a time, by whoever picks them."""
+"""Coroutines that are run one effect at a time by a scheduler."""
 
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
-Fate = Literal["done", "answer lost", "never sent"]
+EffectOutcome = Literal["done", "answer lost", "never sent"]
 
 
 class Effect(Generic[T]):
-    """Something that an actor does to the world when it is next picked; the answer comes with the pick after that.
+    """An operation on the world. It runs when its actor is next picked; the actor gets the result at the pick after.
 
-    failure: what an actor sees of an effect that went wrong; None: it never hears of it, but tries until it is done.
-    ready: until when the actor can't be picked.
+    failure: the exception that the actor gets if the effect fails; None: the effect is repeated until it succeeds.
+    ready: the actor cannot be picked until it returns True.
     """
 
     __slots__ = ("failure", "name", "perform", "ready")
@@ -30,13 +30,13 @@ class Effect(Generic[T]):
         self.ready = ready
 
     def __await__(self) -> Generator["Effect[T]", T, T]:
-        """Hand the effect to the one who runs the actor."""
+        """Yield the effect to the scheduler."""
         answer = yield self
         return answer
 
 
 class Actor:
-    """A coroutine under way. done: it has ended; last: its latest effect's name."""
+    """A running coroutine. done: it has ended. last: the name of its latest effect."""
 
     def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
         self._work = work
@@ -48,12 +48,12 @@ class Actor:
 
     @property
     def runnable(self) -> bool:
-        """May it be picked?"""
+        """Whether it can be picked."""
         waiting = None if self._pending is None else self._pending.ready
         return not self.done and (waiting is None or waiting())
 
-    def step(self, fate: Fate) -> None:
-        """Go on with the last answer to the next effect, and have that."""
+    def step(self, outcome: EffectOutcome) -> None:
+        """Resume the coroutine with the last result, and run its next effect."""
         effect = self._pending or self._resume()
         self._pending = None
         if effect is None:
@@ -61,18 +61,18 @@ class Actor:
         self.last = effect.name
         if effect.ready is not None:
             self._wait(effect)
-        elif fate == "done":
-            self._have(effect)
+        elif outcome == "done":
+            self._perform(effect)
         else:
-            if fate == "answer lost":
-                self._have(effect)
+            if outcome == "answer lost":
+                self._perform(effect)
             self._answer = None
             self._error = effect.failure
             if effect.failure is None:
                 self._pending = effect
 
     def crash(self) -> None:
-        """End at once; an effect that was had stays."""
+        """End at once. Effects that have run stay."""
         self.done = True
         self._work.close()
 
@@ -82,12 +82,12 @@ class Actor:
         else:
             self._answer = effect.perform()
 
-    def _have(self, effect: Effect[Any]) -> None:
+    def _perform(self, effect: Effect[Any]) -> None:
         try:
             self._answer = effect.perform()
         except AssertionError:
             raise
-        except Exception as error:  # noqa: BLE001  # it belongs to the actor
+        except Exception as error:  # noqa: BLE001  # it is raised in the actor
             self._error = error
 
     def _resume(self) -> Effect[Any] | None:

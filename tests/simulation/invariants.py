@@ -1,4 +1,4 @@
-"""What must hold, after every event and when all is quiet."""
+"""The invariants that are checked after every event and at the end of an episode."""
 
 from collections import Counter
 from uuid import UUID
@@ -29,7 +29,7 @@ class Violation(AssertionError):
 
 
 class Auditor:
-    """Watches the log. storage: is set before the first event."""
+    """Checks every event. storage: is set before the first event."""
 
     storage: Storage
 
@@ -42,7 +42,7 @@ class Auditor:
         self._progress: dict[UUID, float] = {}
 
     def appended(self, before: JobState | None, after: JobState, event: DecodedEvent) -> None:
-        """Check an event that was just appended."""
+        """Check an appended event."""
         if before is not None:
             self._check_order(before, event)
         match event.body:
@@ -72,11 +72,11 @@ class Auditor:
         expect(self._sent[step] <= 1 + self._retries[step], f"step {command.step} was sent {self._sent[step]} times")
 
     def rendered(self, step: StepState, item_index: int) -> None:
-        """Check an item that an attempt works on, given the step as the attempt found it."""
+        """Check an item that an attempt renders. step: the state at the start of the attempt."""
         expect(not step.has(item_index), f"item {item_index} of {step.name} is rendered though it was written")
 
-    def settled(self) -> None:
-        """Check everything at the end."""
+    def check_end(self) -> None:
+        """Check the final state."""
         for job_id, states in self.storage.states.items():
             self._check_end(states[-1])
             kept = self.storage.views[job_id]
@@ -144,7 +144,7 @@ class Auditor:
         self._check_object(before, step, body)
 
     def _retried(self, before: JobState | None, body: RetryRequested) -> None:
-        """The step that is named has another drive, and so has one after it that failed."""
+        """A retry allows another finish of the named step, and of failed steps after it."""
         assert before is not None
         for step in before.steps:
             if step.step_id == body.step_id or step.status == "failed":
@@ -163,7 +163,7 @@ class Auditor:
             expect(len(written) == after.generate.count, f"step {body.step} succeeded with {written}")
         drive = (body.step_id, self._retries[body.step_id])
         self._finishes[drive] += 1
-        expect(self._finishes[drive] == 1, f"step {body.step} finishes twice in one drive")
+        expect(self._finishes[drive] == 1, f"step {body.step} finishes twice without a retry between")
 
     def _view(self, after: JobState, event: DecodedEvent) -> None:
         view = evolve(self._views.get(after.job_id), event)
@@ -188,11 +188,14 @@ class Auditor:
             expect(step.status != "running", f"step {step.name} never ends")
             if step.status in {"succeeded", "failed"}:
                 drive = (step.step_id, self._retries[step.step_id])
-                expect(self._finishes[drive] == 1, f"step {step.name} has {self._finishes[drive]} ends in its drive")
+                expect(
+                    self._finishes[drive] == 1,
+                    f"step {step.name} has {self._finishes[drive]} finishes since its last retry",
+                )
             self._check_objects(state, step)
 
     def _check_objects(self, state: JobState, step: StepState) -> None:
-        """A step that succeeded leaves no object that no event names; others may have died between the two."""
+        """A succeeded step leaves no object without an event. Other steps may: a crash can separate the two."""
         prefix = f"/jobs/{state.job_id}/{step.name}/"
         keys = {key for key in self.storage.objects if prefix in key}
         written = {one.s3_key for one in step.artifacts.values()} - self.storage.harmed
@@ -202,14 +205,14 @@ class Auditor:
             expect(keys == written, f"objects without an event: {keys - written}")
 
 
-def expect(at_start: bool, otherwise: str) -> None:  # noqa: FBT001  # reads like assert
-    """Raise `Violation` unless it holds."""
-    if not at_start:
-        raise Violation(otherwise)
+def expect(condition: bool, message: str) -> None:  # noqa: FBT001  # reads like assert
+    """Raise `Violation` with a message unless the condition is true."""
+    if not condition:
+        raise Violation(message)
 
 
 def planned_key(state: JobState, step: StepState, item_index: int) -> str:
-    """The key that an item's object must have."""
+    """The expected key of an item's object."""
     generate = state.generate
     assert step.first_started_at is not None
     seed = item_seed(generate.seed, generate.count, item_index)

@@ -1,4 +1,4 @@
-"""Bugs that are planted in the protocol, one at a time. The simulation must find each."""
+"""Bugs in the protocol, planted one at a time. The simulation must find each."""
 
 from collections.abc import Sequence
 
@@ -26,8 +26,8 @@ class AcknowledgesFirst(SimulatedCommitter):
         return (await self._repeating_log.commit(Batch(appends=whole.appends))).streams[transition.append.stream]
 
 
-class SendsBeside(SimulatedCommitter):
-    """Sends a reaction's commands in a commit of their own, once the checkpoint has moved."""
+class SendsAfterMove(SimulatedCommitter):
+    """Sends a reaction's commands in a separate commit, after the checkpoint has moved."""
 
     async def react(self, batch: Batch) -> Answers:
         """In two commits."""
@@ -36,8 +36,8 @@ class SendsBeside(SimulatedCommitter):
         return answers
 
 
-class SendsAhead(SimulatedCommitter):
-    """Sends a reaction's commands in a commit of their own, before the checkpoint moves."""
+class SendsBeforeMove(SimulatedCommitter):
+    """Sends a reaction's commands in a separate commit, before the checkpoint moves."""
 
     async def react(self, batch: Batch) -> Answers:
         """In two commits."""
@@ -45,22 +45,22 @@ class SendsAhead(SimulatedCommitter):
         return await self._log.commit(replace(batch, sends=()))
 
 
-class MovesBlindly(Storage):
-    """Moves checkpoints without comparing where they stand."""
+class MovesWithoutCompare(Storage):
+    """Moves checkpoints without comparing their positions."""
 
-    def at_start(self, move: Move) -> bool:  # noqa: ARG002  # that is the bug
-        """Whatever the mover believes."""
+    def is_at_checkpoint(self, move: Move) -> bool:  # noqa: ARG002  # that is the bug
+        """True for every position."""
         return True
 
 
-class SpoilsNothing(Storage):
-    """Moves a checkpoint although the reaction's append was refused."""
+class MovesPastRejectedAppend(Storage):
+    """Moves a checkpoint although the reaction's append was rejected."""
 
     def commit(self, batch: Batch, now: float) -> Answers:
-        """The appends for themselves, then the rest."""
+        """Commit the appends, then the rest."""
         appended = super().commit(Batch(appends=batch.appends), now)
-        refused = {stream for stream, answer in appended.streams.items() if not answer.committed}
-        settled = [one for one in (*batch.acks, *batch.defers) if one.stream not in refused]
+        rejected = {stream for stream, answer in appended.streams.items() if not answer.committed}
+        settled = [one for one in (*batch.acks, *batch.defers) if one.stream not in rejected]
         rest = super().commit(
             Batch(
                 sends=batch.sends,
@@ -73,16 +73,16 @@ class SpoilsNothing(Storage):
         return replace(rest, streams=appended.streams)
 
 
-class AsksNoOwner(Storage):
-    """Lets anybody settle and extend a message who once claimed it."""
+class IgnoresClaimToken(Storage):
+    """Lets every runner settle and extend a message that it has ever claimed."""
 
     def owned(self, token: Ack) -> Message | None:
-        """Whatever the token."""
+        """Ignores the token."""
         return self.messages[token.queue].get(token.msg_id)
 
 
 class ForgetsClaims(Storage):
-    """Answers claims before they are on disk: a crash of the database, here every seventh claim, undoes the last."""
+    """Returns claims before they are on disk: a database crash, here at every seventh claim, undoes the last ones."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(observer)
@@ -90,7 +90,7 @@ class ForgetsClaims(Storage):
         self._loose: list[Message] = []
 
     def claim(self, slots: int, now: float, visibility: float) -> list[Message]:
-        """Perhaps after a crash."""
+        """Claim, possibly after a crash."""
         self._claims += 1
         if self._claims % 7 == 0:
             for message in self._loose:
@@ -101,13 +101,13 @@ class ForgetsClaims(Storage):
         return claimed
 
     def commit(self, batch: Batch, now: float) -> Answers:
-        """What reaches the disk takes along what came before."""
+        """A commit also makes earlier claims durable."""
         self._loose.clear()
         return super().commit(batch, now)
 
 
 class Unfenced(Runner):
-    """Goes on under whatever attempt is the current one."""
+    """Continues as the current attempt instead of being fenced."""
 
     async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         try:
@@ -120,15 +120,15 @@ class Unfenced(Runner):
             return await super()._execute(run, state, current)
 
 
-class BeginsAnew(Runner):
+class RendersAgain(Runner):
     """Renders every item again in a new attempt."""
 
     def _missing(self, state: JobState, step: StepState) -> Sequence[int]:  # noqa: ARG002  # that is the bug
         return range(state.generate.count)
 
 
-class TriesWithoutEnd(Runner):
-    """Tries a step that can't start again and again."""
+class RetriesForever(Runner):
+    """Retries a step that cannot start without a limit."""
 
     async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, FailStart):
@@ -136,8 +136,8 @@ class TriesWithoutEnd(Runner):
         return await super()._execute(run, state, command)
 
 
-class GivesWayWholly(Runner):
-    """Acknowledges its command when another was first to start the step: it may be the only one that is left."""
+class AcknowledgesWhenFenced(Runner):
+    """Acknowledges its command when another runner started the step first: it may be the only command left."""
 
     async def _fenced_at_start(self, run: Run) -> None:
         await run.jobs.settle(run.claim.ack())
@@ -145,14 +145,14 @@ class GivesWayWholly(Runner):
 
 PLANTED_BUGS = {
     "acknowledges before it appends": Parts(committer=AcknowledgesFirst),
-    "sends beside the commit": Parts(committer=SendsBeside),
-    "sends ahead of the commit": Parts(committer=SendsAhead),
-    "moves checkpoints blindly": Parts(storage=MovesBlindly),
-    "moves past a refused reaction": Parts(storage=SpoilsNothing),
-    "asks for no owner's token": Parts(storage=AsksNoOwner),
+    "sends after the move": Parts(committer=SendsAfterMove),
+    "sends before the move": Parts(committer=SendsBeforeMove),
+    "moves without comparing": Parts(storage=MovesWithoutCompare),
+    "moves past a rejected append": Parts(storage=MovesPastRejectedAppend),
+    "ignores claim tokens": Parts(storage=IgnoresClaimToken),
     "forgets claims": Parts(storage=ForgetsClaims),
     "does not fence": Parts(runner=Unfenced),
-    "begins anew instead of resuming": Parts(runner=BeginsAnew),
-    "tries without end": Parts(runner=TriesWithoutEnd),
-    "gives way wholly": Parts(runner=GivesWayWholly),
+    "renders items again": Parts(runner=RendersAgain),
+    "retries forever": Parts(runner=RetriesForever),
+    "acknowledges when fenced": Parts(runner=AcknowledgesWhenFenced),
 }

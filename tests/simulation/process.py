@@ -1,4 +1,4 @@
-"""What can be killed and frozen."""
+"""A simulated process, which can crash, freeze and lose its connections."""
 
 from abc import ABC, abstractmethod
 
@@ -7,7 +7,7 @@ from tests.simulation.world import World
 
 
 class Process(ABC):
-    """One process of the service. What it has in hand dies with it, and is old news when it wakes from a freeze."""
+    """One process of the service. A crash loses its work in progress; after a freeze its state is outdated."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -16,34 +16,34 @@ class Process(ABC):
         self.cut_off_until = 0.0
 
     def step(self) -> bool:
-        """Have one effect. Answers whether there was anything to do."""
+        """Run one effect. Returns whether there was one."""
         return self.world.now >= self.frozen_until and self._step()
 
     @property
     @abstractmethod
-    def quiet(self) -> bool:
-        """Has it nothing in hand?"""
+    def idle(self) -> bool:
+        """Whether it has no work in progress."""
 
     @abstractmethod
     def crash(self) -> None:
-        """Die, and start anew with nothing in hand."""
+        """Crash, and restart without work in progress."""
 
     @abstractmethod
     def _step(self) -> bool: ...
 
     def freeze(self, seconds: float) -> None:
-        """Stand still for a while."""
+        """Run nothing for some seconds."""
         self.frozen_until = self.world.now + seconds
 
     def cut_off(self, seconds: float) -> None:
-        """Reach neither database nor objects for a while."""
+        """Lose the database and the objects for some seconds."""
         self.cut_off_until = self.world.now + seconds
 
     def advance(self, actor: Actor, what: str) -> None:
-        """Let an actor have its next effect."""
-        fate = self.world.fate()
+        """Run the next effect of an actor."""
+        outcome = self.world.outcome()
         if self.world.now < self.cut_off_until:
-            fate = "never sent"
-            self.freeze(self.world.dice.uniform(0.0, 1.0))  # the pause before the next try
-        actor.step(fate)
-        self.world.record(self.name, f"{what} {actor.last}{'' if fate == 'done' else f' ({fate})'}")
+            outcome = "never sent"
+            self.freeze(self.world.dice.uniform(0.0, 1.0))  # the pause before the retry
+        actor.step(outcome)
+        self.world.record(self.name, f"{what} {actor.last}{'' if outcome == 'done' else f' ({outcome})'}")

@@ -1,4 +1,4 @@
-"""`runners.consumer` and `runners.steps` retold: what they do to the world and when, without threads and clocks."""
+"""A counterpart of `runners.consumer` and `runners.steps`: the same effects in the same order, without threads."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ from tests.simulation.storage import Message
 from tests.simulation.world import World
 
 SLOTS = 2
-VISIBILITY = 6.0
-AWAY = DatabaseUnavailable("simulated")
+LEASE_S = 6.0
+UNAVAILABLE = DatabaseUnavailable("simulated")
 
 
 class AttemptBuffer:
-    """What an attempt has stored and not yet told the log, and the first failure, which ends it."""
+    """The stored items of an attempt that are not yet committed, and its first failure, which ends it."""
 
     def __init__(self) -> None:
         self.items: list[ArtifactWritten] = []
@@ -36,30 +36,30 @@ class AttemptBuffer:
         self.failure: tuple[int | None, StepError] | None = None
 
     def next_batch(self) -> Effect[list[ArtifactWritten]]:
-        """Wait for items; none when there will be no more."""
-        return Effect("buffer", self._taken, ready=lambda: bool(self.items) or self.closed)
+        """Wait for items. An empty list means that there will be no more."""
+        return Effect("buffer", self._take, ready=lambda: bool(self.items) or self.closed)
 
     def give_up(self, cause: StepError) -> None:
-        """End the attempt, whatever still goes on."""
+        """End the attempt now."""
         self.given_up = True
         self.failure = self.failure or (None, cause)
         self.closed = True
 
     @contextmanager
     def item(self, item_index: int) -> Iterator[None]:
-        """Keep the failure of an item's work, if it is the first."""
+        """Record the first failure of an item."""
         try:
             yield
         except StepError as error:
             self.failure = self.failure or (item_index, error)
 
-    def _taken(self) -> list[ArtifactWritten]:
+    def _take(self) -> list[ArtifactWritten]:
         items, self.items = self.items, []
         return items
 
 
 class Run:
-    """One claim at work."""
+    """A claim and its actors."""
 
     def __init__(self, name: str, claim: StepClaim, jobs: JobService) -> None:
         self.name = name
@@ -71,12 +71,12 @@ class Run:
 
     @property
     def runnable(self) -> list[Actor]:
-        """Its actors that can go on."""
+        """Its actors that can be picked."""
         return [actor for actor in (self.main, self.producer) if actor is not None and actor.runnable]
 
 
 class Runner(Process):
-    """A runner with two slots. Each of its runs bears a name of its own, so that an event tells who appended it."""
+    """A runner with two slots. Each run has its own name, so that events show which run appended them."""
 
     def __init__(self, world: World, name: str, committer: SimulatedCommitter, auditor: Auditor) -> None:
         super().__init__(world, name)
@@ -94,36 +94,36 @@ class Runner(Process):
         self._stopping = False
 
     @property
-    def quiet(self) -> bool:
-        """Has it nothing in hand?"""
+    def idle(self) -> bool:
+        """Whether it has no work in progress."""
         return not self.runs and not self._stragglers and self._claiming is None
 
     def crash(self) -> None:
-        """Die, and start anew."""
+        """Crash and restart."""
         for actor in self._actors():
             actor.crash()
         self._begin()
 
     def stop(self) -> None:
-        """Finish the items under way, hand the rest back, and start anew."""
+        """Finish the items in progress, hand back the rest, and restart."""
         self._stopping = True
 
     def give_up(self) -> None:
-        """Let an attempt run out of time."""
+        """Let an attempt time out."""
         if self.runs:
             self.world.dice.choice(self.runs).buffer.give_up(OutOfTime("simulated"))
 
     # The consumer ---------------------------------------------------------------------------------
 
     def _step(self) -> bool:
-        if self._beating is not None or (self.runs and self.world.now >= self._next_beat and self._tossed(0.5)):
+        if self._beating is not None or (self.runs and self.world.now >= self._next_beat and self._happens(0.5)):
             self._beat()
             return True
         choices = [actor for run in self.runs for actor in run.runnable] + self._stragglers
         if self._may_claim():
             choices.append(self._claim())
         if not choices:
-            if self._stopping and self.quiet:
+            if self._stopping and self.idle:
                 self._begin()
             return False
         actor = self.world.dice.choice(choices)
@@ -137,7 +137,7 @@ class Runner(Process):
         for run in self.runs:
             yield from (actor for actor in (run.main, run.producer) if actor is not None)
 
-    def _tossed(self, probability: float) -> bool:
+    def _happens(self, probability: float) -> bool:
         return self.world.dice.random() < probability
 
     def _may_claim(self) -> bool:
@@ -152,10 +152,10 @@ class Runner(Process):
 
     async def _fill(self) -> None:
         free = SLOTS - len(self.runs)
-        expires = self.world.now + VISIBILITY
+        expires = self.world.now + LEASE_S
         storage, world = self.world.storage, self.world
         try:
-            found = await Effect("claim", lambda: storage.claim(free, world.now, VISIBILITY), failure=AWAY)
+            found = await Effect("claim", lambda: storage.claim(free, world.now, LEASE_S), failure=UNAVAILABLE)
         except DatabaseUnavailable:
             return
         for message in found:
@@ -174,26 +174,26 @@ class Runner(Process):
             self._beating = None
 
     async def _extend(self) -> None:
-        self._next_beat = self.world.now + VISIBILITY / 3
+        self._next_beat = self.world.now + LEASE_S / 3
         held = list(self.runs)
         tokens = [run.claim.ack() for run in held]
         storage, world = self.world.storage, self.world
         forgotten = world.chance(0.02)
 
         def extend() -> list[bool]:
-            return storage.extend(tokens, world.now, VISIBILITY, forgotten=forgotten)
+            return storage.extend(tokens, world.now, LEASE_S, forgotten=forgotten)
 
         try:
-            kept = await Effect("extend", extend, failure=AWAY)
+            kept = await Effect("extend", extend, failure=UNAVAILABLE)
         except DatabaseUnavailable:
             return
         for run, still in zip(held, kept, strict=True):
             if not still and run in self.runs and not self._settled(run):
-                self.world.figures["leases lost"] += 1
+                self.world.counts["leases lost"] += 1
                 self._drop(run)
 
     def _settled(self, run: Run) -> bool:
-        """A run that has just settled its message ends by itself a moment later: that is no loss."""
+        """Whether a run has settled its message and is about to end: its lease is not lost."""
         return run.main is None or run.main.last == "commit"
 
     def _drop(self, run: Run) -> None:
@@ -203,10 +203,10 @@ class Runner(Process):
         self.runs.remove(run)
 
     def _leave(self, run: Run) -> None:
-        """Stop producing; a put in a thread can't be stopped, and is done some time later."""
+        """Stop rendering. A put in a thread cannot be stopped: it may be done later."""
         if run.producer is None:
             return
-        if not run.producer.done and run.producer.last != "start" and self._tossed(0.5):
+        if not run.producer.done and run.producer.last != "start" and self._happens(0.5):
             self._stragglers.append(run.producer)
         else:
             run.producer.crash()
@@ -233,7 +233,7 @@ class Runner(Process):
         step = state.step(claim.command.step_id)
         if self.world.now > claim.expires:
             return
-        await Effect("looked at its clock", lambda: None)  # here it may freeze, and start late all the same
+        await Effect("looked at its clock", lambda: None)  # it may freeze here, and start after its lease has ended
         try:
             if self.world.chance(0.03):
                 await self._fail_start(run, state, step)
@@ -247,13 +247,13 @@ class Runner(Process):
         try:
             await self._attempt(run, started)
         except StaleAttempt:
-            self.world.figures["fenced off"] += 1
+            self.world.counts["fenced off"] += 1
             await jobs.settle(claim.ack())
 
     async def _fenced_at_start(self, run: Run) -> None:
-        """Leave the message: whoever was first may have lost this very one, so that it is all that is left."""
+        """Keep the message: the other runner may have lost its own, so this one may be the last."""
         self.world.record(run.name, "was not the first to start")
-        self.world.figures["late starts"] += 1
+        self.world.counts["late starts"] += 1
 
     async def _start(self, run: Run, state: JobState, step: StepState) -> JobState | None:
         command = StartStep(
@@ -272,8 +272,8 @@ class Runner(Process):
         return None if finishes(bodies) else state
 
     async def _fail_start(self, run: Run, state: JobState, step: StepState) -> None:
-        """Whatever broke between the claim and the step's start."""
-        self.world.figures["failed starts"] += 1
+        """Fail between the claim and the step's start."""
+        self.world.counts["failed starts"] += 1
         command = FailStart(
             step_id=step.step_id,
             after=step.attempt,
@@ -301,7 +301,7 @@ class Runner(Process):
                 return
         self._leave(run)
         if buffer.failure is None or (self._stopping and buffer.failure[1].retryable):
-            self.world.figures["hand-backs"] += 1
+            self.world.counts["hand-backs"] += 1
             await self._execute(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
         else:
             await self._fail(run, state, step, *buffer.failure)
@@ -322,7 +322,7 @@ class Runner(Process):
 
     async def _render(self, run: Run, state: JobState, step: StepState, index: int) -> str:
         if self.world.chance(0.02):
-            self.world.figures["final failures"] += 1
+            self.world.counts["final failures"] += 1
             raise ProviderError("simulated")
         if step.name == "generate":
             return f"picture {state.job_id} {index}"
@@ -364,7 +364,7 @@ class Runner(Process):
             try:
                 return await effect
             except ObjectStoreUnavailable:
-                if self._stopping or self._tossed(0.3):
+                if self._stopping or self._happens(0.3):
                     raise
                 if (await run.jobs.load(run.claim.command.job_id)).cancel_pending:
                     raise
@@ -376,7 +376,7 @@ class Runner(Process):
             return [index for index, one in written.items() if objects.get(one.s3_key) != one.sha256]
 
         lost = await Effect("look", look)
-        self.world.figures["lost sources"] += len(lost)
+        self.world.counts["lost sources"] += len(lost)
         return lost
 
     async def _fail(self, run: Run, state: JobState, step: StepState, item_index: int | None, cause: StepError) -> None:
@@ -396,12 +396,12 @@ class Runner(Process):
 
 
 def finishes(bodies: Sequence[DomainEvent]) -> bool:
-    """Does the step end with these events?"""
+    """Whether the step ends with these events."""
     return any(isinstance(body, StepFinish) for body in bodies)
 
 
 def claim_of(message: Message, expires: float) -> StepClaim:
-    """A claim as `Outbox.claim` answers it."""
+    """A claim as `Outbox.claim` returns it."""
     return StepClaim(
         queue=message.queue,
         msg_id=message.msg_id,

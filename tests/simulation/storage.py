@@ -1,4 +1,4 @@
-"""The model of all that is shared: what schema.sql and the object store do, in memory, one effect at a time."""
+"""A model in memory of schema.sql and of the object store."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,17 +32,17 @@ QUEUES = ("upscale", "generate")
 
 
 class Observer(Protocol):
-    """Whoever watches what is written."""
+    """Receives what is written."""
 
     def appended(self, before: JobState | None, after: JobState, decoded: DecodedEvent) -> None:
-        """An event stands in the log."""
+        """An event was appended."""
 
     def sent(self, command: StepCommand) -> None:
-        """A reaction sent a command."""
+        """A command was sent."""
 
 
 class Message(msgspec.Struct):
-    """A command in a queue; visible from a time on."""
+    """A command in a queue, visible from a time on."""
 
     queue: str
     msg_id: int
@@ -52,7 +52,7 @@ class Message(msgspec.Struct):
 
 
 class Storage:
-    """Everything durable. Every method is one statement, or one call of the object store."""
+    """All durable state. Every method is one SQL statement or one call of the object store."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -72,7 +72,7 @@ class Storage:
     def commit(self, batch: Batch, now: float) -> Answers:
         """As `eventstore.commit`: each stream is checked alone, but with moves the partition is the unit."""
         heads = [len(partition) for partition in self.partitions]
-        held = {move.partition for move in batch.moves if self.at_start(move)}
+        held = {move.partition for move in batch.moves if self.is_at_checkpoint(move)}
         rejected = {move.partition for move in batch.moves} - held
         verdicts = {one.stream: self.check_expected_version(one) for one in batch.appends}
         skipped = {stream for stream, verdict in verdicts.items() if verdict != "accepted"}
@@ -97,8 +97,8 @@ class Storage:
         there = [one.event_id for one in history[append.expected : append.expected + len(append.events)]]
         return "already_committed" if there == [one.event_id for one in append.events] else "conflict"
 
-    def at_start(self, move: Move) -> bool:
-        """Does a checkpoint stand where its mover believes?"""
+    def is_at_checkpoint(self, move: Move) -> bool:
+        """Whether a checkpoint is at the move's start."""
         return self.checkpoints[move.subscription][move.partition] == move.start
 
     def after(self, cursor: Mapping[int, int], limit: int) -> dict[int, list[RecordedEvent]]:
@@ -107,7 +107,7 @@ class Storage:
         return {partition: events for partition, events in found.items() if events}
 
     def state(self, stream: UUID) -> JobState:
-        """A job as it now is."""
+        """The current state of a job."""
         return self.states[stream][-1]
 
     def _append(self, append: Append) -> None:
@@ -164,7 +164,7 @@ class Storage:
         self.messages[queue][self._last_id] = Message(queue, self._last_id, 0, visible_at, command)
 
     def claimable(self, now: float) -> bool:
-        """Is there a message to claim?"""
+        """Whether there is a message to claim."""
         return any(one.visible_at <= now for queue in self.messages.values() for one in queue.values())
 
     def claim(self, slots: int, now: float, visibility: float) -> list[Message]:
@@ -176,7 +176,7 @@ class Storage:
         return [msgspec.structs.replace(one) for one in visible[:slots]]
 
     def extend(self, tokens: Sequence[Ack], now: float, visibility: float, *, forgotten: bool = False) -> list[bool]:
-        """As `eventstore.extend`; answers which are still the caller's. forgotten: by a crash before it was on disk."""
+        """As `eventstore.extend`: which messages the caller still owns. forgotten: a crash undoes the extension."""
         held = [self.owned(token) for token in tokens]
         for one in held:
             if one is not None and not forgotten:
@@ -213,32 +213,32 @@ class Storage:
     # The objects ----------------------------------------------------------------------------------
 
     def put(self, key: str, body: str) -> str:
-        """Write an object unless there is one; answers what lies there."""
+        """Write an object unless the key exists. Returns the object of the key."""
         if key not in self.objects:
             self.harmed.discard(key)
         return self.objects.setdefault(key, body)
 
     def replace(self, key: str, body: str) -> str:
-        """Write over whatever lies there."""
+        """Overwrite an object."""
         self.harmed.discard(key)
         self.objects[key] = body
         return body
 
     def lose(self, key: str) -> None:
-        """Somebody removes an object."""
+        """Remove an object, as an operator might."""
         self.harmed.add(key)
         del self.objects[key]
 
     def taint(self, key: str) -> None:
-        """Somebody puts another object in place of one."""
+        """Replace an object by another, as an operator might."""
         self.harmed.add(key)
         self.objects[key] = f"not {self.objects[key]}"
 
     # The read model -------------------------------------------------------------------------------
 
     def project(self, views: Sequence[JobView], moves: Sequence[Move]) -> list[int]:
-        """As `projector.project`; answers the partitions that were written."""
-        held = [move.partition for move in moves if self.at_start(move)]
+        """As `projector.project`. Returns the partitions that were written."""
+        held = [move.partition for move in moves if self.is_at_checkpoint(move)]
         for view in views:
             kept = self.views.get(view.job_id)
             newer = kept is None or view.version > kept.version
@@ -256,11 +256,11 @@ class Storage:
     # What an operator does ------------------------------------------------------------------------
 
     def reacted(self, stream: UUID) -> JobState | None:
-        """A job as far as the orchestrator has come."""
+        """A job's state at the orchestrator's checkpoint."""
         at = self.checkpoints["orchestrator"][partition_of(stream, PARTITIONS)]
         seen = sum(one.position <= at for one in self.streams[stream])
         return self.states[stream][seen - 1] if seen else None
 
     def waiting(self) -> Counter[UUID]:
-        """How many messages there are for each step."""
+        """The number of messages for each step."""
         return Counter(one.command.step_id for queue in self.messages.values() for one in queue.values())

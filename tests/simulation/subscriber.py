@@ -1,4 +1,4 @@
-"""A process that runs a subscription, the service's own, and the handler that keeps the read model."""
+"""A process that runs the service's own subscription, and a handler that maintains the read model."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -29,8 +29,8 @@ class Subscriber(Process):
         self._actor: Actor | None = None
 
     @property
-    def quiet(self) -> bool:
-        """Does it wait for new events?"""
+    def idle(self) -> bool:
+        """Whether it waits for new events."""
         return self._actor is None and not self._due()
 
     @property
@@ -39,7 +39,7 @@ class Subscriber(Process):
         return [cursor.failure for cursor in self._subscription.cursors.values() if cursor.failure is not None]
 
     def crash(self) -> None:
-        """Die, and start anew from the checkpoints."""
+        """Crash, and restart from the checkpoints."""
         if self._actor is not None:
             self._actor.crash()
         self._actor = None
@@ -77,7 +77,7 @@ class Subscriber(Process):
 
 
 class ReadModel:
-    """`projections.projector` retold: its SQL is `Storage.project`."""
+    """A counterpart of `projections.projector`; `Storage.project` replaces its SQL."""
 
     name = "readmodel"
 
@@ -100,7 +100,7 @@ class ReadModel:
         return await self._write(views, moves)
 
     async def set_aside(self, rejected: Rejected) -> bool:
-        """No simulated event is one that can't be read."""
+        """Never called: all simulated events are readable."""
         raise AssertionError(rejected)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:

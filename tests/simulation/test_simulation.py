@@ -1,4 +1,4 @@
-"""The protocol holds under any interleaving, and the simulation would notice if it did not."""
+"""The invariants hold under any interleaving, and the simulation finds planted bugs."""
 
 import secrets
 

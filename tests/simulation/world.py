@@ -1,4 +1,4 @@
-"""What every process finds: the time, the dice, the storage. One seed decides it all."""
+"""The shared state of all processes: time, random numbers and storage. One seed determines everything."""
 
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -14,23 +14,23 @@ from eventstore.events import NewEvent
 from orchestrator import codec, service
 from orchestrator.events.base import DomainEvent, Meta, Private
 from tests.kit import NOON
-from tests.simulation.effects import Fate
+from tests.simulation.effects import EffectOutcome
 from tests.simulation.storage import Storage
 
 
 class World:
-    """Time, chance and storage. calm: nothing goes wrong any more, and nobody asks for anything.
+    """Time, random numbers and storage. calm: no more faults and no new requests.
 
-    wildness: how likely anything is to go wrong, as a factor.
+    fault_factor: multiplies the probability of every fault.
     """
 
     def __init__(self, seed: int, storage: Storage) -> None:
         self.dice = Random(seed)
         self.storage = storage
-        self.wildness = self.dice.choice((0.0, 0.3, 1.0, 3.0))
+        self.fault_factor = self.dice.choice((0.0, 0.3, 1.0, 3.0))
         self.calm = False
         self.now = 0.0
-        self.figures: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.trace: deque[str] = deque(maxlen=200)
 
     def clock(self) -> float:
@@ -38,19 +38,19 @@ class World:
         return self.now
 
     def chance(self, probability: float) -> bool:
-        """Does something go wrong now that does so with a probability?"""
-        return not self.calm and self.dice.random() < probability * self.wildness
+        """Whether a fault with this probability happens now."""
+        return not self.calm and self.dice.random() < probability * self.fault_factor
 
-    def fate(self) -> Fate:
-        """What becomes of the next effect."""
+    def outcome(self) -> EffectOutcome:
+        """The outcome of the next effect."""
         if not self.chance(0.02):
             return "done"
-        fate: Fate = "answer lost" if self.dice.random() < 0.6 else "never sent"
-        self.figures[fate] += 1
-        return fate
+        outcome: EffectOutcome = "answer lost" if self.dice.random() < 0.6 else "never sent"
+        self.counts[outcome] += 1
+        return outcome
 
     def new_id(self) -> UUID:
-        """An id that the dice decide."""
+        """A random id from the seed."""
         return UUID(int=self.dice.getrandbits(128))
 
     def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
@@ -59,12 +59,12 @@ class World:
         return codec.new_event(self.new_id(), now, body, meta, private)
 
     def record(self, who: str, what: str) -> None:
-        """Keep what happened, for whoever has to understand a violation."""
+        """Add a line to the trace that is shown with a violation."""
         self.trace.append(f"{self.now:9.2f}  {who:<16} {what}")
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Let the service's code live in this world's time."""
+    def patched_service(self) -> Iterator[None]:
+        """Patch the service's code to use this world's time and random numbers."""
         with (
             patch.object(service, "event", self.event),
             patch.object(subscription, "time", SimpleNamespace(monotonic=self.clock)),

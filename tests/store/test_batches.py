@@ -15,9 +15,9 @@ import pytest
 from dreamforge.settings import unconfigured_environ
 from orchestrator.events.steps import Measure, Memory
 from orchestrator.step_errors import StepError
-from runners.engines.batching import Batches, EngineLost, Withdrawn
+from runners.engines.batching import BatchScheduler, EngineLost, RunnerStopping
 from runners.engines.landscape import paint
-from runners.engines.process import EngineConfig, EngineGone, EngineProcess, framed
+from runners.engines.process import EngineConfig, EngineProcess, EngineProcessDied, encode_frame
 from runners.engines.protocol import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
 from runners.faults import InjectedFault
 from tests.engine_program import LATE
@@ -35,31 +35,31 @@ class Told:
         self.first_tick = asyncio.Event()
         self.heard: list[str] = []
 
-    def ticked(self, items: list[int], done: int, of: int) -> None:
+    def step_done(self, items: list[int], done: int, of: int) -> None:
         assert items
         assert done <= of
         self.ticks += 1
         self.first_tick.set()
 
-    def rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
         assert memory is not None
         self.heard.append(f"rendered {items} of {size}")
 
-    def short(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         del size, measure, memory
         self.heard.append(f"short {items}")
 
-    def lost(self, items: list[int], reason: str) -> None:
+    def engine_lost(self, items: list[int], reason: str) -> None:
         self.heard.append(f"lost {items}: {reason}")
 
 
 @asynccontextmanager
 async def engine(
     *, batch_max: int = 4, stall_s: float = 20.0, painted: str = os.devnull
-) -> AsyncIterator[tuple[Batches, EngineProcess]]:
+) -> AsyncIterator[tuple[BatchScheduler, EngineProcess]]:
     environ = unconfigured_environ() | {"PYTHONPATH": str(ROOT), "PAINTED": painted}
     process = EngineProcess(EngineConfig(), stall_s=stall_s, program=PROGRAM, environ=environ)
-    batches = Batches(process, batch_max=batch_max)
+    batches = BatchScheduler(process, batch_max=batch_max)
     try:
         yield batches, process
     finally:
@@ -116,7 +116,7 @@ async def test_a_batch_holds_no_more_than_it_may() -> None:
 async def test_a_batch_waits_for_steps_that_are_being_started() -> None:
     """Given a step that begins while another's item waits already, then they share a batch."""
     async with engine() as (batches, _):
-        arrived = batches.expect_request()
+        arrived = batches.announce_request()
         first = asyncio.create_task(batches.render(render(sampling(), spec(1)), 0, Told()))
         await asyncio.sleep(0.03)
         second = asyncio.create_task(batches.render(render(sampling(), spec(2)), 0, Told()))
@@ -195,8 +195,8 @@ async def test_what_a_dead_process_had_sent_is_read_to_the_end(tmp_path: Path, h
                 kill(process, heard=heard)
 
         work = Render(sampling=sampling(), specs=[spec(1), spec(2), spec(3), late("hang")])
-        with pytest.raises(EngineGone, match="SIGKILL"):
-            await process.work(work, hear)
+        with pytest.raises(EngineProcessDied, match="SIGKILL"):
+            await process.run(work, hear)
     assert arrived == [0, 1, 2]
 
 
@@ -308,7 +308,7 @@ async def test_a_lost_batch_of_which_nobody_can_be_told_fails() -> None:
     """Given an attempt that breaks as it hears of the loss, then it fails, and does not wait for ever."""
 
     class Broken(Told):
-        def lost(self, items: list[int], reason: str) -> None:
+        def engine_lost(self, items: list[int], reason: str) -> None:
             raise RuntimeError(f"{items}: {reason}")
 
     async with engine() as (batches, _):
@@ -347,7 +347,7 @@ async def test_a_process_whose_runner_dies_with_messages_unread_ends() -> None:
     process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], cwd=ROOT)
     theirs.close()
     for message in (EngineConfig(), render(sampling(), spec(1))):
-        ours.sendall(framed(message))
+        ours.sendall(encode_frame(message))
     await eventually(lambda: _holds_a_picture(ours), what="a picture")
     ours.close()
     assert await asyncio.wait_for(process.wait(), 60) == 0
@@ -370,10 +370,10 @@ async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
         first = asyncio.create_task(batches.render(render(sampling(20), spec(1)), 0, told))
         second = asyncio.create_task(batches.render(render(sampling(20), spec(2)), 1, told))
         await told.first_tick.wait()
-        batches.withdraw()
+        batches.stop_accepting()
         expect_picture(await first, 1)
         for refused in (second, batches.render(render(sampling(), spec(3)), 2, told)):
-            with pytest.raises(Withdrawn):
+            with pytest.raises(RunnerStopping):
                 await refused
 
 

@@ -32,12 +32,12 @@ async def made(store: Store, *scopes: Scope, tenant: str = "acme") -> tuple[UUID
 
 async def test_a_key_opens_until_it_is_revoked(store: Store) -> None:
     key_id, text = await made(store, "jobs")
-    keys = Keys(store.log, fresh_s=0)
-    found = await keys.opened_by(text)
+    keys = Keys(store.log, max_age_s=0)
+    found = await keys.authenticate(text)
     assert found is not None
     assert (found.key_id, found.tenant, sorted(found.scopes)) == (key_id, "acme", ["jobs"])
     await append(store, key_id, KeyRevoked(), expected=1)
-    assert await keys.opened_by(text) is None
+    assert await keys.authenticate(text) is None
     assert await keys.active(key_id) is None
     assert [key.key_id for key in await keys.all()] == [key_id]
 
@@ -46,25 +46,25 @@ async def test_a_key_with_another_secret_or_of_nobody_opens_nothing(store: Store
     key_id, _ = await made(store, "jobs")
     keys = Keys(store.log)
     for text in (key_text(key_id, "t" * 43), key_text(new_id(), "s" * 43), "", "df_"):
-        assert await keys.opened_by(text) is None
+        assert await keys.authenticate(text) is None
 
 
 async def test_the_last_known_keys_hold_while_the_database_is_away(store: Store) -> None:
     _, text = await made(store, "jobs")
-    keys = Keys(store.log, fresh_s=0)
-    assert await keys.opened_by(text) is not None
+    keys = Keys(store.log, max_age_s=0)
+    assert await keys.authenticate(text) is not None
     await store.database.close()
-    assert await keys.opened_by(text) is not None
-    assert await keys.opened_by(key_text(new_id(), "s" * 43)) is None
+    assert await keys.authenticate(text) is not None
+    assert await keys.authenticate(key_text(new_id(), "s" * 43)) is None
 
 
 async def test_a_revoked_key_does_not_slip_in_with_a_crowd(store: Store) -> None:
     """However old what was read is, nobody is let in by it while it is read again."""
     key_id, text = await made(store, "jobs")
-    keys = Keys(store.log, fresh_s=0)
-    assert await keys.opened_by(text) is not None
+    keys = Keys(store.log, max_age_s=0)
+    assert await keys.authenticate(text) is not None
     await append(store, key_id, KeyRevoked(), expected=1)
-    assert await asyncio.gather(*(keys.opened_by(text) for _ in range(20))) == [None] * 20
+    assert await asyncio.gather(*(keys.authenticate(text) for _ in range(20))) == [None] * 20
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ def reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_crowd_asks_the_database_once(store: Store, reads: list[str]) -> None:
     """Made-up keys included; what is no key at all asks for nothing."""
     _, text = await made(store, "jobs")
-    keys = Keys(store.log, fresh_s=3600)
-    assert await keys.opened_by("no key") is None
+    keys = Keys(store.log, max_age_s=3600)
+    assert await keys.authenticate("no key") is None
     assert reads == []
     shown = [text, *(key_text(new_id(), "s" * 43) for _ in range(200))]
-    found = await asyncio.gather(*(keys.opened_by(one) for one in shown))
+    found = await asyncio.gather(*(keys.authenticate(one) for one in shown))
     assert [one is not None for one in found] == [True] + [False] * 200
     assert reads == ["key"]
 
@@ -98,7 +98,7 @@ async def test_keys_that_were_never_read_let_nobody_in(store: Store, reads: list
     _, text = await made(store, "jobs")
     await store.database.close()
     keys = Keys(store.log)
-    answers = await asyncio.gather(*(keys.opened_by(text) for _ in range(20)), return_exceptions=True)
+    answers = await asyncio.gather(*(keys.authenticate(text) for _ in range(20)), return_exceptions=True)
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert reads == ["key"]
 

@@ -74,26 +74,26 @@ async def test_a_changed_object_is_refused_and_no_more_of_it_read_than_was_writt
 ) -> None:
     body = b"pixels"
     await store.put(key, body, PNG)
-    assert await store.verified(key, stored(body)) == body
+    assert await store.get_verified(key, stored(body)) == body
     for changed in (b"pixelz", b"pixel", b"", body + bytes(32 * 2**20)):
         await store.replace(key, changed, PNG)
         tracemalloc.start()
         with pytest.raises(ObjectChanged, match=key):
-            await store.verified(key, stored(body))
+            await store.get_verified(key, stored(body))
         with suppress(ObjectChanged):
-            await store.get(key, most=100)
-        assert await store.described(key) == stored(changed)
+            await store.get(key, max_bytes=100)
+        assert await store.describe(key) == stored(changed)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8 * 2**20
     with pytest.raises(ObjectChanged, match="more than 100 bytes"):
-        await store.get(key, most=100)
+        await store.get(key, max_bytes=100)
 
 
 async def test_what_is_too_large_is_not_adopted(store: ObjectStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given an object that is larger than any file of a job, then a put does not read it to its end."""
     await store.put(key, bytes(4 * 2**20), PNG)
-    monkeypatch.setattr(object_store, "MOST", 2**20)
+    monkeypatch.setattr(object_store, "MAX_OBJECT_BYTES", 2**20)
     with pytest.raises(ObjectChanged, match=f"more than 1,048,576 bytes under {key}"):
         await store.put(key, b"pixels", PNG)
 
@@ -133,12 +133,12 @@ async def test_creates_the_bucket_once_whoever_asks(s3_config: S3Config) -> None
     config = msgspec.structs.replace(s3_config, bucket=f"test-{uuid4()}")
     stores = [ObjectStore(config) for _ in range(4)]
     with pytest.raises(ObjectStoreUnavailable, match=f"{config.bucket}.* does not exist; create it"):
-        await stores[0].ready()
+        await stores[0].check_ready()
     await asyncio.gather(*(store.ensure_bucket() for store in stores))
     await stores[0].ensure_bucket()
     await asyncio.to_thread(stores[1]._create_bucket)  # as one does who looked before the other had made it
     for store in stores:
-        await store.ready()
+        await store.check_ready()
     await asyncio.to_thread(stores[0]._s3.delete_bucket, Bucket=config.bucket)
     for store in stores:
         await store.close()
@@ -146,7 +146,7 @@ async def test_creates_the_bucket_once_whoever_asks(s3_config: S3Config) -> None
 
 async def test_a_wrong_key_is_the_operators_to_mend(s3_config: S3Config, key: str) -> None:
     wrong = ObjectStore(msgspec.structs.replace(s3_config, secret_key="wrong"))
-    for call in (wrong.ready(), wrong.put(key, b"", PNG), wrong.get(key), wrong.ensure_bucket()):
+    for call in (wrong.check_ready(), wrong.put(key, b"", PNG), wrong.get(key), wrong.ensure_bucket()):
         with pytest.raises(ObjectStoreUnavailable, match=r"denies access .* check DF_S3_ACCESS_KEY"):
             await call
     await wrong.close()
@@ -156,7 +156,7 @@ async def test_a_dead_endpoint_is_told_soon(s3_config: S3Config, key: str) -> No
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         store = ObjectStore(msgspec.structs.replace(s3_config, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}"))
-        for call in (store.ready(), store.put(key, b"", PNG), store.get(key), store.ensure_bucket()):
+        for call in (store.check_ready(), store.put(key, b"", PNG), store.get(key), store.ensure_bucket()):
             with pytest.raises(ObjectStoreUnavailable, match="can't be reached"):
                 await asyncio.wait_for(call, 15)
         await store.close()
@@ -229,7 +229,7 @@ async def test_foreign_settings_of_aws_and_proxies_do_not_matter(
 
 async def test_closes_twice(s3_config: S3Config) -> None:
     store = ObjectStore(s3_config)
-    await store.ready()
+    await store.check_ready()
     await store.close()
     await store.close()
 

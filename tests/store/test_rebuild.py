@@ -12,9 +12,9 @@ from orchestrator import codec
 from orchestrator.events.jobs import JobErased, JobFinish
 from projections import job_view
 from projections.job_view import JobView
-from projections.projector import LIVE, SHADOW, Generation, Projector
+from projections.projector import LIVE, SHADOW, Projector, ReadModelSchema
 from projections.queries import Queries
-from projections.rebuild import LONGEST_LAG_S, Rebuild, RebuildFailed
+from projections.rebuild import MAX_SWAP_LAG_S, Rebuild, RebuildFailed
 from projections.subscription_status import subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 from tests import histories
@@ -31,7 +31,7 @@ async def append(store: Store, count: int, seed: int = 1) -> list[History]:
     return drawn
 
 
-async def project(store: Store, generation: Generation = LIVE) -> None:
+async def project(store: Store, generation: ReadModelSchema = LIVE) -> None:
     """Let the projector read all there is."""
     subscription = Subscription(store.log, store.notifier, Projector(store.database, generation), codec.is_known)
     while await subscription.step():
@@ -369,7 +369,7 @@ async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> 
     await store.database.call("select projector.follow()")
     assert await rebuild.pause(SHADOW, paused=True)
     await append(store, 3, seed=2)
-    await asyncio.sleep(LONGEST_LAG_S)
+    await asyncio.sleep(MAX_SWAP_LAG_S)
     follower = asyncio.create_task(rebuild.follow())
     await asyncio.sleep(0.5)
     assert await rebuild.abort()

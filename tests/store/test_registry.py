@@ -13,7 +13,7 @@ from eventstore.ids import new_id
 from eventstore.log import CATEGORY, Append, Batch, Log
 from eventstore.subscription import Handler, Subscription
 from model_registry.catalogue import Models
-from model_registry.registry import NoSuchModel, Registry, RegistryError, damage, inventory, registration
+from model_registry.registry import NoSuchModel, Registry, RegistryError, file_problems, inventory, registration
 from orchestrator import codec
 from orchestrator.events.models import ModelDisabled
 from orchestrator.process_manager import Orchestrator
@@ -207,7 +207,7 @@ async def test_a_file_that_was_added_keeps_a_model_from_being_rendered_with(regi
 async def test_a_folder_that_went_away_is_damage(registry: Registry, folder: Path) -> None:
     model = await added(registry, folder)
     shutil.rmtree(folder)
-    assert damage(model) == [f"{folder}: there is no such folder or file"]
+    assert file_problems(model) == [f"{folder}: there is no such folder or file"]
 
 
 async def test_a_change_that_another_came_before_is_decided_again(store: Store, folder: Path) -> None:

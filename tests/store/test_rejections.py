@@ -59,10 +59,10 @@ async def test_a_released_job_is_viewed_no_further_than_asked(store: Store) -> N
     append = history(job_created())
     await store.log.commit(Batch(appends=[append]))
     events = await store.log.stream(append.stream)
-    view = await Queries(store.database).advanced(None, events[:3])
+    view = await Queries(store.database).fold_onto(None, events[:3])
     assert view is not None
     assert (view.version, view.status) == (3, "queued")
-    view = await Queries(store.database).advanced(view, events[3:])
+    view = await Queries(store.database).fold_onto(view, events[3:])
     assert view is not None
     assert (view.version, view.status) == (4, "running")
 
@@ -183,8 +183,8 @@ async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, mo
     await store.log.commit(Batch(appends=[key, model]))
     keys, models = Keys(store.log), Models(store.log)
     assert (len(await keys.all()), len(await models.all())) == (1, 1)
-    monkeypatch.setattr("projections.key_queries.view", lambda _: 1 / 0)
-    monkeypatch.setattr("model_registry.catalogue.view", lambda _: 1 / 0)
+    monkeypatch.setattr("projections.key_queries.fold", lambda _: 1 / 0)
+    monkeypatch.setattr("model_registry.catalogue.fold", lambda _: 1 / 0)
     assert (await keys.all(), await models.all(), await models.model(model.stream)) == ([], [], None)
 
 

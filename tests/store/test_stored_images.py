@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from artifacts.encoding import encode
-from artifacts.lineage import embed, read
+from artifacts.lineage import embed, read_lineage
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from orchestrator.events.steps import ArtifactWritten, StepError
 from orchestrator.state import JobState
@@ -45,7 +45,7 @@ def of_size(size: tuple[int, int]) -> bytes:
 
 
 def of_another_item(body: bytes) -> bytes:
-    found = read(body)
+    found = read_lineage(body)
     assert found is not None
     return embed(body, type(found)(job_id=found.job_id, item_index=9, generate=found.generate, upscale=None))
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from PIL import Image, ImageFilter
 
 from artifacts.encoding import size_of
-from artifacts.lineage import Derived, read
+from artifacts.lineage import Derived, read_lineage
 from artifacts.object_store import ObjectStore, S3Config
 from eventstore.errors import Undecodable
 from eventstore.ids import new_id
@@ -185,7 +185,7 @@ async def test_each_step_writes_its_images_in_its_size_and_with_their_sources(
     assert all((one.width, one.height) == SIZES[name] for (name, _), one in written.items())
     for item in range(COUNT):
         body = await objects.get(written["sharpen", item].s3_key)
-        found = read(body)
+        found = read_lineage(body)
         assert found is not None
         assert found.upscale is not None
         assert found.upscale.parent_sha256 == written["generate", item].sha256

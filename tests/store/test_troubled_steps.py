@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from artifacts.errors import ObjectStoreUnavailable
-from artifacts.lineage import embed, read
+from artifacts.lineage import embed, read_lineage
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
@@ -68,7 +68,7 @@ class Left(ObjectStore):
     """A store where an attempt, which nobody heard of, has left each picture as a model made it."""
 
     async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
-        lineage = read(body)
+        lineage = read_lineage(body)
         assert lineage is not None
         made = replace(lineage, generate=replace(lineage.generate, rendering=RENDERING))
         await super().put(key, embed(body, made), content_type)

@@ -9,7 +9,8 @@ import httpx
 import msgspec
 import pytest
 
-from dreamforge.client.api_client import ApiError, Client, Damaged, Unreachable, log_line
+from dreamforge.client.api_client import Client, log_line
+from dreamforge.client.errors import ApiError, DamagedDownload, Unreachable
 from dreamforge.client.sse import Message
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -262,8 +263,8 @@ def test_a_download_is_named_as_in_the_object_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (httpx.Response(200, content=b"pixelz"), Damaged),
-        (httpx.Response(200, content=b"pixel"), Damaged),
+        (httpx.Response(200, content=b"pixelz"), DamagedDownload),
+        (httpx.Response(200, content=b"pixel"), DamagedDownload),
         (httpx.Response(403), ApiError),
         (httpx.ReadError("cut"), Unreachable),
     ],
@@ -287,7 +288,7 @@ def test_a_download_takes_no_more_than_was_recorded(tmp_path: Path) -> None:
             sent.append(bytes(2**16))
             yield sent[-1]
 
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedDownload):
         client(Script(httpx.Response(200, content=endless()))).download(artifact(b"pixels"), tmp_path)
     assert len(sent) < 10
     assert list(tmp_path.iterdir()) == []

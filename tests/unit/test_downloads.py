@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import pytest
 
-from model_registry.downloads import Download, receive
+from model_registry.downloads import ExpectedFile, transfer_files
 from model_registry.registry import RegistryError, inventory
-from model_registry.sources import obtain
+from model_registry.sources import fetch_model
 
 WORDS = b"weights of a model"
-ARRIVAL = Download(path="unet/weights.safetensors", size=len(WORDS), digest=hashlib.sha256(WORDS).hexdigest())
+ARRIVAL = ExpectedFile(path="unet/weights.safetensors", size=len(WORDS), digest=hashlib.sha256(WORDS).hexdigest())
 
 
 class Broken(Exception):
@@ -23,10 +23,10 @@ class Broken(Exception):
 
 def rest(
     of: bytes, *, until: int | None = None, starts: list[int] | None = None
-) -> Callable[[BinaryIO, Download], None]:
+) -> Callable[[BinaryIO, ExpectedFile], None]:
     """Brings what is lacking; until: and breaks off there. starts: where it began."""
 
-    def fill(part: BinaryIO, _: Download) -> None:
+    def fill(part: BinaryIO, _: ExpectedFile) -> None:
         if starts is not None:
             starts.append(part.tell())
         part.write(of[part.tell() : until])
@@ -41,10 +41,10 @@ def test_a_file_bears_its_name_only_when_all_of_it_is_there(tmp_path: Path) -> N
     starts: list[int] = []
     place = tmp_path / ARRIVAL.path
     with pytest.raises(Broken):
-        receive(tmp_path, [ARRIVAL], rest(WORDS, until=7, starts=starts))
+        transfer_files(tmp_path, [ARRIVAL], rest(WORDS, until=7, starts=starts))
     assert not place.exists()
     for _ in range(2):
-        receive(tmp_path, [ARRIVAL], rest(WORDS, starts=starts))
+        transfer_files(tmp_path, [ARRIVAL], rest(WORDS, starts=starts))
         assert place.read_bytes() == WORDS
     assert starts == [0, 7]
     assert list(place.parent.iterdir()) == [place]
@@ -54,14 +54,14 @@ def test_what_came_wrong_is_thrown_away(tmp_path: Path) -> None:
     """Given a part of another file, then the try is refused, and the next one begins anew."""
     _left(tmp_path, b"something else")
     with pytest.raises(RegistryError, match="Try again"):
-        receive(tmp_path, [ARRIVAL], rest(WORDS))
-    receive(tmp_path, [ARRIVAL], rest(WORDS))
+        transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
+    transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
     assert (tmp_path / ARRIVAL.path).read_bytes() == WORDS
 
 
 def test_a_part_that_is_too_long_is_begun_anew(tmp_path: Path) -> None:
     _left(tmp_path, WORDS + b" and more")
-    receive(tmp_path, [ARRIVAL], rest(WORDS))
+    transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
     assert (tmp_path / ARRIVAL.path).read_bytes() == WORDS
 
 
@@ -69,29 +69,29 @@ def test_a_damaged_file_is_brought_again(tmp_path: Path) -> None:
     place = tmp_path / ARRIVAL.path
     place.parent.mkdir()
     place.write_bytes(WORDS.upper())
-    receive(tmp_path, [ARRIVAL], rest(WORDS))
+    transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
     assert place.read_bytes() == WORDS
 
 
 def test_gits_digest_of_a_file_is_known(tmp_path: Path) -> None:
     """`git hash-object` of this very text."""
     text = b"what is up, doc?"
-    known = Download(path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", as_git=True)
+    known = ExpectedFile(path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", as_git=True)
     (tmp_path / "doc").write_bytes(text)
-    assert known.is_at(tmp_path / "doc")
+    assert known.matches(tmp_path / "doc")
 
 
 @pytest.mark.parametrize("path", ["../weights.safetensors", "/tmp/weights.safetensors", "unet/../../x.json"])
 def test_no_file_leaves_the_folder(tmp_path: Path, path: str) -> None:
     with pytest.raises(RegistryError, match="leads out"):
-        receive(tmp_path / "models", [Download(path=path, size=1, digest="")], rest(b"x"))
+        transfer_files(tmp_path / "models", [ExpectedFile(path=path, size=1, digest="")], rest(b"x"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_file_comes_where_the_registry_does_not_look(tmp_path: Path) -> None:
     """Given a repository that holds weights among the hub's own notes, then it is refused."""
     with pytest.raises(RegistryError, match="is not registered"):
-        receive(tmp_path, [Download(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
+        transfer_files(tmp_path, [ExpectedFile(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +100,7 @@ def test_two_who_bring_the_same_file_do_not_mix_their_bytes(tmp_path: Path) -> N
     with (tmp_path / f"{ARRIVAL.path}.part").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(RegistryError, match="another process"):
-            receive(tmp_path, [ARRIVAL], rest(WORDS))
+            transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
 
 
 def test_a_copy_goes_on_where_it_was_interrupted_and_leaves_whole_files_alone(tmp_path: Path) -> None:
@@ -108,12 +108,12 @@ def test_a_copy_goes_on_where_it_was_interrupted_and_leaves_whole_files_alone(tm
     model.mkdir()
     (model / "a.json").write_bytes(b"{}")
     (model / "b.safetensors").write_bytes(WORDS)
-    copy = Path(obtain(str(model), tmp_path / "kept", copy=True).path)
+    copy = Path(fetch_model(str(model), tmp_path / "kept", copy=True).path)
     assert inventory(copy) == inventory(model)
     (copy / "b.safetensors").unlink()
     (copy / "b.safetensors.part").write_bytes(WORDS[:5])
     before = (copy / "a.json").stat()
-    assert obtain(str(model), tmp_path / "kept", copy=True).path == str(copy)
+    assert fetch_model(str(model), tmp_path / "kept", copy=True).path == str(copy)
     assert inventory(copy) == inventory(model)
     assert (copy / "a.json").stat().st_mtime_ns == before.st_mtime_ns
 
@@ -123,7 +123,7 @@ def test_a_changed_model_is_copied_beside_the_earlier_copy(tmp_path: Path) -> No
     copies = []
     for content in (b"one", b"two"):
         file.write_bytes(content)
-        copies.append(Path(obtain(str(file), tmp_path / "kept", copy=True).path))
+        copies.append(Path(fetch_model(str(file), tmp_path / "kept", copy=True).path))
     assert [copy.read_bytes() for copy in copies] == [b"one", b"two"]
     assert {copy.name for copy in copies} == {"castle.safetensors"}
 
@@ -132,13 +132,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     file = tmp_path / "castle.safetensors"
     file.write_bytes(WORDS)
     with pytest.raises(RegistryError, match=r"castle\.safetensors/kept"):
-        obtain(str(file), file / "kept", copy=True)
+        fetch_model(str(file), file / "kept", copy=True)
 
 
 def test_without_the_extra_a_fetch_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RegistryError, match=r"pip install 'dream-forge\[diffusers\]'"):
-        obtain("hf:masons/castles", tmp_path)
+        fetch_model("hf:masons/castles", tmp_path)
 
 
 def _left(folder: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from eventstore.ids import new_id
 from orchestrator.events.base import DomainEvent
 from orchestrator.events.jobs import JobFinish
 from orchestrator.events.keys import KeyCreated, KeyRevoked
-from projections.keys import TENANT, KeyView, digest, evolve, key_text, named_id, view
+from projections.keys import TENANT, KeyView, digest, evolve, fold, key_id_in, key_text
 from tests.kit import NOON, decoded_event
 
 SECRETS = st.text("ABCXYZabcxyz0189-_", min_size=43, max_size=43)
@@ -27,7 +27,7 @@ def created() -> KeyCreated:
 def seen(*bodies: DomainEvent) -> KeyView:
     """The key after these events, an hour apart."""
     key_id = new_id()
-    found = view(
+    found = fold(
         decoded_event(body, n, job_id=key_id, ts=NOON + timedelta(hours=n - 1)) for n, body in enumerate(bodies, 1)
     )
     assert found is not None
@@ -47,28 +47,28 @@ def test_a_revoked_key_stays_on_record_and_opens_nothing() -> None:
 
 
 def test_a_history_that_does_not_begin_with_a_creation_is_no_key() -> None:
-    assert view([]) is None
+    assert fold([]) is None
     assert evolve(None, decoded_event(JobFinish(status="succeeded"), 1, job_id=new_id())) is None
     assert evolve(None, decoded_event(KeyRevoked(), 1, job_id=new_id())) is None
 
 
 @given(st.uuids(), SECRETS)
 def test_a_keys_text_names_it(key_id: UUID, secret: str) -> None:
-    assert named_id(key_text(key_id, secret)) == key_id
+    assert key_id_in(key_text(key_id, secret)) == key_id
 
 
 @given(st.text(max_size=100))
 def test_any_other_text_names_none_and_breaks_nothing(text: str) -> None:
-    assert named_id(text) is None
+    assert key_id_in(text) is None
 
 
 @pytest.mark.parametrize("change", [" {}", "{}\n", "{}A", "{}=", "x{}"])
 def test_a_key_is_taken_to_the_letter(change: str) -> None:
     key = key_text(new_id(), "s" * 43)
-    assert named_id(key) is not None
-    assert named_id(change.format(key)) is None
-    assert named_id(key.upper()) is None
-    assert named_id(key[:-1]) is None
+    assert key_id_in(key) is not None
+    assert key_id_in(change.format(key)) is None
+    assert key_id_in(key.upper()) is None
+    assert key_id_in(key[:-1]) is None
 
 
 def test_what_is_kept_of_a_key_does_not_tell_it() -> None:

@@ -14,7 +14,16 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from artifacts.encoding import encode
 from artifacts.errors import InvalidSource
-from artifacts.lineage import Generated, Lineage, Upscaled, embed, lineage, parameters, read, stripped
+from artifacts.lineage import (
+    Generated,
+    Lineage,
+    Upscaled,
+    embed,
+    lineage_of,
+    parameters_text,
+    read_lineage,
+    remove_private_text,
+)
 from dreamforge.cli import main as cli
 from eventstore.ids import new_id
 from orchestrator.events.base import Private
@@ -72,10 +81,10 @@ def test_what_is_embedded_is_read_back_and_touches_no_pixel(
     """Whatever the texts; embedded anew it replaces what was there."""
     plain, found = picture(fmt), a_lineage(prompt, negative)
     body = embed(plain, found)
-    assert read(body) == found
+    assert read_lineage(body) == found
     assert opened(body).tobytes() == opened(plain).tobytes()
     assert embed(embed(plain, a_lineage()), found) == body
-    assert read(plain) is None
+    assert read_lineage(plain) is None
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -83,14 +92,14 @@ def test_what_is_embedded_is_read_back_and_touches_no_pixel(
 def test_the_longest_prompts_fit(fmt: ImageFormat, letter: str) -> None:
     """A JPEG's segment holds 65,533 bytes; each of these letters takes another number of them."""
     found = a_lineage(letter * LONGEST, letter * LONGEST)
-    assert read(embed(picture(fmt), found)) == found
+    assert read_lineage(embed(picture(fmt), found)) == found
 
 
 @pytest.mark.parametrize("prompt", ["a castle", "ein Schloß", "城 🏰"])
 def test_other_tools_find_the_text_where_they_look(prompt: str) -> None:
     """PNG: the text chunk `parameters`; JPEG: EXIF's UserComment, as piexif reads it."""
     found = a_lineage(prompt)
-    text = parameters(found)
+    text = parameters_text(found)
     assert text.splitlines()[:2] == [prompt, "Negative prompt: fog"]
     assert text.splitlines()[2].startswith(
         "Steps: 30, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Size: 24x16, "
@@ -108,26 +117,26 @@ def test_other_tools_find_the_text_where_they_look(prompt: str) -> None:
 def test_the_model_hash_is_that_of_the_one_file_of_weights() -> None:
     """As galleries read it; a model of several files has none, whatever else is known of it."""
     found = a_lineage()
-    assert "Model hash" not in parameters(found)
+    assert "Model hash" not in parameters_text(found)
     single = replace(RENDERING, weights_sha256="0123456789abcdef" * 4)
     known = replace(found, generate=replace(found.generate, rendering=single))
-    assert ", Model hash: 0123456789, Model: " in parameters(known)
+    assert ", Model hash: 0123456789, Model: " in parameters_text(known)
     erased = replace(known, generate=replace(known.generate, prompt=None, negative_prompt=None))
-    assert embed(picture("png"), erased) == stripped(embed(picture("png"), known))
+    assert embed(picture("png"), erased) == remove_private_text(embed(picture("png"), known))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_stripping_takes_the_texts_and_leaves_the_rest(fmt: ImageFormat) -> None:
     """No byte of them stays; a second time changes nothing; a file without lineage stays as it is."""
     plain, found = picture(fmt), a_lineage("a secret harbour", "a secret fog")
-    body = stripped(embed(plain, found))
+    body = remove_private_text(embed(plain, found))
     for text in ("secret", "secret".encode("utf-16-be"), "secret".encode("utf-16-le")):
         assert (text if isinstance(text, bytes) else text.encode()) not in body
     anonymous = replace(found.generate, prompt=None, negative_prompt=None)
-    assert read(body) == replace(found, generate=anonymous)
+    assert read_lineage(body) == replace(found, generate=anonymous)
     assert opened(body).tobytes() == opened(plain).tobytes()
-    assert stripped(body) == body
-    assert stripped(plain) == plain
+    assert remove_private_text(body) == body
+    assert remove_private_text(plain) == plain
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -139,7 +148,7 @@ def test_a_broken_file_is_told_in_a_sentence(fmt: ImageFormat, data: Any) -> Non
     body[at] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.none() | st.integers(0, len(body)))
     with suppress(InvalidSource):
-        read(bytes(body[:cut]))
+        read_lineage(bytes(body[:cut]))
 
 
 def test_it_tells_what_the_job_asked_for_and_both_steps_did() -> None:
@@ -150,12 +159,12 @@ def test_it_tells_what_the_job_asked_for_and_both_steps_did() -> None:
     made = replace(parent, rendering=RENDERING)
     step = replace(job.steps[0], artifacts={**job.steps[0].artifacts, 1: made})
     job = replace(job, steps=(step, job.steps[1]))
-    found = lineage(job, "upscale", 1, None)
+    found = lineage_of(job, "upscale", 1, None)
     assert (found.generate.prompt, found.generate.rendering) == ("a castle", RENDERING)
     assert found.upscale == Upscaled(scale=2, impl="auto", parent_sha256=parent.sha256, rendering=None)
     again = replace(job, steps=(step, replace(job.steps[1], attempt=9)))
-    assert lineage(again, "upscale", 1, None) == found
-    assert lineage(job, "generate", 0, None).upscale is None
+    assert lineage_of(again, "upscale", 1, None) == found
+    assert lineage_of(job, "generate", 0, None).upscale is None
 
 
 def test_the_documents_example_is_a_lineage() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from eventstore.ids import new_id
 from model_registry.registry import default_schema
-from model_registry.view import ModelView, in_order, view
+from model_registry.view import ModelView, fold, in_default_order
 from orchestrator.events.base import DomainEvent
 from orchestrator.events.jobs import JobFinish
 from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelVerified
@@ -24,7 +24,7 @@ INTACT = ModelVerified(intact=True, problems=[])
 def seen(*bodies: DomainEvent) -> ModelView:
     """The model after these events, which follow its registration."""
     model_id = new_id()
-    found = view(decoded_event(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
+    found = fold(decoded_event(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
     assert found is not None
     return found
 
@@ -32,7 +32,7 @@ def seen(*bodies: DomainEvent) -> ModelView:
 def model(kind: str, capability: str, minutes: int) -> ModelView:
     """A model registered some minutes after noon."""
     registered = model_registered(kind=kind, capabilities=[capability])
-    found = view([decoded_event(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
+    found = fold([decoded_event(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
     assert found is not None
     return found
 
@@ -48,7 +48,7 @@ def model(kind: str, capability: str, minutes: int) -> ModelView:
 )
 def test_one_file_of_weights_is_what_others_know_a_model_by(paths: list[str], expected: str | None) -> None:
     files = [ModelFile(path=path, sha256=sha256(path.encode()).hexdigest(), size=1) for path in paths]
-    found = view([decoded_event(model_registered(files=files), 1, job_id=new_id())])
+    found = fold([decoded_event(model_registered(files=files), 1, job_id=new_id())])
     assert found is not None
     digest = None if expected is None else sha256(expected.encode()).hexdigest()
     assert (found.weights_sha256, model_ref(found).weights_sha256) == (digest, digest)
@@ -89,13 +89,13 @@ def test_the_history_of_a_job_is_no_model() -> None:
         decoded_event(job_created(), 1, job_id=job_id),
         decoded_event(JobFinish(status="succeeded"), 2, job_id=job_id),
     ]
-    assert view(history) is None
+    assert fold(history) is None
 
 
 def test_an_event_of_a_later_release_is_passed_over_and_counted() -> None:
     """An append after it must expect the stream's true version."""
     unknown = msgspec.structs.replace(decoded_event(ModelEnabled(), 2, job_id=UUID(int=1)), body=None)
-    found = view([decoded_event(model_registered(), 1, job_id=UUID(int=1)), unknown])
+    found = fold([decoded_event(model_registered(), 1, job_id=UUID(int=1)), unknown])
     assert found is not None
     assert (found.enabled, found.stream_version) == (False, 2)
 
@@ -103,7 +103,7 @@ def test_an_event_of_a_later_release_is_passed_over_and_counted() -> None:
 def test_generators_come_before_upscalers_each_as_they_were_registered() -> None:
     gan, late = model("gan-upscaler", "upscale", 0), model("generator", "generate", 3)
     diffusion, early = model("diffusion-upscaler", "upscale", 2), model("generator", "generate", 1)
-    assert in_order([gan, late, diffusion, early]) == [early, late, gan, diffusion]
+    assert in_default_order([gan, late, diffusion, early]) == [early, late, gan, diffusion]
 
 
 def test_a_generators_schema_has_the_bounds_of_a_request() -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dreamforge.cli import show
-from dreamforge.client.api_client import JsonObject
+from dreamforge.client.responses import JsonObject
 from dreamforge.client.sse import Message
 
 JOB = {
@@ -39,14 +39,14 @@ def rendered(renderable: RenderableType) -> str:
 
 def test_a_course_counts_each_image_once() -> None:
     """A replayed event adds nothing."""
-    course = show.Course(JOB)
-    lines = [course.update(artifact("generate", item)) for item in (0, 1, 1)]
+    job_progress = show.JobProgress(JOB)
+    lines = [job_progress.update(artifact("generate", item)) for item in (0, 1, 1)]
     assert lines == ["generate 1/2", "generate 2/2", "generate 2/2"]
-    assert (course.done("generate"), course.done("upscale")) == (2, 0)
+    assert (job_progress.done("generate"), job_progress.done("upscale")) == (2, 0)
 
 
 def test_a_course_follows_each_step_and_the_job() -> None:
-    course = show.Course(JOB)
+    job_progress = show.JobProgress(JOB)
     seen = []
     for one in (
         log("step.start", "generate", attempt=1),
@@ -57,8 +57,8 @@ def test_a_course_follows_each_step_and_the_job() -> None:
         log("step.finish", "upscale", status="failed"),
         log("job.finish", status="failed"),
     ):
-        assert course.update(one) is not None
-        seen.append((course.states["generate"], course.states["upscale"], course.status))
+        assert job_progress.update(one) is not None
+        seen.append((job_progress.states["generate"], job_progress.states["upscale"], job_progress.status))
     assert seen == [
         ("running", "queued", "running"),
         ("queued", "queued", "running"),
@@ -71,10 +71,12 @@ def test_a_course_follows_each_step_and_the_job() -> None:
 
 
 def test_progress_and_errors_are_taken_in() -> None:
-    course = show.Course(JOB)
-    assert course.update(message("progress", progress=0.25, items=[], stages=[])) is None
-    assert course.progress == 0.25
-    assert course.update(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
+    job_progress = show.JobProgress(JOB)
+    assert job_progress.update(message("progress", progress=0.25, items=[], stages=[])) is None
+    assert job_progress.progress == 0.25
+    assert (
+        job_progress.update(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,16 +1,16 @@
-"""An operator who loses the queues, and has them rebuilt: `orchestrator.reconciler` retold."""
+"""A counterpart of `orchestrator.reconciler`: an operator purges the queues and rebuilds them."""
 
 from orchestrator.pending import pending_step
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepCommand
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process
-from tests.simulation.runner import VISIBILITY
+from tests.simulation.runner import LEASE_S
 from tests.simulation.world import World
 
 
 class Operator(Process):
-    """Purges the outbox now and then, and rebuilds it some time later, at the latest when all is calm."""
+    """Purges the outbox at times, and rebuilds it later, at the latest when faults have ended."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
@@ -18,19 +18,19 @@ class Operator(Process):
         self._lost = False
 
     @property
-    def quiet(self) -> bool:
-        """Is nothing lost that was not sent again?"""
+    def idle(self) -> bool:
+        """Whether all purged commands were sent again."""
         return self._actor is None and not self._lost
 
     def crash(self) -> None:
-        """Give up in the midst of it."""
+        """Abandon a rebuild; it is repeated."""
         if self._actor is not None:
             self._actor.crash()
             self._actor = None
             self._lost = True
 
     def purge(self) -> None:
-        """Throw away every command."""
+        """Delete every command."""
         self._lost = True
         for queue in self.world.storage.messages.values():
             queue.clear()
@@ -46,10 +46,10 @@ class Operator(Process):
         return True
 
     async def _rebuild(self) -> None:
-        self._lost = False  # what is purged from now on takes another rebuild
+        self._lost = False  # a later purge needs another rebuild
         for state, step in await Effect("compare", self._missing):
             command = StepCommand(job_id=state.job_id, step_id=step.step_id, step=step.name, version=state.version)
-            delay = VISIBILITY if step.status == "running" else 0.0
+            delay = LEASE_S if step.status == "running" else 0.0
             storage = self.world.storage
             await Effect("resend", lambda: storage.send(step.name, command, self.world.now + delay))  # noqa: B023  # awaited at once
 

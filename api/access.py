@@ -22,7 +22,7 @@ from api.errors import ApiError
 from api.services import Services
 from eventstore.errors import EventStoreError
 from eventstore.log import DEFAULT_TENANT
-from orchestrator.events.keys import Scope
+from orchestrator.events import Scope
 
 Scopes = tuple[Scope, ...]
 

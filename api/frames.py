@@ -13,7 +13,7 @@ from api.log_lines import compact_data, event_fields, head
 from api.responses import log_event
 from eventstore.events import RecordedEvent
 from orchestrator import codec
-from orchestrator.events.steps import ArtifactWritten, StepError, StepFinish, StepStart
+from orchestrator.events import ArtifactWritten, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
 HEARTBEAT = b":\n\n"

@@ -32,9 +32,7 @@ from model_registry import parameters
 from model_registry.view import ModelView
 from orchestrator import codec
 from orchestrator.decisions import Refused, RequestCancel, RequestRetry
-from orchestrator.events.base import Meta, Private
-from orchestrator.events.jobs import Idempotency, JobCreated
-from orchestrator.events.steps import Status
+from orchestrator.events import Idempotency, JobCreated, Meta, Private, Status
 from orchestrator.plan import SEED_PRIME
 from orchestrator.service import NoSuchJob, Unreadable, event
 

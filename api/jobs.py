@@ -19,8 +19,7 @@ from api.routing import get
 from api.services import Services
 from api.waiting import preference_applied, preferred_wait, wait_until_terminal
 from eventstore.events import RecordedEvent
-from orchestrator.events.jobs import JobErased
-from orchestrator.events.steps import Status
+from orchestrator.events import JobErased, Status
 from orchestrator.step_kinds import STEP_KINDS
 from projections.job_view import JobView, as_of, of_history
 from projections.progress import progress as progress_of

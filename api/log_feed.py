@@ -24,7 +24,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
 from eventstore.log import OPERATOR_TENANT, expect_gapless
 from orchestrator import codec
-from orchestrator.events.base import Category
+from orchestrator.events import Category
 
 _MAX_EVENTS = 1000
 _PAGE = 200

@@ -7,7 +7,7 @@ import msgspec
 from api.responses import stamp
 from eventstore.events import RecordedEvent
 from orchestrator import codec
-from orchestrator.events.base import DomainEvent
+from orchestrator.events import DomainEvent
 
 # PostgreSQL stores JSON that msgspec rejects: half a surrogate pair, thousands of brackets.
 _UNREADABLE = (msgspec.DecodeError, RecursionError)

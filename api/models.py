@@ -16,7 +16,7 @@ from api.routing import get
 from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
-from orchestrator.events.models import ModelKind
+from orchestrator.events import ModelKind
 
 _MAX_MODELS = 200
 _MAX_PAGE = 2**31 - 1

@@ -16,8 +16,7 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import Idempotency, JobCreated, PlannedStep
+from orchestrator.events import Idempotency, JobCreated, PlannedStep, Private
 from orchestrator.parameters import (
     PARAMETERS,
     Engine,

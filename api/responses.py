@@ -12,7 +12,7 @@ from api import schemas
 from eventstore.events import RecordedEvent
 from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
-from orchestrator.events.steps import Status
+from orchestrator.events import Status
 from projections.job_view import ArtifactView, JobView, StepView
 from projections.queries import JobListItem
 

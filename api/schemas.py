@@ -10,8 +10,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-from orchestrator.events.base import Level
-from orchestrator.events.steps import ErrorCode, Status
+from orchestrator.events import ErrorCode, Level, Status
 from orchestrator.parameters import ImageFormat
 from orchestrator.step_kinds import STEP_KINDS
 

@@ -18,7 +18,7 @@ import msgspec
 from PIL import Image
 
 from artifacts.errors import InvalidSource
-from orchestrator.events.steps import Rendering, StepName
+from orchestrator.events import Rendering, StepName
 from orchestrator.parameters import SamplingParams
 from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState

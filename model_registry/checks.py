@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.events.models import ModelKind
+from orchestrator.events import ModelKind
 
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_POINTER_BYTES = 1024

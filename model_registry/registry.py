@@ -18,8 +18,16 @@ from model_registry import parameters
 from model_registry.catalogue import Models
 from model_registry.files import HUB_CACHE, unsafe_files
 from model_registry.view import ModelView, files_digest
-from orchestrator.events.base import DomainEvent, Meta
-from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelKind, ModelRegistered, ModelVerified
+from orchestrator.events import (
+    DomainEvent,
+    Meta,
+    ModelDisabled,
+    ModelEnabled,
+    ModelFile,
+    ModelKind,
+    ModelRegistered,
+    ModelVerified,
+)
 from orchestrator.service import event
 from orchestrator.step_kinds import STEP_KINDS
 

@@ -11,7 +11,7 @@ import msgspec
 from model_registry.downloads import ExpectedFile, transfer_files
 from model_registry.registry import RegistryError, expect_safe, inventory, resolve_path
 from model_registry.view import files_digest
-from orchestrator.events.models import ModelFile
+from orchestrator.events import ModelFile
 
 _HUB = re.compile(r"hf:(?P<repo>[^@#]+)(?:@(?P<revision>[^#]+))?(?:#(?P<file>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

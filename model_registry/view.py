@@ -9,9 +9,16 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.events.base import DecodedEvent
-from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelKind, ModelRegistered, ModelVerified
-from orchestrator.events.steps import StepName
+from orchestrator.events import (
+    DecodedEvent,
+    ModelDisabled,
+    ModelEnabled,
+    ModelFile,
+    ModelKind,
+    ModelRegistered,
+    ModelVerified,
+    StepName,
+)
 
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 

@@ -9,11 +9,18 @@ import msgspec
 
 from eventstore.errors import Undecodable
 from eventstore.events import EventRow, NewEvent
-from orchestrator.events.base import Category, DecodedEvent, DomainEvent, Meta, Private
-from orchestrator.events.jobs import JobEvent
-from orchestrator.events.keys import KeyEvent
-from orchestrator.events.models import ModelEvent
-from orchestrator.events.operations import AnchorSigned, OutboxEvent
+from orchestrator.events import (
+    AnchorSigned,
+    Category,
+    DecodedEvent,
+    DomainEvent,
+    JobEvent,
+    KeyEvent,
+    Meta,
+    ModelEvent,
+    OutboxEvent,
+    Private,
+)
 
 T = TypeVar("T")
 

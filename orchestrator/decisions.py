@@ -9,17 +9,21 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.events.base import PRIVATE, DomainEvent
-from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, RetryRequested
-from orchestrator.events.steps import (
+from orchestrator.events import (
+    PRIVATE,
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
+    CancelRequested,
+    DomainEvent,
     EngineLost,
     ErrorCode,
+    JobErased,
+    JobFinish,
     ModelSelected,
     Outcome,
     RetryReason,
+    RetryRequested,
     SamplingBatch,
     SamplingOom,
     SamplingTick,

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from orchestrator.events.steps import StepName
+from orchestrator.events import StepName
 from orchestrator.step_kinds import STEP_KINDS, Size
 
 SEED_PRIME = 2**31 - 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eventstore.events import EventRow
 from orchestrator import codec
-from orchestrator.events.jobs import JobQuarantined, JobReleased
+from orchestrator.events import JobQuarantined, JobReleased
 
 MARKS = frozenset({JobQuarantined.code, JobReleased.code})
 

@@ -21,7 +21,7 @@ from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
 from eventstore.log import COLUMNS, Log, recorded
 from orchestrator import codec
-from orchestrator.events.jobs import JobQuarantined, JobReleased
+from orchestrator.events import JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
 from orchestrator.service import append_unconditionally
 

@@ -18,9 +18,7 @@ from uuid import UUID
 import msgspec
 
 from orchestrator.decisions import FinishJob
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import CancelRequested, JobCreated, JobReleased, RetryRequested
-from orchestrator.events.steps import StepFinish
+from orchestrator.events import CancelRequested, DomainEvent, JobCreated, JobReleased, RetryRequested, StepFinish
 from orchestrator.pending import pending_step
 from orchestrator.state import JobState
 

@@ -16,9 +16,7 @@ import structlog
 from eventstore.database import Database, Row
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.operations import OutboxPurged, OutboxRebuilt
-from orchestrator.events.steps import StepName
+from orchestrator.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from orchestrator.pending import pending_step
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside

@@ -13,8 +13,7 @@ from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from orchestrator import codec
 from orchestrator.decisions import Command, Request, StaleAttempt, decide
-from orchestrator.events.base import Category, DecodedEvent, DomainEvent, Meta, Private
-from orchestrator.events.steps import StepFinish, StepRetry
+from orchestrator.events import Category, DecodedEvent, DomainEvent, Meta, Private, StepFinish, StepRetry
 from orchestrator.quarantine import is_set_aside
 from orchestrator.state import JobState, apply
 from orchestrator.step_command import StepClaim

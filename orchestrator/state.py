@@ -8,18 +8,18 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.events.base import DecodedEvent, Meta, Private
-from orchestrator.events.jobs import (
+from orchestrator.events import (
+    ArtifactRewritten,
+    ArtifactWritten,
     CancelRequested,
+    DecodedEvent,
     JobCreated,
     JobErased,
     JobFinish,
-    RetryRequested,
-)
-from orchestrator.events.steps import (
-    ArtifactRewritten,
-    ArtifactWritten,
+    Meta,
     Outcome,
+    Private,
+    RetryRequested,
     Status,
     StepError,
     StepFinish,

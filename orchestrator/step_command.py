@@ -5,7 +5,7 @@ from uuid import UUID
 import msgspec
 
 from eventstore.outbox import Claim, Outbox
-from orchestrator.events.steps import StepName
+from orchestrator.events import StepName
 from orchestrator.step_kinds import expect_known
 
 

@@ -13,7 +13,7 @@ limited number of times; after a final one its job fails.
 
 from typing import ClassVar
 
-from orchestrator.events.steps import ErrorCode
+from orchestrator.events import ErrorCode
 
 
 class StepError(Exception):

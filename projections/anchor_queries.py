@@ -4,7 +4,7 @@ from eventstore.ids import derived_id
 from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
 from orchestrator import codec
-from orchestrator.events.operations import AnchorSigned
+from orchestrator.events import AnchorSigned
 
 ANCHOR_STREAM = derived_id(b"anchors")
 """The stream of all anchors."""

@@ -13,14 +13,18 @@ from msgspec.structs import replace
 
 from eventstore.events import EventRow
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent
-from orchestrator.events.jobs import JobCreated, JobErased, JobFinish, JobQuarantined, RetryRequested
-from orchestrator.events.steps import (
+from orchestrator.events import (
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
+    DecodedEvent,
     ErrorCode,
+    JobCreated,
+    JobErased,
+    JobFinish,
+    JobQuarantined,
     ModelSelected,
+    RetryRequested,
     Status,
     StepError,
     StepFinish,

@@ -9,8 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.events.base import DecodedEvent
-from orchestrator.events.keys import KeyCreated, KeyRevoked, Scope
+from orchestrator.events import DecodedEvent, KeyCreated, KeyRevoked, Scope
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """The form of a tenant's name, which is a part of its object keys."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from orchestrator.events.steps import StepName
+from orchestrator.events import StepName
 from orchestrator.step_kinds import default_weights
 from projections.job_view import JobView
 

@@ -12,7 +12,7 @@ from eventstore.errors import DatabaseUnavailable, Rejected
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
 from orchestrator import codec
-from orchestrator.events.jobs import JobReleased
+from orchestrator.events import JobReleased
 from orchestrator.quarantine import is_set_aside
 from projections import job_view
 from projections.job_view import JobView, evolve, of_history

@@ -14,8 +14,7 @@ from eventstore.database import Database
 from eventstore.events import EventRow
 from eventstore.log import Log
 from orchestrator import codec
-from orchestrator.events.jobs import JobReleased
-from orchestrator.events.steps import Status
+from orchestrator.events import JobReleased, Status
 from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, to_view
 

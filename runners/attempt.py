@@ -9,15 +9,7 @@ import msgspec
 import structlog
 
 from orchestrator.decisions import ProgressEvent
-from orchestrator.events.steps import (
-    ArtifactWritten,
-    EngineLost,
-    Measure,
-    Memory,
-    SamplingBatch,
-    SamplingOom,
-    SamplingTick,
-)
+from orchestrator.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
 from orchestrator.state import StepState
 from orchestrator.step_errors import StepError, Unexpected, classified
 

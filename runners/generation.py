@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 from PIL import Image
 
-from orchestrator.events.steps import Rendering
+from orchestrator.events import Rendering
 from orchestrator.parameters import GenerateParams, SamplingParams
 from orchestrator.step_errors import ProviderError
 from runners.engines.landscape import paint

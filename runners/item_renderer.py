@@ -11,7 +11,7 @@ import msgspec
 from artifacts.encoding import decode, encode, size_of
 from artifacts.errors import InvalidSource, ObjectChanged
 from artifacts.lineage import embed, lineage_of, read_lineage
-from orchestrator.events.steps import Rendering, StepName
+from orchestrator.events import Rendering, StepName
 from orchestrator.state import JobState, StepState
 from runners.engines.batching import AttemptListener, BatchScheduler
 from runners.engines.protocol import ModelRef, Work

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.steps import StepFinish, StepStart
+from orchestrator.events import DomainEvent, StepFinish, StepStart
 from orchestrator.step_kinds import STEP_KINDS
 
 

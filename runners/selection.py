@@ -10,7 +10,7 @@ import msgspec
 from model_registry.catalogue import Models
 from model_registry.files import model_files
 from model_registry.view import ModelView
-from orchestrator.events.models import ModelKind
+from orchestrator.events import ModelKind
 from orchestrator.step_errors import ProviderError, StepError
 from runners.engines.protocol import ModelRef
 

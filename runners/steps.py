@@ -26,8 +26,7 @@ from orchestrator.decisions import (
     StaleAttempt,
     StartStep,
 )
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.steps import StepFinish
+from orchestrator.events import DomainEvent, StepFinish
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim

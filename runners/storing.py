@@ -13,7 +13,7 @@ from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailabl
 from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from eventstore.database import Backoff
 from eventstore.ids import new_id
-from orchestrator.events.steps import ArtifactWritten, Rendering
+from orchestrator.events import ArtifactWritten, Rendering
 from orchestrator.plan import item_seed, object_key
 from orchestrator.service import JobService
 from orchestrator.state import JobState, StepState

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 import msgspec
 from PIL import Image
 
-from orchestrator.events.steps import Rendering
+from orchestrator.events import Rendering
 from orchestrator.plan import item_seed
 from orchestrator.state import JobState
 from orchestrator.step_kinds import STEP_KINDS

@@ -34,7 +34,7 @@ from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
 from eventstore.subscription import Handler, Subscription
 from orchestrator import codec, step_command
-from orchestrator.events.base import Meta
+from orchestrator.events import Meta
 from orchestrator.process_manager import Orchestrator
 from orchestrator.service import JobService, event
 from orchestrator.state import JobState

@@ -31,9 +31,7 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.events import NewEvent
 from eventstore.log import Append, Batch, Log
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.steps import ArtifactWritten
+from orchestrator.events import ArtifactWritten, JobFinish, Private
 from projections.rebuild import Rebuild
 from projections.subscription_status import subscription_statuses
 from projections.verifier import ReadModelVerifier

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.events.steps import Memory, Rendering
+from orchestrator.events import Memory, Rendering
 from runners.engine_host.server import ProgressReporter, RenderFunction, serve
 from runners.engines.landscape import paint
 from runners.engines.process import EngineConfig

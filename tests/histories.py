@@ -6,9 +6,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from eventstore.log import Append
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
-from orchestrator.events.steps import ModelSelected, StepError, StepName, StepRetry
+from orchestrator.events import (
+    CancelRequested,
+    JobFinish,
+    ModelSelected,
+    Private,
+    RetryRequested,
+    StepError,
+    StepName,
+    StepRetry,
+)
 from tests.kit import History, event
 
 

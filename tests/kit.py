@@ -27,10 +27,22 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent, DomainEvent, Meta, Private
-from orchestrator.events.jobs import JobCreated, PlannedStep
-from orchestrator.events.models import ModelFile, ModelRegistered
-from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten, ArtifactWritten, StepFinish, StepName, StepStart
+from orchestrator.events import (
+    ArtifactEvent,
+    ArtifactRewritten,
+    ArtifactWritten,
+    DecodedEvent,
+    DomainEvent,
+    JobCreated,
+    Meta,
+    ModelFile,
+    ModelRegistered,
+    PlannedStep,
+    Private,
+    StepFinish,
+    StepName,
+    StepStart,
+)
 from orchestrator.parameters import GenerateParams, UpscaleParams
 from orchestrator.state import JobState, apply
 from tests import pooler, processes

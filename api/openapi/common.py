@@ -6,7 +6,7 @@ from typing import get_args
 from api.examples import Example
 from api.openapi.vocabulary import JSON, SSE, STRING, Header, Reply, Schema, enum, header, query
 from orchestrator import codec
-from orchestrator.events.base import Category
+from orchestrator.events import Category
 
 UUID: Schema = {"type": "string", "format": "uuid"}
 TIME: Schema = {"type": "string", "format": "date-time", "examples": ["2026-01-02T12:00:00Z"]}

@@ -28,7 +28,7 @@ from api.openapi.vocabulary import (
     query,
     ref,
 )
-from orchestrator.events.steps import Status
+from orchestrator.events import Status
 from orchestrator.step_kinds import STEP_KINDS
 
 _VERSION = integer(0, 2**31 - 1)

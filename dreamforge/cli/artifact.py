@@ -14,7 +14,7 @@ from dreamforge.cli import arguments
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
-from orchestrator.events.steps import Rendering
+from orchestrator.events import Rendering
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

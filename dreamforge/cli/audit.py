@@ -33,7 +33,7 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator import codec
-from orchestrator.events.jobs import JobErased
+from orchestrator.events import JobErased
 from orchestrator.quarantine import mark
 from orchestrator.service import Unreadable
 from projections.comparison import Difference, differences

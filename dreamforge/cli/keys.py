@@ -19,8 +19,7 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
-from orchestrator.events.base import Meta
-from orchestrator.events.keys import KeyCreated, KeyEvent, KeyRevoked, Scope
+from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from orchestrator.service import event
 from projections.key_queries import Keys
 from projections.keys import TENANT, KeyView, digest, key_text

@@ -22,7 +22,7 @@ from model_registry.checks import BadModelFiles, check_files
 from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
 from model_registry.sources import fetch_model
 from model_registry.view import ModelView
-from orchestrator.events.models import ModelKind
+from orchestrator.events import ModelKind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from dreamforge.client.errors import AmbiguousId
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log
-from orchestrator.events.jobs import JobErased
+from orchestrator.events import JobErased
 from orchestrator.quarantine_log import Quarantine, QuarantinedJob
 
 

@@ -19,7 +19,7 @@ from eventstore.errors import EventStoreError
 from eventstore.integrity import anchors
 from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
-from orchestrator.events.operations import AnchorSigned
+from orchestrator.events import AnchorSigned
 from orchestrator.service import append_unconditionally
 from projections.anchor_queries import ANCHOR_STREAM, newest_anchors
 

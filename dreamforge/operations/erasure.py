@@ -27,9 +27,7 @@ from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
 from orchestrator.decisions import Refused, RequestErasure
-from orchestrator.events.base import PRIVATE, Meta
-from orchestrator.events.jobs import JobErased
-from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten
+from orchestrator.events import PRIVATE, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
 from orchestrator.step_kinds import STEP_KINDS

@@ -20,8 +20,7 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from model_registry.catalogue import Models
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent
-from orchestrator.events.steps import ArtifactWritten, Measure, Memory, ModelSelected, Rendering
+from orchestrator.events import ArtifactWritten, DecodedEvent, Measure, Memory, ModelSelected, Rendering
 from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_errors import StepError

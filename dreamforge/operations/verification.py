@@ -22,8 +22,7 @@ from eventstore.integrity.anchors import Anchor
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIdentity, Verifier
 from orchestrator import codec
-from orchestrator.events.operations import AnchorSigned
-from orchestrator.events.steps import ArtifactEvent, ArtifactRewritten, ArtifactWritten
+from orchestrator.events import AnchorSigned, ArtifactEvent, ArtifactRewritten, ArtifactWritten
 
 _CONCURRENT_READS = 8
 """How many images are read at once."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 from PIL import Image
 
-from orchestrator.events.steps import Measure, Memory, Rendering
+from orchestrator.events import Measure, Memory, Rendering
 from orchestrator.step_errors import OutOfMemory, ProviderError, StepError, Unexpected
 from runners.engines.process import EngineConfig, encode_frame
 from runners.engines.protocol import (

@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
-from orchestrator.events.steps import ErrorCode, Measure, Memory
+from orchestrator.events import ErrorCode, Measure, Memory
 from orchestrator.step_errors import StepError, Unexpected
 from runners import metrics
 from runners.engines.process import EngineProcess, EngineProcessDied

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 from PIL import Image
 
-from orchestrator.events.steps import Measure, Memory, Rendering
+from orchestrator.events import Measure, Memory, Rendering
 from orchestrator.step_errors import OutOfMemory, ProviderError, StepError
 from runners.engines.cache import ModelCache, keepalive_while_opening
 from runners.engines.memory import MemoryMeter, device_name, free_bytes, is_out_of_memory, memory_text, release_memory

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from orchestrator.events.steps import Memory
+from orchestrator.events import Memory
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 """Texts by which CUDA, the CPU allocator, cuBLAS and cuDNN report it in a plain RuntimeError."""

@@ -19,8 +19,7 @@ from uuid import UUID
 import msgspec
 from PIL import Image
 
-from orchestrator.events.models import ModelKind
-from orchestrator.events.steps import ErrorCode, Measure, Memory, Rendering
+from orchestrator.events import ErrorCode, Measure, Memory, ModelKind, Rendering
 from orchestrator.parameters import SamplingParams
 from runners.faults import InjectedFault
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 from PIL import Image
 
-from orchestrator.events.steps import Measure, Memory, Rendering
+from orchestrator.events import Measure, Memory, Rendering
 from orchestrator.step_errors import InvalidInput, OutOfMemory
 from runners.engines.memory import MemoryMeter, device_name, is_out_of_memory, memory_text, release_memory
 from runners.engines.protocol import Enlarge, ImageSpec, RenderListener

@@ -3,8 +3,7 @@
 from PIL import Image
 
 from model_registry.parameters import violation
-from orchestrator.events.models import ModelKind
-from orchestrator.events.steps import Rendering
+from orchestrator.events import ModelKind, Rendering
 from orchestrator.parameters import UpscaleParams
 from orchestrator.step_errors import InvalidInput
 from runners.engines.protocol import Enlarge, ModelRef

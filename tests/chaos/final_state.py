@@ -19,9 +19,16 @@ from eventstore.database import Database
 from eventstore.events import RecordedEvent
 from eventstore.log import COLUMNS, recorded
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent, DomainEvent
-from orchestrator.events.jobs import JobCreated, RetryRequested
-from orchestrator.events.steps import ArtifactWritten, StepFinish, StepRetry, StepStart
+from orchestrator.events import (
+    ArtifactWritten,
+    DecodedEvent,
+    DomainEvent,
+    JobCreated,
+    RetryRequested,
+    StepFinish,
+    StepRetry,
+    StepStart,
+)
 from orchestrator.quarantine import is_set_aside
 from projections.job_view import JobView, ViewGap, of_history, view
 from projections.rows import Rows, to_view

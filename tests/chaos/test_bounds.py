@@ -14,7 +14,7 @@ from artifacts.object_store import S3Config
 from eventstore.committer import Transition
 from eventstore.ids import new_id
 from eventstore.log import Append
-from orchestrator.events.base import Private
+from orchestrator.events import Private
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, Store, event, eventually, job_created, roles_environ
 

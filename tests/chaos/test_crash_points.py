@@ -28,9 +28,7 @@ from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
 from orchestrator import codec
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.steps import ArtifactWritten, StepFinish
+from orchestrator.events import ArtifactWritten, JobFinish, Private, StepFinish
 from projections.job_view import JobView, view
 from projections.queries import Queries
 from tests.conftest import Backends, fresh_database

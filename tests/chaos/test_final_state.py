@@ -9,9 +9,7 @@ from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent, DomainEvent
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.steps import ArtifactWritten, StepFinish
+from orchestrator.events import ArtifactWritten, DecodedEvent, DomainEvent, JobFinish, StepFinish
 from tests.chaos.final_state import CHECKS, FinalState, Job, folded
 from tests.http.conftest import succeeded
 

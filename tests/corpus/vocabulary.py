@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from orchestrator import codec
-from orchestrator.events.base import Meta, Private
+from orchestrator.events import Meta, Private
 
 FILE = Path(__file__).parent / "vocabulary.json"
 

@@ -30,18 +30,31 @@ from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
 from model_registry import view
 from orchestrator import codec
-from orchestrator.events.base import Category, DomainEvent, Meta, Private
-from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, JobQuarantined, JobReleased, RetryRequested
-from orchestrator.events.keys import KeyCreated, KeyRevoked
-from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelVerified
-from orchestrator.events.operations import AnchorSigned, OutboxPurged, OutboxRebuilt
-from orchestrator.events.steps import (
+from orchestrator.events import (
+    AnchorSigned,
+    CancelRequested,
+    Category,
+    DomainEvent,
     EngineLost,
     ErrorCode,
+    JobErased,
+    JobFinish,
+    JobQuarantined,
+    JobReleased,
+    KeyCreated,
+    KeyRevoked,
     Memory,
+    Meta,
+    ModelDisabled,
+    ModelEnabled,
     ModelSelected,
+    ModelVerified,
+    OutboxPurged,
+    OutboxRebuilt,
+    Private,
     Rendering,
     RetryReason,
+    RetryRequested,
     SamplingBatch,
     SamplingOom,
     SamplingTick,

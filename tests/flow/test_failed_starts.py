@@ -6,7 +6,7 @@ from typing import Any
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from orchestrator.events.models import ModelDisabled, ModelEnabled
+from orchestrator.events import ModelDisabled, ModelEnabled
 from tests.flow.test_fleet import Fleet
 from tests.kit import Store, codes, event, model_registered, roles_environ
 

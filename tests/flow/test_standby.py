@@ -19,8 +19,7 @@ from eventstore.log import Append, Batch, Log, Move, Send
 from eventstore.subscription import Subscription
 from orchestrator import codec
 from orchestrator.decisions import RequestCancel
-from orchestrator.events.base import Meta
-from orchestrator.events.jobs import CancelRequested
+from orchestrator.events import CancelRequested, Meta
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler

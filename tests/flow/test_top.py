@@ -22,8 +22,7 @@ from dreamforge.operations.snapshot_reader import SnapshotReader
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Outbox
 from orchestrator import step_command
-from orchestrator.events.base import Meta
-from orchestrator.events.jobs import JobFinish
+from orchestrator.events import JobFinish, Meta
 from orchestrator.step_command import StepCommand
 from tests.conftest import Backends, execute
 from tests.http.conftest import consumer, running

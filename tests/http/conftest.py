@@ -13,9 +13,7 @@ from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events.base import Meta
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.steps import StepName
+from orchestrator.events import JobFinish, Meta, StepName
 from tests.conftest import Backends, fresh_database
 from tests.kit import NOON, Api, History, Service, Store, eventually, roles_environ
 

@@ -19,8 +19,7 @@ from artifacts.object_store import S3Config
 from dreamforge.operations.anchoring import anchor
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from orchestrator.events.base import Meta
-from orchestrator.events.keys import KeyCreated, KeyRevoked, Scope
+from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
 from orchestrator.service import event
 from projections.keys import digest, key_text
 from tests.conftest import Backends, fresh_database

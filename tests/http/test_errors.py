@@ -15,7 +15,7 @@ from api.services import ApiConfig, OpenStreams
 from artifacts.object_store import S3Config
 from eventstore.metrics import Backlog
 from eventstore.write_probe import WriteProbe
-from orchestrator.events.steps import StepError
+from orchestrator.events import StepError
 from tests.conftest import Backends, execute, fresh_database
 from tests.http.conftest import BODY, Scribe, consumer, invalid, refused, running, succeeded, until
 from tests.kit import NOBODY, Api, History

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
-from orchestrator.events.steps import ModelSelected, StepError, StepRetry
+from orchestrator.events import CancelRequested, JobFinish, ModelSelected, RetryRequested, StepError, StepRetry
 from tests.http.conftest import Scribe, invalid, minute, refused
 from tests.kit import Api, History
 

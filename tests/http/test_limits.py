@@ -12,7 +12,7 @@ from api.admission import Bucket, Count
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch
-from orchestrator.events.jobs import RetryRequested
+from orchestrator.events import RetryRequested
 from projections.admission_queries import OPEN_JOBS
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, refused, running, until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.object_store import S3Config
-from orchestrator.events.jobs import JobFinish
+from orchestrator.events import JobFinish
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Scribe, consumer, invalid, minute, running, succeeded, until
 from tests.kit import Api, History, Store

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.events.steps import StepError
+from orchestrator.events import StepError
 from tests.http.conftest import Scribe, invalid, minute, succeeded
 from tests.kit import Api, History
 

@@ -14,7 +14,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from model_registry.registry import Registry, registration
 from model_registry.view import ModelView
-from orchestrator.events.models import ModelEnabled, ModelKind
+from orchestrator.events import ModelEnabled, ModelKind
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import consumer, invalid, running
 from tests.kit import NOBODY, Api, Service, Store, event, model_registered, roles_environ

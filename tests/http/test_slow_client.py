@@ -19,8 +19,7 @@ from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
 from model_registry.catalogue import Models
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.steps import StepRetry
+from orchestrator.events import JobFinish, StepRetry
 from orchestrator.service import JobService
 from projections.queries import Queries
 from tests.http.conftest import Scribe

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from artifacts.object_store import S3Config
-from orchestrator.events.jobs import JobFinish, RetryRequested
-from orchestrator.events.steps import StepError, StepRetry
+from orchestrator.events import JobFinish, RetryRequested, StepError, StepRetry
 from tests.http.conftest import LONE_HEARTBEAT_S, Scribe, invalid, live, minute, running, succeeded
 from tests.kit import Api, History, Service, Sse, eventually, parse_sse
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from model_registry.checks import BadModelFiles, check_files
-from orchestrator.events.steps import Memory
+from orchestrator.events import Memory
 from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
 from runners.engine_host.host import EngineHost
 from runners.engine_host.server import ProgressReporter as ChildReporter

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.events.steps import Measure, Memory, Rendering
+from orchestrator.events import Measure, Memory, Rendering
 from runners.engines.protocol import ImageSpec, RenderCancelled
 
 

@@ -5,9 +5,7 @@ from contextlib import suppress
 from eventstore.committer import Transition
 from eventstore.log import DEFAULT_TENANT, Append
 from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
-from orchestrator.events.base import Meta, Private
-from orchestrator.events.jobs import JobCreated, PlannedStep
-from orchestrator.events.steps import Outcome, StepName
+from orchestrator.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName
 from orchestrator.parameters import UpscaleParams
 from orchestrator.service import JobService, NoSuchJob
 from tests.kit import generate_params

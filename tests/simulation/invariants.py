@@ -3,12 +3,14 @@
 from collections import Counter
 from uuid import UUID
 
-from orchestrator.events.base import DecodedEvent
-from orchestrator.events.jobs import CancelRequested, JobFinish, RetryRequested
-from orchestrator.events.steps import (
+from orchestrator.events import (
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
+    CancelRequested,
+    DecodedEvent,
+    JobFinish,
+    RetryRequested,
     StepFinish,
     StepRetry,
     StepStart,

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from eventstore.committer import Transition
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt
-from orchestrator.events.base import DomainEvent
+from orchestrator.events import DomainEvent
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
 from tests.simulation.episode import Parts

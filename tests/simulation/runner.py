@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from eventstore.errors import DatabaseUnavailable
 from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.steps import ArtifactWritten, StepFinish
+from orchestrator.events import ArtifactWritten, DomainEvent, StepFinish
 from orchestrator.plan import item_seed, output_size
 from orchestrator.service import JobService
 from orchestrator.state import JobState, StepState

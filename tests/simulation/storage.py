@@ -22,7 +22,7 @@ from eventstore.log import (
     Verdict,
 )
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent
+from orchestrator.events import DecodedEvent
 from orchestrator.state import JobState, apply
 from orchestrator.step_command import StepCommand
 from projections.job_view import ArtifactView, JobView

@@ -10,7 +10,7 @@ from eventstore.log import Log, Move, Moved
 from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, PartitionCursor, Subscription
 from orchestrator import codec
-from orchestrator.events.base import DecodedEvent
+from orchestrator.events import DecodedEvent
 from projections.job_view import JobView, evolve
 from tests.simulation.connection import SimulatedLog
 from tests.simulation.effects import Actor, Effect

@@ -12,7 +12,7 @@ from uuid import UUID
 from eventstore import subscription
 from eventstore.events import NewEvent
 from orchestrator import codec, service
-from orchestrator.events.base import DomainEvent, Meta, Private
+from orchestrator.events import DomainEvent, Meta, Private
 from tests.kit import NOON
 from tests.simulation.effects import EffectOutcome
 from tests.simulation.storage import Storage

@@ -7,7 +7,7 @@ from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, event_hash
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events.base import Private
+from orchestrator.events import Private
 from tests.kit import Store, connect, event, job_created, some_append
 
 FIELDS = (

@@ -11,7 +11,7 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import IntegrityViolation, Verifier
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events.base import Private
+from orchestrator.events import Private
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 

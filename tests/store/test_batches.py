@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreamforge.settings import unconfigured_environ
-from orchestrator.events.steps import Measure, Memory
+from orchestrator.events import Measure, Memory
 from orchestrator.step_errors import StepError
 from runners.engines.batching import BatchScheduler, EngineLost, RunnerStopping
 from runners.engines.landscape import paint

@@ -14,9 +14,7 @@ import pytest
 
 from eventstore.ids import new_id
 from eventstore.log import Ack, Append, Batch, Move, Send
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import RetryRequested
-from orchestrator.events.steps import StepRetry
+from orchestrator.events import DomainEvent, RetryRequested, StepRetry
 from orchestrator.step_command import StepCommand
 from tests.kit import NOBODY, Store, connect, event, some_append, stream_in
 

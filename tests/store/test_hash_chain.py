@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.log import Append, Batch
-from orchestrator.events.base import Private
+from orchestrator.events import Private
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 

@@ -9,8 +9,7 @@ import pytest
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.keys import KeyCreated, KeyRevoked, Scope
+from orchestrator.events import DomainEvent, KeyCreated, KeyRevoked, Scope
 from projections.key_queries import Keys
 from projections.keys import digest, key_text
 from tests.kit import Store, event

@@ -3,7 +3,7 @@
 import pytest
 
 from eventstore.database import Database
-from orchestrator.events.steps import Status
+from orchestrator.events import Status
 from projections.queries import _LAST_ID, _LIST_ANY, _LIST_OPEN, Queries
 
 

@@ -7,7 +7,7 @@ import pytest
 from eventstore.log import Append, Batch
 from eventstore.subscription import Subscription
 from orchestrator import codec
-from orchestrator.events.base import Private
+from orchestrator.events import Private
 from projections.projector import Projector
 from projections.verifier import Disagreement, ReadModelVerifier
 from tests.kit import History, Store, event

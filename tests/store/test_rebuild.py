@@ -9,7 +9,7 @@ import pytest
 from eventstore.log import Batch
 from eventstore.subscription import Subscription
 from orchestrator import codec
-from orchestrator.events.jobs import JobErased, JobFinish
+from orchestrator.events import JobErased, JobFinish
 from projections import job_view
 from projections.job_view import JobView
 from projections.projector import LIVE, SHADOW, Projector, ReadModelSchema

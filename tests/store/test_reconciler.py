@@ -11,10 +11,16 @@ from eventstore.integrity.chain import partition_of
 from eventstore.log import Append, Batch, Move, Send
 from eventstore.outbox import Outbox
 from orchestrator import codec, step_command
-from orchestrator.events.base import DomainEvent, Meta
-from orchestrator.events.jobs import CancelRequested, JobFinish
-from orchestrator.events.operations import OutboxPurged, OutboxRebuilt
-from orchestrator.events.steps import StepName, StepRetry
+from orchestrator.events import (
+    CancelRequested,
+    DomainEvent,
+    JobFinish,
+    Meta,
+    OutboxPurged,
+    OutboxRebuilt,
+    StepName,
+    StepRetry,
+)
 from orchestrator.reconciler import STREAM, OutboxReconciler
 from orchestrator.step_command import StepCommand
 from tests.kit import NOON, History, Store

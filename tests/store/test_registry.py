@@ -15,7 +15,7 @@ from eventstore.subscription import Handler, Subscription
 from model_registry.catalogue import Models
 from model_registry.registry import NoSuchModel, Registry, RegistryError, file_problems, inventory, registration
 from orchestrator import codec
-from orchestrator.events.models import ModelDisabled
+from orchestrator.events import ModelDisabled
 from orchestrator.process_manager import Orchestrator
 from orchestrator.step_errors import ProviderError
 from projections.projector import Projector

@@ -10,10 +10,7 @@ from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
 from model_registry.catalogue import Models
 from orchestrator import codec
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import JobCreated, JobQuarantined, JobReleased
-from orchestrator.events.keys import KeyCreated
-from orchestrator.events.steps import StepStart
+from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.key_queries import Keys

@@ -10,7 +10,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Send
 from eventstore.outbox import Outbox
 from orchestrator import step_command
-from orchestrator.events.keys import KeyCreated
+from orchestrator.events import KeyCreated
 from orchestrator.step_command import StepCommand
 from tests.kit import SERVICE_LOGIN, connect, event, some_append
 

@@ -10,7 +10,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Outbox
 from orchestrator import step_command
-from orchestrator.events.steps import StepStart
+from orchestrator.events import StepStart
 from orchestrator.service import JobService
 from orchestrator.state import JobState
 from orchestrator.step_command import StepClaim, StepCommand

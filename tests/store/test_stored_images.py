@@ -8,7 +8,7 @@ from PIL import Image
 from artifacts.encoding import encode
 from artifacts.lineage import embed, read_lineage
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
-from orchestrator.events.steps import ArtifactWritten, StepError
+from orchestrator.events import ArtifactWritten, StepError
 from orchestrator.state import JobState
 from tests.kit import Store
 from tests.store.test_troubled_steps import Bench, Hanging, bench

@@ -17,8 +17,7 @@ from eventstore.outbox import Claim
 from eventstore.subscription import Subscription
 from orchestrator import codec
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
-from orchestrator.events.jobs import CancelRequested
-from orchestrator.events.steps import StepFinish, StepStart
+from orchestrator.events import CancelRequested, StepFinish, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.service import JobService
 from orchestrator.step_command import StepCommand

@@ -17,8 +17,7 @@ from eventstore.log import Append, Batch
 from eventstore.outbox import Outbox
 from eventstore.subscription import Subscription
 from orchestrator import codec, step_command
-from orchestrator.events.base import DomainEvent, Private
-from orchestrator.events.jobs import PlannedStep
+from orchestrator.events import DomainEvent, PlannedStep, Private
 from orchestrator.process_manager import Orchestrator
 from orchestrator.reconciler import OutboxReconciler
 from orchestrator.service import JobService

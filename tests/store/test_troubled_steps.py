@@ -19,9 +19,17 @@ from eventstore.outbox import Outbox
 from orchestrator import codec, step_command
 from orchestrator.decisions import Command as Decision
 from orchestrator.decisions import RecordItems
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import CancelRequested
-from orchestrator.events.steps import ArtifactWritten, ErrorCode, Rendering, StepError, StepFinish, StepRetry, StepStart
+from orchestrator.events import (
+    ArtifactWritten,
+    CancelRequested,
+    DomainEvent,
+    ErrorCode,
+    Rendering,
+    StepError,
+    StepFinish,
+    StepRetry,
+    StepStart,
+)
 from orchestrator.service import JobService, Unreadable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim, StepCommand

@@ -3,8 +3,7 @@
 from msgspec.structs import replace
 
 from orchestrator import codec
-from orchestrator.events.base import Meta, Private
-from orchestrator.events.jobs import CancelRequested, JobErased
+from orchestrator.events import CancelRequested, JobErased, Meta, Private
 from orchestrator.service import append
 from orchestrator.state import fold
 from tests.kit import History, decoded_event

@@ -21,9 +21,16 @@ from orchestrator.decisions import (
     decide,
     may_start,
 )
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, RetryRequested
-from orchestrator.events.steps import ArtifactWritten, StepName, StepRetry
+from orchestrator.events import (
+    ArtifactWritten,
+    CancelRequested,
+    DomainEvent,
+    JobErased,
+    JobFinish,
+    RetryRequested,
+    StepName,
+    StepRetry,
+)
 from tests.kit import History
 
 

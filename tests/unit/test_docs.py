@@ -18,10 +18,7 @@ import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS
 from dreamforge.settings import VARIABLES, Settings, Var
-from orchestrator.events.jobs import JobEvent
-from orchestrator.events.keys import KeyEvent
-from orchestrator.events.models import ModelEvent
-from orchestrator.events.operations import AnchorSigned, OutboxEvent
+from orchestrator.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
 from tests.kit import project_root
 
 DOCS = project_root() / "docs"

@@ -13,9 +13,7 @@ from api.frames import HEARTBEAT, of_event, of_progress, retry
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from orchestrator import codec
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import CancelRequested, JobFinish
-from orchestrator.events.steps import StepError, StepRetry
+from orchestrator.events import CancelRequested, DomainEvent, JobFinish, StepError, StepRetry
 from projections.job_view import view
 from projections.progress import progress
 from tests.kit import NOON, History, job_created

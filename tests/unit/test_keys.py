@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstore.ids import new_id
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.keys import KeyCreated, KeyRevoked
+from orchestrator.events import DomainEvent, JobFinish, KeyCreated, KeyRevoked
 from projections.keys import TENANT, KeyView, digest, evolve, fold, key_id_in, key_text
 from tests.kit import NOON, decoded_event
 

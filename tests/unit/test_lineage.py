@@ -26,8 +26,7 @@ from artifacts.lineage import (
 )
 from dreamforge.cli import main as cli
 from eventstore.ids import new_id
-from orchestrator.events.base import Private
-from orchestrator.events.steps import Rendering
+from orchestrator.events import Private, Rendering
 from orchestrator.parameters import ImageFormat
 from runners.engines.landscape import paint
 from tests.kit import History, project_root

@@ -10,9 +10,7 @@ import pytest
 from eventstore.ids import new_id
 from model_registry.registry import default_schema
 from model_registry.view import ModelView, fold, in_default_order
-from orchestrator.events.base import DomainEvent
-from orchestrator.events.jobs import JobFinish
-from orchestrator.events.models import ModelDisabled, ModelEnabled, ModelFile, ModelVerified
+from orchestrator.events import DomainEvent, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from orchestrator.parameters import Generate
 from runners.selection import model_ref
 from tests.kit import NOON, decoded_event, job_created, model_registered

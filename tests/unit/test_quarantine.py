@@ -3,7 +3,7 @@
 import pytest
 
 from eventstore.events import EventRow
-from orchestrator.events.jobs import JobQuarantined, JobReleased
+from orchestrator.events import JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
 from tests.kit import NOBODY, NOON
 

@@ -1,8 +1,7 @@
 """The reaction table, row by row."""
 
 from orchestrator.decisions import FinishJob
-from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested
-from orchestrator.events.steps import StepRetry
+from orchestrator.events import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested, StepRetry
 from orchestrator.reactions import REACTED, Reaction, RunStep, react
 from tests.kit import History
 

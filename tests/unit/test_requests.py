@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from api.errors import ApiError
 from api.requests import JobRequest, events, parse
 from eventstore.ids import new_id
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import JobCreated
+from orchestrator.events import JobCreated, Private
 from orchestrator.parameters import LARGEST_SEED
 
 BASE: dict[str, Any] = {"type": "generate", "prompt": "a castle"}

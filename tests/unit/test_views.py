@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from orchestrator.events.base import Private
-from orchestrator.events.jobs import CancelRequested, JobErased, JobFinish, RetryRequested
-from orchestrator.events.steps import StepError, StepRetry
+from orchestrator.events import CancelRequested, JobErased, JobFinish, Private, RetryRequested, StepError, StepRetry
 from projections.job_view import JobView, ViewGap, as_of, evolve, view
 from projections.progress import progress
 from projections.rows import ArtifactRow, Rows, artifact_rows, job_row, step_rows, to_view

@@ -69,14 +69,6 @@ def files_digest(files: Iterable[ModelFile]) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def fold(events: Iterable[DecodedEvent]) -> ModelView | None:
-    """The model after all events of its stream; None if it is not the stream of a model."""
-    model: ModelView | None = None
-    for event in events:
-        model = evolve(model, event)
-    return model
-
-
 def evolve(model: ModelView | None, event: DecodedEvent) -> ModelView | None:
     """The model after one more event; None until it is registered."""
     if model is None:

@@ -1,6 +1,6 @@
 """Events to and from their stored text. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast, get_args
 from uuid import UUID
@@ -118,6 +118,14 @@ def _decoded(decoder: msgspec.json.Decoder[T], event: EventRow, text: str) -> T:
 
 def _undecodable(event: EventRow, error: Exception) -> Undecodable:
     return Undecodable(event.code, event.schema_version, event.version, str(error) or type(error).__name__)
+
+
+def fold(evolve: Callable[[T | None, DecodedEvent], T | None], events: Iterable[DecodedEvent]) -> T | None:
+    """The state after all events; None before the first."""
+    state: T | None = None
+    for event in events:
+        state = evolve(state, event)
+    return state
 
 
 def decode_event(event: EventRow) -> DecodedEvent:

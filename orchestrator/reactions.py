@@ -19,8 +19,7 @@ import msgspec
 
 from orchestrator.decisions import FinishJob
 from orchestrator.events import CancelRequested, DomainEvent, JobCreated, JobReleased, RetryRequested, StepFinish
-from orchestrator.pending import pending_step
-from orchestrator.state import JobState
+from orchestrator.state import JobState, pending_step
 
 
 class RunStep(msgspec.Struct, frozen=True, kw_only=True):

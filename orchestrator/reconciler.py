@@ -17,10 +17,10 @@ from eventstore.database import Database, Row
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
 from orchestrator.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
-from orchestrator.pending import pending_step
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside
 from orchestrator.service import Unreadable, append_unconditionally, readable
+from orchestrator.state import pending_step
 from orchestrator.step_command import StepCommand
 from orchestrator.step_kinds import STEP_KINDS, select_queues
 

@@ -1,14 +1,16 @@
 """Loads a job from its history, decides, and appends the decision; repeats all three after a conflict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import cast
+from typing import TypeVar, cast
 from uuid import UUID
+
+import structlog
 
 from eventstore.committer import Committer, Transition
 from eventstore.database import until_available
 from eventstore.errors import EventStoreError
-from eventstore.events import EventRow, NewEvent
+from eventstore.events import EventRow, NewEvent, RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from orchestrator import codec
@@ -17,6 +19,10 @@ from orchestrator.events import Category, DecodedEvent, DomainEvent, Meta, Priva
 from orchestrator.quarantine import is_set_aside
 from orchestrator.state import JobState, apply
 from orchestrator.step_command import StepClaim
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 
 def event(body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
@@ -165,6 +171,16 @@ def readable(history: Sequence[EventRow]) -> JobState:
         except Exception as error:  # a fold may break in any way on what it was not written for
             raise Unreadable(one.stream_id, one.version, error) from error
     return cast("JobState", state)
+
+
+def fold_or_none(evolve: Callable[[T | None, DecodedEvent], T | None], history: Sequence[RecordedEvent]) -> T | None:
+    """The state after a history; None, with a log line, if the history can't be read."""
+    try:
+        return codec.fold(evolve, map(codec.decode_event, history))
+    except Exception as error:  # noqa: BLE001  # a fold may raise anything on unexpected data
+        first = history[0]
+        _log.warning("history unreadable", category=first.category, stream=str(first.stream_id), error=str(error))
+        return None
 
 
 def settlement(claim: StepClaim, bodies: Sequence[DomainEvent]) -> Ack | Defer | None:

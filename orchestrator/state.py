@@ -1,6 +1,5 @@
 """A job as its history tells it: what decisions are made on. Pure."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -98,14 +97,6 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 
 class BrokenHistory(Exception):
     """A history that no run of the service can have written."""
-
-
-def fold(events: Iterable[DecodedEvent]) -> JobState | None:
-    """The state after a whole history; None for an empty one."""
-    state: JobState | None = None
-    for event in events:
-        state = apply(state, event)
-    return state
 
 
 def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C901, PLR0911, PLR0912  # one case an event
@@ -230,3 +221,20 @@ def _retried(state: JobState, body: RetryRequested) -> JobState:
 def _with(state: JobState, step: StepState) -> JobState:
     steps = tuple(step if other.step_id == step.step_id else other for other in state.steps)
     return replace(state, steps=steps)
+
+
+def pending_step(state: JobState) -> StepState | None:
+    """The step whose command must be in a queue, once the orchestrator has reacted to the whole history; or None.
+
+    The command of a running step is in its queue, too: claimed by the runner, and visible again if that dies.
+    """
+    if state.finished is not None:
+        return None
+    for step in state.steps:
+        if step.status == "running":
+            return step
+        if step.status == "queued":
+            return None if state.cancel_pending else step
+        if step.status != "succeeded":
+            return None
+    return None

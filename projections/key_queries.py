@@ -3,18 +3,13 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from uuid import UUID
 
-import structlog
-
 from eventstore.errors import EventStoreError
-from eventstore.events import RecordedEvent
 from eventstore.log import Log
-from orchestrator import codec
-from projections.keys import KeyView, digest, fold, key_id_in
-
-_log = structlog.get_logger(__name__)
+from orchestrator.service import fold_or_none
+from projections.keys import KeyView, digest, evolve, key_id_in
 
 
 class Keys:
@@ -70,14 +65,5 @@ class Keys:
 
     async def _read(self) -> dict[UUID, KeyView]:
         histories = await self._log.category("key")
-        keys = {key_id: _fold_or_none(history) for key_id, history in histories.items()}
+        keys = {key_id: fold_or_none(evolve, history) for key_id, history in histories.items()}
         return {key_id: key for key_id, key in keys.items() if key is not None}
-
-
-def _fold_or_none(history: Sequence[RecordedEvent]) -> KeyView | None:
-    """The key of a history; None, with a log line, if the history cannot be read. Such a key does not work."""
-    try:
-        return fold(map(codec.decode_event, history))
-    except Exception as error:  # noqa: BLE001  # a fold may raise anything on unexpected data
-        _log.warning("a key can't be read", key_id=str(history[0].stream_id), error=str(error))
-        return None

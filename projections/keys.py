@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -49,14 +48,6 @@ def key_id_in(text: str) -> UUID | None:
 def digest(text: str) -> str:
     """The digest that is stored instead of a key. The secret cannot be guessed, so one round of SHA-256 is enough."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def fold(events: Iterable[DecodedEvent]) -> KeyView | None:
-    """The key after all events of its stream; None if it is not the stream of a key."""
-    key: KeyView | None = None
-    for event in events:
-        key = evolve(key, event)
-    return key
 
 
 def evolve(key: KeyView | None, event: DecodedEvent) -> KeyView | None:

@@ -9,8 +9,23 @@ from msgspec.structs import asdict
 
 from api import anchors, models, projections, requests, schemas
 from api.errors import STATUS
-from api.openapi.common import CHALLENGE, LIMITED, MISDIRECTED, NO_KEY, REQUEST_ID, REQUEST_IDS, RETRY_AFTER
-from api.openapi.vocabulary import JSON, SSE, Header, Parameter, Reply, RequestBody, Schema, ref
+from api.openapi.vocabulary import (
+    CHALLENGE,
+    JSON,
+    LIMITED,
+    MISDIRECTED,
+    NO_KEY,
+    REQUEST_ID,
+    REQUEST_IDS,
+    RETRY_AFTER,
+    SSE,
+    Header,
+    Parameter,
+    Reply,
+    RequestBody,
+    Schema,
+    ref,
+)
 from api.routing import ApiRoute
 from orchestrator.step_kinds import STEP_KINDS
 from projections.progress import Progress

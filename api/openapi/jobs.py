@@ -3,19 +3,16 @@
 from typing import Any, get_args
 
 from api.examples import CHAINED_JOB, JOB_ANSWER, LEGACY_JOB, LOG_LINE, PIPELINE_JOB, SSE_TRANSCRIPT
-from api.openapi.common import (
+from api.openapi.vocabulary import (
     INVALID_QUERY,
     LAST_EVENT_ID,
+    NDJSON,
     NO_STORE,
     STREAM_ERRORS,
+    STRING,
     TIME,
     UNAVAILABLE,
     UUID,
-    streamed,
-)
-from api.openapi.vocabulary import (
-    NDJSON,
-    STRING,
     Header,
     Operation,
     Parameter,
@@ -27,6 +24,7 @@ from api.openapi.vocabulary import (
     integer,
     query,
     ref,
+    streamed,
 )
 from orchestrator.events import Status
 from orchestrator.step_kinds import STEP_KINDS

@@ -1,7 +1,20 @@
 """The operations on the whole log. Pure."""
 
-from api.openapi.common import CATEGORY, CODES, INVALID_QUERY, LAST_EVENT_ID, STREAM_ERRORS, UNAVAILABLE, streamed
-from api.openapi.vocabulary import STRING, Operation, answered, enum, integer, query
+from api.openapi.vocabulary import (
+    CATEGORY,
+    CODES,
+    INVALID_QUERY,
+    LAST_EVENT_ID,
+    STREAM_ERRORS,
+    STRING,
+    UNAVAILABLE,
+    Operation,
+    answered,
+    enum,
+    integer,
+    query,
+    streamed,
+)
 
 LIST_EVENTS = Operation(
     "listEvents",

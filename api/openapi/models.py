@@ -1,7 +1,16 @@
 """The operations on models. Pure."""
 
-from api.openapi.common import INVALID_QUERY, UNAVAILABLE, UUID
-from api.openapi.vocabulary import Operation, Parameter, answered, enum, integer, query
+from api.openapi.vocabulary import (
+    INVALID_QUERY,
+    UNAVAILABLE,
+    UUID,
+    Operation,
+    Parameter,
+    answered,
+    enum,
+    integer,
+    query,
+)
 
 LIST_MODELS = Operation(
     "listModels",

@@ -1,7 +1,19 @@
 """The operations on the service itself: its name, health, projections and documents. Pure."""
 
-from api.openapi.common import INVALID_QUERY, UNAVAILABLE
-from api.openapi.vocabulary import HTML, STRING, TEXT, Header, Operation, Reply, answered, enum, query, ref
+from api.openapi.vocabulary import (
+    HTML,
+    INVALID_QUERY,
+    STRING,
+    TEXT,
+    UNAVAILABLE,
+    Header,
+    Operation,
+    Reply,
+    answered,
+    enum,
+    query,
+    ref,
+)
 
 _TAG = "operations"
 

@@ -75,8 +75,8 @@ def folded(histories: list[AuditEvent]) -> dict[str, Any]:
         streams.setdefault(one.stream_id, []).append(one)
     folds: dict[str, Callable[[list[AuditEvent]], Any]] = {
         "job": of_history,
-        "model": lambda own: view.fold(map(codec.decode_event, own)),
-        "key": lambda own: keys.fold(map(codec.decode_event, own)),
+        "model": lambda own: codec.fold(view.evolve, map(codec.decode_event, own)),
+        "key": lambda own: codec.fold(keys.evolve, map(codec.decode_event, own)),
     }
     views = {
         str(stream): folds[own[0].category](own) for stream, own in sorted(streams.items()) if own[0].category in folds

@@ -15,9 +15,8 @@ from orchestrator.events import (
     StepRetry,
     StepStart,
 )
-from orchestrator.pending import pending_step
 from orchestrator.plan import item_seed, object_key, output_size
-from orchestrator.state import JobState, StepState
+from orchestrator.state import JobState, StepState, pending_step
 from orchestrator.step_command import StepCommand
 from projections.job_view import JobView, evolve
 from projections.progress import progress

@@ -1,7 +1,6 @@
 """A counterpart of `orchestrator.reconciler`: an operator purges the queues and rebuilds them."""
 
-from orchestrator.pending import pending_step
-from orchestrator.state import JobState, StepState
+from orchestrator.state import JobState, StepState, pending_step
 from orchestrator.step_command import StepCommand
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process

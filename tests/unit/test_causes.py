@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from orchestrator import codec
 from orchestrator.events import CancelRequested, JobErased, Meta, Private
 from orchestrator.service import append
-from orchestrator.state import fold
+from orchestrator.state import apply
 from tests.kit import History, decoded_event
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -19,7 +19,7 @@ def test_a_traceparent_is_read_from_where_each_release_put_it() -> None:
     now = replace(first, meta=CAUSE, private=Private(prompt="a castle", traceparent=TRACE))
     before = replace(first, meta=replace(CAUSE, traceparent=TRACE))
     for created in (now, before):
-        state = fold([created])
+        state = codec.fold(apply, [created])
         assert state is not None
         assert state.traceparent == TRACE
         [event] = append(state, [CancelRequested()], "runner-1")[0].events
@@ -32,7 +32,7 @@ def test_the_newest_request_is_the_cause() -> None:
     created = replace(history.events[0], private=Private(traceparent=TRACE))
     for given in (TRACE.replace("0af", "1af"), None):
         cancel = decoded_event(CancelRequested(), 2, job_id=history.job_id, private=Private(traceparent=given))
-        state = fold([created, cancel])
+        state = codec.fold(apply, [created, cancel])
         assert state is not None
         assert state.traceparent == given
 
@@ -44,8 +44,8 @@ def test_what_the_client_says_goes_with_the_request_alone() -> None:
     said = Private(request_id="jane.doe", traceparent=TRACE)
     both = append(state, [CancelRequested(), CancelRequested()], "api-1", CAUSE, said)[0].events
     assert [event.private for event in both] == [codec.encode(said), None]
-    erased = fold(
-        [replace(history.events[0], private=said), decoded_event(JobErased(erased=[]), 2, job_id=history.job_id)]
+    erased = codec.fold(
+        apply, [replace(history.events[0], private=said), decoded_event(JobErased(erased=[]), 2, job_id=history.job_id)]
     )
     assert erased is not None
     assert (erased.private, erased.traceparent) == (Private(), None)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstore.ids import new_id
+from orchestrator import codec
 from orchestrator.events import DomainEvent, JobFinish, KeyCreated, KeyRevoked
-from projections.keys import TENANT, KeyView, digest, evolve, fold, key_id_in, key_text
+from projections.keys import TENANT, KeyView, digest, evolve, key_id_in, key_text
 from tests.kit import NOON, decoded_event
 
 SECRETS = st.text("ABCXYZabcxyz0189-_", min_size=43, max_size=43)
@@ -25,8 +26,9 @@ def created() -> KeyCreated:
 def seen(*bodies: DomainEvent) -> KeyView:
     """The key after these events, an hour apart."""
     key_id = new_id()
-    found = fold(
-        decoded_event(body, n, job_id=key_id, ts=NOON + timedelta(hours=n - 1)) for n, body in enumerate(bodies, 1)
+    found = codec.fold(
+        evolve,
+        (decoded_event(body, n, job_id=key_id, ts=NOON + timedelta(hours=n - 1)) for n, body in enumerate(bodies, 1)),
     )
     assert found is not None
     return found
@@ -45,7 +47,7 @@ def test_a_revoked_key_stays_on_record_and_opens_nothing() -> None:
 
 
 def test_a_history_that_does_not_begin_with_a_creation_is_no_key() -> None:
-    assert fold([]) is None
+    assert codec.fold(evolve, []) is None
     assert evolve(None, decoded_event(JobFinish(status="succeeded"), 1, job_id=new_id())) is None
     assert evolve(None, decoded_event(KeyRevoked(), 1, job_id=new_id())) is None
 

@@ -9,7 +9,8 @@ import pytest
 
 from eventstore.ids import new_id
 from model_registry.registry import default_schema
-from model_registry.view import ModelView, fold, in_default_order
+from model_registry.view import ModelView, evolve, in_default_order
+from orchestrator import codec
 from orchestrator.events import DomainEvent, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from orchestrator.parameters import Generate
 from runners.selection import model_ref
@@ -22,7 +23,9 @@ INTACT = ModelVerified(intact=True, problems=[])
 def seen(*bodies: DomainEvent) -> ModelView:
     """The model after these events, which follow its registration."""
     model_id = new_id()
-    found = fold(decoded_event(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
+    found = codec.fold(
+        evolve, (decoded_event(body, n, job_id=model_id) for n, body in enumerate((model_registered(), *bodies), 1))
+    )
     assert found is not None
     return found
 
@@ -30,7 +33,7 @@ def seen(*bodies: DomainEvent) -> ModelView:
 def model(kind: str, capability: str, minutes: int) -> ModelView:
     """A model registered some minutes after noon."""
     registered = model_registered(kind=kind, capabilities=[capability])
-    found = fold([decoded_event(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
+    found = codec.fold(evolve, [decoded_event(registered, 1, job_id=new_id(), ts=NOON + timedelta(minutes=minutes))])
     assert found is not None
     return found
 
@@ -46,7 +49,7 @@ def model(kind: str, capability: str, minutes: int) -> ModelView:
 )
 def test_one_file_of_weights_is_what_others_know_a_model_by(paths: list[str], expected: str | None) -> None:
     files = [ModelFile(path=path, sha256=sha256(path.encode()).hexdigest(), size=1) for path in paths]
-    found = fold([decoded_event(model_registered(files=files), 1, job_id=new_id())])
+    found = codec.fold(evolve, [decoded_event(model_registered(files=files), 1, job_id=new_id())])
     assert found is not None
     digest = None if expected is None else sha256(expected.encode()).hexdigest()
     assert (found.weights_sha256, model_ref(found).weights_sha256) == (digest, digest)
@@ -87,13 +90,13 @@ def test_the_history_of_a_job_is_no_model() -> None:
         decoded_event(job_created(), 1, job_id=job_id),
         decoded_event(JobFinish(status="succeeded"), 2, job_id=job_id),
     ]
-    assert fold(history) is None
+    assert codec.fold(evolve, history) is None
 
 
 def test_an_event_of_a_later_release_is_passed_over_and_counted() -> None:
     """An append after it must expect the stream's true version."""
     unknown = msgspec.structs.replace(decoded_event(ModelEnabled(), 2, job_id=UUID(int=1)), body=None)
-    found = fold([decoded_event(model_registered(), 1, job_id=UUID(int=1)), unknown])
+    found = codec.fold(evolve, [decoded_event(model_registered(), 1, job_id=UUID(int=1)), unknown])
     assert found is not None
     assert (found.enabled, found.stream_version) == (False, 2)
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from orchestrator.events import (
     DecodedEvent,
@@ -91,17 +91,6 @@ def in_default_order(models: Iterable[ModelView]) -> list[ModelView]:
 
 
 def _registered(event: DecodedEvent, body: ModelRegistered) -> ModelView:
-    return ModelView(
-        model_id=event.stream_id,
-        stream_version=event.version,
-        name=body.name,
-        kind=body.kind,
-        version=body.version,
-        source_uri=body.source_uri,
-        local_path=body.local_path,
-        files=tuple(body.files),
-        capabilities=tuple(body.capabilities),
-        parameters_schema=body.parameters_schema,
-        registered_at=event.ts,
-        trusted=body.trusted,
-    )
+    lists = {"files": tuple(body.files), "capabilities": tuple(body.capabilities)}
+    same = asdict(body) | lists
+    return ModelView(**same, model_id=event.stream_id, stream_version=event.version, registered_at=event.ts)

@@ -188,15 +188,13 @@ def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
         tried = step.attempts_without_progress
         why = f"step {step.name} was tried {tried} times in a row without writing an image; its runner died"
         return _give_up(step, "internal", why, None)
-    attempt = step.attempt + 1
+    started = replace(step, attempt=step.attempt + 1)
     return [
-        StepStart(step_id=step.step_id, step_name=step.name, attempt=attempt, runner=command.runner),
+        StepStart(**started.identity, runner=command.runner),
         *(
             [
                 ModelSelected(
-                    step_id=step.step_id,
-                    step_name=step.name,
-                    attempt=attempt,
+                    **started.identity,
                     model_id=command.model_id,
                     engine=command.engine,
                     source=command.source,
@@ -228,7 +226,7 @@ def _record(state: JobState, command: RecordItems) -> list[DomainEvent]:
     events: list[DomainEvent] = [*command.progress_events, *(_stored(step, item) for item in fresh)]
     if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
-        events.append(StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="succeeded"))
+        events.append(StepFinish(**step.identity, status="succeeded"))
     elif state.cancel_pending:
         events.append(_cancelled(step))
     return events
@@ -310,7 +308,7 @@ def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:
 
 
 def _cancelled(step: StepState) -> StepFinish:
-    return StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="cancelled")
+    return StepFinish(**step.identity, status="cancelled")
 
 
 def _retry(
@@ -321,9 +319,7 @@ def _retry(
     delay_s: float,
 ) -> StepRetry:
     return StepRetry(
-        step_id=step.step_id,
-        step_name=step.name,
-        attempt=step.attempt,
+        **step.identity,
         reason=reason,
         error_code=error_code,
         error_message=error_message,
@@ -336,13 +332,11 @@ def _give_up(
 ) -> list[DomainEvent]:
     return [
         StepError(
-            step_id=step.step_id,
-            step_name=step.name,
-            attempt=step.attempt,
+            **step.identity,
             item_index=item_index,
             error_code=error_code,
             error_message=error_message,
             lost=list(lost),
         ),
-        StepFinish(step_id=step.step_id, step_name=step.name, attempt=step.attempt, status="failed"),
+        StepFinish(**step.identity, status="failed"),
     ]

@@ -44,6 +44,11 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: dict[int, ArtifactWritten] = {}
     lost: frozenset[int] = frozenset()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields by which an event names the step and its current attempt."""
+        return {"step_id": self.step_id, "step_name": self.name, "attempt": self.attempt}
+
     def has(self, item_index: int) -> bool:
         """Is an item written, and still there as far as the log tells?"""
         return item_index in self.artifacts and item_index not in self.lost

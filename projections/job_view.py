@@ -289,19 +289,8 @@ def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
 
 
 def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
-    return ArtifactView(
-        artifact_id=body.artifact_id,
-        step_id=body.step_id,
-        item_index=body.item_index,
-        created_at=ts,
-        format=body.format,
-        width=body.width,
-        height=body.height,
-        seed=body.seed,
-        s3_key=body.s3_key,
-        bytes=body.bytes,
-        sha256=body.sha256,
-    )
+    same = {name: getattr(body, name) for name in ArtifactView.__struct_fields__ if name != "created_at"}
+    return ArtifactView(**same, created_at=ts)
 
 
 def _retried(seen: JobView, body: StepRetry) -> JobView:

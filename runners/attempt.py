@@ -95,30 +95,17 @@ class AttemptBuffer:
         now = time.monotonic()
         if now - self._ticked_at >= _TICK_S:
             self._ticked_at = now
-            step = self._step
-            self._report(
-                SamplingTick(
-                    step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, done=done, of=of
-                )
-            )
+            self._report(SamplingTick(**self._step.identity, items=items, done=done, of=of))
 
     def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
         """Report that items were rendered in a batch of `size` images."""
-        step = self._step
-        self._report(
-            SamplingBatch(
-                step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, size=size, memory=memory
-            )
-        )
+        self._report(SamplingBatch(**self._step.identity, items=items, size=size, memory=memory))
 
     def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
         """Report that memory ran out, and the measure that is tried next."""
-        step = self._step
         self._report(
             SamplingOom(
-                step_id=step.step_id,
-                step_name=step.name,
-                attempt=step.attempt,
+                **self._step.identity,
                 items=items,
                 size=size,
                 next=measure,
@@ -128,10 +115,7 @@ class AttemptBuffer:
 
     def engine_lost(self, items: list[int], reason: str) -> None:
         """Report that the engine process died, or hung and was killed."""
-        step = self._step
-        self._report(
-            EngineLost(step_id=step.step_id, step_name=step.name, attempt=step.attempt, items=items, reason=reason)
-        )
+        self._report(EngineLost(**self._step.identity, items=items, reason=reason))
 
     def _report(self, event: ProgressEvent) -> None:
         self._progress_events.append(event)

@@ -76,9 +76,7 @@ class ImageStorage:
         if stored != ours:
             made = await self._adopted(state, step, index, rendered, key, stored)
         return ArtifactWritten(
-            step_id=step.step_id,
-            step_name=step.name,
-            attempt=step.attempt,
+            **step.identity,
             item_index=index,
             artifact_id=new_id(),
             format=generate.format,

@@ -31,7 +31,7 @@ from eventstore.log import Append
 from model_registry import parameters
 from model_registry.view import ModelView
 from orchestrator import codec
-from orchestrator.decisions import Refused, RequestCancel, RequestRetry
+from orchestrator.decisions import CommandRejected, RequestCancel, RequestRetry
 from orchestrator.events import Idempotency, JobCreated, Meta, Private, Status
 from orchestrator.plan import SEED_PRIME
 from orchestrator.service import NoSuchJob, Unreadable, event
@@ -184,7 +184,7 @@ async def _change(request: Request, services: Services, change: RequestCancel | 
         raise _unreadable(job) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
-    except Refused as rejection:
+    except CommandRejected as rejection:
         raise ApiError("conflict", str(rejection), {"field": "status", "job_id": str(job)}) from None
     view = await load(request, services)
     answer = responses.job_answer(job, view.status, view.created_at)

@@ -128,7 +128,7 @@ def parse(body: bytes) -> Submission:
         raise invalid("body", "empty; send a JSON object")
     try:
         given = _cleaned(msgspec.json.decode(body), ())
-        _refuse_doubles(body)
+        _reject_doubles(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid("body", _not_json(body, error)) from None
     except RecursionError:
@@ -185,7 +185,7 @@ class _Doubled(dict[str, Any]):
     key: str
 
 
-def _refuse_doubles(body: bytes) -> None:
+def _reject_doubles(body: bytes) -> None:
     """Refuse an object that has a key twice: one value would be taken here, and perhaps the other by another reader."""
     doubled = []
 

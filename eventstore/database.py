@@ -10,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 import structlog
 
-from eventstore.errors import DatabaseRefused, DatabaseUnavailable, SchemaMissing
+from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable, SchemaMissing
 
 T = TypeVar("T")
 
@@ -122,13 +122,13 @@ class Database:
             async with pool.acquire(timeout=10) as connection:
                 yield connection
         except _CONNECTION_DENIED as error:
-            raise DatabaseRefused(f"PostgreSQL denies access: {error}; see DF_DB_URL") from error
+            raise DatabaseAccessDenied(f"PostgreSQL denies access: {error}; see DF_DB_URL") from error
         except _AWAY as error:
             if isinstance(error, ValueError):
                 raise  # an argument that can't be encoded; a retry would never succeed
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
         except _PRIVILEGE_DENIED as error:
-            raise DatabaseRefused(
+            raise DatabaseAccessDenied(
                 f"PostgreSQL denies access: {error}; `dreamforge schema install` needs the database's owner, the "
                 "service a login that was granted dreamforge_service"
             ) from error
@@ -204,7 +204,7 @@ class DatabaseWithDeadline(Database):
 
 async def _expect_warnings(connection: asyncpg.Connection) -> None:
     if await connection.fetchval("show client_min_messages") == "error":
-        raise DatabaseRefused(
+        raise DatabaseAccessDenied(
             "PostgreSQL sends no warnings to this login (client_min_messages = error), so a commit that is on no "
             "standby can't be detected: `alter role … set client_min_messages = 'warning'`"
         )

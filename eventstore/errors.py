@@ -20,7 +20,7 @@ class DatabaseUnavailable(EventStoreError):
     """PostgreSQL can't be reached, or ended the connection; the statement may or may not have taken effect."""
 
 
-class DatabaseRefused(EventStoreError):
+class DatabaseAccessDenied(EventStoreError):
     """PostgreSQL denies access; the connection's settings are wrong."""
 
 
@@ -46,7 +46,7 @@ class Undecodable(EventStoreError):
         self.version = version
 
 
-class Rejected(EventStoreError):
+class EventRejected(EventStoreError):
     """A subscription's handler can't take an event, and says so again however often it is asked.
 
     reason: why, without personal text; the whole story is the cause.

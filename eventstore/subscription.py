@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from eventstore.database import Backoff
-from eventstore.errors import DatabaseUnavailable, EventStoreError, LogDamaged, Rejected, UnknownEvent
+from eventstore.errors import DatabaseUnavailable, EventRejected, EventStoreError, LogDamaged, UnknownEvent
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved, expect_gapless
 from eventstore.notifier import Notifier
@@ -51,7 +51,7 @@ class Handler(Protocol):
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         """Commit the moves alone."""
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         """Quarantine the stream of an event that `handle` rejected several times; False if others must."""
 
 
@@ -192,7 +192,7 @@ class Subscription:
             moved = await self._handler.handle(events, moves)
         except DatabaseUnavailable:
             raise
-        except Rejected as rejected:
+        except EventRejected as rejected:
             await self._rejected(rejected, batches[rejected.event.partition])
             return
         except Exception as error:  # noqa: BLE001  # a handler may raise anything; its partition waits
@@ -216,7 +216,7 @@ class Subscription:
         if self.cursors[partition].read == events[middle].position - 1:
             await self._handle({partition: events[middle:]})
 
-    async def _rejected(self, rejected: Rejected, batch: Sequence[RecordedEvent]) -> None:
+    async def _rejected(self, rejected: EventRejected, batch: Sequence[RecordedEvent]) -> None:
         """Handle the events before a rejected one and wait there; after enough tries, set it aside."""
         cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]

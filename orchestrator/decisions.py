@@ -1,6 +1,6 @@
 """Which events a command leads to, given a job's state. Pure: time, ids and seeds come with the command.
 
-A command that was carried out already leads to no event; one that the state forbids raises `Refused`.
+A command that was carried out already leads to no event; one that the state forbids raises `CommandRejected`.
 """
 
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ from orchestrator.state import JobState, StepState
 ProgressEvent = SamplingTick | SamplingBatch | SamplingOom | EngineLost
 
 
-class Refused(Exception):
+class CommandRejected(Exception):
     """The job's state forbids the command."""
 
 
-class StaleAttempt(Refused):
+class StaleAttempt(CommandRejected):
     """The step has a newer attempt, or needs none: whoever asks has lost its lease and must stop."""
 
 
@@ -266,16 +266,16 @@ def _request_cancel(state: JobState) -> list[DomainEvent]:
     if state.finished == "cancelled":
         return []
     if state.finished is not None:
-        raise Refused(f"The job's status is {state.finished}; only a job that has not ended can be cancelled.")
+        raise CommandRejected(f"The job's status is {state.finished}; only a job that has not ended can be cancelled.")
     return [] if state.cancel_pending else [CancelRequested()]
 
 
 def _request_retry(state: JobState) -> list[DomainEvent]:
     if state.finished != "failed":
         found = "it has not ended" if state.finished is None else f"its status is {state.finished}"
-        raise Refused(f"Only a failed job can be retried; {found}.")
+        raise CommandRejected(f"Only a failed job can be retried; {found}.")
     if state.erased:
-        raise Refused("The job's prompt was erased; it can't be retried.")
+        raise CommandRejected("The job's prompt was erased; it can't be retried.")
     failed = next(step for step in state.steps if step.status == "failed")
     before = state.before(failed)
     if before is not None and state.error is not None and state.error.lost:
@@ -285,7 +285,7 @@ def _request_retry(state: JobState) -> list[DomainEvent]:
 
 def _request_erasure(state: JobState, command: RequestErasure) -> list[DomainEvent]:
     if state.finished is None:
-        raise Refused("The job has not ended; cancel it before its text is erased.")
+        raise CommandRejected("The job has not ended; cancel it before its text is erased.")
     if state.erased:
         return []
     return [*command.rewritten, JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from eventstore.committer import Committer
-from eventstore.errors import Rejected, Undecodable
+from eventstore.errors import EventRejected, Undecodable
 from eventstore.events import NewEvent, RecordedEvent
 from eventstore.log import Append, Batch, Log, Move, Moved, Send
 from orchestrator import codec
@@ -51,7 +51,7 @@ class Orchestrator:
             try:
                 appended, sent = self._react(history, {event.version for event in to_react})
             except Exception as error:  # rules may break in any way on what they were not written for
-                raise Rejected(to_react[0], error) from error
+                raise EventRejected(to_react[0], error) from error
             appends.extend(appended)
             sends.extend(sent)
         answers = await self._committer.react(Batch(appends=appends, sends=sends, moves=moves))
@@ -61,7 +61,7 @@ class Orchestrator:
         """Move checkpoints past events that had no reaction."""
         return (await self._committer.react(Batch(moves=moves))).moves
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         """Set the job of an event aside."""
         event = rejected.event
         return await self._quarantine.add(
@@ -107,12 +107,12 @@ class Orchestrator:
         return Send(stream=state.job_id, queue=step.name, message=command)
 
 
-def _undecodable(events: Sequence[RecordedEvent]) -> dict[UUID, Rejected]:
+def _undecodable(events: Sequence[RecordedEvent]) -> dict[UUID, EventRejected]:
     """Of each job the first event that can't be decoded."""
-    found: dict[UUID, Rejected] = {}
+    found: dict[UUID, EventRejected] = {}
     for event in events:
         try:
             codec.decode_event(event)
         except Undecodable as error:
-            found.setdefault(event.stream_id, Rejected(event, error))
+            found.setdefault(event.stream_id, EventRejected(event, error))
     return found

@@ -127,7 +127,7 @@ class JobService:
         """Decide a request on a job, and append the decision until it is committed. Returns the state after it.
 
         cause: the request, kept in its events' meta. private: what its client calls it, until that is erased. Raises
-        `Refused`, and what `load` does.
+        `CommandRejected`, and what `load` does.
         """
         while True:
             state = await self.load(job_id, tenant=tenant)
@@ -149,7 +149,7 @@ class JobService:
         """Decide a command, and append the decision until it is committed, loading the job again after each conflict.
 
         Returns the state after it and the appended events, which may be none. The claimed message is settled in the
-        commit of the event that ends the attempt. Raises `Refused` as `decide` does, each time on the newest state.
+        commit of the event that ends the attempt. Raises `CommandRejected` as `decide` does, on the newest state.
         """
         while True:
             bodies = decide(state, command)

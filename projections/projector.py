@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from eventstore.database import UNSTORABLE_ERRORS, Database
-from eventstore.errors import DatabaseUnavailable, Rejected
+from eventstore.errors import DatabaseUnavailable, EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
 from orchestrator import codec
@@ -68,18 +68,18 @@ class Projector:
     async def _minimal_views(self, view: JobView | None, event: RecordedEvent, error: Exception) -> list[JobView]:
         """The view of a quarantined job without the values that cannot be stored.
 
-        view: the one that is stored. Raises `Rejected` if the job is not quarantined.
+        view: the one that is stored. Raises `EventRejected` if the job is not quarantined.
         """
         history = await self._log.stream(event.stream_id)
         if not is_set_aside(history):
-            raise Rejected(event, error) from error
+            raise EventRejected(event, error) from error
         newest = of_history(history)
         return [] if newest is None else [job_view.least(newest, view)]
 
     async def _fold_onto(self, view: JobView | None, new: Sequence[RecordedEvent]) -> JobView | None:
         """Fold new events onto a view. After `job.released` the whole history is folded again.
 
-        Raises `Rejected` if an event cannot be read, unless the job has been quarantined since.
+        Raises `EventRejected` if an event cannot be read, unless the job has been quarantined since.
         """
         try:
             if all(event.code != JobReleased.code for event in new):
@@ -92,10 +92,10 @@ class Projector:
         except Exception as error:  # a fold may raise anything on unexpected data
             history = await self._log.stream(new[0].stream_id)
             if not is_set_aside(history):
-                raise Rejected(new[0], error) from error
+                raise EventRejected(new[0], error) from error
             return of_history(history)
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         """Report the event to the orchestrator, which quarantines the job. Until then, the partition waits."""
         event = rejected.event
         await self._log.report_rejection(event.stream_id, self.name, event.version, rejected.reason)

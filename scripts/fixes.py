@@ -585,7 +585,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "17-key-twice",
         "api/requests.py",
-        "        _refuse_doubles(body)\n",
+        "        _reject_doubles(body)\n",
         "",
         "tests/unit/test_requests.py -k twice",
     ),
@@ -608,14 +608,14 @@ FIXES: tuple[Mutant, ...] = (
         "dreamforge/cli/models.py",
         "        check_files(Path(registered.local_path),",
         "        (lambda *_, **__: None)(Path(registered.local_path),",
-        "tests/embedded/test_models_command.py -k refused_by_name",
+        "tests/embedded/test_models_command.py -k rejected_by_name",
     ),
     Mutant(
         "19-weights-under-any-name",
         "model_registry/checks.py",
         "                self._check_weights(component,",
         "                (lambda *_: None)(component,",
-        "tests/embedded/test_models_command.py -k refused_by_name",
+        "tests/embedded/test_models_command.py -k rejected_by_name",
     ),
     Mutant(
         "20-hash-of-the-weights",

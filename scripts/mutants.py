@@ -73,7 +73,7 @@ MUTANTS = (
         "eventstore/store.sql",
         "                spoilt := spoilt || a.partition;",
         "                null;",
-        "tests/store/test_commit.py tests/store/test_subscription.py -k 'one_refusal or cancel_that_came_first'",
+        "tests/store/test_commit.py tests/store/test_subscription.py -k 'one_rejection or cancel_that_came_first'",
     ),
     Mutant(
         "3-isolation-not-checked",

@@ -17,7 +17,7 @@ STEPS = ["generate", "upscale"]
 GENERATE: JsonObject = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3}
 UPSCALE: JsonObject = {"type": "upscale", "scale": 2, "mode": "image"}
 REFUSAL = {"field": "pipeline", "reason": "M5 only supports [generate, upscale]"}
-REFUSED: dict[str, list[JsonObject]] = {
+REJECTED: dict[str, list[JsonObject]] = {
     "without an upscale": [GENERATE],
     "in the wrong order": [UPSCALE, GENERATE],
     "with a third step": [GENERATE, UPSCALE, UPSCALE],
@@ -57,8 +57,8 @@ def validate(client: Client, report: Report) -> None:
     legacy = report.attempt("A legacy job is accepted, streamed and ends", lambda: Run.of(client, GENERATE))
     if legacy is not None:
         report.check(validation.succeeded, one_step_alone, validation.downloads_are_whole, run=legacy)
-    for what, pipeline in REFUSED.items():
-        report.attempt(f"A pipeline {what} is refused", partial(_refused, client, pipeline))
+    for what, pipeline in REJECTED.items():
+        report.attempt(f"A pipeline {what} is refused", partial(_rejected, client, pipeline))
     report.skip("What a failed step leaves behind", "start the service with DF_FAKE_FAIL=upscale to see it")
 
 
@@ -156,7 +156,7 @@ def _chain(scale: int) -> JsonObject:
     return GENERATE | {"chain": {"upscale": {"scale": scale}}}
 
 
-def _refused(client: Client, pipeline: list[JsonObject]) -> None:
+def _rejected(client: Client, pipeline: list[JsonObject]) -> None:
     try:
         job = client.create_job({"pipeline": pipeline})
     except ApiError as error:

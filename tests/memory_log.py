@@ -65,7 +65,7 @@ def chained(row: AuditEvent, before: Sequence[AuditEvent]) -> AuditEvent:
 def read(rows: Iterable[AuditEvent]) -> list[AuditEvent]:
     """Rows as the archive reads them: each with the links of the rows that stand before it now."""
     table = list(rows)
-    # Of two that claim one version the earlier counts; the database refuses the second.
+    # Of two that claim one version the earlier counts; the database rejects the second.
     hashes = {(row.stream_id, row.version): row.hash for row in reversed(ordered(table))}
     chains = {(row.partition, row.position): row.chain for row in table}
     return [

@@ -22,11 +22,11 @@ from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
 from eventstore.committer import Committer
 from eventstore.database import Database
-from eventstore.errors import DatabaseRefused
+from eventstore.errors import DatabaseAccessDenied
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
-from orchestrator.decisions import Refused, RequestErasure
+from orchestrator.decisions import CommandRejected, RequestErasure
 from orchestrator.events import PRIVATE, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
@@ -111,7 +111,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
                     found.append(await _erase_job(database, store, jobs, job, settings.lease_s))
                 except NoSuchJob as error:
                     return NOT_FOUND, str(error)
-                except Refused as error:
+                except CommandRejected as error:
                     return CONFLICT, f"job {job}: {error}"
                 except Unreadable as error:
                     await jobs.report(error, "audit")
@@ -274,7 +274,7 @@ async def _remove_old_wal(database: Database) -> str | None:
         await database.call("select pg_switch_wal()")
         await database.call("checkpoint")
         [recycled] = await database.read("select current_setting('wal_recycle')::boolean as recycled")
-    except DatabaseRefused as error:
+    except DatabaseAccessDenied as error:
         return f"the write-ahead log stays until the server's next checkpoints: {error}"
     if recycled["recycled"]:
         return "the server keeps old segments of its write-ahead log for use again; set wal_recycle = off"

@@ -116,13 +116,13 @@ async def _owner(deployment: Deployment) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def _take_all(url: str, taken: list[asyncpg.Connection]) -> None:
-    refused = False
-    while not refused:
+    rejected = False
+    while not rejected:
         answers = await asyncio.gather(
             *(asyncpg.connect(url, timeout=10) for _ in range(_AT_ONCE)), return_exceptions=True
         )
         taken.extend(one for one in answers if isinstance(one, asyncpg.Connection))
-        refused = any(isinstance(one, BaseException) for one in answers)
+        rejected = any(isinstance(one, BaseException) for one in answers)
 
 
 DISTURBANCES: Mapping[str, Disturbance] = {

@@ -1,4 +1,4 @@
-"""Leases: what a dead runner leaves is taken up elsewhere, what a living one holds is not, a zombie is refused."""
+"""Leases: what a dead runner leaves is taken up elsewhere, what a living one holds is not, a zombie is rejected."""
 
 import asyncio
 import json
@@ -133,8 +133,8 @@ async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
         assert job["status"] == "succeeded"
 
 
-def test_a_frozen_runners_late_appends_are_refused(db_url: str, s3_config: S3Config) -> None:
-    """Given a runner frozen past its lease, when it wakes, then it is refused, says so, and nothing is there twice."""
+def test_a_frozen_runners_late_appends_are_rejected(db_url: str, s3_config: S3Config) -> None:
+    """Given a runner frozen past its lease, when it wakes, then it is rejected, says so, and nothing is there twice."""
     with ExitStack() as stack:
         fleet = Fleet(roles_environ(db_url, s3_config, DF_LEASE_S="4", DF_RUNNER_SLOTS="1"), stack)
         api = fleet.api()
@@ -152,10 +152,10 @@ def test_a_frozen_runners_late_appends_are_refused(db_url: str, s3_config: S3Con
             zombie.process.send_signal(signal.SIGCONT)
         assert api.finished(job_id, within=120)["status"] == "succeeded"
         assert_exactly_once(api.history(job_id), ITEMS)
-        assert refusals(zombie, urls[id(zombie)]) >= 1
+        assert rejections(zombie, urls[id(zombie)]) >= 1
 
 
-def refusals(runner: Service, url: str) -> float:
+def rejections(runner: Service, url: str) -> float:
     """How often a runner was fenced off or lost a lease, by its metrics; its log must say so, too."""
     deadline = time.monotonic() + 60
     while not any('"fenced off"' in line or '"lease lost"' in line for line in runner.lines):

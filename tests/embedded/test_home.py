@@ -11,7 +11,7 @@ from dreamforge.embedded import home as home_files
 from tests.embedded.conftest import start_and_be_killed
 
 
-def test_a_locked_home_is_refused_to_others_with_the_holders_pid(home: Path) -> None:
+def test_a_locked_home_is_rejected_to_others_with_the_holders_pid(home: Path) -> None:
     """A second `up` on one home must stop before it touches anything, and say who is in the way."""
     holder = Home(home)
     holder.lock()

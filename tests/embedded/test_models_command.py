@@ -156,7 +156,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 @pytest.mark.usefixtures("given_database")
-def test_a_refusal_is_one_line_and_an_exit_code(
+def test_a_rejection_is_one_line_and_an_exit_code(
     capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
 ) -> None:
     Path("bad.json").write_text('{"type": "number of pixels"}')
@@ -292,7 +292,7 @@ def without(weights: str, instead: str, content: bytes) -> dict[str, bytes | Non
     ],
 )
 @pytest.mark.usefixtures("given_database")
-def test_what_its_kind_could_not_be_opened_from_is_refused_by_name(
+def test_what_its_kind_could_not_be_opened_from_is_rejected_by_name(
     capsys: pytest.CaptureFixture[str], given: str, files: dict[str, bytes | None], message: str
 ) -> None:
     """Given a folder with one thing wrong, then nothing is registered."""
@@ -351,7 +351,7 @@ def test_what_its_kind_can_be_opened_from_is_added(answer: Json) -> None:
         ("page.pth", b"<!DOCTYPE html>", "gan-upscaler", "page.pth is no file of torch's"),
     ],
 )
-def test_a_file_that_is_no_model_of_its_kind_is_refused_by_name(
+def test_a_file_that_is_no_model_of_its_kind_is_rejected_by_name(
     capsys: pytest.CaptureFixture[str], name: str, content: bytes, kind: str, message: str
 ) -> None:
     """Given a file, then the names of its tensors tell, or a pickle's first bytes and its archive's end."""

@@ -67,7 +67,7 @@ def test_a_server_that_outlived_its_parent_is_adopted(postgres: EmbeddedPostgres
 
 
 def test_backends_orphaned_by_a_killed_postmaster_are_ended(postgres: EmbeddedPostgres, lasting_home: Path) -> None:
-    """A backend too busy to notice its postmaster's death holds the shared memory, which refuses a new postmaster."""
+    """A backend too busy to notice its postmaster's death holds the shared memory, which rejects a new postmaster."""
 
     def compute() -> None:
         with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):

@@ -103,9 +103,9 @@ def test_a_bundle_verifies_with_no_database(audited: Audited, tmp_path: Path) ->
         forged = bytearray(file.read_bytes())
         forged[len(forged) // 2] ^= 1
         file.write_bytes(forged)
-        refused = dreamforge("audit", "verify", str(file))
-        assert refused.returncode == 1
-        assert f"line {bytes(forged[: len(forged) // 2]).count(10) + 1}: " in refused.stdout
+        rejected = dreamforge("audit", "verify", str(file))
+        assert rejected.returncode == 1
+        assert f"line {bytes(forged[: len(forged) // 2]).count(10) + 1}: " in rejected.stdout
     assert "castle" in dreamforge("audit", "export", audited.job, "--private", "-o", "-", **audited.environ).stdout
 
 
@@ -156,9 +156,9 @@ def test_an_anchor_tells_of_a_lost_tail_and_of_a_rewritten_history(
             return audited.audit("verify", "--all", "--anchor", str(kept), "--key", public, code=code)
 
         assert held(0)["anchors"] == 2
-        refused = dreamforge("audit", "verify", "--all", "--anchor", str(kept), **audited.environ)
-        assert refused.returncode == 1
-        assert "not trusted" in refused.stderr
+        rejected = dreamforge("audit", "verify", "--all", "--anchor", str(kept), **audited.environ)
+        assert rejected.returncode == 1
+        assert "not trusted" in rejected.stderr
 
         partition, position = max(ends.items(), key=lambda end: end[1])
         place = f"(partition, position) = ({partition}, {position})"
@@ -192,7 +192,7 @@ def test_the_orchestrator_signs_by_itself(db_url: str, s3_config: S3Config, tmp_
     assert json.loads(done.stdout)["anchors"] >= 1
 
 
-def test_anchors_without_a_key_are_refused_at_the_start(db_url: str, s3_config: S3Config, tmp_path: Path) -> None:
+def test_anchors_without_a_key_are_rejected_at_the_start(db_url: str, s3_config: S3Config, tmp_path: Path) -> None:
     environ = roles_environ(db_url, s3_config)
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("nothing")

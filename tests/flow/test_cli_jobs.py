@@ -123,7 +123,7 @@ def test_create_sends_a_whole_request(cli: Cli, api: Api, tmp_path: Path) -> Non
 
 
 def test_an_idempotency_key_names_one_job(cli: Cli) -> None:
-    """The same request again answers the same job; another one is refused."""
+    """The same request again answers the same job; another one is rejected."""
     key = f"clé {uuid.uuid4()}"
     first, again = (cli.answer("create", *SMALL, "--idempotency-key", key) for _ in range(2))
     assert again["id"] == first["id"]
@@ -302,7 +302,7 @@ def test_an_unknown_job_exits_4(cli: Cli, command: str) -> None:
     [["create", "--prompt", "x", "--size", "8"], ["create"], ["logs", NOWHERE, "--tail", "0"], ["list", "-x"]],
 )
 def test_a_wrong_input_exits_2(cli: Cli, arguments: list[str]) -> None:
-    """Whether the service refuses it, or the command line does before."""
+    """Whether the service rejects it, or the command line does before."""
     cli.run(*arguments, code=2)
 
 

@@ -66,7 +66,7 @@ async def test_a_lost_command_and_a_silent_projector_are_bad(db_url: str, s3_con
 
 
 class Late(BaseHTTPRequestHandler):
-    """A store an hour late, which refuses everything for that, as S3 does from 15 minutes on."""
+    """A store an hour late, which rejects everything for that, as S3 does from 15 minutes on."""
 
     protocol_version = "HTTP/1.1"
 

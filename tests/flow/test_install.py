@@ -88,9 +88,9 @@ def test_the_locked_files_are_installed_and_nothing_else(tree: Path, tmp_path: P
     """Given a file with another hash than the locked one, then the installation fails; with that hash it succeeds."""
     content = write_wheel(tmp_path, "dependency").read_bytes()
     lock(tree, hashlib.sha256(content + b"changed").hexdigest())
-    refused = make_install(tree, tmp_path, installer)
-    assert refused.returncode != 0
-    assert "hash" in refused.stderr.lower()
+    rejected = make_install(tree, tmp_path, installer)
+    assert rejected.returncode != 0
+    assert "hash" in rejected.stderr.lower()
     assert not (tree / ".venv" / ".installed").exists()
     assert not list((tree / ".venv").rglob("dependency.py"))
 

@@ -30,9 +30,9 @@ def test_a_key_opens_its_tenants_jobs_until_it_is_revoked(db_url: str, s3_config
     with running("up", db_url, s3_config, DF_REQUIRE_KEYS="1") as service:
         given = {"DF_API_BASE": service.url}
         create = ("jobs", "create", "--prompt", "a castle", "--size", "64", "--watch", "--output", "json")
-        refused = dreamforge(*create, **given)
-        assert refused.returncode == 2
-        assert "API key" in refused.stderr
+        rejected = dreamforge(*create, **given)
+        assert rejected.returncode == 2
+        assert "API key" in rejected.stderr
         done = dreamforge(*create, **given, DF_API_KEY=made["key"])
         assert done.returncode == 0, done.stderr
         assert keys(environ, "revoke", "ci")["revoked_at"]
@@ -56,11 +56,11 @@ def test_what_makes_no_key_is_said(db_url: str, s3_config: S3Config) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "forge.example"])
 def test_strangers_are_not_served_by_mistake(db_url: str, s3_config: S3Config, host: str) -> None:
     """An address that others reach wants keys, or to be told that none are meant."""
-    refused = dreamforge("api", **roles_environ(db_url, s3_config, DF_HOST=host))
-    assert refused.returncode == 1
-    assert "DF_REQUIRE_KEYS" in refused.stderr
-    assert "DF_ALLOW_ANONYMOUS" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    rejected = dreamforge("api", **roles_environ(db_url, s3_config, DF_HOST=host))
+    assert rejected.returncode == 1
+    assert "DF_REQUIRE_KEYS" in rejected.stderr
+    assert "DF_ALLOW_ANONYMOUS" in rejected.stderr
+    assert "Traceback" not in rejected.stderr
 
 
 @pytest.mark.parametrize(("setting", "status"), [("DF_REQUIRE_KEYS", 401), ("DF_ALLOW_ANONYMOUS", 200)])

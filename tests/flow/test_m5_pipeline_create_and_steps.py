@@ -83,7 +83,7 @@ def test_scale_defaults_to_two_and_may_be_four(api: Api) -> None:
         "generate",
     ],
 )
-def test_any_other_pipeline_is_refused_in_these_words(api: Api, pipeline: Any) -> None:
+def test_any_other_pipeline_is_rejected_in_these_words(api: Api, pipeline: Any) -> None:
     """Section 5 of the plan gives the details to the letter."""
     answer = api.post({"pipeline": pipeline})
     assert answer.status_code == 422

@@ -338,8 +338,8 @@ async def test_only_the_newest_release_sets_aside(db_url: str, start: Start, cli
     started = UUID(api.create(count=1, scale=None))
     await poison.append(db_url, started, 1, *poison.NO_SUCH_OUTCOME)
     assert api.job(str(started))["status"] == "queued"
-    refused = api.http.post(f"/v1/jobs/{started}/cancel")
-    assert (refused.status_code, refused.json()["details"]) == (503, {"job_id": str(started)})
+    rejected = api.http.post(f"/v1/jobs/{started}/cancel")
+    assert (rejected.status_code, rejected.json()["details"]) == (503, {"job_id": str(started)})
     await asyncio.sleep(2)  # several tries, each of which would have set it aside
     assert await connection.fetchval("select count(*) from eventstore.events where code = 'job.quarantined'") == 0
     await connection.execute(

@@ -13,7 +13,7 @@ from artifacts.object_store import S3Config
 from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.errors import DatabaseRefused, DatabaseUnavailable
+from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Move, Send
 from eventstore.subscription import Subscription
@@ -125,7 +125,7 @@ async def test_a_cancelled_wait_is_heard_of_whatever_the_logins_settings(primary
     """Given a login from which the server keeps warnings, then they come all the same, or no pooler is gone through."""
     await execute(primary, f"alter database {database_name(primary)} set client_min_messages = error")
     pooled = Database(primary, pooled=True)
-    with pytest.raises(DatabaseRefused, match="client_min_messages"):
+    with pytest.raises(DatabaseAccessDenied, match="client_min_messages"):
         await pooled.call("select 1")
     await pooled.close()
     database = Database(primary)

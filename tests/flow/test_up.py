@@ -1,4 +1,4 @@
-"""`dreamforge up` and the command line: starting, stopping, refusing, and finding everything again."""
+"""`dreamforge up` and the command line: starting, stopping, rejecting, and finding everything again."""
 
 import json
 import signal
@@ -133,14 +133,14 @@ def test_a_stream_ends_cleanly_when_the_server_stops(home: Path) -> None:
     api.close()
 
 
-def test_a_second_start_on_one_home_is_refused(home: Path) -> None:
+def test_a_second_start_on_one_home_is_rejected(home: Path) -> None:
     """It names the process that has it, and leaves that one alone."""
     service = Service("up", environ(home))
     assert service.url
-    refused = dreamforge("up", "--port", "0", DF_HOME=str(home), DF_FAKE_RUNNER="1")
-    assert refused.returncode == 1
-    assert str(service.process.pid) in refused.stderr
-    assert "Traceback" not in refused.stderr
+    rejected = dreamforge("up", "--port", "0", DF_HOME=str(home), DF_FAKE_RUNNER="1")
+    assert rejected.returncode == 1
+    assert str(service.process.pid) in rejected.stderr
+    assert "Traceback" not in rejected.stderr
     assert httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200
     service.stop()
 
@@ -151,29 +151,29 @@ def test_a_taken_port_is_said_to_be_taken(db_url: str, s3_config: S3Config) -> N
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        refused = dreamforge("api", **(roles_environ(db_url, s3_config) | {"DF_PORT": port}))
-    assert refused.returncode == 1
-    assert port in refused.stderr
-    assert "--port" in refused.stderr
-    assert "Traceback" not in refused.stderr
+        rejected = dreamforge("api", **(roles_environ(db_url, s3_config) | {"DF_PORT": port}))
+    assert rejected.returncode == 1
+    assert port in rejected.stderr
+    assert "--port" in rejected.stderr
+    assert "Traceback" not in rejected.stderr
 
 
 @pytest.mark.parametrize("role", ["api", "orchestrator", "projector", "runner"])
 def test_a_role_alone_wants_a_database(role: str) -> None:
     """It brings none of its own."""
-    refused = dreamforge(role)
-    assert refused.returncode != 0
-    assert "DF_" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    rejected = dreamforge(role)
+    assert rejected.returncode != 0
+    assert "DF_" in rejected.stderr
+    assert "Traceback" not in rejected.stderr
 
 
-def test_a_database_that_refuses_us_is_said_to(db_url: str, s3_config: S3Config) -> None:
+def test_a_database_that_rejects_us_is_said_to(db_url: str, s3_config: S3Config) -> None:
     """A wrong name or password is not worth waiting for."""
     for wrong in (db_url.replace("/df_", "/nowhere_"), db_url.replace("dreamforge:", "dreamforge:x")):
-        refused = dreamforge("orchestrator", **roles_environ(wrong, s3_config) | {"DF_DB_URL": wrong})
-        assert refused.returncode == 1
-        assert "DF_DB_URL" in refused.stderr
-        assert "Traceback" not in refused.stderr
+        rejected = dreamforge("orchestrator", **roles_environ(wrong, s3_config) | {"DF_DB_URL": wrong})
+        assert rejected.returncode == 1
+        assert "DF_DB_URL" in rejected.stderr
+        assert "Traceback" not in rejected.stderr
 
 
 def test_schema_install_is_safe_to_run_twice(empty_url: str, s3_config: S3Config) -> None:

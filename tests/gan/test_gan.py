@@ -147,7 +147,7 @@ def test_what_nobody_wants_ends_at_the_next_tile(engine_host: EngineHost, four: 
     assert not watch.images
 
 
-def test_what_may_run_code_or_enlarges_nothing_is_refused(engine_host: EngineHost, tmp_path: Path) -> None:
+def test_what_may_run_code_or_enlarges_nothing_is_rejected(engine_host: EngineHost, tmp_path: Path) -> None:
     pickled = kept(compact(2), tmp_path / "x2.pth")
     with pytest.raises(ProviderError, match=r"x2\.pth.*--trust"):
         engine_host.render(work(pickled, picture(8, 8), 2), ProgressReporter())

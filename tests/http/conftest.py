@@ -138,7 +138,7 @@ async def scribe(lone_url: str) -> AsyncIterator[Scribe]:
     await store.close()
 
 
-def refused(answer: httpx.Response, status: int, code: str) -> Any:
+def rejected(answer: httpx.Response, status: int, code: str) -> Any:
     """Expect an error in the one shape; answers its details."""
     assert answer.status_code == status, f"{answer.status_code} {answer.text}"
     assert answer.headers["Content-Type"] == "application/json"
@@ -153,7 +153,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> Any:
 
 def invalid(answer: httpx.Response, field: str) -> str:
     """Expect a 422 that names a field; answers its reason."""
-    details = refused(answer, 422, "invalid_input")
+    details = rejected(answer, 422, "invalid_input")
     assert details["field"] == field, details
     assert details["reason"]
     return str(details["reason"])

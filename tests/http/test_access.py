@@ -23,7 +23,7 @@ from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
 from orchestrator.service import event
 from projections.keys import digest, key_text
 from tests.conftest import Backends, fresh_database
-from tests.http.conftest import BODY, Frames, refused, running, until
+from tests.http.conftest import BODY, Frames, rejected, running, until
 from tests.kit import NOBODY, Api, Service, Store, eventually
 
 GUARDED = [one for one in ROUTES if one.scopes]
@@ -159,18 +159,18 @@ def test_every_path_under_v1_asks_for_a_scope() -> None:
 def test_without_a_key_nothing_opens(realm: Realm, job: dict[str, Any], route: ApiRoute) -> None:
     with realm.client(None) as stranger:
         answer = ask(stranger, route, job)
-    refused(answer, 401, "unauthorized")
+    rejected(answer, 401, "unauthorized")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge"'
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=names)
-def test_a_key_without_the_scope_is_refused(operator: httpx.Client, job: dict[str, Any], route: ApiRoute) -> None:
+def test_a_key_without_the_scope_is_rejected(operator: httpx.Client, job: dict[str, Any], route: ApiRoute) -> None:
     """All but the service's name, and what is for operators."""
     answer = ask(operator, route, job)
     if "admin" in route.scopes:
         assert answer.status_code == 200
         return
-    assert refused(answer, 403, "forbidden") == {"field": "Authorization", "scopes": list(route.scopes)}
+    assert rejected(answer, 403, "forbidden") == {"field": "Authorization", "scopes": list(route.scopes)}
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge", error="insufficient_scope"'
 
 
@@ -210,7 +210,7 @@ def test_another_tenant_finds_nothing(
     version = alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"]
     answer = ask(bob, route, job)
     if "{job_id}" in route.path:
-        refused(answer, 404, "not_found")
+        rejected(answer, 404, "not_found")
         nobodys = ask(bob, route, job | {"job_id": str(NOBODY)})
         assert told(answer, job["job_id"]) == told(nobodys, str(NOBODY))
     assert alice.get(f"/v1/jobs/{job['job_id']}").headers["ETag"] == version
@@ -285,13 +285,13 @@ def test_events_say_whose_key_asked(alice: httpx.Client, job: dict[str, Any]) ->
 def test_what_is_no_key_opens_nothing(realm: Realm, header: str) -> None:
     with realm.client(None) as client:
         answer = client.get("/v1/jobs", headers={b"Authorization": header.encode()})
-    refused(answer, 401, "unauthorized")
+    rejected(answer, 401, "unauthorized")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="Dream Forge", error="invalid_token"'
 
 
 def test_a_key_with_a_wrong_secret_opens_nothing(realm: Realm, alice: httpx.Client) -> None:
     with realm.client(shown(alice)[:-2] + "zz") as client:
-        refused(client.get("/v1/jobs"), 401, "unauthorized")
+        rejected(client.get("/v1/jobs"), 401, "unauthorized")
 
 
 def test_a_revoked_key_opens_nothing_soon(realm: Realm) -> None:
@@ -336,10 +336,10 @@ class TestStreamTokens:
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
         assert "job.finish" in answer.text
         other = alice.post("/v1/jobs", json=BODY).json()["job"]["id"]
-        refused(self.stream(realm, other, token), 401, "unauthorized")
+        rejected(self.stream(realm, other, token), 401, "unauthorized")
         with realm.client(None) as page:
             for path in (f"/v1/jobs/{job['job_id']}", f"/v1/jobs/{job['job_id']}/events", "/v1/events/stream"):
-                refused(page.get(path, params={"access_token": token}), 401, "unauthorized")
+                rejected(page.get(path, params={"access_token": token}), 401, "unauthorized")
 
     def test_one_that_is_forged_or_over_opens_nothing(
         self, realm: Realm, alice: httpx.Client, job: dict[str, Any]
@@ -353,7 +353,7 @@ class TestStreamTokens:
         others = encode(self.claims(alice, job, job_id=NOBODY), secret)
         nobodys = [encode(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
         for token in (forged, over, others, *nobodys, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):
-            refused(self.stream(realm, job["job_id"], token), 401, "unauthorized")
+            rejected(self.stream(realm, job["job_id"], token), 401, "unauthorized")
 
     def test_it_ends_with_the_key_that_it_was_asked_for_with(self, realm: Realm, job: dict[str, Any]) -> None:
         key = realm.key("alice", "audit")
@@ -366,7 +366,7 @@ class TestStreamTokens:
 
 
 async def test_open_streams_end_with_the_key(realm: Realm, s3_config: S3Config, job: dict[str, Any]) -> None:
-    """A stream of a revoked key tells nothing more, though it was opened before; whoever comes back is refused."""
+    """A stream of a revoked key tells nothing more, though it was opened before; whoever comes back is rejected."""
     with running("api", realm.url, s3_config, DF_REQUIRE_KEYS="1", DF_SSE_HEARTBEAT_S="0.2") as service:
         key = await realm.made("alice", "jobs", "audit")
         headers = {"Authorization": f"Bearer {key}"}
@@ -383,7 +383,7 @@ async def test_open_streams_end_with_the_key(realm: Realm, s3_config: S3Config, 
 
 
 def test_a_browsers_preflight_needs_no_key(realm: Realm, s3_config: S3Config) -> None:
-    """It can't show one; what it asks for does, and a page of that origin may read the refusal."""
+    """It can't show one; what it asks for does, and a page of that origin may read the rejection."""
     origin = {"Origin": "https://app.example"}
     asks = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
     with (
@@ -394,7 +394,7 @@ def test_a_browsers_preflight_needs_no_key(realm: Realm, s3_config: S3Config) ->
         assert allowed.status_code == 200
         assert "authorization" in allowed.headers["Access-Control-Allow-Headers"].lower()
         answer = page.get("/v1/jobs")
-        refused(answer, 401, "unauthorized")
+        rejected(answer, 401, "unauthorized")
         assert answer.headers["Access-Control-Allow-Origin"] == origin["Origin"]
 
 
@@ -469,7 +469,7 @@ def test_a_strange_page_changes_nothing_where_no_key_is_asked_for(lone: Api, ori
     """Given a page of another origin in a browser on the machine, then it can post nothing, whatever type it gives."""
     for kind in ("application/json", "text/plain"):
         answer = lone.http.post("/v1/jobs", json=BODY, headers={"Origin": origin, "Content-Type": kind})
-        assert refused(answer, 403, "forbidden") == {"field": "Origin"}
+        assert rejected(answer, 403, "forbidden") == {"field": "Origin"}
     assert lone.http.get("/v1/jobs", headers={"Origin": origin}).status_code == 200
 
 

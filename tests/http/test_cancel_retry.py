@@ -9,7 +9,7 @@ import pytest
 from artifacts.object_store import S3Config
 from orchestrator.events import JobFinish
 from tests.conftest import Backends, fresh_database
-from tests.http.conftest import Scribe, consumer, refused, running, succeeded, until
+from tests.http.conftest import Scribe, consumer, rejected, running, succeeded, until
 from tests.kit import Api, codes
 
 FAILED = JobFinish(status="failed")
@@ -57,7 +57,7 @@ def test_a_queued_step_never_starts_and_a_running_one_stops_at_its_next_item(wor
     for _ in range(2):
         assert status(ask(working, busy, "cancel")) == (200, "cancelled")
     assert codes(working.history(busy)).count("job.cancel_requested") == 1, "repeating it adds no event"
-    refused(ask(working, busy, "retry"), 409, "conflict")
+    rejected(ask(working, busy, "retry"), 409, "conflict")
 
 
 def test_a_repeated_cancel_adds_no_event_while_it_is_pending(lone: Api) -> None:
@@ -80,7 +80,7 @@ def test_a_retry_runs_the_failed_step_again_and_keeps_what_was_written(working: 
         assert [one["item_index"] for one in artifacts if one["step"] == "upscale"] == [0]
         assert kept <= {one["id"] for one in artifacts}
         kept = {one["id"] for one in artifacts}
-        refused(ask(working, job_id, "cancel"), 409, "conflict")
+        rejected(ask(working, job_id, "cancel"), 409, "conflict")
         assert ask(working, job_id, "retry").status_code == 202
     job = working.finished(job_id)
     assert (job["status"], job["error_code"], job["error_message"]) == ("succeeded", None, None)
@@ -90,10 +90,10 @@ def test_a_retry_runs_the_failed_step_again_and_keeps_what_was_written(working: 
     history = working.history(job_id)
     assert [one["step"] for one in history if one["code"] == "job.retry_requested"] == ["upscale"] * 2
     assert [one["step"] for one in history if one["code"] == "step.start"] == ["generate", *["upscale"] * 3]
-    refused(ask(working, job_id, "retry"), 409, "conflict")
+    rejected(ask(working, job_id, "retry"), 409, "conflict")
 
 
-async def test_a_second_retry_while_one_is_pending_is_refused(lone: Api, scribe: Scribe) -> None:
+async def test_a_second_retry_while_one_is_pending_is_rejected(lone: Api, scribe: Scribe) -> None:
     """The job is queued again, its error taken back."""
     history = succeeded(count=1)
     del history.events[5:]
@@ -101,7 +101,7 @@ async def test_a_second_retry_while_one_is_pending_is_refused(lone: Api, scribe:
     job_id = await scribe.write(history)
     assert lone.job(job_id)["status"] == "failed"
     assert status(ask(lone, job_id, "retry")) == (202, "queued")
-    refused(ask(lone, job_id, "retry"), 409, "conflict")
+    rejected(ask(lone, job_id, "retry"), 409, "conflict")
     assert codes(lone.history(job_id)).count("job.retry_requested") == 1
 
 
@@ -109,7 +109,7 @@ async def test_a_second_retry_while_one_is_pending_is_refused(lone: Api, scribe:
 async def test_a_job_that_succeeded_stays_so(lone: Api, scribe: Scribe, action: str) -> None:
     job_id = await scribe.write(succeeded())
     before = lone.history(job_id)
-    details = refused(ask(lone, job_id, action), 409, "conflict")
+    details = rejected(ask(lone, job_id, action), 409, "conflict")
     assert details == {"field": "status", "job_id": job_id}
     assert lone.history(job_id) == before
 

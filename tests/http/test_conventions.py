@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.http.conftest import BODY, Scribe, invalid, minute, refused, succeeded
+from tests.http.conftest import BODY, Scribe, invalid, minute, rejected, succeeded
 from tests.kit import NOBODY, Api, History, Service, project_root
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -72,7 +72,7 @@ async def test_a_time_may_have_any_offset(written: str, lone: Api, scribe: Scrib
     assert minute(2).isoformat() == "2026-01-02T12:02:00+00:00"
 
 
-def test_a_time_that_is_none_is_refused(lone: Api) -> None:
+def test_a_time_that_is_none_is_rejected(lone: Api) -> None:
     path = f"/v1/jobs/{lone.create()}"
     for text in (
         "",
@@ -209,7 +209,7 @@ def test_an_encoded_body_is_named(lone: Api, coding: str) -> None:
     """Given a body that is not read as it is sent, then 415, which says what is; `identity` is no encoding."""
     for path in ("/v1/jobs", f"/v1/jobs/{NOBODY}/cancel"):
         answer = lone.http.post(path, content=gzip.compress(b"{}"), headers={"Content-Encoding": coding})
-        assert refused(answer, 415, "unsupported_media_type")["field"] == "Content-Encoding"
+        assert rejected(answer, 415, "unsupported_media_type")["field"] == "Content-Encoding"
         assert answer.headers["Accept-Encoding"] == "identity"
     assert lone.http.post("/v1/jobs", json=BODY, headers={"Content-Encoding": "identity"}).status_code == 202
 

@@ -49,7 +49,7 @@ def test_every_field_is_accepted_up_to_its_bounds(lone: Api, field: str, good: A
 
 
 @pytest.mark.parametrize(("field", "bad"), [(field, value) for field, _, bad in BOUNDS for value in bad])
-def test_every_field_is_refused_beyond_them_and_named(lone: Api, field: str, bad: Any) -> None:
+def test_every_field_is_rejected_beyond_them_and_named(lone: Api, field: str, bad: Any) -> None:
     answer = lone.post(BODY | {field: bad})
     assert answer.status_code == 422, answer.text
     assert answer.json()["details"]["field"].split(".")[0] == field
@@ -114,7 +114,7 @@ def test_an_unknown_field_or_value_is_named_with_its_place(lone: Api, more: dict
 @pytest.mark.parametrize("impl", ["auto", "image", "gan", "diffusion"])
 @pytest.mark.parametrize("scale", [2, 4])
 def test_only_the_diffusion_upscaler_has_a_strict_scale(lone: Api, impl: str, scale: int) -> None:
-    """`strict_scale` with diffusion and scale 2 is refused; everything else is recorded."""
+    """`strict_scale` with diffusion and scale 2 is rejected; everything else is recorded."""
     upscale = {"scale": scale, "impl": impl, "strict_scale": True}
     answer = lone.post(BODY | {"chain": {"upscale": upscale}})
     if (impl, scale) == ("diffusion", 2):
@@ -160,7 +160,7 @@ def test_a_pipeline_takes_metadata_and_nulls_beside_it(lone: Api) -> None:
         ((65, 64), 4, False),
     ],
 )
-def test_an_output_of_too_many_pixels_is_refused(
+def test_an_output_of_too_many_pixels_is_rejected(
     tuned: Api,
     size: tuple[int, int],
     scale: int | None,

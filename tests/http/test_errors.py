@@ -17,7 +17,7 @@ from eventstore.metrics import Backlog
 from eventstore.write_probe import WriteProbe
 from orchestrator.events import StepError
 from tests.conftest import Backends, execute, fresh_database
-from tests.http.conftest import BODY, Scribe, consumer, invalid, refused, running, succeeded, until
+from tests.http.conftest import BODY, Scribe, consumer, invalid, rejected, running, succeeded, until
 from tests.kit import NOBODY, Api, History
 
 HASTY = {"DF_SSE_HEARTBEAT_S": "0.5"}
@@ -38,13 +38,13 @@ NO_JOB = f"/v1/jobs/{NOBODY}"
 )
 def test_what_is_not_there_is_a_404(lone: Api, path: str) -> None:
     """An unknown route or id, and an id that is no UUID."""
-    refused(lone.http.get(path), 404, "not_found")
+    rejected(lone.http.get(path), 404, "not_found")
 
 
 @pytest.mark.parametrize("action", ["cancel", "retry"])
 @pytest.mark.parametrize("job_id", [NOBODY, "x"])
 def test_a_command_to_no_job_is_a_404(api: Api, action: str, job_id: object) -> None:
-    refused(api.http.post(f"/v1/jobs/{job_id}/{action}"), 404, "not_found")
+    rejected(api.http.post(f"/v1/jobs/{job_id}/{action}"), 404, "not_found")
 
 
 async def test_an_artifact_of_another_job_is_a_404(lone: Api, scribe: Scribe) -> None:
@@ -52,7 +52,7 @@ async def test_an_artifact_of_another_job_is_a_404(lone: Api, scribe: Scribe) ->
     job_id, other = [await scribe.write(succeeded()) for _ in range(2)]
     artifact_id = lone.artifacts(other)[0]["id"]
     for one in (artifact_id, "x"):
-        refused(lone.http.get(f"/v1/jobs/{job_id}/artifacts/{one}/content"), 404, "not_found")
+        rejected(lone.http.get(f"/v1/jobs/{job_id}/artifacts/{one}/content"), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_an_artifact_of_another_job_is_a_404(lone: Api, scribe: Scribe) ->
 )
 def test_a_method_that_is_not_possible_is_a_405_with_allow(api: Api, method: str, path: str, allow: set[str]) -> None:
     answer = api.http.request(method, path)
-    refused(answer, 405, "method_not_allowed")
+    rejected(answer, 405, "method_not_allowed")
     assert set(answer.headers["Allow"].split(", ")) == allow
 
 
@@ -76,9 +76,9 @@ async def test_a_command_that_the_state_forbids_is_a_409(lone: Api, scribe: Scri
     """A job that has ended can't be cancelled, one that has not failed can't be retried."""
     job_id = await scribe.write(succeeded())
     for action in ("cancel", "retry"):
-        details = refused(lone.http.post(f"/v1/jobs/{job_id}/{action}"), 409, "conflict")
+        details = rejected(lone.http.post(f"/v1/jobs/{job_id}/{action}"), 409, "conflict")
         assert details["job_id"] == job_id
-    refused(lone.http.post(f"/v1/jobs/{lone.create()}/retry"), 409, "conflict")
+    rejected(lone.http.post(f"/v1/jobs/{lone.create()}/retry"), 409, "conflict")
 
 
 def chunks(size: int) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ def test_a_body_that_is_too_large_is_a_413(lone: Api, tuned: Api, path: str, chu
             content = chunks(size) if chunked else b" " * size
             answer = httpx.post(f"{api.base}{path}", content=content, headers=headers, trust_env=False)
             if size > most:
-                assert refused(answer, 413, "payload_too_large") == {"field": "body", "max_bytes": most}
+                assert rejected(answer, 413, "payload_too_large") == {"field": "body", "max_bytes": most}
             else:
                 assert answer.status_code in {404, 422}
 
@@ -106,7 +106,7 @@ def test_a_body_that_is_too_large_is_a_413(lone: Api, tuned: Api, path: str, chu
 @pytest.mark.parametrize("declared", ["application/x-www-form-urlencoded", "text/plain", "json", "text/x+json"])
 def test_a_body_declared_to_be_something_else_is_a_415(api: Api, declared: str) -> None:
     answer = api.http.post("/v1/jobs", content=b"{}", headers={"Content-Type": declared})
-    assert refused(answer, 415, "unsupported_media_type")["field"] == "Content-Type"
+    assert rejected(answer, 415, "unsupported_media_type")["field"] == "Content-Type"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ async def test_a_bug_is_a_500_that_leaks_nothing() -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for request in (client.get(NO_JOB), client.post("/v1/jobs", json=BODY), client.post(f"{NO_JOB}/cancel")):
             answer = await request
-            refused(answer, 500, "internal")
+            rejected(answer, 500, "internal")
             assert "swordfish" not in answer.text
 
 
@@ -225,7 +225,7 @@ def test_without_its_database_the_service_says_when_to_come_back(fragile: tuple[
         api.http.get("/v1/jobs"),
         api.http.get("/v1/events"),
     ):
-        refused(answer, 503, "infra_unavailable")
+        rejected(answer, 503, "infra_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1
     for path in (stream, "/v1/events/stream"):
         assert_sent_away(api.http.get(path))

@@ -119,7 +119,7 @@ async def test_a_cursor_goes_on_with_what_came_since(filled: Any) -> None:
     assert newer != cursor
 
 
-async def test_a_cursor_that_is_none_or_another_logs_is_refused(filled: Any, lone: Api) -> None:
+async def test_a_cursor_that_is_none_or_another_logs_is_rejected(filled: Any, lone: Api) -> None:
     """Cut off, changed, of another list or of another database."""
     api, _ = filled
     _, cursor = walk(api)
@@ -193,7 +193,7 @@ def own(db_url: str, s3_config: S3Config) -> Iterator[Api]:
         yield api
 
 
-async def test_a_cursor_of_a_lost_future_is_refused(own: Api, db_url: str, store: Store) -> None:
+async def test_a_cursor_of_a_lost_future_is_rejected(own: Api, db_url: str, store: Store) -> None:
     """Given a log that was set back and has grown again, then who saw what is lost is told so, and nobody else."""
     scribe = Scribe(store)
     await scribe.write(succeeded(count=1))

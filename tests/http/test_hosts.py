@@ -9,7 +9,7 @@ import pytest
 from api import health
 from api.app import ROUTES
 from artifacts.object_store import S3Config
-from tests.http.conftest import BODY, refused, running
+from tests.http.conftest import BODY, rejected, running
 from tests.kit import NOBODY, Api, Service
 
 EVIL = "evil.example:8101"
@@ -31,7 +31,7 @@ def test_no_route_answers_for_a_strange_name(lone: Api, route: object) -> None:
         answer = lone.http.request(method, path, json=BODY if method == "POST" else None, headers=headers)
         assert answer.status_code == 421
         if method != "HEAD":
-            assert refused(answer, 421, "misdirected_request") == {"field": "Host"}
+            assert rejected(answer, 421, "misdirected_request") == {"field": "Host"}
     assert lone.http.options(path, headers=headers).status_code == 421
 
 

@@ -12,7 +12,7 @@ import pytest
 from artifacts.object_store import S3Config
 from eventstore.ids import derived_id, new_id
 from tests import poison
-from tests.http.conftest import BODY, Scribe, invalid, refused, running
+from tests.http.conftest import BODY, Scribe, invalid, rejected, running
 from tests.kit import Api
 
 UPSCALE = {"type": "upscale"}
@@ -51,7 +51,7 @@ def test_another_body_is_a_conflict(lone: Api) -> None:
         {"chain": {"upscale": {}}},
     ]
     for change in changes:
-        details = refused(once(lone, BODY | change, given), 409, "conflict")
+        details = rejected(once(lone, BODY | change, given), 409, "conflict")
         assert details == {"field": "Idempotency-Key", "job_id": job_id}
     assert len(lone.history(job_id)) == 1
 
@@ -61,7 +61,7 @@ async def test_a_job_that_cannot_be_read_is_no_conflict(lone: Api, lone_url: str
     given = key()
     job = derived_id(b"default", given.encode())
     await poison.append(lone_url, job, 0, *poison.UNKNOWN_VALUE)
-    assert refused(once(lone, BODY, given), 503, "infra_unavailable") == {"job_id": str(job)}
+    assert rejected(once(lone, BODY, given), 503, "infra_unavailable") == {"job_id": str(job)}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_of_the_key_only_its_sha_256_is_stored(lone: Api, scribe: Scribe) 
     assert given not in str(rows)
 
 
-def test_a_refused_request_does_not_use_its_key_up(lone: Api) -> None:
+def test_a_rejected_request_does_not_use_its_key_up(lone: Api) -> None:
     given = key()
     invalid(once(lone, BODY | {"width": 1}, given), "width")
     assert once(lone, BODY, given).status_code == 202
@@ -134,7 +134,7 @@ async def test_a_hundred_at_once_on_two_servers_are_one_job(
             assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
             assert await jobs(scribe) == before + 1
             for url in urls:
-                refused(await client.post(url, json=BODY | {"seed": 1}, headers=given), 409, "conflict")
+                rejected(await client.post(url, json=BODY | {"seed": 1}, headers=given), 409, "conflict")
             assert await jobs(scribe) == before + 1
 
 

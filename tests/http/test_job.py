@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.events import CancelRequested, JobFinish, ModelSelected, RetryRequested, StepError, StepRetry
-from tests.http.conftest import Scribe, invalid, minute, refused
+from tests.http.conftest import Scribe, invalid, minute, rejected
 from tests.kit import Api, History
 
 JOB = {
@@ -91,8 +91,8 @@ async def test_as_of_is_the_longest_beginning_by_then(lone: Api, scribe: Scribe)
 async def test_a_time_or_version_that_is_none_of_the_jobs(lone: Api, scribe: Scribe) -> None:
     """Before its creation: 404. Beyond its head, or both at once: 422."""
     path = f"/v1/jobs/{await scribe.write(History())}"
-    refused(lone.http.get(path, params={"as_of": minute(0).isoformat()}), 404, "not_found")
-    refused(lone.http.get(path, params={"as_of_version": 0}), 404, "not_found")
+    rejected(lone.http.get(path, params={"as_of": minute(0).isoformat()}), 404, "not_found")
+    rejected(lone.http.get(path, params={"as_of_version": 0}), 404, "not_found")
     invalid(lone.http.get(path, params={"as_of_version": 2}), "as_of_version")
     both = lone.http.get(path, params={"as_of_version": 1, "as_of": minute(1).isoformat()})
     assert invalid(both, both.json()["details"]["field"])

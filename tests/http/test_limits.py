@@ -15,7 +15,7 @@ from eventstore.log import DEFAULT_TENANT, Append, Batch
 from orchestrator.events import RetryRequested
 from projections.admission_queries import OPEN_JOBS
 from tests.conftest import Backends, fresh_database
-from tests.http.conftest import BODY, consumer, refused, running, until
+from tests.http.conftest import BODY, consumer, rejected, running, until
 from tests.kit import Api, Store, event, job_created, some_append, stream_in
 
 FULL = 3
@@ -37,7 +37,7 @@ def test_admission_closes_when_too_much_waits(closing: Api) -> None:
     """503, with Retry-After; what is there can be read and cancelled, and room that is made is given."""
     jobs = [closing.create() for _ in range(FULL)]
     answer = closing.post(BODY)
-    assert refused(answer, 503, "infra_unavailable") == {"reason": "admission is closed", "limit": FULL}
+    assert rejected(answer, 503, "infra_unavailable") == {"reason": "admission is closed", "limit": FULL}
     assert int(answer.headers["Retry-After"]) > 0
     assert closing.job(jobs[0])["status"] == "queued"
     assert closing.http.post(f"/v1/jobs/{jobs[0]}/cancel").status_code == 202
@@ -54,20 +54,20 @@ def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) 
     assert (again.status_code, again.content) == (202, first.content)
 
 
-async def flood(base: str, refusal: int, *, admitted: int) -> int:
+async def flood(base: str, rejection: int, *, admitted: int) -> int:
     """Submit forty jobs at once, until so many have come in, and once more; answers how many did."""
     accepted, floods = 0, 0
     async with httpx.AsyncClient(base_url=base, timeout=60, limits=httpx.Limits(), trust_env=False) as client:
         while accepted < admitted or floods < 2:
             answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(40)))
             statuses = [answer.status_code for answer in answers]
-            assert set(statuses) <= {202, refusal}
+            assert set(statuses) <= {202, rejection}
             accepted, floods = accepted + statuses.count(202), floods + 1
     return accepted
 
 
 @pytest.mark.parametrize(("limit", "refusal"), [("DF_MAX_QUEUED_JOBS", 503), ("DF_TENANT_MAX_QUEUED_JOBS", 429)])
-def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Config, limit: str, refusal: int) -> None:
+def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Config, limit: str, rejection: int) -> None:
     """Given a process that has just started, then of many jobs at once only as many come in as may wait.
 
     One that is started over its limit lets none in. No orchestrator reacts to the jobs, and no projector sees them.
@@ -75,7 +75,7 @@ def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Confi
     given = {limit: "20", "DF_DB_CONNECTIONS": "2"}
     for admitted in (20, 0):
         with running("api", db_url, s3_config, **given) as service:
-            assert asyncio.run(flood(service.url, refusal, admitted=admitted)) == admitted
+            assert asyncio.run(flood(service.url, rejection, admitted=admitted)) == admitted
 
 
 async def test_a_count_is_known_before_anybody_is_let_in() -> None:
@@ -133,7 +133,7 @@ def test_a_tenant_may_have_so_many_open_jobs(narrow: Api) -> None:
     slow = {"width": 2048, "height": 2048, "count": 20}
     jobs = [narrow.create(scale=None, **slow) for _ in range(2)]
     answer = narrow.post(BODY)
-    refused(answer, 429, "rate_limited")
+    rejected(answer, 429, "rate_limited")
     assert int(answer.headers["Retry-After"]) > 0
     for job in jobs:
         narrow.http.post(f"/v1/jobs/{job}/cancel")
@@ -158,7 +158,7 @@ def test_a_retry_needs_room_like_a_new_job(backends: Backends, s3_config: S3Conf
         slow = until(submitted)
         retry = f"/v1/jobs/{failed}/retry"
         until(lambda: api.http.post(retry).status_code == 429)
-        refused(api.http.post(retry), 429, "rate_limited")
+        rejected(api.http.post(retry), 429, "rate_limited")
         api.http.post(f"/v1/jobs/{slow}/cancel")
         until(lambda: api.http.post(retry).status_code == 202, within=60)
 
@@ -178,7 +178,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(paced: Api) -> None:
     """429 with Retry-After; probes are not counted, and a stream answers 200, a `retry:` and its end."""
     assert paced.http.get("/v1/jobs").status_code == 200
     answer = paced.http.get("/v1/jobs")
-    refused(answer, 429, "rate_limited")
+    rejected(answer, 429, "rate_limited")
     assert 1 <= int(answer.headers["Retry-After"]) <= 100
     assert paced.http.get("/healthz").status_code == 200
     stream = paced.http.get("/v1/events/stream")

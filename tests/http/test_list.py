@@ -111,7 +111,7 @@ def test_the_list_may_be_of_one_status(listed: Listed, status: str) -> None:
     assert len(listed.walk(None, status=status, limit=2)) == 3
 
 
-def test_a_cursor_of_another_kind_is_refused(listed: Listed) -> None:
+def test_a_cursor_of_another_kind_is_rejected(listed: Listed) -> None:
     cursor = listed.api.get("/v1/events")["next_cursor"]
     for text in (cursor, listed.page(limit=1)["next_cursor"] + "A"):
         invalid(listed.api.http.get("/v1/jobs", params={"cursor": text}), "cursor")

@@ -131,7 +131,7 @@ def test_a_model_that_jobs_cannot_use_is_shown_all_the_same(models: Models) -> N
 
 
 async def test_a_model_takes_what_its_schema_admits(db_url: str, s3_config: S3Config, tmp_path: Path) -> None:
-    """Given a model's own bounds, then a job that asks for more is refused, in either form, and told by which field."""
+    """Given a model's own bounds, then a job beyond them is rejected, in either form, and the field named."""
     schema = {"properties": {"width": {"maximum": 256}, "steps": {"maximum": 4}, "scheduler": {"enum": ["euler"]}}}
     (tmp_path / "weights.safetensors").write_text("tiny")
     wanted = registration(str(tmp_path), "generator", name="tiny", parameters_schema=schema)
@@ -149,7 +149,7 @@ async def test_a_model_takes_what_its_schema_admits(db_url: str, s3_config: S3Co
 
 
 async def test_a_model_with_a_schema_that_cannot_be_used_takes_no_job(db_url: str, s3_config: S3Config) -> None:
-    """Given one that an earlier release registered, then the job is refused, and the service does not break."""
+    """Given one that an earlier release registered, then the job is rejected, and the service does not break."""
     bad = model_registered(parameters_schema={"$ref": "https://example.org/schema.json"})
     append = Append(stream=new_id(), category="model", expected=0, events=(event(bad), event(ModelEnabled())))
     store = Store(db_url, listen=False)
@@ -177,7 +177,7 @@ def test_a_job_names_the_model_that_it_is_generated_by(models: Models) -> None:
 
 
 @pytest.mark.parametrize("name", ["disabled", "damaged", "gan", "diffusion", None])
-def test_a_model_that_cannot_generate_now_is_refused(models: Models, name: str | None) -> None:
+def test_a_model_that_cannot_generate_now_is_rejected(models: Models, name: str | None) -> None:
     """Disabled, damaged, an upscaler, or unknown."""
     model_id = new_id() if name is None else models.registered[name].model_id
     answer = models.api.post({"type": "generate", "prompt": "x", "model_id": str(model_id)})

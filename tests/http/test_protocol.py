@@ -141,13 +141,13 @@ async def test_a_job_that_comes_with_an_offer_of_h2c_is_created(lone: Api) -> No
         b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-async def test_what_two_servers_could_read_in_two_ways_is_refused(sent: bytes) -> None:
+async def test_what_two_servers_could_read_in_two_ways_is_rejected(sent: bytes) -> None:
     """Given a head that a proxy may take for another, or of another protocol, then 400 and the end."""
     async with connected() as client:
         assert await client.status(sent) == 400
 
 
-async def test_a_bare_line_feed_is_refused_by_the_whole_service(lone: Api) -> None:
+async def test_a_bare_line_feed_is_rejected_by_the_whole_service(lone: Api) -> None:
     """Given a header line that ends in LF alone, which a proxy may take for a part of it, then 400."""
     url = lone.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -178,7 +178,7 @@ async def test_trailers_are_no_headers() -> None:
     ],
     ids=["target", "header", "headers"],
 )
-async def test_a_head_without_end_is_refused(head: bytes, pieces: int) -> None:
+async def test_a_head_without_end_is_rejected(head: bytes, pieces: int) -> None:
     """Given a head that is no more than its size, then 400 before it is in memory; bodies may be longer."""
     async with connected() as client:
 

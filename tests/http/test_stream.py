@@ -151,7 +151,7 @@ async def test_a_stream_begins_where_the_client_says(
 
 
 @pytest.mark.parametrize("wrong", ["11", "999999999999999999999", "x", "-1", "1.0", "٣"])
-async def test_an_id_that_is_no_version_of_the_job_is_refused(lone: Api, scribe: Scribe, wrong: str) -> None:
+async def test_an_id_that_is_no_version_of_the_job_is_rejected(lone: Api, scribe: Scribe, wrong: str) -> None:
     """One beyond the head, too; a time that is none likewise."""
     where = path(await scribe.write(succeeded()))
     for answer in (

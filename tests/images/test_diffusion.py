@@ -293,7 +293,7 @@ def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
-    """All work is refused, with what is to be corrected."""
+    """All work is rejected, with what is to be corrected."""
     ready, render = create_engine(EngineConfig(device=device))
     assert ready.device == "none"
     watch = cast("ChildReporter", ProgressReporter())
@@ -326,7 +326,7 @@ def test_a_tile_that_nobody_wants_ends_within_a_step(tmp_path: Path) -> None:
 
 
 def test_what_may_run_code_is_not_opened(tmp_path: Path) -> None:
-    """Given a pickle or a program beside the weights, then it is refused by name, unless the model is trusted."""
+    """Given a pickle or a program beside the weights, then it is rejected by name, unless the model is trusted."""
     folder = tiny.stable_diffusion(tmp_path / "model")
     (folder / "unet" / "extra.bin").write_bytes(b"\x80\x04.")
     engine_host = EngineHost(EngineConfig(device="cpu"))
@@ -375,7 +375,7 @@ def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["nothing", "an upscaler", "garbage"])
-def test_what_is_no_generator_is_refused(tmp_path: Path, what: str) -> None:
+def test_what_is_no_generator_is_rejected(tmp_path: Path, what: str) -> None:
     place = tmp_path / "model"
     if what == "an upscaler":
         tiny.diffusion_upscaler(place)

@@ -86,8 +86,8 @@ class Buyer:
         assert process.stderr == ""
         return json.loads(process.stdout)
 
-    def refused(self, source: str, *more: str) -> str:
-        """The one line in which the command refuses."""
+    def rejected(self, source: str, *more: str) -> str:
+        """The one line in which the command rejects."""
         process = self.ended(source, *more)
         assert process.returncode == 2, process.stderr
         assert process.stderr.count("\n") == 1
@@ -155,12 +155,12 @@ def test_one_file_is_a_model_of_its_own(hub: Hub, buyer: Buyer) -> None:
 
 
 def test_what_may_run_code_is_fetched_only_where_it_is_trusted(hub: Hub, buyer: Buyer) -> None:
-    assert "--trust" in buyer.refused(f"hf:{REPO}#old.ckpt")
+    assert "--trust" in buyer.rejected(f"hf:{REPO}#old.ckpt")
     assert hub.asked == []
     model = buyer.added(f"hf:{REPO}", "--trust")
     assert {file["path"] for file in model["files_json"]} == hub.files.keys()
     hub.files = UNSAFE_SUFFIXES | {"config.json": b"{}"}
-    assert "no weights in safetensors" in buyer.refused(f"hf:{REPO}")
+    assert "no weights in safetensors" in buyer.rejected(f"hf:{REPO}")
 
 
 @pytest.mark.parametrize(
@@ -171,29 +171,29 @@ def test_what_may_run_code_is_fetched_only_where_it_is_trusted(hub: Hub, buyer: 
         (f"{REPO}#moat.safetensors", "holds no moat.safetensors"),
     ],
 )
-def test_what_the_hub_does_not_hold_is_refused_in_a_line(buyer: Buyer, source: str, message: str) -> None:
-    assert message in buyer.refused(f"hf:{source}")
+def test_what_the_hub_does_not_hold_is_rejected_in_a_line(buyer: Buyer, source: str, message: str) -> None:
+    assert message in buyer.rejected(f"hf:{source}")
 
 
-def test_a_file_that_is_not_what_the_hub_told_is_refused(hub: Hub, buyer: Buyer) -> None:
+def test_a_file_that_is_not_what_the_hub_told_is_rejected(hub: Hub, buyer: Buyer) -> None:
     for name in ("model_index.json", WEIGHTS):
         hub.lies = {name}
-        assert f"{name} did not come as it should have" in buyer.refused(f"hf:{REPO}")
+        assert f"{name} did not come as it should have" in buyer.rejected(f"hf:{REPO}")
         assert not (buyer.folder / "masons--castles" / COMMIT / name).exists()
 
 
 @pytest.mark.parametrize("place", ["model_index.json", "unet"])
-def test_a_class_that_diffusers_does_not_have_is_refused(hub: Hub, buyer: Buyer, place: str) -> None:
+def test_a_class_that_diffusers_does_not_have_is_rejected(hub: Hub, buyer: Buyer, place: str) -> None:
     index = json.loads(SAFE["model_index.json"])
     if place == "unet":
         index["unet"] = ["diffusers", "CastleModel"]
     else:
         index["_class_name"] = "CastleModel"
     hub.files = SAFE | {"model_index.json": json.dumps(index).encode()}
-    assert f"{place} wants CastleModel, which the installed diffusers does not have" in buyer.refused(f"hf:{REPO}")
+    assert f"{place} wants CastleModel, which the installed diffusers does not have" in buyer.rejected(f"hf:{REPO}")
 
 
 def test_no_file_of_a_repository_leaves_its_folder(hub: Hub, buyer: Buyer) -> None:
     hub.files = {"../../../stray.safetensors": b"x"}
-    assert "leads out of the model's folder" in buyer.refused(f"hf:{REPO}")
+    assert "leads out of the model's folder" in buyer.rejected(f"hf:{REPO}")
     assert hub.asked == []

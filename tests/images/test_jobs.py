@@ -256,7 +256,7 @@ def test_what_befalls_the_engine_costs_an_attempt_and_no_pixel(deployment: Deplo
         assert np.array_equal(troubled.pictures(after, step)[0], deployment.pictures(undisturbed, step)[0])
 
 
-def test_a_model_whose_files_changed_is_refused(deployment: Deployment, places: dict[str, Path]) -> None:
+def test_a_model_whose_files_changed_is_rejected(deployment: Deployment, places: dict[str, Path]) -> None:
     """Given a registered model with another byte in its weights, then its job fails and says which file it is."""
     weights = places["xl"] / "unet" / "diffusion_pytorch_model.safetensors"
     body = weights.read_bytes()

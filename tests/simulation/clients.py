@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from eventstore.committer import Transition
 from eventstore.log import DEFAULT_TENANT, Append
-from orchestrator.decisions import Refused, Request, RequestCancel, RequestRetry
+from orchestrator.decisions import CommandRejected, Request, RequestCancel, RequestRetry
 from orchestrator.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName
 from orchestrator.parameters import UpscaleParams
 from orchestrator.service import JobService, NoSuchJob
@@ -92,7 +92,7 @@ class Client(Process):
         self.done = True
 
     async def _ask(self, asked: Request) -> None:
-        with suppress(Refused, NoSuchJob):
+        with suppress(CommandRejected, NoSuchJob):
             await self._jobs.request(DEFAULT_TENANT, self.job_id, asked, Meta())
             self.world.counts[type(asked).__name__] += 1
 

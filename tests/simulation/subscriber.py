@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
-from eventstore.errors import DatabaseUnavailable, Rejected
+from eventstore.errors import DatabaseUnavailable, EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, Move, Moved
 from eventstore.notifier import Notifier
@@ -99,7 +99,7 @@ class ReadModel:
                 views.append(view)
         return await self._write(views, moves)
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         """Never called: all simulated events are readable."""
         raise AssertionError(rejected)
 

@@ -30,7 +30,7 @@ FIELDS = (
 
 @pytest.mark.parametrize("change", FIELDS)
 async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, change: str) -> None:
-    """Given an event with private text, when any field is updated, then the database refuses."""
+    """Given an event with private text, when any field is updated, then the database rejects."""
     first = event(job_created(), private=Private(prompt="a castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(first,))]))
     connection = await connect(db_url)

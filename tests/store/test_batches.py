@@ -364,7 +364,7 @@ async def _is_gone(process: EngineProcess) -> bool:
 
 
 async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
-    """And refuses what waits, in a way that hands it back."""
+    """And rejects what waits, in a way that hands it back."""
     async with engine(batch_max=1) as (batches, _):
         told = Told()
         first = asyncio.create_task(batches.render(render(sampling(20), spec(1)), 0, told))
@@ -372,9 +372,9 @@ async def test_a_runner_that_stops_finishes_what_is_under_way() -> None:
         await told.first_tick.wait()
         batches.stop_accepting()
         expect_picture(await first, 1)
-        for refused in (second, batches.render(render(sampling(), spec(3)), 2, told)):
+        for rejected in (second, batches.render(render(sampling(), spec(3)), 2, told)):
             with pytest.raises(RunnerStopping):
-                await refused
+                await rejected
 
 
 async def test_the_process_ends_with_its_runner() -> None:

@@ -94,7 +94,7 @@ async def test_a_call_whose_answer_was_lost_is_recognised(store: Store) -> None:
     assert await queued(store) == 1
 
 
-async def test_with_moves_one_refusal_drops_its_whole_partition_and_no_other(store: Store) -> None:
+async def test_with_moves_one_rejection_drops_its_whole_partition_and_no_other(store: Store) -> None:
     """Given moves of two partitions and a conflict in one, then nothing of that one is written, all of the other is."""
     await store.log.subscribe("s")
     stale, beside = some_append(stream_in(1), expected=9), some_append(stream_in(1))
@@ -116,7 +116,7 @@ async def test_with_moves_one_refusal_drops_its_whole_partition_and_no_other(sto
     assert await queued(store) == 1
 
 
-async def test_a_checkpoint_that_another_moved_refuses_the_writes_with_it(store: Store) -> None:
+async def test_a_checkpoint_that_another_moved_rejects_the_writes_with_it(store: Store) -> None:
     """Given a checkpoint at 5, when a batch moves it from 0, then neither its append nor its command is written."""
     await store.log.subscribe("s")
     one = some_append(stream_in(3))
@@ -134,7 +134,7 @@ async def test_a_checkpoint_that_another_moved_refuses_the_writes_with_it(store:
     assert await queued(store) == 0
 
 
-async def test_a_stream_named_twice_is_refused(store: Store) -> None:
+async def test_a_stream_named_twice_is_rejected(store: Store) -> None:
     """A batch that names a stream twice is a mistake of its caller, and raises."""
     one = some_append()
     with pytest.raises(asyncpg.PostgresError, match="named twice"):
@@ -142,7 +142,7 @@ async def test_a_stream_named_twice_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_another_isolation_level_is_refused(db_url: str, level: str) -> None:
+async def test_another_isolation_level_is_rejected(db_url: str, level: str) -> None:
     """Under a snapshot older than the lock, last + 1 would be wrong."""
     connection = await connect(db_url)
     with pytest.raises(asyncpg.PostgresError, match="READ COMMITTED"):
@@ -151,7 +151,7 @@ async def test_another_isolation_level_is_refused(db_url: str, level: str) -> No
     await connection.close()
 
 
-async def test_a_second_call_in_one_transaction_is_refused(db_url: str) -> None:
+async def test_a_second_call_in_one_transaction_is_rejected(db_url: str) -> None:
     """Two calls in one transaction would take locks out of order."""
     connection = await connect(db_url)
     await connection.execute("begin")

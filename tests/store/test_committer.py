@@ -100,7 +100,7 @@ async def test_while_a_lock_is_contended_a_call_keeps_to_one_partition(store: St
     await holder.close()
 
 
-async def test_after_stop_a_commit_is_refused(store: Store) -> None:
+async def test_after_stop_a_commit_is_rejected(store: Store) -> None:
     """Stopping twice is harmless; committing afterwards is a mistake."""
     await store.committer.commit(Transition(append=some_append()))
     await store.committer.stop()

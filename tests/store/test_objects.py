@@ -69,7 +69,7 @@ async def test_of_many_writers_at_once_one_wins_and_all_agree(
     assert set(answers) == {stored(await store.get(key))}
 
 
-async def test_a_changed_object_is_refused_and_no_more_of_it_read_than_was_written(
+async def test_a_changed_object_is_rejected_and_no_more_of_it_read_than_was_written(
     store: ObjectStore, key: str
 ) -> None:
     body = b"pixels"
@@ -110,9 +110,9 @@ async def test_anyone_fetches_a_presigned_url(store: ObjectStore, key: str) -> N
 
 async def test_an_object_is_not_public_without_the_signature(store: ObjectStore, key: str) -> None:
     await store.put(key, b"pixels", PNG)
-    with pytest.raises(HTTPError, match="403") as refused:
+    with pytest.raises(HTTPError, match="403") as rejected:
         await asyncio.to_thread(fetch, store.presign(key, 300).partition("?")[0])
-    refused.value.close()
+    rejected.value.close()
 
 
 async def test_presigns_many_in_order(store: ObjectStore) -> None:

@@ -72,7 +72,7 @@ def test_a_link_to_the_folder_stands_for_the_folder(folder: Path, tmp_path: Path
     assert registration(str(tmp_path / "current"), "generator").local_path == str(folder)
 
 
-def test_a_link_within_the_folder_is_followed_and_one_out_of_it_refused(folder: Path) -> None:
+def test_a_link_within_the_folder_is_followed_and_one_out_of_it_rejected(folder: Path) -> None:
     (folder / "alias.safetensors").symlink_to("unet/weights.safetensors")
     (folder / "folder").symlink_to("unet")
     assert [file.path for file in inventory(folder)] == ["alias.safetensors", "index.json", "unet/weights.safetensors"]
@@ -85,7 +85,7 @@ def test_a_link_within_the_folder_is_followed_and_one_out_of_it_refused(folder: 
     ("name", "message"),
     [("nowhere", "no such folder"), ("empty", "holds no file"), ("pipe", "no such folder"), ("odd", "neither a file")],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_model_is_rejected(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty" / "more").mkdir(parents=True)
     (tmp_path / "odd").mkdir()
     for pipe in (tmp_path / "pipe", tmp_path / "odd" / "pipe"):
@@ -94,7 +94,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, name: str, message: str) ->
         registration(str(tmp_path / name), "generator")
 
 
-def test_a_name_that_is_no_unicode_is_refused(folder: Path) -> None:
+def test_a_name_that_is_no_unicode_is_rejected(folder: Path) -> None:
     """It could neither be stored nor sent."""
     (folder / "caf\udce9").touch()
     with pytest.raises(RegistryError, match="not valid UTF-8"):
@@ -109,7 +109,7 @@ def test_what_may_run_code_is_registered_only_where_it_is_trusted(folder: Path, 
     assert registration(str(folder), "generator", trust=True).trusted
 
 
-def test_a_generator_that_no_runner_opens_is_refused(folder: Path) -> None:
+def test_a_generator_that_no_runner_opens_is_rejected(folder: Path) -> None:
     checkpoint = folder / "old.ckpt"
     checkpoint.write_bytes(b"weights")
     with pytest.raises(RegistryError, match=r"one \.safetensors file"):
@@ -159,7 +159,7 @@ async def test_of_two_who_add_one_model_at_once_one_registers_it(store: Store, f
 
 
 def test_links_in_a_circle_are_named(folder: Path) -> None:
-    """Given a link to itself, in a model or in its place, then it is refused in a sentence."""
+    """Given a link to itself, in a model or in its place, then it is rejected in a sentence."""
     loop = folder / "loop"
     loop.symlink_to(loop)
     for source in (folder, loop):

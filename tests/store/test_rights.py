@@ -5,7 +5,7 @@ import pytest
 
 from dreamforge.backends import login
 from eventstore.database import Database
-from eventstore.errors import DatabaseRefused
+from eventstore.errors import DatabaseAccessDenied
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Log, Send
 from eventstore.outbox import Outbox
@@ -84,11 +84,11 @@ async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
 
 
 async def test_the_service_can_make_no_key(db_url: str) -> None:
-    """Given the service's login, then an append to a key's stream is refused, and the owner's is not."""
+    """Given the service's login, then an append to a key's stream is rejected, and the owner's is not."""
     key = KeyCreated(name="mine", scopes=["jobs", "audit", "admin"], digest="0" * 64)
     made = Append(stream=new_id(), expected=0, events=(event(key),), category="key", tenant="acme")
     service, owner = Database(login(db_url, *SERVICE_LOGIN)), Database(db_url)
-    with pytest.raises(DatabaseRefused, match="owner"):
+    with pytest.raises(DatabaseAccessDenied, match="owner"):
         await Log(service).commit(Batch(appends=[some_append(), made]))
     assert await Log(service).category("key") == {}
     await Log(owner).commit(Batch(appends=[made]))
@@ -102,7 +102,7 @@ async def test_a_login_without_rights_is_told_what_it_lacks(db_url: str) -> None
     await owner.execute("create role df_test_stranger login password 'x'")
     database = Database(login(db_url, "df_test_stranger", "x"))
     try:
-        with pytest.raises(DatabaseRefused, match="dreamforge_service"):
+        with pytest.raises(DatabaseAccessDenied, match="dreamforge_service"):
             await Log(database).head()
     finally:
         await database.close()

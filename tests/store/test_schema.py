@@ -35,7 +35,7 @@ async def test_a_database_without_schema_is_named_as_such(empty_url: str) -> Non
 
 
 async def test_a_release_that_needs_newer_code_is_not_touched(db_url: str) -> None:
-    """Given a database of a later release that serves later code alone, then this one refuses to install or run."""
+    """Given a database of a later release that serves later code alone, then this one rejects to install or run."""
     database = Database(db_url)
     await database.call("insert into eventstore.releases (release, serves) values (99, 99)")
     for attempt in (install(database), schema.check(database)):

@@ -14,7 +14,7 @@ import eventstore
 from eventstore import schema
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
-from eventstore.errors import Rejected
+from eventstore.errors import EventRejected
 from eventstore.events import NewEvent, RecordedEvent
 from eventstore.ids import new_id
 from eventstore.integrity import bundle
@@ -83,7 +83,7 @@ class Clearing:
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
         return (await self._log.commit(Batch(moves=moves))).moves
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         raise AssertionError(rejected)
 
 

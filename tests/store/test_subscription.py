@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from eventstore.errors import Rejected
+from eventstore.errors import EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move, Moved, Send
@@ -57,7 +57,7 @@ class Recorder:
         self._seen.extend((one.stream_id, one.version) for one in events if one.partition in accepted)
         return answers.moves
 
-    async def set_aside(self, rejected: Rejected) -> bool:
+    async def set_aside(self, rejected: EventRejected) -> bool:
         raise AssertionError(rejected)
 
     async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
@@ -248,7 +248,7 @@ async def running_job(store: Store) -> tuple[JobService, UUID, UUID]:
     return JobService(store.log, store.committer, "a"), job_id, step_id
 
 
-async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:
+async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:
     """Given a failed step and a cancel that slips in between fold and commit, then the job still finishes."""
     _jobs, job_id, step_id = await running_job(store)
     failed = StepFinish(step_id=step_id, step_name="generate", attempt=1, status="failed")
@@ -277,8 +277,8 @@ async def test_a_reaction_refused_by_a_cancel_that_came_first_is_not_lost(store:
     assert (await store.state(job_id)).finished == "failed"
 
 
-async def test_a_zombie_that_folds_again_is_refused(store: Store) -> None:
-    """Given a runner whose step was started anew elsewhere, when it writes, then the newest fold refuses it."""
+async def test_a_zombie_that_folds_again_is_rejected(store: Store) -> None:
+    """Given a runner whose step was started anew elsewhere, when it writes, then the newest fold rejects it."""
     jobs, job_id, step_id = await running_job(store)
     zombie = await jobs.load(job_id)
     other = await jobs.load(job_id)

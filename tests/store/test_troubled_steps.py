@@ -61,13 +61,13 @@ class Hanging(Renderer):
 class Away(ObjectStore):
     """A store that is away for its first puts."""
 
-    def __init__(self, config: S3Config, *, refusals: int) -> None:
+    def __init__(self, config: S3Config, *, rejections: int) -> None:
         super().__init__(config)
-        self.refusals = refusals
+        self.rejections = rejections
 
     async def put(self, key: str, body: bytes, content_type: str) -> StoredObject:
-        if self.refusals > 0:
-            self.refusals -= 1
+        if self.rejections > 0:
+            self.rejections -= 1
             raise ObjectStoreUnavailable("the bucket can't be reached")
         return await super().put(key, body, content_type)
 
@@ -262,7 +262,7 @@ async def test_a_command_of_a_job_that_cannot_be_folded_is_given_back_and_not_lo
 
 async def test_an_outage_of_the_object_store_costs_no_attempt(store: Store, s3_config: S3Config) -> None:
     """Given a store that comes back, then the step goes on where it waited."""
-    async with bench(store, Away(s3_config, refusals=4)) as work:
+    async with bench(store, Away(s3_config, rejections=4)) as work:
         await work.attempt(work.runner(Hanging(-1)))
         codes = await work.codes()
         assert codes.count("step.start") == 1
@@ -274,7 +274,7 @@ async def test_an_outage_that_lasts_fails_the_step_in_the_end(
     store: Store, s3_config: S3Config, patience_s: float
 ) -> None:
     """Given a store that stays away, then the step says why it failed."""
-    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+    async with bench(store, Away(s3_config, rejections=10_000)) as work:
         for _ in range(2):
             await work.attempt(work.runner(Hanging(-1), outage_s=patience_s))
         error = (await work.bodies())[-2]
@@ -285,7 +285,7 @@ async def test_an_outage_that_lasts_fails_the_step_in_the_end(
 
 async def test_a_cancel_is_heard_during_an_outage(store: Store, s3_config: S3Config) -> None:
     """Given a step that waits for the store, when its job is cancelled, then it ends."""
-    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+    async with bench(store, Away(s3_config, rejections=10_000)) as work:
         run = asyncio.create_task(work.attempt(work.runner(Hanging(-1))))
         await eventually(lambda: _reached(work, "step.start"), what="the start")
         version = len(await work.codes())
@@ -321,7 +321,7 @@ async def test_how_an_earlier_attempt_made_a_picture_is_read_in_it(store: Store,
 
 async def test_a_stop_is_heard_during_an_outage(store: Store, s3_config: S3Config) -> None:
     """Given a step that waits for the store, when its runner stops, then it is handed back and no attempt is lost."""
-    async with bench(store, Away(s3_config, refusals=10_000)) as work:
+    async with bench(store, Away(s3_config, rejections=10_000)) as work:
         runner = work.runner(Hanging(-1))
         run = asyncio.create_task(work.attempt(runner))
         await eventually(lambda: _reached(work, "step.start"), what="the start")

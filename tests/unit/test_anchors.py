@@ -43,13 +43,13 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_a_changed_anchor_is_refused(field: str) -> None:
+def test_a_changed_anchor_is_rejected(field: str) -> None:
     with pytest.raises(anchors.BadAnchor, match="signature"):
         anchors.check(replace(ANCHOR, **{field: CHANGES[field]}), TRUSTED)
 
 
 @pytest.mark.parametrize("signature", ["", "x", "00", "é" * 64])
-def test_what_is_no_signature_is_refused(signature: str) -> None:
+def test_what_is_no_signature_is_rejected(signature: str) -> None:
     with pytest.raises(anchors.BadAnchor):
         anchors.check(replace(ANCHOR, signature=signature), TRUSTED)
 

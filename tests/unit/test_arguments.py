@@ -1,4 +1,4 @@
-"""What arguments of the command line are taken for, and which are refused."""
+"""What arguments of the command line are taken for, and which are rejected."""
 
 import argparse
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def test_sizes(text: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "12x", "x12", "1x2x3", "-4", "5.5", "٣"])
-def test_sizes_of_another_form_are_refused(text: str) -> None:
+def test_sizes_of_another_form_are_rejected(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         arguments.image_size(text)
 
@@ -55,6 +55,6 @@ def test_a_dash_is_standard_input(tmp_path: Path) -> None:
         (arguments.job_id, ""),
     ],
 )
-def test_what_cannot_be_used_is_refused(kind: Callable[[str], object], text: str) -> None:
+def test_what_cannot_be_used_is_rejected(kind: Callable[[str], object], text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         kind(text)

@@ -118,7 +118,7 @@ def test_what_is_no_bundle_is_told(text: bytes) -> None:
     assert report.flaws[0].line == 1
 
 
-def test_another_format_is_refused() -> None:
+def test_another_format_is_rejected() -> None:
     """A later release's bundle is no damaged one: the message says what it is."""
     writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, stream=None, since=None, private=False))
     writer._header = msgspec.structs.replace(writer._header, format="dreamforge-bundle/9")

@@ -219,7 +219,7 @@ def test_a_request_whose_answer_stays_lost_is_told_by_its_key(
     assert f"--idempotency-key {requests[0].headers['Idempotency-Key']}" in capsys.readouterr().err
 
 
-def test_a_refusal_for_now_is_told_where_no_answer_was_lost(serve: Serve) -> None:
+def test_a_rejection_for_now_is_told_where_no_answer_was_lost(serve: Serve) -> None:
     requests = serve({"POST /v1/jobs": error(503, "not now")})
     assert cli.main(["jobs", "create", "p"]) == 3
     assert len(requests) == 1

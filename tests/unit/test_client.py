@@ -87,10 +87,10 @@ def test_a_service_that_stays_away_is_given_up() -> None:
         list(client(script, patience_s=0).stream("j"))
 
 
-def test_a_refused_stream_is_an_error_at_once() -> None:
-    refusal = httpx.Response(404, json={"code": "not_found", "message": "There is no such job."})
+def test_a_rejected_stream_is_an_error_at_once() -> None:
+    rejection = httpx.Response(404, json={"code": "not_found", "message": "There is no such job."})
     with pytest.raises(ApiError, match="no such job"):
-        list(client(Script(refusal)).stream("j"))
+        list(client(Script(rejection)).stream("j"))
 
 
 def test_a_proxys_error_in_the_middle_is_waited_out() -> None:
@@ -280,7 +280,7 @@ def test_a_download_that_fails_leaves_no_file(
 
 
 def test_a_download_takes_no_more_than_was_recorded(tmp_path: Path) -> None:
-    """Given an object that was replaced by one without an end, then the download ends and is refused."""
+    """Given an object that was replaced by one without an end, then the download ends and is rejected."""
     sent: list[bytes] = []
 
     def endless() -> Iterator[bytes]:

@@ -33,7 +33,7 @@ def test_a_log_cursor_comes_back_as_it_went(log_id: UUID, marks: list[Mark]) -> 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda raw: raw.hex()))
 def test_any_other_text_is_a_value_error(text: str) -> None:
-    """Whatever a client sends is a cursor of ours, to the letter, or refused."""
+    """Whatever a client sends is a cursor of ours, to the letter, or rejected."""
     for kind in (JobsCursor, LogCursor):
         try:
             cursor = kind.decode(text)
@@ -43,7 +43,7 @@ def test_any_other_text_is_a_value_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_a_log_cursor_that_was_cut_off_is_refused(cut: int) -> None:
+def test_a_log_cursor_that_was_cut_off_is_rejected(cut: int) -> None:
     """Not read as one of fewer partitions, unless whole marks are missing, which the number of partitions tells."""
     whole = LogCursor(new_id(), {0: Mark.at(300, b"x" * 32)}).encode()
     with pytest.raises(ValueError):  # noqa: PT011  # any reason is as good

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.decisions import (
+    CommandRejected,
     FailAttempt,
     FailStart,
     FinishJob,
     HandBack,
     RecordItems,
-    Refused,
     RequestCancel,
     RequestErasure,
     RequestRetry,
@@ -216,7 +216,7 @@ def test_a_failure_with_a_cancel_pending_cancels() -> None:
     assert fail(History().started("generate").add(CancelRequested())) == ["step.finish cancelled"]
 
 
-def test_an_older_attempt_is_refused_whatever_it_wants() -> None:
+def test_an_older_attempt_is_rejected_whatever_it_wants() -> None:
     """The fence: an expected version alone would let a woken zombie succeed after folding again."""
     history = History().started("generate", 1).started("generate", 2)
     with pytest.raises(StaleAttempt):
@@ -228,12 +228,12 @@ def test_an_older_attempt_is_refused_whatever_it_wants() -> None:
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
-def test_a_finished_step_refuses_its_own_attempt(status: str) -> None:
+def test_a_finished_step_rejects_its_own_attempt(status: str) -> None:
     with pytest.raises(StaleAttempt):
         record(History().started("generate").finished("generate", status), 0)
 
 
-def test_a_start_is_refused_if_another_began_since_the_claim() -> None:
+def test_a_start_is_rejected_if_another_began_since_the_claim() -> None:
     """A runner frozen between claim and start must not take the step from whoever holds the lease by now."""
     history = History().started("generate")
     command = StartStep(
@@ -274,7 +274,7 @@ def test_a_cancel_is_recorded_once_and_only_while_the_job_goes_on() -> None:
     assert decide(History().add(CancelRequested()).state, ask) == []
     assert decide(History().add(CancelRequested(), JobFinish(status="cancelled")).state, ask) == []
     for outcome in ("succeeded", "failed"):
-        with pytest.raises(Refused, match=outcome):
+        with pytest.raises(CommandRejected, match=outcome):
             decide(History().add(CancelRequested(), JobFinish(status=outcome)).state, ask)
 
 
@@ -285,7 +285,7 @@ def test_a_retry_names_the_failed_step_and_needs_a_failed_job() -> None:
     assert isinstance(found, RetryRequested)
     assert (found.step_id, found.step_name) == (failed.step_id("upscale"), "upscale")
     for history in (failed.add(found), History(), History().add(JobFinish(status="cancelled"))):
-        with pytest.raises(Refused, match="Only a failed job"):
+        with pytest.raises(CommandRejected, match="Only a failed job"):
             decide(history.state, RequestRetry())
 
 
@@ -369,20 +369,20 @@ def test_the_step_that_waits_for_lost_images_outlives_a_failure_to_make_them() -
 def test_a_job_whose_text_was_erased_is_not_made_again() -> None:
     history = lost()
     history.add(JobErased(erased=["prompt"]))
-    with pytest.raises(Refused, match="was erased"):
+    with pytest.raises(CommandRejected, match="was erased"):
         decide(history.state, RequestRetry())
 
 
 def test_text_is_erased_once_and_only_of_a_job_that_has_ended() -> None:
     ask = RequestErasure()
     for history in (History(), History().started("generate").add(CancelRequested())):
-        with pytest.raises(Refused, match="cancel it before"):
+        with pytest.raises(CommandRejected, match="cancel it before"):
             decide(history.state, ask)
     ended = History().started("generate").finished("generate", "failed").add(JobFinish(status="failed"))
     (found,) = decide(ended.state, ask)
     assert found == JobErased(erased=["prompt"])
     assert decide(ended.add(found).state, ask) == []
-    with pytest.raises(Refused, match="was erased"):
+    with pytest.raises(CommandRejected, match="was erased"):
         decide(ended.state, RequestRetry())
 
 

@@ -50,7 +50,7 @@ def test_a_wish_becomes_a_chained_job() -> None:
         ("--size=a", "SIZE"),
     ],
 )
-def test_a_wrong_wish_is_refused_by_its_variables_name(
+def test_a_wrong_wish_is_rejected_by_its_variables_name(
     argument: str, variable: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exited:

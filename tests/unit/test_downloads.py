@@ -51,7 +51,7 @@ def test_a_file_bears_its_name_only_when_all_of_it_is_there(tmp_path: Path) -> N
 
 
 def test_what_came_wrong_is_thrown_away(tmp_path: Path) -> None:
-    """Given a part of another file, then the try is refused, and the next one begins anew."""
+    """Given a part of another file, then the try is rejected, and the next one begins anew."""
     _left(tmp_path, b"something else")
     with pytest.raises(RegistryError, match="Try again"):
         transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
@@ -89,7 +89,7 @@ def test_no_file_leaves_the_folder(tmp_path: Path, path: str) -> None:
 
 
 def test_no_file_comes_where_the_registry_does_not_look(tmp_path: Path) -> None:
-    """Given a repository that holds weights among the hub's own notes, then it is refused."""
+    """Given a repository that holds weights among the hub's own notes, then it is rejected."""
     with pytest.raises(RegistryError, match="is not registered"):
         transfer_files(tmp_path, [ExpectedFile(path=".cache/huggingface/x.safetensors", size=1, digest="")], rest(b"x"))
     assert list(tmp_path.iterdir()) == []

@@ -55,14 +55,14 @@ def test_content_type_is_what_the_bytes_are(fmt: ImageFormat, media_type: str, p
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_refuses_more_pixels_than_allowed(fmt: ImageFormat) -> None:
+def test_rejects_more_pixels_than_allowed(fmt: ImageFormat) -> None:
     body = encode(picture(), fmt)
     assert decode(body, 40 * 24).size == (40, 24)
     with pytest.raises(InvalidSource, match="40x24, more than the 959 pixels allowed"):
         decode(body, 40 * 24 - 1)
 
 
-def test_refuses_a_bomb_by_its_header_alone() -> None:
+def test_rejects_a_bomb_by_its_header_alone() -> None:
     """A few bytes may claim a picture of 120 gigapixels; the process-wide limit of Pillow is left alone."""
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(InvalidSource, match="400000x300000"):
@@ -76,7 +76,7 @@ def test_own_limit_may_exceed_the_one_of_pillow(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("body", [b"", b"<Error>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x89PNG"])
-def test_refuses_what_is_no_image(body: bytes) -> None:
+def test_rejects_what_is_no_image(body: bytes) -> None:
     with pytest.raises(InvalidSource):
         decode(body, PLENTY)
 
@@ -84,7 +84,7 @@ def test_refuses_what_is_no_image(body: bytes) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 @settings(max_examples=100)
 @given(data=st.data())
-def test_damage_is_refused_or_harmless(fmt: ImageFormat, data: st.DataObject) -> None:
+def test_damage_is_rejected_or_harmless(fmt: ImageFormat, data: st.DataObject) -> None:
     """However an object was damaged, decoding it ends in a picture or in `InvalidSource`."""
     body = bytearray(encode(picture(), fmt))
     for place in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=8)):

@@ -91,7 +91,7 @@ def test_the_failure_says_where_it_comes_from() -> None:
         " upscale",
     ],
 )
-def test_refuses_another_form_and_shows_the_right_one(text: str) -> None:
+def test_rejects_another_form_and_shows_the_right_one(text: str) -> None:
     with pytest.raises(ValueError, match=r"step\[:item\]\[:times\]"):
         FaultPlan.parse(text)
 

@@ -28,12 +28,12 @@ def test_same_source_gives_the_same_pixels() -> None:
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3, 8])
-def test_refuses_another_scale(scale: int) -> None:
+def test_rejects_another_scale(scale: int) -> None:
     with pytest.raises(InvalidInput, match=f"by 2 or 4, not by {scale}"):
         ImageUpscaler().upscale(Image.new("RGB", (16, 16)), scale)
 
 
 @pytest.mark.parametrize("mode", ["1", "P"])
-def test_refuses_a_mode_that_pillow_would_enlarge_in_blocks(mode: str) -> None:
+def test_rejects_a_mode_that_pillow_would_enlarge_in_blocks(mode: str) -> None:
     with pytest.raises(InvalidSource, match=f"mode '{mode}'"):
         ImageUpscaler().upscale(Image.new(mode, (16, 16)), 2)

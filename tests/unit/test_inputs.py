@@ -45,14 +45,14 @@ def test_a_time_with_any_offset(text: str) -> None:
     "text",
     ["", "now", "12:00", "2026-13-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "٢٠٢٦"],
 )
-def test_anything_else_is_refused_by_name(text: str) -> None:
+def test_anything_else_is_rejected_by_name(text: str) -> None:
     with pytest.raises(ApiError) as caught:
         moment(asked(f"since_ts={quote(text)}"), "since_ts")
     assert caught.value.details == {"field": "since_ts", "reason": "must be a time like 2026-01-02T12:00:00Z"}
 
 
 def test_a_long_text_costs_no_time() -> None:
-    """Given tens of kilobytes, which would keep the pattern for a blank's place busy for hours, then it is refused."""
+    """Given tens of kilobytes, which would keep the pattern for a blank's place busy for hours, then it is rejected."""
     with pytest.raises(ApiError):
         moment(asked("at=" + "T00" * 20_000), "at")
 

@@ -141,7 +141,7 @@ def test_stripping_takes_the_texts_and_leaves_the_rest(fmt: ImageFormat) -> None
 @pytest.mark.parametrize("fmt", FORMATS)
 @given(data=st.data())
 def test_a_broken_file_is_told_in_a_sentence(fmt: ImageFormat, data: Any) -> None:
-    """Given any byte changed, or the file cut anywhere, then it is read, or refused."""
+    """Given any byte changed, or the file cut anywhere, then it is read, or rejected."""
     body = bytearray(embed(picture(fmt), a_lineage()))
     at = data.draw(st.integers(0, len(body) - 1))
     body[at] ^= data.draw(st.integers(1, 255))

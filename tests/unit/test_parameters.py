@@ -54,7 +54,7 @@ def test_a_long_text_is_not_repeated_whole() -> None:
         ({"$ref": "file:///etc/passwd"}, "leads to nothing within it"),
     ],
 )
-def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], reason: str) -> None:
+def test_a_schema_that_cannot_be_used_is_rejected(schema: dict[str, Any], reason: str) -> None:
     """Given one that is none, or that needs what lies elsewhere, then it is told what is wrong, and nothing fetched."""
     with pytest.raises(BadSchema, match=reason):
         check(schema)

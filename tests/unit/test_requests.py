@@ -1,4 +1,4 @@
-"""What POST /v1/jobs accepts: every bound at its edge and one beyond, and the words of each refusal."""
+"""What POST /v1/jobs accepts: every bound at its edge and one beyond, and the words of each rejection."""
 
 import json
 import traceback
@@ -27,8 +27,8 @@ def read(body: object) -> JobRequest:
     return parse(json.dumps(body).encode()).request
 
 
-def refused(body: object) -> dict[str, Any]:
-    """The details with which a request is refused."""
+def rejected(body: object) -> dict[str, Any]:
+    """The details with which a request is rejected."""
     with pytest.raises(ApiError) as caught:
         read(body)
     assert caught.value.code == "invalid_input"
@@ -36,8 +36,8 @@ def refused(body: object) -> dict[str, Any]:
     return dict(caught.value.details)
 
 
-def refused_bytes(body: bytes) -> dict[str, Any]:
-    """The details with which a body is refused."""
+def rejected_bytes(body: bytes) -> dict[str, Any]:
+    """The details with which a body is rejected."""
     with pytest.raises(ApiError) as caught:
         parse(body)
     return dict(caught.value.details or {})
@@ -77,7 +77,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "engine": ["sdxl", "flux-srpo"],
     "metadata": [{}, {"k" * 64: "v" * 512}, {str(n): "" for n in range(16)}],
 }
-REFUSED: dict[str, list[Any]] = {
+REJECTED: dict[str, list[Any]] = {
     "type": ["upscale", "", 1],
     "prompt": ["", "x" * 4097, 1, ["x"]],
     "negative_prompt": ["x" * 4097, False],
@@ -111,9 +111,9 @@ def test_every_field_is_accepted_up_to_its_bounds(field: str, value: Any) -> Non
     assert found == (UUID(value) if field == "model_id" else value)
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REFUSED.items() for value in values])
-def test_every_field_is_refused_beyond_them_and_named(field: str, value: Any) -> None:
-    details = refused({**BASE, field: value})
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REJECTED.items() for value in values])
+def test_every_field_is_rejected_beyond_them_and_named(field: str, value: Any) -> None:
+    details = rejected({**BASE, field: value})
     assert details["field"] == field
     assert details["reason"]
 
@@ -148,7 +148,7 @@ def test_null_is_as_good_as_absent(field: str) -> None:
 @pytest.mark.parametrize("field", ["type", "prompt"])
 def test_what_is_required_may_be_neither_absent_nor_null(field: str) -> None:
     without = {name: value for name, value in BASE.items() if name != field}
-    assert refused(without) == refused({**BASE, field: None}) == {"field": field, "reason": "required"}
+    assert rejected(without) == rejected({**BASE, field: None}) == {"field": field, "reason": "required"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_is_required_may_be_neither_absent_nor_null(field: str) -> None:
     ],
 )
 def test_an_unknown_field_is_named(body: object, field: str) -> None:
-    assert refused(body) == {"field": field, "reason": "unknown field"}
+    assert rejected(body) == {"field": field, "reason": "unknown field"}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_an_unknown_field_is_named(body: object, field: str) -> None:
     ],
 )
 def test_a_bad_upscale_is_named_within_the_chain(upscale: dict[str, Any], field: str) -> None:
-    assert refused(chained(**upscale))["field"] == f"chain.upscale.{field}"
+    assert rejected(chained(**upscale))["field"] == f"chain.upscale.{field}"
 
 
 def test_an_upscale_has_defaults_and_nulls_of_its_own() -> None:
@@ -208,8 +208,8 @@ def test_an_empty_chain_is_no_chain(chain: Any) -> None:
         (piped(first={"prompt": "\0"}), "pipeline[0].prompt"),
     ],
 )
-def test_text_that_postgresql_cannot_keep_is_refused(body: object, field: str) -> None:
-    assert refused(body) == {"field": field, "reason": "contains U+0000"}
+def test_text_that_postgresql_cannot_keep_is_rejected(body: object, field: str) -> None:
+    assert rejected(body) == {"field": field, "reason": "contains U+0000"}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_text_that_postgresql_cannot_keep_is_refused(body: object, field: str) -
         b'{"type":"generate","prompt":"x"} {}',
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_rejected(body: bytes) -> None:
     """Lone surrogates, escaped or raw, are no JSON that can be kept."""
     with pytest.raises(ApiError) as caught:
         parse(body)
@@ -263,7 +263,7 @@ def test_a_deep_body_does_not_fill_the_memory() -> None:
     body = (b'{"%s":' % name.encode()) * depth + b"1" + b"}" * depth
     tracemalloc.start()
     try:
-        refused_bytes(body)
+        rejected_bytes(body)
         assert tracemalloc.get_traced_memory()[1] < 20 * len(body)
     finally:
         tracemalloc.stop()
@@ -271,17 +271,17 @@ def test_a_deep_body_does_not_fill_the_memory() -> None:
 
 @pytest.mark.parametrize("number", ["1" * 5000, "1e400"])
 def test_a_number_out_of_range_is_called_so(number: str) -> None:
-    found = refused_bytes(b'{"type":"generate","prompt":"x","seed":%s}' % number.encode())
+    found = rejected_bytes(b'{"type":"generate","prompt":"x","seed":%s}' % number.encode())
     assert found == {"field": "body", "reason": "holds a number that is out of range"}
 
 
 def test_a_long_name_is_not_sent_back_whole() -> None:
-    assert len(refused({**BASE, "x" * 100_000: 1})["field"]) == 200
+    assert len(rejected({**BASE, "x" * 100_000: 1})["field"]) == 200
 
 
 @pytest.mark.parametrize("depth", [100, 480, 700, 900, 100_000])
 @pytest.mark.parametrize("pair", ["[]", '{"a":}'])
-def test_deep_nesting_is_refused_however_deep(depth: int, pair: str) -> None:
+def test_deep_nesting_is_rejected_however_deep(depth: int, pair: str) -> None:
     """Given nesting that the decoder takes and the checks after it can't, then it is no bug either."""
     opened, closed = pair[:-1], pair[-1]
     body = '{"type":"generate","prompt":"x","z":' + opened * depth + "1" + closed * depth + "}"
@@ -306,7 +306,7 @@ def test_a_pipelines_upscale_has_defaults() -> None:
 def test_metadata_stands_beside_a_pipeline() -> None:
     assert read(piped(metadata={"k": "v"})).metadata == {"k": "v"}
     assert read(piped(metadata=None, type=None, chain=None)) == read(piped())
-    assert refused(piped(metadata={"k": 1}))["field"] == "metadata"
+    assert rejected(piped(metadata={"k": 1}))["field"] == "metadata"
 
 
 def test_the_legacy_form_makes_the_same_generate_step_as_the_others() -> None:
@@ -340,13 +340,13 @@ def test_the_legacy_form_makes_the_same_generate_step_as_the_others() -> None:
         [BASE, {"type": "upscale", "mode": 1}],
     ],
 )
-def test_any_other_pipeline_is_refused_in_the_plans_words(pipeline: Any) -> None:
-    assert refused({"pipeline": pipeline}) == ONLY
+def test_any_other_pipeline_is_rejected_in_the_plans_words(pipeline: Any) -> None:
+    assert rejected({"pipeline": pipeline}) == ONLY
 
 
 def test_a_bad_generate_field_of_a_pipeline_is_named() -> None:
-    assert refused(piped(first={"width": 15}))["field"] == "pipeline[0].width"
-    assert refused({"pipeline": [{"type": "generate"}, {"type": "upscale"}]}) == {
+    assert rejected(piped(first={"width": 15}))["field"] == "pipeline[0].width"
+    assert rejected({"pipeline": [{"type": "generate"}, {"type": "upscale"}]}) == {
         "field": "pipeline[0].prompt",
         "reason": "required",
     }
@@ -356,10 +356,10 @@ def test_a_bad_generate_field_of_a_pipeline_is_named() -> None:
 def test_nothing_of_the_other_forms_stands_beside_a_pipeline(field: str) -> None:
     value = {"type": "generate", "prompt": "x", "chain": {}, "provider": "x"}.get(field, 64)
     beside: dict[str, Any] = {field: value}
-    assert refused(piped(**beside)) == {"field": field, "reason": "can't stand beside pipeline"}
+    assert rejected(piped(**beside)) == {"field": field, "reason": "can't stand beside pipeline"}
 
 
-def test_a_refusal_keeps_nothing_of_the_refusals_before_it() -> None:
+def test_a_rejection_keeps_nothing_of_the_rejections_before_it() -> None:
     """An exception raised a second time would hold the frames, and so the bodies, of both requests."""
     depths = []
     for _ in range(2):
@@ -384,8 +384,8 @@ def test_a_seed_is_drawn_only_where_none_is_given() -> None:
     assert job_of({**BASE, "seed": 0}, seed=7)[0].generate.seed == 0
 
 
-def refused_job(body: object, **more: Any) -> dict[str, Any]:
-    """The details with which a well-formed request is refused."""
+def rejected_job(body: object, **more: Any) -> dict[str, Any]:
+    """The details with which a well-formed request is rejected."""
     with pytest.raises(ApiError) as caught:
         job_of(body, **more)
     assert caught.value.code == "invalid_input"
@@ -394,7 +394,7 @@ def refused_job(body: object, **more: Any) -> dict[str, Any]:
 
 def test_the_diffusion_upscaler_is_not_strictly_of_scale_two() -> None:
     strict = {"impl": "diffusion", "strict_scale": True}
-    assert refused_job(chained(**strict, scale=2))["field"] == "chain.upscale.strict_scale"
+    assert rejected_job(chained(**strict, scale=2))["field"] == "chain.upscale.strict_scale"
     assert job_of(chained(**strict, scale=4))
     assert job_of(chained(impl="diffusion", scale=2))
     assert job_of(chained(impl="gan", scale=2, strict_scale=True))
@@ -445,7 +445,7 @@ def test_a_request_cannot_be_told_from_what_is_kept_of_it() -> None:
 def test_the_output_may_have_so_many_pixels_and_no_more(body: object, pixels: int, field: str) -> None:
     """The limit is on what is written in the end, after the upscale."""
     assert job_of(body, max_pixels=pixels)
-    details = refused_job(body, max_pixels=pixels - 1)
+    details = rejected_job(body, max_pixels=pixels - 1)
     assert (details["field"], details["max_pixels"]) == (field, pixels - 1)
 
 
@@ -466,8 +466,8 @@ ELEMENTS = st.builds(lambda kind, more: {"type": kind, **more}, st.sampled_from(
 PIPELINES = st.fixed_dictionaries({"pipeline": st.lists(ELEMENTS, max_size=3)}, optional={"metadata": VALUES})
 
 
-def only_a_request_or_a_refusal(body: bytes) -> None:
-    """A body is understood, or refused in a way that can be told as JSON; it never breaks the parser."""
+def only_a_request_or_a_rejection(body: bytes) -> None:
+    """A body is understood, or rejected in a way that can be told as JSON; it never breaks the parser."""
     found: JobRequest | ApiError
     try:
         found = parse(body).request
@@ -479,14 +479,14 @@ def only_a_request_or_a_refusal(body: bytes) -> None:
 
 
 @given(OBJECTS | OBJECTS.map(lambda more: {**BASE, **more}) | PIPELINES | VALUES)
-def test_any_json_is_a_request_or_a_refusal(body: object) -> None:
-    only_a_request_or_a_refusal(json.dumps(body).encode())
+def test_any_json_is_a_request_or_a_rejection(body: object) -> None:
+    only_a_request_or_a_rejection(json.dumps(body).encode())
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
-    only_a_request_or_a_refusal(body)
-    only_a_request_or_a_refusal(b'{"type":"generate","prompt":"x",' + body + b"}")
+def test_any_bytes_are_a_request_or_a_rejection(body: bytes) -> None:
+    only_a_request_or_a_rejection(body)
+    only_a_request_or_a_rejection(b'{"type":"generate","prompt":"x",' + body + b"}")
 
 
 @pytest.mark.parametrize(
@@ -501,10 +501,10 @@ def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
         (b'{"type":"generate","prompt":"x","bogus":null}', "unknown field"),
     ],
 )
-def test_a_refusal_says_what_is_allowed(body: bytes, said: str) -> None:
+def test_a_rejection_says_what_is_allowed(body: bytes, said: str) -> None:
     """In words of JSON, not of Python."""
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as rejected:
         parse(body)
-    assert refused.value.details is not None
-    assert said in refused.value.details["reason"]
-    assert "int |" not in refused.value.message
+    assert rejected.value.details is not None
+    assert said in rejected.value.details["reason"]
+    assert "int |" not in rejected.value.message

@@ -221,7 +221,7 @@ def test_a_missing_dotenv_file_is_no_matter(tmp_path: Path) -> None:
     ],
 )
 def test_the_public_endpoint_has_the_path_that_the_store_sees(endpoint: str, public: str, accepted: bool) -> None:  # noqa: FBT001
-    """A presigned URL's path is signed: behind a proxy that strips one the store would refuse every image."""
+    """A presigned URL's path is signed: behind a proxy that strips one the store would reject every image."""
     given = {"DF_S3_ENDPOINT": endpoint, "DF_S3_PUBLIC_ENDPOINT": public}
     if accepted:
         assert settings(**given).s3_public_endpoint == public.rstrip("/")

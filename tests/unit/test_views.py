@@ -120,7 +120,7 @@ def test_a_retry_at_an_earlier_step_queues_the_failed_one_too() -> None:
     assert (job.steps[0].status, job.steps[0].completed) == ("succeeded", 1)
 
 
-def test_an_event_seen_before_changes_nothing_and_a_gap_is_refused() -> None:
+def test_an_event_seen_before_changes_nothing_and_a_gap_is_rejected() -> None:
     history = chained()
     job = seen(history)
     assert evolve(job, history.events[3]) is job

@@ -1,4 +1,4 @@
-"""A log on paper: what the database would hold, computed by the formulas alone, for tests that forge it."""
+"""A log in memory, with hashes computed as the database does, for tests that tamper with it."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ CODES = ("job.created", "step.start", "artifact.written", "step.finish", "job.fi
 
 
 def log(rng: random.Random, events: int, streams: int = 5) -> list[AuditEvent]:
-    """A sound log of some streams, some of their events with personal text, in the order in which it was written."""
+    """A valid log of some streams in commit order. Some events have private text."""
     ids = [UUID(int=rng.getrandbits(128)) for _ in range(streams)]
     rows: list[AuditEvent] = []
     versions = dict.fromkeys(ids, 0)
@@ -56,16 +56,16 @@ def log(rng: random.Random, events: int, streams: int = 5) -> list[AuditEvent]:
 
 
 def chained(row: AuditEvent, before: Sequence[AuditEvent]) -> AuditEvent:
-    """A row with the hashes that the database would give it after the others."""
+    """A row with the hashes that the database would compute after the other rows."""
     [row] = read([*before, row])[-1:]
     row = replace(row, hash=event_hash(row.previous_hash or STREAM_GENESIS, row))
     return replace(row, chain=event_chain(row.previous_chain or chain_genesis(LOG.log_id, row.partition), row))
 
 
 def read(rows: Iterable[AuditEvent]) -> list[AuditEvent]:
-    """Rows as the archive reads them: each with the links of the rows that stand before it now."""
+    """Rows as `AuditReader` returns them: each with the hashes of the rows that now precede it."""
     table = list(rows)
-    # Of two that claim one version the earlier counts; the database refuses the second.
+    # Of two events with one version, the earlier counts: the database rejects the second.
     hashes = {(row.stream_id, row.version): row.hash for row in reversed(ordered(table))}
     chains = {(row.partition, row.position): row.chain for row in table}
     return [
@@ -84,16 +84,16 @@ def ordered(rows: Iterable[AuditEvent]) -> list[AuditEvent]:
 
 
 def ends(rows: Iterable[AuditEvent]) -> dict[int, tuple[int, bytes]]:
-    """Where each partition ends, as an anchor signs it."""
+    """The end of each partition, for an anchor."""
     return {row.partition: (row.position, row.chain) for row in ordered(rows)}
 
 
 def chains(rows: Iterable[AuditEvent]) -> dict[tuple[int, int], bytes]:
-    """Every chain by its place, as an anchor is held against them."""
+    """The chain hash at every position, to compare with an anchor."""
     return {(row.partition, row.position): row.chain for row in rows}
 
 
 FIELDS = tuple(
     field.name for field in msgspec.structs.fields(AuditEvent) if field.name not in {"previous_hash", "previous_chain"}
 )
-"""Everything that a row holds."""
+"""All fields of a row."""

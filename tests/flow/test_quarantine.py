@@ -24,9 +24,10 @@ MENDED = '''
 """This release as a later one will be: it can read what this one can't."""
 from typing import Any
 import msgspec
-from eventstore import codec, events
+from orchestrator import codec
+from orchestrator.events import steps
 
-class StepStart(events.StepStart, frozen=True, kw_only=True):
+class StepStart(steps.StepStart, frozen=True, kw_only=True):
     runner: str = "unknown"
 
 codec._DECODERS["step.start"] = msgspec.json.Decoder(StepStart)
@@ -45,7 +46,7 @@ BROKEN = '''
 """This release with a bug in the code that reads jobs of one seed."""
 import orchestrator.process_manager
 import projections.projector
-from eventstore.events import JobCreated
+from orchestrator.events.jobs import JobCreated
 
 react = orchestrator.process_manager.react
 evolve = projections.projector.evolve

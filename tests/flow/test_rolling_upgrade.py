@@ -9,15 +9,16 @@ import msgspec
 
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
-from tests.kit import Api, Service, codes, connect, eventually, roles_environ
+from tests.kit import Api, Service, codes, connect, eventually, project_root, roles_environ
 
 LATER_RELEASE = '''
 """This release as a later one will be: with one more kind of event."""
 from typing import ClassVar
 import msgspec
-from eventstore import codec, events
+from orchestrator import codec
+from orchestrator.events import base
 
-class JobAnnotated(events.DomainEvent, frozen=True, kw_only=True):
+class JobAnnotated(base.DomainEvent, frozen=True, kw_only=True):
     code: ClassVar[str] = "job.annotated"
     def message(self):
         return "Annotated."
@@ -86,7 +87,7 @@ async def test_an_old_orchestrator_stops_before_what_it_does_not_know(
         assert api.job(waiting)["status"] == "queued"
 
         start("runner")
-        start("orchestrator", PYTHONPATH=str(tmp_path))
+        start("orchestrator", PYTHONPATH=f"{tmp_path}:{project_root()}")
         for job in (first, waiting):
             assert api.finished(job)["status"] == "succeeded"
             assert codes(api.history(job)).count("step.start") == 1

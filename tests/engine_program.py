@@ -1,4 +1,4 @@
-"""An engine process without a model: it paints landscapes by the batch, and says all that a real one says."""
+"""An engine process without a model: it draws landscapes in batches, and sends all messages of a real one."""
 
 import os
 import sys
@@ -20,13 +20,13 @@ MEMORY = Memory(before=1 << 20, peak=3 << 20, after=2 << 20, total=1 << 30)
 
 
 def begin(config: EngineConfig) -> tuple[Ready, RenderFunction]:
-    """Start at once."""
+    """Start without imports."""
     del config
     return Ready(versions={"painter": "1"}, device="cpu"), render
 
 
 def render(work: Work, watch: ProgressReporter) -> None:
-    """Paint a batch, or enlarge a picture."""
+    """Draw a batch, or enlarge an image."""
     specs = [work.spec] if isinstance(work, Enlarge) else work.specs
     for spec in specs:
         if spec.prompt != LATE:

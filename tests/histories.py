@@ -1,4 +1,4 @@
-"""Histories of jobs as they may have happened, drawn at random."""
+"""Random valid histories of jobs."""
 
 import random
 from typing import Any
@@ -20,7 +20,7 @@ from tests.kit import History, event
 
 
 def history(rng: random.Random) -> History:
-    """A job of one or two steps, with retries, failures and cancels, that stopped anywhere on its way."""
+    """A random history of one or two steps with retries, failures and cancels, complete or not."""
     drawn = History(scale=rng.choice([None, 2, 4]), count=rng.randint(1, 4))
     for step in drawn.created.steps:
         if step.name == "upscale" and rng.random() < 0.2:
@@ -31,7 +31,7 @@ def history(rng: random.Random) -> History:
 
 
 def _lose(drawn: History, rng: random.Random) -> None:
-    """Fail an upscale since a generated image is gone, and make that again."""
+    """Fail an upscale because a generated image is lost, and render that image again."""
     item = rng.randrange(drawn.created.generate.count)
     gone: dict[str, Any] = {"error_code": "provider_error", "error_message": "no such object", "lost": [item]}
     upscale: dict[str, Any] = {"step_id": drawn.step_id("upscale"), "step_name": "upscale"}
@@ -44,7 +44,7 @@ def _lose(drawn: History, rng: random.Random) -> None:
 
 
 def append(drawn: History, *, known: int = 0) -> Append:
-    """What appends a history to the log, from after the events that are known there already."""
+    """An append of a history's events after the known ones."""
     events = [
         event(decoded.body, private=Private(prompt="a castle") if decoded.version == 1 else None)
         for decoded in drawn.events[known:]
@@ -54,7 +54,7 @@ def append(drawn: History, *, known: int = 0) -> Append:
 
 
 def _step(drawn: History, rng: random.Random, name: StepName) -> bool:
-    """Run a step; answers whether the job goes on after it."""
+    """Run a step. Returns whether the job continues."""
     step: dict[str, Any] = {"step_id": drawn.step_id(name), "step_name": name}
     count = drawn.created.generate.count
     attempt, written = drawn.state.step(drawn.step_id(name)).attempt, 0

@@ -58,7 +58,7 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 
 
 def generate_params(**changes: Any) -> GenerateParams:
-    """What generate was asked for: one tiny image, unless changed."""
+    """Parameters of a generate step: one tiny image, unless changed."""
     given: dict[str, Any] = {
         "width": 64,
         "height": 64,
@@ -129,14 +129,14 @@ def stream_in(partition: int, partitions: int = 8) -> UUID:
 def decoded_event(
     body: DomainEvent, version: int, *, job_id: UUID, ts: datetime = NOON, private: Private | None = None
 ) -> DecodedEvent:
-    """An event as folds see it."""
+    """A decoded event."""
     return DecodedEvent(
         stream_id=job_id, tenant="default", version=version, ts=ts, body=body, meta=Meta(), private=private or Private()
     )
 
 
 class History:
-    """A job's history under construction, for given/when/then."""
+    """A builder of a job's history."""
 
     def __init__(self, *, scale: int | None = 2, **generate: Any) -> None:
         self.job_id = new_id()
@@ -155,11 +155,11 @@ class History:
         return next(step.step_id for step in self.created.steps if step.name == name)
 
     def started(self, name: StepName, attempt: int = 1) -> Self:
-        """A runner takes a step."""
+        """A runner starts a step."""
         return self.add(StepStart(step_id=self.step_id(name), step_name=name, attempt=attempt, runner="r"))
 
     def item(self, name: StepName, index: int, attempt: int = 1) -> ArtifactWritten:
-        """An item of a step as it is written."""
+        """The artifact of an item of a step."""
         return ArtifactWritten(
             step_id=self.step_id(name),
             step_name=name,
@@ -176,7 +176,7 @@ class History:
         )
 
     def rewritten(self, name: StepName, index: int) -> ArtifactRewritten:
-        """An item that was written, as erasure leaves it."""
+        """The rewritten artifact of an item, after an erasure."""
         written = next(step for step in self.state.steps if step.name == name).artifacts[index]
         kept = {field: getattr(written, field) for field in ArtifactEvent.__struct_fields__}
         return ArtifactRewritten(**kept | {"bytes": 9, "sha256": "1" * 64})
@@ -191,7 +191,7 @@ class History:
 
     @property
     def state(self) -> JobState:
-        """The job's state after all of it."""
+        """The job's state after all events."""
         state: JobState | None = None
         for one in self.events:
             state = apply(state, one)
@@ -203,7 +203,7 @@ class History:
 
 
 class Store:
-    """An event store on a database of its own, as one process would hold it."""
+    """An event store on its own database."""
 
     def __init__(self, url: str, *, listen: bool = True) -> None:
         listen = listen and pooler.listens()
@@ -213,7 +213,7 @@ class Store:
         self.committer = Committer(self.log, self.notifier)
 
     async def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
         await self.committer.stop()
         await self.notifier.stop()
         await self.database.close()
@@ -223,7 +223,7 @@ class Store:
         return [one.code for one in await self.log.stream(stream)]
 
     async def state(self, job_id: UUID) -> JobState:
-        """A job as its history tells it."""
+        """The folded state of a job."""
         state: JobState | None = None
         for one in await self.log.stream(job_id):
             state = apply(state, codec.decode_event(one))
@@ -232,12 +232,12 @@ class Store:
 
 
 async def connect(url: str) -> asyncpg.Connection:
-    """A plain connection, for whatever a test does behind the store's back."""
+    """A plain connection, for changes that bypass the store."""
     return await asyncpg.connect(url)
 
 
 async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = 20.0, what: str = "it") -> T:
-    """Wait until a probe's answer is true; the bound only ends a test that hangs."""
+    """Wait until a probe returns a true value. The timeout only ends a test that hangs."""
     deadline = time.monotonic() + within
     while True:
         found = await probe()
@@ -251,12 +251,12 @@ async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = 20.0,
 
 
 def outside() -> dict[str, str]:
-    """The environment of these tests, without what would be settings of a service."""
+    """The environment of the tests without settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("DF_", "AWS_"))}
 
 
 class Service:
-    """One `dreamforge` process: started, spoken to, stopped, killed."""
+    """One `dreamforge` process."""
 
     def __init__(self, role: str, environ: Mapping[str, str], *arguments: str) -> None:
         self.role = role
@@ -286,17 +286,17 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where the API listens; waits until it does."""
+        """The URL of the API. Waits until it listens."""
         return self._announced("listening")
 
     @property
     def health_url(self) -> str:
-        """Where a role without an API serves its health; waits until it does."""
+        """The health URL of a role without an API. Waits until it listens."""
         return self._announced("serving health")
 
     @property
     def announced(self) -> str | None:
-        """Where the process serves, its API or its health; None as long as it has not said so."""
+        """The URL of the API or the health endpoint; None before the process has logged it."""
         return next(iter(self._urls.values()), None)
 
     def _announced(self, event: str) -> str:
@@ -306,7 +306,7 @@ class Service:
 
     @property
     def output(self) -> str:
-        """The end of what the process logged."""
+        """The end of the process's log."""
         return "".join(self.lines[-40:])
 
     def stop(self) -> int:
@@ -340,7 +340,7 @@ def dreamforge(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str
 
 
 SERVICE_LOGIN = ("df_test_service", "df_test_service")
-"""User and password of the login with which services run: it has the service's rights, and owns nothing."""
+"""User and password of the service's login, which has the service's rights and owns nothing."""
 
 
 def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
@@ -364,7 +364,7 @@ def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
 
 
 class Sse(msgspec.Struct, frozen=True):
-    """One server-sent event, as read off the wire."""
+    """One server-sent event."""
 
     event: str
     data: Any
@@ -387,7 +387,7 @@ class Api:
         return self.http.post("/v1/jobs", json=body, headers=headers)
 
     def create(self, *, scale: int | None = 2, **more: Any) -> str:
-        """A small job; answers its id."""
+        """Create a small job. Returns its id."""
         body: dict[str, Any] = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2} | more
         if scale is not None:
             body["chain"] = {"upscale": {"scale": scale}}
@@ -396,7 +396,7 @@ class Api:
         return str(answer.json()["job"]["id"])
 
     def get(self, path: str, **params: Any) -> Any:
-        """GET, expecting 200; answers the JSON."""
+        """GET, expecting 200. Returns the JSON."""
         answer = self.http.get(path, params=params)
         assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
         return answer.json()
@@ -410,7 +410,7 @@ class Api:
         return list(self.get(f"/v1/jobs/{job_id}/artifacts", **params)["artifacts"])
 
     def history(self, job_id: str) -> list[Any]:
-        """The whole history of a job."""
+        """All events of a job."""
         events: list[Any] = []
         after = 0
         while True:
@@ -431,7 +431,7 @@ class Api:
             time.sleep(0.03)
 
     def stream(self, job_id: str, *, last_event_id: str | None = None, **params: Any) -> list[Sse]:
-        """The whole stream of a job, to the end that the server gives it."""
+        """All messages of a job's stream, until the server ends it."""
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         with self.http.stream("GET", f"/v1/jobs/{job_id}/progress/stream", params=params, headers=headers) as answer:
             assert answer.status_code == 200
@@ -439,7 +439,7 @@ class Api:
 
 
 def parse_sse(text: str) -> list[Sse]:
-    """The events of a transcript whose frames are as the contract says: event, data, id, each on a line."""
+    """The events of a stream in the contract's format: event, data and id, each on one line."""
     events: list[Sse] = []
     for frame in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in frame.splitlines() if ": " in line)
@@ -449,7 +449,7 @@ def parse_sse(text: str) -> list[Sse]:
 
 
 class Metrics:
-    """What a process answers a scraper."""
+    """The metrics of a process."""
 
     def __init__(self, base: str) -> None:
         answer = httpx.get(f"{base}/metrics", timeout=30, trust_env=False)
@@ -457,7 +457,7 @@ class Metrics:
         self.samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A sample's value; None if there is none by this name with exactly these labels."""
+        """The value of the sample with this name and exactly these labels; None if there is none."""
         found = [one.value for one in self.samples if (one.name, one.labels) == (name, labels)]
         assert len(found) <= 1, f"{name} is there twice"
         return found[0] if found else None

@@ -1,4 +1,4 @@
-"""Events that this release can't read, as a bug in another release, or in this one, would leave them in the log."""
+"""Events that this release cannot read, as a bug in this or another release could append them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,16 +16,16 @@ CREATED: dict[str, Any] = {
     "generate": msgspec.to_builtins(generate_params()),
     "upscale": None,
 }
-"""The data of a sound job.created."""
+"""The data of a valid job.created."""
 
 UNKNOWN_VALUE = ("job.created", CREATED | {"generate": CREATED["generate"] | {"format": "avif"}})
-"""An enum's value of a later release, under the schema version of this one."""
+"""An enum value of a later release, with this release's schema version."""
 NO_SUCH_OUTCOME = ("job.finish", {"status": "abandoned"})
 """The same at a job's end."""
 
 
 def unstorable(step_id: str) -> tuple[str, dict[str, Any]]:
-    """An error that decodes, with a message that no text column takes."""
+    """An error event that decodes, with a message that no text column can store."""
     error = {"step_id": step_id, "step": "generate", "attempt": 1, "error_code": "oom", "error_message": "CUDA\0"}
     return "error", error | {"item_index": None}
 
@@ -50,7 +50,7 @@ async def append(
     category: str = "job",
     tenant: str = "default",
 ) -> None:
-    """Append one event, whatever it holds."""
+    """Append one event with any content."""
     connection = await connect(db_url)
     try:
         assert await _append(connection, stream, expected, code, data, category, tenant) == "accepted"
@@ -59,7 +59,7 @@ async def append(
 
 
 async def append_at_end(db_url: str, stream: UUID, code: str, data: object) -> None:
-    """The same at whatever version a job stands, however often others come first; once, if it is called again."""
+    """Append at the job's newest version, and retry after conflicts. A repeated call appends once."""
     connection = await connect(db_url)
     newest = "select coalesce(max(version), 0) from eventstore.events where stream_id = $1"
     there = "select exists (select from eventstore.events where stream_id = $1 and code = $2 and data::text = $3)"

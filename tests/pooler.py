@@ -36,17 +36,17 @@ _poolers: dict[tuple[str | None, int | None], int] = {}
 
 
 def wanted() -> bool:
-    """Shall the tests' databases be reached through a pooler?"""
+    """Whether the tests use a pooler."""
     return os.environ.get("DF_TEST_POOLER") == "pgbouncer"
 
 
 def listens() -> bool:
-    """May the tests' stores and services LISTEN?"""
+    """Whether the tests' stores and services can LISTEN."""
     return os.environ.get("DF_TEST_LISTEN") != "off"
 
 
 def through(url: str) -> str:
-    """The URL that leads to a database through its server's pooler; the database's own where there is none."""
+    """The URL of a database through its server's pooler; its own URL if there is none."""
     parts = urlsplit(url)
     port = _poolers.get((parts.hostname, parts.port))
     if port is None:
@@ -57,7 +57,7 @@ def through(url: str) -> str:
 
 @contextlib.contextmanager
 def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
-    """A pooler in front of a server for as long as the block, if the tests want one.
+    """Runs a pooler in front of a server during the block, if the tests use one.
 
     url: of the server, with the owner's login. logins: others that it lets through.
     """

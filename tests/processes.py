@@ -37,7 +37,7 @@ _READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ")
 def spawn(
     arguments: Sequence[str], environ: Mapping[str, str], files: Sequence[int], folder: str | None = None
 ) -> "Forked | subprocess.Popen[bytes]":
-    """Start `dreamforge` in a session of its own, with file descriptors for its standard input, output and error.
+    """Start `dreamforge` in a new session, with file descriptors for its standard input, output and error.
 
     It works in the caller's folder unless another is given.
     """
@@ -53,7 +53,7 @@ def spawn(
 def run(
     arguments: Sequence[str], environ: Mapping[str, str], *, given: str = "", timeout: float = 200
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `dreamforge` to its end, with a text for its input."""
+    """Run `dreamforge` to its end, with a text as input."""
     with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
         stdin.write(given.encode())
         stdin.seek(0)
@@ -117,7 +117,7 @@ class Forked:
 
 
 class Command:
-    """A folder for a PATH with a program `dreamforge`, which has this process start the command that was typed."""
+    """A folder for PATH with a program `dreamforge`, which makes this process start the command."""
 
     _PROGRAM = """
 import json, os, socket, sys
@@ -163,7 +163,7 @@ with socket.socket(socket.AF_UNIX) as asked:
             asked.sendall(str(process.wait()).encode())
 
     def close(self) -> None:
-        """Start no more."""
+        """Stop starting commands."""
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._sockets.cleanup()
@@ -181,14 +181,14 @@ class _ForkServer:
         theirs.close()
 
     def ask(self, request: object, files: Sequence[int]) -> None:
-        """Fork a process; its id and its exit code come by the last of the files."""
+        """Fork a process. Its id and its exit code are sent through the last of the files."""
         text = json.dumps(request).encode()
         with self._asking:
             socket.send_fds(self._socket, [_NUMBER.pack(len(text))], list(files))
             self._socket.sendall(text)
 
     def end(self) -> None:
-        """Stop it; the processes that it has forked go on."""
+        """Stop it. Forked processes continue."""
         self._socket.close()
         self._process.wait(30)
 
@@ -266,7 +266,7 @@ def _set_up(request: Mapping[str, Any], files: Sequence[int]) -> None:
 
 
 def _import_all() -> None:
-    """Import what `dreamforge` imports sooner or later."""
+    """Import everything that `dreamforge` may import."""
     for package in ("api", "dreamforge", "eventstore", "orchestrator", "projections", "runners"):
         for module in pkgutil.iter_modules([str(_ROOT / package)]):
             if module.name != "__main__":

@@ -16,7 +16,7 @@ _STANDBY = "standby"
 
 
 class Pair:
-    """A primary and its streaming standby, each in a folder of its own; `stop` ends both."""
+    """A primary and its streaming standby, each in its own folder. `stop` ends both."""
 
     def __init__(self, folder: Path) -> None:
         self._home = folder / _STANDBY
@@ -32,7 +32,7 @@ class Pair:
             raise
 
     def _copy(self, password: Path) -> None:
-        """A base backup; a replication slot keeps on the primary what the standby has not received yet."""
+        """Make a base backup. A replication slot keeps the log that the standby has not received."""
         place = self._home / "postgres"
         place.mkdir(parents=True)
         shutil.copy2(password, place / "password")
@@ -46,12 +46,12 @@ class Pair:
 
     @property
     def running(self) -> EmbeddedPostgres:
-        """The primary, which must not have been lost."""
+        """The primary, which must still run."""
         assert self.primary is not None
         return self.primary
 
     async def demand(self, *, demanded: bool = True) -> None:
-        """Let every commit wait for the standby, or no longer."""
+        """Make every commit wait for the standby, or not."""
         names = _STANDBY if demanded else ""
         connection = await connect(self.url)
         await connection.execute(f"alter system set synchronous_standby_names = '{names}'")
@@ -73,21 +73,21 @@ class Pair:
             await connection.close()
 
     def lose(self) -> None:
-        """The standby goes away: commits wait from now on."""
+        """Stop the standby: commits wait from now on."""
         if self.standby is not None:
             self.standby.stop()
         self.standby = None
 
     def regain(self) -> None:
-        """The standby comes back, and catches up."""
+        """Restart the standby, which catches up."""
         self.standby = EmbeddedPostgres.start(self._home)
 
     async def waits(self) -> bool:
-        """Does any commit wait for the standby?"""
+        """Whether a commit waits for the standby."""
         return await self._ask("select true from pg_stat_activity where wait_event = 'SyncRep'")
 
     async def cancel_waits(self) -> int:
-        """What an impatient operator does: cancel every commit that waits for the standby. Answers how many."""
+        """Cancel every commit that waits for the standby, as an operator might. Returns how many."""
         connection = await connect(self.url)
         cancelled = await connection.fetch(
             "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
@@ -96,7 +96,7 @@ class Pair:
         return len(cancelled)
 
     async def fail_over(self) -> str:
-        """The primary is lost, the standby takes over; answers its URL."""
+        """Kill the primary and promote the standby. Returns the standby's URL."""
         assert self.primary is not None
         self.primary.stop()
         self.primary = None

@@ -1,11 +1,11 @@
-"""Files that can be a model, as far as that shows without running it."""
+"""Minimal files that pass the checks of a model."""
 
 from pathlib import Path
 
 import msgspec
 
 CENTRAL = "model.diffusion_model.out.0.weight"
-"""A tensor of a whole checkpoint."""
+"""The name of a tensor of a complete checkpoint."""
 
 
 def safetensors(content: bytes = b"weights", name: str = CENTRAL) -> bytes:

@@ -1,4 +1,4 @@
-"""A PostgreSQL and an object store of their own, which can be taken away and brought back."""
+"""A PostgreSQL and an object store for chaos tests, which can be stopped and restarted."""
 
 import os
 import signal
@@ -16,12 +16,12 @@ from tests.kit import SERVICE_LOGIN
 from tests.standby import Pair
 
 STRANGER_LOGIN = ("stranger", "stranger")
-"""User and password of somebody who may connect to the service's database, and do nothing there."""
+"""User and password of a login that may connect to the service's database, without other rights."""
 _ENDED_S = 30.0
 
 
 class Backend:
-    """Both servers, with all their data in a home; making one starts them. url: of the database's owner.
+    """Both servers, with their data in a home. The constructor starts them. url: of the database's owner.
 
     pair: the database and its synchronous standby, if it is to have one.
     """
@@ -46,7 +46,7 @@ class Backend:
         )
 
     async def prepare(self) -> None:
-        """Install the schema, the service's login and the stranger's, and make the bucket."""
+        """Install the schema, create the logins and the bucket."""
         database = Database(self.url, bounded=False)
         await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)
@@ -62,7 +62,7 @@ class Backend:
             await self.pair.demand()
 
     def restart_postgres(self) -> None:
-        """An immediate shutdown, which is a crash to all who are connected, and a start on the same port."""
+        """Shut PostgreSQL down immediately, as in a crash, and start it on the same port."""
         crashed = self._postgres
         os.kill(crashed.pid, signal.SIGQUIT)
         assert wait_until(lambda: not crashed._server.runs(), _ENDED_S), "PostgreSQL survives an immediate shutdown"
@@ -72,7 +72,7 @@ class Backend:
         assert self._postgres.url == self.url, "PostgreSQL's port was taken while it was away"
 
     def restart_store(self, away_s: float) -> None:
-        """SIGKILL, some seconds without an object store, and a start on the same port."""
+        """Kill the object store, wait some seconds, and start it on the same port."""
         killed = self._seaweed
         os.kill(killed.pid, signal.SIGKILL)
         assert wait_until(lambda: not killed._server.runs(), _ENDED_S), "the object store survives SIGKILL"

@@ -1,4 +1,4 @@
-"""Jobs under one disturbance, or under all at once; what is left of them, and how fast the service is afterwards.
+"""Runs jobs under one disturbance or all, then checks the final state and the throughput afterwards.
 
 submit and disturb ─▶ calm ─▶ all settled ─▶ judge ─▶ race against a service that had no trouble
 """
@@ -22,27 +22,27 @@ CAMPAIGNS: Mapping[str, Sequence[str]] = {
     **{name: [name] for name in DISTURBANCES},
     "all": [*DISTURBANCES],
 }
-"""By name, what is done to the service at once. The first says how alike two services are that had no trouble."""
+"""Disturbances by campaign. The first campaign has none: it shows how much two undisturbed services differ."""
 
 _LONGER_S = 5.0
 _PACE_OF_MANY = 4.0
-"""How much longer they rest when all of them are at it: else hardly a job would ever end."""
+"""Factor for the pauses when all disturbances run at once; without it, hardly any job would end."""
 
 
 class Race(msgspec.Struct, frozen=True):
-    """Jobs a second in windows that alternate: of a service that was disturbed, and of one that was not."""
+    """Jobs per second in alternating windows, of a disturbed service and of a control service."""
 
     disturbed: list[float]
     control: list[float]
 
     @property
     def recovered(self) -> bool:
-        """Is the disturbed one's median no lower than the control's by more than that one's spread?"""
+        """Whether the disturbed median is at most one control spread below the control median."""
         return statistics.median(self.disturbed) >= statistics.median(self.control) - spread(self.control)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a campaign.
+    """The result of a campaign.
 
     hits: how often was done what. complaints: warnings and errors in the processes' logs. broken: processes that ended
     though nobody killed them. surprises: answers that no client should get.
@@ -60,7 +60,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def flaws(self) -> list[str]:
-        """Everything that is wrong, a sentence each."""
+        """All failures, one sentence each."""
         return [
             *(f"{check}: {one}" for check, wrong in self.findings.wrong.items() for one in wrong),
             *self.broken,
@@ -127,7 +127,7 @@ async def run(
 
 
 async def trouble(deployment: Deployment, names: Sequence[str], jobs: int, longest_s: float | None) -> None:
-    """Submit jobs under disturbances, which go on for a while after the last of them; then see them all end."""
+    """Submit jobs under disturbances, which continue for a while after the last job; then wait until all jobs end."""
     calm = asyncio.Event()
     pace = _PACE_OF_MANY if len(names) > 1 else 1.0
     disturbing = [asyncio.create_task(disturb(deployment, name, calm, pace)) for name in names]
@@ -149,7 +149,7 @@ async def trouble(deployment: Deployment, names: Sequence[str], jobs: int, longe
 
 
 async def alternate(disturbed: Deployment, control: Deployment, windows: int, jobs: int) -> Race:
-    """Let one work while the other rests, in turns, after a warm-up that does not count."""
+    """Measure both services in alternating windows, after a warm-up."""
     race = Race([], [])
     pairs = [(disturbed, race.disturbed), (control, race.control)]
     for deployment, _ in pairs:

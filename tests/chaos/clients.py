@@ -1,4 +1,4 @@
-"""Clients of a service that is in trouble: they repeat what was not answered, and follow every job to its end."""
+"""Clients of a disturbed service: they repeat requests without a response, and follow every job to its end."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ _BODY = {
 
 
 class Clients:
-    """A number of clients, each of which submits a job, waits for its end, and submits the next.
+    """Several clients. Each submits a job, waits for its end, and submits the next.
 
     apis: where the service can be reached now. acknowledged: the jobs that the service has answered for. keys: how many
     Idempotency-Keys were sent. surprises: answers that no client should ever get.
@@ -40,16 +40,16 @@ class Clients:
         self.all_submitted = asyncio.Event()
 
     def __str__(self) -> str:
-        """How far they have come."""
+        """The progress of the clients, as text."""
         return f"{len(self.acknowledged)} jobs acknowledged, {self.ended} ended; surprises: {dict(self.surprises)}"
 
     @property
     def heartbeat(self) -> tuple[int, int]:
-        """What changes as long as anything goes on."""
+        """A value that changes as long as jobs make progress."""
         return len(self.acknowledged), self.ended
 
     async def run(self, jobs: int) -> None:
-        """Submit so many jobs, and return when all have ended."""
+        """Submit this many jobs, and return when all have ended."""
         numbers = iter(range(jobs))
         target = len(self.acknowledged) + jobs
         self.all_submitted.clear()
@@ -67,7 +67,7 @@ class Clients:
             self.ended += 1
 
     async def _submit(self, http: httpx.AsyncClient, number: int) -> UUID:
-        """One job, of one image or of two; three of four bear a key, so that a repetition makes no second job."""
+        """Submit a job of one or two images. Three of four have an idempotency key, so that they can be repeated."""
         headers = {}
         if number % 4:
             headers["Idempotency-Key"] = str(new_id())
@@ -85,7 +85,7 @@ class Clients:
     async def _insist(
         self, http: httpx.AsyncClient, method: str, path: str, headers: dict[str, str], body: Any = None
     ) -> Any:
-        """The answer of whichever server gives one, however often that takes."""
+        """The response of any server, repeated until there is one."""
         while True:
             try:
                 base = random.choice(self._apis() or [""])

@@ -1,4 +1,4 @@
-"""A service of many processes with its backend and its clients, and what was done to it."""
+"""A service of several processes with its backend and clients, and the disturbances so far."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.chaos.fleet import Fleet
 from tests.kit import project_root, roles_environ
 
 LEASE_S = 5.0
-"""Short, so that a frozen process outlives its lease often."""
+"""Short, so that freezes often outlast the lease."""
 
 _ENVIRON = {
     "DF_LEASE_S": str(LEASE_S),
@@ -41,11 +41,11 @@ select (select count(*) from (
 
 
 class Stuck(AssertionError):
-    """Nothing has happened for so long that it is given up."""
+    """The service made no progress for too long."""
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a service is. shape: processes of each role. clients: each has one job under way.
+    """The size of a service. shape: processes of each role. clients: each has one running job.
 
     still_s: how long nothing at all may happen before it counts as stuck.
     """
@@ -56,7 +56,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deployment(msgspec.Struct):
-    """A service that runs. hits: how often was done what to it. poisoned: jobs that were made unreadable."""
+    """A running service. hits: number of disturbances by name. poisoned: jobs that were made unreadable."""
 
     scale: Scale
     backend: Backend
@@ -66,7 +66,7 @@ class Deployment(msgspec.Struct):
     poisoned: set[UUID] = msgspec.field(default_factory=set)
 
     async def work(self, jobs: int) -> float:
-        """Submit jobs, and see them end; answers how long that took, in seconds."""
+        """Submit jobs and wait for their ends. Returns the duration in seconds."""
         began, last = time.monotonic(), time.monotonic()
         heartbeat = self.clients.heartbeat
         working = asyncio.create_task(self.clients.run(jobs))
@@ -84,7 +84,7 @@ class Deployment(msgspec.Struct):
         return time.monotonic() - began
 
     async def settle(self) -> None:
-        """Wait until no job is open, no command left, and no event unseen by a subscription; or until nothing moves."""
+        """Wait until no job is open, no command is left and no subscription lags, or until there is no progress."""
         seen, last = None, time.monotonic()
         connection = await asyncpg.connect(self.backend.url)
         try:
@@ -101,7 +101,7 @@ class Deployment(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def running(home: Path, scale: Scale, *, standby: bool = False, code: str = "") -> AsyncIterator[Deployment]:
-    """A site for as long as the block, with all its data and logs in a home.
+    """Runs a service during the block, with its data and logs in a home.
 
     standby: its commits wait for one. code: what each process imports before all else.
     """

@@ -1,4 +1,4 @@
-"""What is done to a service that works: each breaks something, and mends it before it returns."""
+"""The disturbances of a service: each breaks something, and repairs it before it returns."""
 
 import asyncio
 import contextlib
@@ -21,20 +21,20 @@ select pg_terminate_backend(pid) from (
 
 
 class Disturbance(msgspec.Struct, frozen=True):
-    """Something to do again and again. pause: the shortest and longest rest between two times, in seconds."""
+    """A repeated disturbance. pause: shortest and longest time between two, in seconds."""
 
     strike: Callable[[Deployment], Awaitable[None]]
     pause: tuple[float, float]
 
 
 async def restart_postgres(deployment: Deployment) -> None:
-    """PostgreSQL ends at once, as in a crash, and starts again."""
+    """Crash and restart PostgreSQL."""
     await asyncio.to_thread(deployment.backend.restart_postgres)
     deployment.hits["postgres"] += 1
 
 
 async def terminate_backends(deployment: Deployment) -> None:
-    """Connections of the service end, ten a second."""
+    """Terminate connections of the service, ten per second."""
     async with _owner(deployment) as owner:
         for _ in range(20):
             deployment.hits["backends"] += len(await owner.fetch(_TERMINATE, SERVICE_LOGIN[0], 1))
@@ -42,14 +42,14 @@ async def terminate_backends(deployment: Deployment) -> None:
 
 
 async def kill(deployment: Deployment) -> None:
-    """A process dies, whatever it does: but not faster than others can be started."""
+    """Kill a process, but not faster than others can start."""
     if len(deployment.fleet.serving()) > len(deployment.fleet.members) / 2:
         random.choice(deployment.fleet.members).signal(signal.SIGKILL)
         deployment.hits["sigkill"] += 1
 
 
 async def freeze(deployment: Deployment) -> None:
-    """A few runners and orchestrators are frozen for longer than the lease, then continue."""
+    """Freeze a few runners and orchestrators for longer than the lease."""
     candidates = deployment.fleet.serving("runner", "orchestrator")
     victims = random.sample(candidates, min(2, len(candidates)))
     for victim in victims:
@@ -63,13 +63,13 @@ async def freeze(deployment: Deployment) -> None:
 
 
 async def restart_store(deployment: Deployment) -> None:
-    """The object store is killed, and starts again some seconds later."""
+    """Kill the object store, and restart it some seconds later."""
     await asyncio.to_thread(deployment.backend.restart_store, random.uniform(1, 3))
     deployment.hits["s3"] += 1
 
 
 async def take_slots(deployment: Deployment) -> None:
-    """A stranger takes every connection that PostgreSQL gives, those of the service too, and keeps them for seconds."""
+    """Another login takes all connections of PostgreSQL, including the service's, for some seconds."""
     taken: list[asyncpg.Connection] = []
     try:
         await _take_all(deployment.backend.stranger_url, taken)
@@ -85,7 +85,7 @@ async def take_slots(deployment: Deployment) -> None:
 
 
 async def lose_standby(deployment: Deployment) -> None:
-    """The synchronous standby goes away for seconds, while an operator cancels half of the waits for it."""
+    """Stop the synchronous standby for some seconds; an operator cancels half of the waiting commits."""
     pair = deployment.backend.pair
     assert pair is not None
     await asyncio.to_thread(pair.lose)
@@ -100,14 +100,14 @@ async def lose_standby(deployment: Deployment) -> None:
 
 
 async def poison(deployment: Deployment) -> None:
-    """A job gets an event that nobody can read, or breaks the code, at its beginning, its middle or its end."""
+    """Append an unreadable event to a job, or one on which the code fails, at its start, middle or end."""
     await random.choice(POISONS)(deployment)
     deployment.hits["poison"] += 1
 
 
 @contextlib.asynccontextmanager
 async def _owner(deployment: Deployment) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the database's owner, for whom PostgreSQL keeps a few slots."""
+    """A connection of the database's owner, for whom PostgreSQL reserves a few slots."""
     connection = await asyncpg.connect(deployment.backend.url, timeout=10)
     try:
         yield connection
@@ -138,7 +138,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 
 
 async def disturb(deployment: Deployment, name: str, calm: asyncio.Event, pace: float) -> None:
-    """Strike and rest in turns until it is to be calm; the last strike is mended, too. pace: stretches the rests."""
+    """Run a disturbance with pauses until `calm` is set; the last one is repaired, too. pace: factor for the pauses."""
     disturbance = DISTURBANCES[name]
     while not calm.is_set():
         try:

@@ -1,4 +1,4 @@
-"""Is everything as if nothing had been? Judged by the database and the object store themselves, past the service.
+"""Checks that the final state is as without disturbances, from the database and the object store themselves.
 
 Each check answers a sentence for each thing that it finds wrong.
 """
@@ -59,7 +59,7 @@ union all select format('%s was archived as unreadable', message) from pgmq.a_up
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job's history, and what it folds to; no view where it doesn't fold."""
+    """A job's history, and its folded view; None if it cannot be folded."""
 
     job_id: UUID
     events: Sequence[DecodedEvent]
@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def status(self) -> str | None:
-        """Where the job stands by its history."""
+        """The job's status according to its history."""
         return None if self.view is None else self.view.status
 
     @property
@@ -82,7 +82,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class FinalState(msgspec.Struct, frozen=True):
-    """All that a service has left behind.
+    """The final state of a service.
 
     acknowledged: the jobs that clients were answered for; keys: how many Idempotency-Keys they sent. events: by
     partition. jobs: those that can be read; set_aside: the others' views; poisoned: those that must be among these.
@@ -104,7 +104,7 @@ class FinalState(msgspec.Struct, frozen=True):
 
     @property
     def succeeded(self) -> list[Job]:
-        """The jobs that did."""
+        """The jobs that succeeded."""
         return [job for job in self.jobs.values() if job.status == "succeeded"]
 
     def count(self, kind: type[DomainEvent]) -> int:
@@ -113,7 +113,7 @@ class FinalState(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True):
-    """What was found.
+    """The result of the checks.
 
     failed: jobs that ended so, though honestly. most_attempts: of one step. wrong: what each check says.
     """
@@ -128,14 +128,14 @@ class Findings(msgspec.Struct, frozen=True):
 
     @property
     def good(self) -> bool:
-        """Is nothing wrong?"""
+        """Whether there are no failures."""
         return not any(self.wrong.values())
 
 
 async def check_final_state(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID] = ()
 ) -> Findings:
-    """Judge what a service has left behind. url: of the database's owner; poisoned: jobs that must be set aside."""
+    """Check the final state of a service. url: of the database's owner. poisoned: jobs that must be quarantined."""
     found = await gather(url, s3, acknowledged, keys, poisoned)
     wrong = {name: check(found) for name, check in CHECKS.items()}
     return Findings(
@@ -152,7 +152,7 @@ async def check_final_state(
 async def gather(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID]
 ) -> FinalState:
-    """Read everything."""
+    """Read the final state."""
     database = Database(url, bounded=False)
     try:
         log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
@@ -187,7 +187,7 @@ async def gather(
 
 
 async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[int, str]]:
-    """Every object of the bucket, read whole, and what can be read under a recorded key that is not listed.
+    """All objects of the bucket, read completely, and objects with a recorded key that are not listed.
 
     After SIGKILLs, SeaweedFS was seen to serve an object that it did not list.
     """
@@ -208,7 +208,7 @@ async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[i
 
 
 def folded(decoded: Sequence[DecodedEvent]) -> JobView | None:
-    """The view, its artifacts in the order of the rows."""
+    """The folded view, with its artifacts in the order of the rows."""
     try:
         seen = view(decoded)
     except ViewGap:
@@ -217,14 +217,14 @@ def folded(decoded: Sequence[DecodedEvent]) -> JobView | None:
 
 
 def in_order(seen: JobView) -> JobView:
-    """The view, its artifacts by step and item."""
+    """The view, with its artifacts by step and item."""
     place = {step.step_id: n for n, step in enumerate(seen.steps)}
     ordered = sorted(seen.artifacts, key=lambda one: (place[one.step_id], one.item_index))
     return msgspec.structs.replace(seen, artifacts=tuple(ordered))
 
 
 def promises(found: FinalState) -> list[str]:
-    """Every job that was acknowledged is there, and one job for every key."""
+    """Every acknowledged job exists, and there is one job per idempotency key."""
     keyed = sum(job.created.idempotency is not None for job in found.jobs.values())
     there = found.jobs.keys() | found.set_aside.keys()
     wrong = [f"job {job} was acknowledged, and is lost" for job in found.acknowledged if job not in there]
@@ -232,12 +232,12 @@ def promises(found: FinalState) -> list[str]:
 
 
 def ends(found: FinalState) -> list[str]:
-    """Every job has one."""
+    """Every job has ended."""
     return [f"job {job.job_id} is {job.status}" for job in found.jobs.values() if job.status not in TERMINAL]
 
 
 def finishes(found: FinalState) -> list[str]:
-    """Each step ended once in each drive of it, and those of a job that succeeded have succeeded."""
+    """Each step finished once per retry, and all steps of a succeeded job have succeeded."""
     wrong = []
     for job in found.jobs.values():
         drive = 0
@@ -256,7 +256,7 @@ def finishes(found: FinalState) -> list[str]:
 
 
 def artifacts(found: FinalState) -> list[str]:
-    """Each item of each step was written once; of a job that succeeded, every item."""
+    """No item was written twice, and all items of a succeeded job were written."""
     wrong = []
     for job in found.jobs.values():
         written = Counter((one.step, one.item_index) for one in job.bodies(ArtifactWritten))
@@ -268,7 +268,7 @@ def artifacts(found: FinalState) -> list[str]:
 
 
 def objects(found: FinalState) -> list[str]:
-    """Each artifact has an object of its own, as it was recorded; those that succeeded have left no others."""
+    """Each artifact has its recorded object; succeeded steps have left no others."""
     written = [one for job in found.jobs.values() for one in job.bodies(ArtifactWritten)]
     named = Counter(one.s3_key for one in written)
     succeeded = {str(job.job_id) for job in found.succeeded}
@@ -289,7 +289,7 @@ def orphans(found: FinalState) -> list[str]:
 
 
 def quarantines(found: FinalState) -> list[str]:
-    """The jobs that were poisoned are set aside, and failed, and no others."""
+    """Exactly the poisoned jobs are quarantined and failed."""
     return [
         *(f"job {job} is set aside, and was sound" for job in found.set_aside if job not in found.poisoned),
         *(f"job {job} was poisoned, and is not set aside" for job in found.poisoned if job not in found.set_aside),
@@ -302,7 +302,7 @@ def quarantines(found: FinalState) -> list[str]:
 
 
 def chains(found: FinalState) -> list[str]:
-    """Every hash and every chain can be computed anew, from the genesis on."""
+    """All hashes and chains verify, from the genesis on."""
     return [
         f"partition {partition} breaks at position {position}"
         for partition, events in found.events.items()
@@ -311,7 +311,7 @@ def chains(found: FinalState) -> list[str]:
 
 
 def gaps(found: FinalState) -> list[str]:
-    """Positions and versions are 1, 2, 3 and so on, and the clock of a partition never ran backwards."""
+    """Positions and versions have no gaps, and recording times within a partition do not decrease."""
     wrong = []
     for partition, events in found.events.items():
         if [event.position for event in events] != list(range(1, len(events) + 1)):
@@ -327,7 +327,7 @@ def gaps(found: FinalState) -> list[str]:
 
 
 def read_models(found: FinalState) -> list[str]:
-    """The rows are what a fold of the log from zero makes, no more and no less."""
+    """The rows equal a fold of the whole log."""
     folded = {job.job_id: job.view for job in found.jobs.values() if job.view is not None}
     folded |= {job: seen for job, seen in found.set_aside.items() if seen is not None}
     expected = (sum(len(one.steps) for one in folded.values()), sum(len(one.artifacts) for one in folded.values()))

@@ -1,4 +1,4 @@
-"""Many processes of the service, each of which is replaced when it ends, as a supervisor would."""
+"""Several processes of the service. A process that ends is replaced, as a supervisor does."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ _LOUD = {"warning", "error", "critical"}
 
 
 class Member:
-    """One place in the fleet, and the process that holds it now. log: where all that held it have logged."""
+    """One member of the fleet and its current process. log: of all its processes."""
 
     def __init__(self, role: str, environ: Mapping[str, str], log: Path) -> None:
         self.role = role
@@ -26,11 +26,11 @@ class Member:
 
     @property
     def url(self) -> str | None:
-        """Where the process serves; None while it starts, or has ended."""
+        """The URL of the process; None while it starts or after its end."""
         return self.service.announced if self.runs() else None
 
     def runs(self) -> bool:
-        """Has it not ended?"""
+        """Whether it runs."""
         return self.service.process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -39,13 +39,13 @@ class Member:
             self.service.process.send_signal(number)
 
     def replace(self) -> int:
-        """Put another process in the place of one that has ended; answers that one's exit status."""
+        """Replace a process that has ended. Returns its exit status."""
         status = self.end()
         self.service = Service(self.role, self._environ)
         return status
 
     def end(self) -> int:
-        """End the process, and keep what it logged; answers its exit status."""
+        """End the process, and save its log. Returns its exit status."""
         self.service.kill()
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(self.service.lines)
@@ -69,7 +69,7 @@ class Fleet:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """All of them serve when the block begins, and are replaced until it ends. Not to be entered twice."""
+        """Start all processes, and replace those that end, during the block. Not to be entered twice."""
         supervising = asyncio.create_task(self._supervise())
         try:
             await eventually(self._whole, within=_START_S, what="the start of every process")
@@ -95,15 +95,15 @@ class Fleet:
             await asyncio.sleep(_LOOK_S)
 
     def serving(self, *roles: str) -> list[Member]:
-        """The members that have started; of these roles, or of all."""
+        """The running members of these roles, or of all."""
         return [one for one in self.members if one.url is not None and (not roles or one.role in roles)]
 
     def apis(self) -> list[str]:
-        """Where the API can be reached now."""
+        """The URLs of the running API processes."""
         return [one.url for one in self.serving("api") if one.url is not None]
 
     def complaints(self) -> Counter[str]:
-        """How often the processes have logged each warning and error; to be asked when they have ended."""
+        """The number of each warning and error in the logs. Call it after the processes have ended."""
         found: Counter[str] = Counter()
         for log in self.logs.iterdir():
             for line in log.read_text("utf-8").splitlines():

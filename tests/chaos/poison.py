@@ -1,4 +1,4 @@
-"""Jobs that can't be read, or on which the code breaks: each kind at a job's beginning, middle and end."""
+"""Jobs with unreadable events, or on which the code fails: each kind at a job's start, middle and end."""
 
 import asyncio
 import random
@@ -16,10 +16,10 @@ from tests.chaos.deployment import Deployment
 from tests.kit import connect, eventually
 
 AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What keeps a connection to the database from being used, while others disturb it."""
+"""The errors of a connection that another disturbance breaks."""
 
 BREAKING_SEEDS = {"job.created": 471100001, "step.finish": 471100002, "job.finish": 471100003}
-"""The seeds of jobs on which the rules break, by the event at which they do."""
+"""The seeds of jobs on which the rules fail, by the event at which they fail."""
 
 BROKEN_RULES = f"""
 import orchestrator.process_manager
@@ -38,7 +38,7 @@ def broken(state, body):
 
 orchestrator.process_manager.react = broken
 """
-"""Code that a process imports before all else, to have a fault in the orchestrator's rules."""
+"""Code that a process imports first. It plants a bug in the orchestrator's rules."""
 
 _CREATED = poison.CREATED
 _BEGINNINGS: Sequence[dict[str, Any]] = (
@@ -50,13 +50,13 @@ _ENDS: Sequence[dict[str, Any]] = ({"status": "abandoned"}, {})
 
 
 async def _begin(deployment: Deployment, data: dict[str, Any]) -> None:
-    """A job whose very first event can't be read."""
+    """A job whose first event cannot be read."""
     job = new_id()
     await _append(deployment, job, "job.created", data)
 
 
 async def _spoil(deployment: Deployment, code: str, data: dict[str, Any], *, at_end: bool) -> None:
-    """A sound job that gets an event which can't be read, while it runs or after its end."""
+    """A valid job with an unreadable event, while it runs or after its end."""
     job, step_id = await _submit(deployment)
     if at_end:
         await eventually(partial(_ended, deployment, job), within=600, what="the job's end")
@@ -66,7 +66,7 @@ async def _spoil(deployment: Deployment, code: str, data: dict[str, Any], *, at_
 
 
 async def _break(deployment: Deployment, seed: int) -> None:
-    """A job on which the orchestrator's rules break."""
+    """A job on which the orchestrator's rules fail."""
     job, _ = await _submit(deployment, seed=seed)
     deployment.poisoned.add(job)
 
@@ -119,4 +119,4 @@ POISONS: Sequence[Callable[[Deployment], Awaitable[None]]] = [
     *(partial(_spoil, code="job.finish", data=data, at_end=True) for data in _ENDS),
     *(partial(_break, seed=seed) for seed in BREAKING_SEEDS.values()),
 ]
-"""Each kind at each moment."""
+"""Each kind at each time."""

@@ -67,7 +67,7 @@ async def page(request: Request, services: Services) -> Response:
     size = _PAGE if wanted.is_partial else min(limit, _PAGE)
     for _ in range(_MAX_READS):
         batches = await _read(services, cursor, size)
-        taken, left = _take(_in_order(batches), cursor, wanted, limit - len(found))
+        taken, left = _select(_in_order(batches), cursor, wanted, limit - len(found))
         found += taken
         more = left or any(len(events) == size for events in batches.values())
         if not more or len(found) == limit:
@@ -84,7 +84,7 @@ async def _read(services: Services, cursor: LogCursor, size: int) -> Mapping[int
     return batches
 
 
-def _take(
+def _select(
     events: Iterator[RecordedEvent], cursor: LogCursor, wanted: _Filter, most: int
 ) -> tuple[list[RecordedEvent], bool]:
     """The first events that pass the filter, and whether events are left; moves the cursor past the others."""
@@ -101,11 +101,11 @@ def _take(
 async def open_stream(request: Request, services: Services) -> Response:
     """GET /v1/events/stream: the log as it grows."""
     wanted = _filter(request, services)
-    place = one_of(request, "from", ("start", "now"))
+    start_at = one_of(request, "from", ("start", "now"))
     cursor = (
         await _cursor(services, last_event_id(request), "Last-Event-ID")
         or await _cursor(services, request.query_params.get("cursor"), "cursor")
-        or await _at(services, place)
+        or await _at(services, start_at)
     )
     return EventStream(services, follow(services, cursor, wanted))
 
@@ -162,10 +162,10 @@ def _codes(request: Request) -> frozenset[str] | None:
     return codes
 
 
-async def _at(services: Services, place: str | None) -> LogCursor:
+async def _at(services: Services, start_at: str | None) -> LogCursor:
     """The cursor at the log's start, or at its end."""
     head = await services.log.head()
-    if place == "start":
+    if start_at == "start":
         return LogCursor(head.log_id, dict.fromkeys(head.ends, Mark(0, b"")))
     return LogCursor(head.log_id, {partition: Mark.at(end.position, end.chain) for partition, end in head.ends.items()})
 

@@ -37,7 +37,7 @@ class Tailer:
         self._notifier = notifier
         self._capacity = capacity
         self._poll_s = poll_s
-        self._ring: deque[RecordedEvent] = deque()
+        self._buffer: deque[RecordedEvent] = deque()
         self._streams: dict[UUID, deque[RecordedEvent]] = {}
         self._partitions: dict[int, deque[RecordedEvent]] = {}
         self._followers: dict[UUID | None, set[WakeSignal]] = {}
@@ -137,12 +137,12 @@ class Tailer:
         return bool(grown)
 
     def _keep(self, event: RecordedEvent) -> None:
-        self._ring.append(event)
+        self._buffer.append(event)
         self._streams.setdefault(event.stream_id, deque()).append(event)
         self._partitions.setdefault(event.partition, deque()).append(event)
-        if len(self._ring) > self._capacity:
+        if len(self._buffer) > self._capacity:
             # The ring's oldest event is its stream's and its partition's oldest, too.
-            oldest = self._ring.popleft()
+            oldest = self._buffer.popleft()
             self._partitions[oldest.partition].popleft()
             self._streams[oldest.stream_id].popleft()
             if not self._streams[oldest.stream_id]:
@@ -150,7 +150,7 @@ class Tailer:
 
     def _forget(self) -> None:
         """Start again at the log's end."""
-        self._ring.clear()
+        self._buffer.clear()
         self._streams.clear()
         self._partitions.clear()
         self._cursor = {}

@@ -38,7 +38,7 @@ def render(work: Work, watch: ProgressReporter) -> None:
     for done in range(1, steps + 1):
         time.sleep(STEP_S)
         watch.step_done(places, done, steps)
-    for place, spec in enumerate(specs):
+    for index, spec in enumerate(specs):
         if spec.prompt == LATE:
             Path(os.environ["PAINTED"]).touch()
             watch.inject_fault(spec)
@@ -53,9 +53,9 @@ def render(work: Work, watch: ProgressReporter) -> None:
             dtype="uint8",
             versions={"painter": "1"},
             batch_size=len(specs),
-            batch_index=place,
+            batch_index=index,
         )
-        watch.image_rendered(place, image, rendering, MEMORY)
+        watch.image_rendered(index, image, rendering, MEMORY)
 
 
 if __name__ == "__main__":

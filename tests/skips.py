@@ -22,13 +22,13 @@ class Skips:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of one test."""
-        self._note(report)
+        self._record(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """One file, which may skip all of its tests at once."""
-        self._note(report)
+        self._record(report)
 
-    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+    def _record(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if not report.skipped:
             return
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -33,15 +33,15 @@ class Pair:
 
     def _copy(self, password: Path) -> None:
         """Make a base backup. A replication slot keeps the log that the standby has not received."""
-        place = self._home / "postgres"
-        place.mkdir(parents=True)
-        shutil.copy2(password, place / "password")
+        path = self._home / "postgres"
+        path.mkdir(parents=True)
+        shutil.copy2(password, path / "password")
         parts = urlsplit(self.url)
         conninfo = (
             f"host={parts.hostname} port={parts.port} user={parts.username} password={parts.password} "
             f"application_name={_STANDBY}"
         )
-        command: list[str | Path] = [_programs() / "pg_basebackup", "-d", conninfo, "-D", place / "data", "-R"]
+        command: list[str | Path] = [_programs() / "pg_basebackup", "-d", conninfo, "-D", path / "data", "-R"]
         subprocess.run([*command, "-c", "fast", "-C", "-S", _STANDBY], check=True, capture_output=True)
 
     @property

@@ -54,7 +54,7 @@ UPSCALER = PIPELINE | {
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
     """Write files into a folder."""
     for name, content in files.items():
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return folder

@@ -153,14 +153,14 @@ class _Reader:
             if not self._flaws:
                 self._read(kind, content)
         except _Bad as bad:
-            self._note(str(bad))
+            self._add_problem(str(bad))
 
     def report(self) -> BundleReport:
         """What there is to say, now that no line is left."""
         self._settle(self._verifier.end() if self._verifier else [])
         if self._end is None and not self._flaws:
             self._lines += 1
-            self._note("is missing: the bundle has no end, so it was cut off")
+            self._add_problem("is missing: the bundle has no end, so it was cut off")
         if self._header is not None and not self._flaws:
             for anchor in self._anchors:
                 self._hold_against(anchor, self._header)
@@ -234,7 +234,7 @@ class _Reader:
             line = self._line_of[flaw.partition, flaw.position]
             self._flaws.append(BundleFlaw(line=line, problem=f"{flaw.field}: {flaw.problem}", flaw=flaw))
 
-    def _note(self, problem: str) -> None:
+    def _add_problem(self, problem: str) -> None:
         self._flaws.append(BundleFlaw(line=self._lines, problem=problem))
 
 

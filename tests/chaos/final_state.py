@@ -218,8 +218,8 @@ def folded(decoded: Sequence[DecodedEvent]) -> JobView | None:
 
 def in_order(seen: JobView) -> JobView:
     """The view, with its artifacts by step and item."""
-    place = {step.step_id: n for n, step in enumerate(seen.steps)}
-    ordered = sorted(seen.artifacts, key=lambda one: (place[one.step_id], one.item_index))
+    ordinals = {step.step_id: n for n, step in enumerate(seen.steps)}
+    ordered = sorted(seen.artifacts, key=lambda one: (ordinals[one.step_id], one.item_index))
     return msgspec.structs.replace(seen, artifacts=tuple(ordered))
 
 

@@ -161,8 +161,8 @@ def test_an_anchor_tells_of_a_lost_tail_and_of_a_rewritten_history(
         assert "not trusted" in rejected.stderr
 
         partition, position = max(ends.items(), key=lambda end: end[1])
-        place = f"(partition, position) = ({partition}, {position})"
-        asyncio.run(_forged(url, f"delete from eventstore.events where {place}"))
+        row = f"(partition, position) = ({partition}, {position})"
+        asyncio.run(_forged(url, f"delete from eventstore.events where {row}"))
         lost = [flaw for flaw in held(1)["flaws"] if "anchor of" in flaw["problem"]]
         assert {(flaw["field"], flaw["partition"], flaw["position"]) for flaw in lost} == {
             ("position", partition, position)

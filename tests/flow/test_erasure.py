@@ -49,7 +49,7 @@ class Stack:
 
     def contains(self, text: str) -> list[str]:
         """The files of the home in which a text can be found."""
-        return [str(file) for file in self.home.rglob("*") if file.is_file() and _holds(file, text.encode())]
+        return [str(file) for file in self.home.rglob("*") if file.is_file() and _contains(file, text.encode())]
 
     def objects(self) -> ObjectStore:
         """The objects of the home."""
@@ -80,7 +80,7 @@ class Stack:
         self.service.stop()
 
 
-def _holds(file: Path, text: bytes) -> bool:
+def _contains(file: Path, text: bytes) -> bool:
     if file.stat().st_size == 0:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:

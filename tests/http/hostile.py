@@ -159,9 +159,9 @@ class Hostile:
         """A body, at times with a byte changed, taken out or doubled."""
         if not body or self._dice.random() < 0.7:
             return body
-        place = self._dice.randrange(len(body))
+        offset = self._dice.randrange(len(body))
         change: Callable[[bytes], bytes] = self._dice.choice([lambda _: b"", lambda one: one * 2, lambda _: b"\xff"])
-        return body[:place] + change(body[place : place + 1]) + body[place + 1 :]
+        return body[:offset] + change(body[offset : offset + 1]) + body[offset + 1 :]
 
 
 async def status_of(host: str, port: int, sent: Sent) -> int | None:

@@ -197,9 +197,9 @@ def test_a_scope_opens_what_it_is_for(realm: Realm, job: dict[str, Any], scope: 
 
 def told(answer: httpx.Response, job_id: str) -> object:
     """All that an answer tells, but for the id that was asked for and the request's own."""
-    mine = answer.headers["X-Request-Id"]
+    request_id = answer.headers["X-Request-Id"]
     headers = {name: value for name, value in answer.headers.items() if name not in {"date", "x-request-id"}}
-    return answer.status_code, headers, answer.text.replace(job_id, "…").replace(mine, "…")
+    return answer.status_code, headers, answer.text.replace(job_id, "…").replace(request_id, "…")
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=names)
@@ -223,11 +223,11 @@ def test_lists_and_the_log_show_a_tenant_its_own(alice: httpx.Client, bob: httpx
         return {one["id"] for one in client.get("/v1/jobs").json()["jobs"]}
 
     until(lambda: job["job_id"] in listed(alice))
-    mine = bob.post("/v1/jobs", json=BODY).json()["job"]["id"]
-    until(lambda: mine in listed(bob))
+    bobs = bob.post("/v1/jobs", json=BODY).json()["job"]["id"]
+    until(lambda: bobs in listed(bob))
     assert job["job_id"] not in listed(bob)
-    assert mine not in listed(alice)
-    for client, own, other in ((alice, job["job_id"], mine), (bob, mine, job["job_id"])):
+    assert bobs not in listed(alice)
+    for client, own, other in ((alice, job["job_id"], bobs), (bob, bobs, job["job_id"])):
         seen = {one["stream"] for one in client.get("/v1/events", params={"limit": 1000}).json()["events"]}
         live = client.get("/v1/events/stream", params={"from": "start"}).text
         assert own in seen
@@ -244,9 +244,9 @@ def test_a_log_of_others_alone_is_passed_by(realm: Realm, alice: httpx.Client, j
         while page["has_more"]:
             page = carol.get("/v1/events", params={"category": "job", "cursor": page["next_cursor"]}).json()
         assert page["events"] == []
-        mine = carol.post("/v1/jobs", json=BODY).json()["job"]["id"]
+        carols = carol.post("/v1/jobs", json=BODY).json()["job"]["id"]
         page = carol.get("/v1/events", params={"category": "job", "cursor": page["next_cursor"], "limit": 1}).json()
-        assert [one["stream"] for one in page["events"]] == [mine]
+        assert [one["stream"] for one in page["events"]] == [carols]
     assert alice.get(f"/v1/jobs/{job['job_id']}").status_code == 200
 
 

@@ -22,7 +22,7 @@ PLAIN = {"Accept-Encoding": "identity"}
 
 
 @pytest.fixture(scope="module")
-def place(service: Service) -> Iterator[dict[str, str]]:
+def ids(service: Service) -> Iterator[dict[str, str]]:
     """What stands in the braces of paths: a job that has ended, and one of its artifacts."""
     api = Api(service.url)
     job_id = api.create(count=4)
@@ -43,9 +43,9 @@ def test_json_is_compact_and_utf_8(api: Api) -> None:
     assert "Schloß 城 🏰" in compact
 
 
-def test_times_are_utc_with_six_digits(api: Api, place: dict[str, str]) -> None:
+def test_times_are_utc_with_six_digits(api: Api, ids: dict[str, str]) -> None:
     """RFC 3339, always of one length, wherever a time stands."""
-    job = api.job(place["job_id"])
+    job = api.job(ids["job_id"])
     moments = [job["created_at"], job["updated_at"], *(step["started_at"] for step in job["steps"])]
     moments += [step["finished_at"] for step in job["steps"]]
     moments += [one["expires_at"] for one in api.artifacts(job["id"])]
@@ -118,8 +118,8 @@ def test_an_unusable_request_id_is_replaced(api: Api, bad: str) -> None:
 
 
 @pytest.mark.parametrize("path", READS)
-def test_head_answers_like_get_without_the_body(api: Api, place: dict[str, str], path: str) -> None:
-    path = path.format(**place)
+def test_head_answers_like_get_without_the_body(api: Api, ids: dict[str, str], path: str) -> None:
+    path = path.format(**ids)
     head, get = api.http.head(path), api.http.get(path)
     assert (head.status_code, head.content) == (get.status_code, b"")
     assert head.headers.get("Content-Type") == get.headers.get("Content-Type")
@@ -127,24 +127,24 @@ def test_head_answers_like_get_without_the_body(api: Api, place: dict[str, str],
 
 
 @pytest.mark.parametrize("path", STREAMS)
-def test_a_stream_has_no_head(api: Api, place: dict[str, str], path: str) -> None:
-    answer = api.http.head(path.format(**place))
+def test_a_stream_has_no_head(api: Api, ids: dict[str, str], path: str) -> None:
+    answer = api.http.head(path.format(**ids))
     assert (answer.status_code, answer.headers["Allow"], answer.content) == (405, "GET", b"")
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_options_tells_the_methods(api: Api, place: dict[str, str], path: str) -> None:
+def test_options_tells_the_methods(api: Api, ids: dict[str, str], path: str) -> None:
     """204 with Allow."""
-    answer = api.http.options(path.format(model_id="x", **place))
+    answer = api.http.options(path.format(model_id="x", **ids))
     assert (answer.status_code, answer.content) == (204, b"")
     head = {"HEAD"} if "GET" in PATHS[path] and path not in STREAMS else set()
     assert set(answer.headers["Allow"].split(", ")) == PATHS[path] | head | {"OPTIONS"}
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if not path.endswith("/")])
-def test_a_trailing_slash_is_redirected(api: Api, place: dict[str, str], path: str) -> None:
+def test_a_trailing_slash_is_redirected(api: Api, ids: dict[str, str], path: str) -> None:
     """307, which keeps method and body; the query stays. To a path, since who ends TLS is not known here."""
-    path = path.format(model_id="x", **place)
+    path = path.format(model_id="x", **ids)
     method = "GET" if "GET" in PATHS.get(path, {"GET"}) else "POST"
     answer = api.http.request(method, f"{path}/?limit=3")
     assert answer.status_code == 307
@@ -158,13 +158,13 @@ def test_a_redirected_post_arrives(lone: Api) -> None:
 
 
 @pytest.mark.parametrize("path", READS)
-def test_unknown_query_parameters_are_ignored(api: Api, place: dict[str, str], path: str) -> None:
-    path = path.format(**place)
+def test_unknown_query_parameters_are_ignored(api: Api, ids: dict[str, str], path: str) -> None:
+    path = path.format(**ids)
     assert api.http.get(path, params={"colour": "red"}).status_code == api.http.get(path).status_code
 
 
-def test_json_and_ndjson_over_a_kilobyte_are_gzipped_on_request(api: Api, place: dict[str, str]) -> None:
-    for path in (f"/v1/jobs/{place['job_id']}/{part}" for part in ("events", "logs")):
+def test_json_and_ndjson_over_a_kilobyte_are_gzipped_on_request(api: Api, ids: dict[str, str]) -> None:
+    for path in (f"/v1/jobs/{ids['job_id']}/{part}" for part in ("events", "logs")):
         answer = api.http.get(path, headers=COMPRESSED)
         assert answer.headers["Content-Encoding"] == "gzip"
         assert "Accept-Encoding" in answer.headers["Vary"]
@@ -196,9 +196,9 @@ def test_json_and_ndjson_over_a_kilobyte_are_gzipped_on_request(api: Api, place:
         ("", False),
     ],
 )
-def test_gzip_is_for_those_who_accept_it(api: Api, place: dict[str, str], accepted: str, gzipped: bool) -> None:  # noqa: FBT001  # a column
+def test_gzip_is_for_those_who_accept_it(api: Api, ids: dict[str, str], accepted: str, gzipped: bool) -> None:  # noqa: FBT001  # a column
     """Weights are heeded, one of zero above all."""
-    path = f"/v1/jobs/{place['job_id']}/events"
+    path = f"/v1/jobs/{ids['job_id']}/events"
     answer = api.http.get(path, headers={"Accept-Encoding": accepted})
     assert ("Content-Encoding" in answer.headers) == gzipped
     assert "Accept-Encoding" in answer.headers["Vary"]

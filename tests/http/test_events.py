@@ -87,9 +87,9 @@ async def test_an_event_is_that_of_the_history_with_its_stream_and_category(fill
     api, _ = filled
     found, _ = walk(api)
     job_id = next(one["stream"] for one in found if one["category"] == "job")
-    mine = [one for one in found if one["stream"] == job_id]
+    own = [one for one in found if one["stream"] == job_id]
     assert all(one.keys() == EVENT for one in found)
-    for one, seen in zip(mine, api.history(job_id), strict=True):
+    for one, seen in zip(own, api.history(job_id), strict=True):
         assert one == seen | {"stream": job_id, "category": "job"}
 
 
@@ -135,8 +135,8 @@ async def test_a_cursor_that_is_none_or_another_logs_is_rejected(filled: Any, lo
 
 def message(frame: str) -> tuple[Any, str]:
     """A message's data and id; it has no other lines."""
-    data, place = frame.split("\n")
-    return json.loads(data.removeprefix("data: ")), place.removeprefix("id: ")
+    data, position = frame.split("\n")
+    return json.loads(data.removeprefix("data: ")), position.removeprefix("id: ")
 
 
 async def test_the_stream_is_the_log_from_its_start(filled: Any) -> None:

@@ -21,7 +21,7 @@ async def test_each_projection_tells_what_waits_for_it(store: Store, db_url: str
     assert all(one.keys() == PLACE for one in answer["items"])
     found = {(one["projection"], one["partition"]): one for one in answer["items"]}
     assert list(found) == [(name, partition) for name in ("another", "readmodel") for partition in range(8)]
-    waiting = {place: (one["position"], one["head"], one["lag"]) for place, one in found.items() if one["lag"]}
+    waiting = {key: (one["position"], one["head"], one["lag"]) for key, one in found.items() if one["lag"]}
     assert waiting == {
         ("another", 4): (0, 4, 4),
         ("another", 5): (0, 1, 1),

@@ -64,12 +64,12 @@ def checkpoint(folder: Path, file: Path) -> None:
 
 
 def _unet(name: str) -> str:
-    place = max((place for place in _UNET if name.startswith(place)), key=len)
-    rest = name[len(place) :]
-    if ".resnets." in place + ".":
+    prefix = max((prefix for prefix in _UNET if name.startswith(prefix)), key=len)
+    rest = name[len(prefix) :]
+    if ".resnets." in prefix + ".":
         part, _, kind = rest[1:].partition(".")
         rest = f".{_RESNET[part]}.{kind}"
-    return _UNET[place] + rest
+    return _UNET[prefix] + rest
 
 
 def _vae(name: str) -> str:

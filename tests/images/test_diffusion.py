@@ -376,16 +376,16 @@ def test_a_single_checkpoint_is_the_same_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["nothing", "an upscaler", "garbage"])
 def test_what_is_no_generator_is_rejected(tmp_path: Path, what: str) -> None:
-    place = tmp_path / "model"
+    path = tmp_path / "model"
     if what == "an upscaler":
-        tiny.diffusion_upscaler(place)
+        tiny.diffusion_upscaler(path)
     elif what == "garbage":
-        place = tmp_path / "model.safetensors"
-        place.write_bytes(b"garbage")
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(b"garbage")
     else:
-        place.mkdir()
+        path.mkdir()
     with pytest.raises(ProviderError, match="model"):
-        rendered(EngineHost(EngineConfig(device="cpu")), sampling(place), spec())
+        rendered(EngineHost(EngineConfig(device="cpu")), sampling(path), spec())
 
 
 def test_a_model_for_flow_matching_takes_no_other_scheduler(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ async def test_a_repository_is_opened_by_its_name(tmp_path: Path) -> None:
         environ = outside() | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url}
         process = EngineProcess(EngineConfig(device="cpu"), stall_s=PATIENCE_S, environ=environ)
         seen: list[Pixels] = []
-        for place in (REPO, str(folder)):
-            model = ModelRef(kind="generator", path=place)
+        for path in (REPO, str(folder)):
+            model = ModelRef(kind="generator", path=path)
             shape = Sampling(model=model, width=32, height=24, steps=2, guidance=7.0, scheduler=None)
             work = Render(sampling=shape, specs=[ImageSpec(prompt="a moat", negative_prompt=None, seed=1)])
             await process.run(work, lambda told: seen.append(told) if isinstance(told, Pixels) else None)
@@ -182,15 +182,15 @@ def test_a_file_that_is_not_what_the_hub_told_is_rejected(hub: Hub, buyer: Buyer
         assert not (buyer.folder / "masons--castles" / COMMIT / name).exists()
 
 
-@pytest.mark.parametrize("place", ["model_index.json", "unet"])
-def test_a_class_that_diffusers_does_not_have_is_rejected(hub: Hub, buyer: Buyer, place: str) -> None:
+@pytest.mark.parametrize("path", ["model_index.json", "unet"])
+def test_a_class_that_diffusers_does_not_have_is_rejected(hub: Hub, buyer: Buyer, path: str) -> None:
     index = json.loads(SAFE["model_index.json"])
-    if place == "unet":
+    if path == "unet":
         index["unet"] = ["diffusers", "CastleModel"]
     else:
         index["_class_name"] = "CastleModel"
     hub.files = SAFE | {"model_index.json": json.dumps(index).encode()}
-    assert f"{place} wants CastleModel, which the installed diffusers does not have" in buyer.rejected(f"hf:{REPO}")
+    assert f"{path} wants CastleModel, which the installed diffusers does not have" in buyer.rejected(f"hf:{REPO}")
 
 
 def test_no_file_of_a_repository_leaves_its_folder(hub: Hub, buyer: Buyer) -> None:

@@ -114,8 +114,8 @@ def _deployment(backends: Backends, s3: S3Config, places: dict[str, Path], **mor
             yield Deployment(api, environ, xl)
 
 
-def _added(environ: dict[str, str], place: Path, kind: str) -> str:
-    done = dreamforge("models", "add", str(place), "--kind", kind, "--output", "json", **environ)
+def _added(environ: dict[str, str], path: Path, kind: str) -> str:
+    done = dreamforge("models", "add", str(path), "--kind", kind, "--output", "json", **environ)
     assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout)["id"])
 

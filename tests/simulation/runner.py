@@ -36,7 +36,7 @@ class AttemptBuffer:
 
     def next_batch(self) -> Effect[list[ArtifactWritten]]:
         """Wait for items. An empty list means that there will be no more."""
-        return Effect("buffer", self._take, ready=lambda: bool(self.items) or self.closed)
+        return Effect("buffer", self._next_batch, ready=lambda: bool(self.items) or self.closed)
 
     def give_up(self, cause: StepError) -> None:
         """End the attempt now."""
@@ -52,7 +52,7 @@ class AttemptBuffer:
         except StepError as error:
             self.failure = self.failure or (item_index, error)
 
-    def _take(self) -> list[ArtifactWritten]:
+    def _next_batch(self) -> list[ArtifactWritten]:
         items, self.items = self.items, []
         return items
 

@@ -56,19 +56,19 @@ async def test_a_log_as_it_was_written_verifies(store: Store) -> None:
 
 
 FORGERIES = {
-    "update eventstore.events set data = '{}' where {place}": ("envelope", 3),
-    "update eventstore.events set code = 'job.finish' where {place}": ("code", 3),
-    "update eventstore.events set tenant = 'other' where {place}": ("envelope", 3),
-    "update eventstore.events set recorded_at = recorded_at + interval '1 microsecond' where {place}": (
+    "update eventstore.events set data = '{}' where {row}": ("envelope", 3),
+    "update eventstore.events set code = 'job.finish' where {row}": ("code", 3),
+    "update eventstore.events set tenant = 'other' where {row}": ("envelope", 3),
+    "update eventstore.events set recorded_at = recorded_at + interval '1 microsecond' where {row}": (
         "recorded_at",
         3,
     ),
-    "update eventstore.events set hash = sha256('') where {place}": ("hash", 3),
-    "update eventstore.events set chain = sha256('') where {place}": ("chain", 3),
-    "delete from eventstore.events where {place}": ("position", 4),
+    "update eventstore.events set hash = sha256('') where {row}": ("hash", 3),
+    "update eventstore.events set chain = sha256('') where {row}": ("chain", 3),
+    "delete from eventstore.events where {row}": ("position", 4),
     "update eventstore.events set private = 'x' where partition = 4 and position = 1": ("private", 1),
     "update eventstore.events set private_salt = null where partition = 4 and position = 1": ("private_salt", 1),
-    "update eventstore.events set partition = 9 where {place}": ("position", 4),
+    "update eventstore.events set partition = 9 where {row}": ("position", 4),
     "update eventstore.events set position = position + 100 where partition = 4 and position > 3": ("position", 104),
 }
 
@@ -78,7 +78,7 @@ async def test_a_forgery_is_found_where_it_is(store: Store, db_url: str, stateme
     """Given one change of one row, then the first flaw in its partition names the place and the field."""
     field, position = FORGERIES[statement]
     await written(store)
-    await forge(db_url, statement.replace("{place}", "partition = 4 and position = 3"))
+    await forge(db_url, statement.replace("{row}", "partition = 4 and position = 3"))
     found = [flaw for flaw in await flaws(store) if flaw.partition == 4]
     assert (found[0].field.split(" ")[0], found[0].position) == (field, position)
 
@@ -117,8 +117,8 @@ async def test_pages_follow_each_other(store: Store) -> None:
     reader = AuditReader(store.database)
     events = [one async for page in reader.pages(4) for one in page]
     assert [one.position for one in events] == list(range(1, 2501))
-    for place in (0, 1, 499, 1200, 2499):
-        since = events[place].recorded_at
+    for index in (0, 1, 499, 1200, 2499):
+        since = events[index].recorded_at
         after = await reader.start(4, since)
         assert after == sum(one.recorded_at < since for one in events)
     assert await reader.start(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500

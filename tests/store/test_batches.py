@@ -146,10 +146,10 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
 
 async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
     """Given a batch whose last image kills the process, then the others are handed over before the loss is told."""
-    painter, killer = Told(), Told()
+    other, killer = Told(), Told()
     async with engine() as (batches, _):
         *good, bad = await asyncio.gather(
-            *(batches.render(render(sampling(), spec(seed)), seed, painter) for seed in (1, 2)),
+            *(batches.render(render(sampling(), spec(seed)), seed, other) for seed in (1, 2)),
             batches.render(render(sampling(), late("kill")), 3, killer),
             return_exceptions=True,
         )
@@ -159,7 +159,7 @@ async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
         expect_picture(pixels, seed)
     assert isinstance(bad, EngineLost)
     died = "it was ended by SIGKILL"
-    assert painter.heard == ["rendered [1, 2] of 3"]
+    assert other.heard == ["rendered [1, 2] of 3"]
     assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
 
 
@@ -348,12 +348,12 @@ async def test_a_process_whose_runner_dies_with_messages_unread_ends() -> None:
     theirs.close()
     for message in (EngineConfig(), render(sampling(), spec(1))):
         ours.sendall(encode_frame(message))
-    await eventually(lambda: _holds_a_picture(ours), what="a picture")
+    await eventually(lambda: _holds_an_image(ours), what="a picture")
     ours.close()
     assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
-async def _holds_a_picture(connection: socket.socket) -> bool:
+async def _holds_an_image(connection: socket.socket) -> bool:
     with suppress(BlockingIOError):
         return len(connection.recv(2**20, socket.MSG_PEEK | socket.MSG_DONTWAIT)) > 32 * 24 * 3
     return False

@@ -71,14 +71,14 @@ def test_every_flipped_bit_names_its_line() -> None:
     lines = written(ROWS[:4])
     text = b"".join(lines)
     number = 1
-    for place, byte in enumerate(text):
+    for index, byte in enumerate(text):
         for bit in range(8):
-            forged = text[:place] + bytes([byte ^ 1 << bit]) + text[place + 1 :]
+            forged = text[:index] + bytes([byte ^ 1 << bit]) + text[index + 1 :]
             found = verify(io.BytesIO(forged))
-            assert found.flaws, (place, bit)
-            assert found.flaws[0].line == number, (place, bit, found.flaws)
+            assert found.flaws, (index, bit)
+            assert found.flaws[0].line == number, (index, bit, found.flaws)
             if forged.count(b"\n") == text.count(b"\n"):
-                assert {flaw.line for flaw in found.flaws} == {number}, (place, bit, found.flaws)
+                assert {flaw.line for flaw in found.flaws} == {number}, (index, bit, found.flaws)
         number += byte == ord("\n")
 
 
@@ -98,11 +98,11 @@ def test_a_bundle_that_was_cut_off_is_told() -> None:
 
 def test_a_forger_who_seals_anew_is_told_by_the_chains() -> None:
     """Given a changed event with hashes and seals computed anew, then the links of the next event do not fit."""
-    place = next(n for n, row in enumerate(ROWS) if ROWS[n + 1].partition == row.partition)
-    before = [row for row in ROWS if row.partition != ROWS[place].partition or row.position < ROWS[place].position]
-    forged = memory_log.chained(replace(ROWS[place], data='{"attempt":99}'), before)
-    line, problem = told(verify(written([*ROWS[:place], forged, *ROWS[place + 1 :]])))[0]
-    assert (line, problem.split("_")[0]) == (place + 3, "previous")
+    index = next(n for n, row in enumerate(ROWS) if ROWS[n + 1].partition == row.partition)
+    before = [row for row in ROWS if row.partition != ROWS[index].partition or row.position < ROWS[index].position]
+    forged = memory_log.chained(replace(ROWS[index], data='{"attempt":99}'), before)
+    line, problem = told(verify(written([*ROWS[:index], forged, *ROWS[index + 1 :]])))[0]
+    assert (line, problem.split("_")[0]) == (index + 3, "previous")
 
 
 def test_a_changed_event_under_a_new_seal_names_its_field() -> None:

@@ -39,15 +39,15 @@ def rest(
 def test_a_file_bears_its_name_only_when_all_of_it_is_there(tmp_path: Path) -> None:
     """Given a try that breaks off, then the next one goes on where it ended, and a third has nothing to do."""
     starts: list[int] = []
-    place = tmp_path / ARRIVAL.path
+    path = tmp_path / ARRIVAL.path
     with pytest.raises(Broken):
         transfer_files(tmp_path, [ARRIVAL], rest(WORDS, until=7, starts=starts))
-    assert not place.exists()
+    assert not path.exists()
     for _ in range(2):
         transfer_files(tmp_path, [ARRIVAL], rest(WORDS, starts=starts))
-        assert place.read_bytes() == WORDS
+        assert path.read_bytes() == WORDS
     assert starts == [0, 7]
-    assert list(place.parent.iterdir()) == [place]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_came_wrong_is_thrown_away(tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_a_part_that_is_too_long_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_brought_again(tmp_path: Path) -> None:
-    place = tmp_path / ARRIVAL.path
-    place.parent.mkdir()
-    place.write_bytes(WORDS.upper())
+    path = tmp_path / ARRIVAL.path
+    path.parent.mkdir()
+    path.write_bytes(WORDS.upper())
     transfer_files(tmp_path, [ARRIVAL], rest(WORDS))
-    assert place.read_bytes() == WORDS
+    assert path.read_bytes() == WORDS
 
 
 def test_gits_digest_of_a_file_is_known(tmp_path: Path) -> None:

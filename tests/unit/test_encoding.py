@@ -87,8 +87,8 @@ def test_rejects_what_is_no_image(body: bytes) -> None:
 def test_damage_is_rejected_or_harmless(fmt: ImageFormat, data: st.DataObject) -> None:
     """However an object was damaged, decoding it ends in a picture or in `InvalidSource`."""
     body = bytearray(encode(picture(), fmt))
-    for place in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=8)):
-        body[place] = data.draw(st.integers(0, 255))
+    for index in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=8)):
+        body[index] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(0, len(body)))
     with suppress(InvalidSource):
         decode(bytes(body[:end]), PLENTY)

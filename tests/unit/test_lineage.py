@@ -176,9 +176,9 @@ def test_the_documents_example_is_a_lineage() -> None:
 
 def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Given a prompt with escape sequences, then they are shown as what they are not: text."""
-    place = tmp_path / "theirs.png"
-    place.write_bytes(embed(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
-    assert cli.main(["--no-env-file", "artifact", "show", str(place)]) == 0
+    path = tmp_path / "theirs.png"
+    path.write_bytes(embed(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
+    assert cli.main(["--no-env-file", "artifact", "show", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "castle" in shown
     assert not set(shown) & {"\x1b", "\x07", "\x9b"}
@@ -186,10 +186,10 @@ def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: py
 
 def test_a_file_that_is_not_what_it_says_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Given an image's text in another one's file, then it is shown, and so is the difference."""
-    place = tmp_path / "theirs.png"
+    path = tmp_path / "theirs.png"
     other = picture("png", (30, 20))
-    place.write_bytes(embed(other, a_lineage("a castle")))
-    assert cli.main(["--no-env-file", "artifact", "show", str(place)]) == 1
+    path.write_bytes(embed(other, a_lineage("a castle")))
+    assert cli.main(["--no-env-file", "artifact", "show", str(path)]) == 1
     shown = capsys.readouterr()
     assert "castle" in shown.out
     assert "the file is 30x20, and says that it is" in shown.err

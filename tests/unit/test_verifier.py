@@ -45,19 +45,19 @@ def other(rng: random.Random, value: Any) -> Any:
         case datetime():
             return value + rng.choice((-1, 1)) * timedelta(microseconds=rng.choice((1, 1000, 10**9)))
         case bytes():
-            place = rng.randrange(len(value))
-            return value[:place] + bytes([value[place] ^ 1 << rng.randrange(8)]) + value[place + 1 :]
+            index = rng.randrange(len(value))
+            return value[:index] + bytes([value[index] ^ 1 << rng.randrange(8)]) + value[index + 1 :]
         case str():
-            place = rng.randrange(len(value))
-            return value[:place] + rng.choice([one for one in LETTERS if one != value[place]]) + value[place + 1 :]
+            index = rng.randrange(len(value))
+            return value[:index] + rng.choice([one for one in LETTERS if one != value[index]]) + value[index + 1 :]
         case _:
             return rng.choice((b"x", "x"))
 
 
 def changed_field(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """One field of one row."""
-    place = rng.randrange(len(rows))
-    row = rows[place]
+    index = rng.randrange(len(rows))
+    row = rows[index]
     field = rng.choice(memory_log.FIELDS)
     value = getattr(row, field)
     if value is None:
@@ -67,7 +67,7 @@ def changed_field(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[Audi
     else:
         new = other(rng, value)
     forged = replace(row, **{field: new})
-    return [*rows[:place], forged, *rows[place + 1 :]], field, [row, forged]
+    return [*rows[:index], forged, *rows[index + 1 :]], field, [row, forged]
 
 
 def truncated(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
@@ -80,11 +80,11 @@ def truncated(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEve
 
 def rewritten(rng: random.Random, rows: list[AuditEvent]) -> tuple[list[AuditEvent], str, list[AuditEvent]]:
     """One row changed, and every hash and chain behind it computed anew, as whoever owns the database can."""
-    place = rng.randrange(len(rows))
-    forged = rows[:place]
-    for row in [replace(rows[place], data='{"forged":true}'), *rows[place + 1 :]]:
+    index = rng.randrange(len(rows))
+    forged = rows[:index]
+    for row in [replace(rows[index], data='{"forged":true}'), *rows[index + 1 :]]:
         forged.append(memory_log.chained(row, forged))
-    partition = rows[place].partition
+    partition = rows[index].partition
     return forged, "rewritten", [[row for row in rows if row.partition == partition][-1]]
 
 
@@ -162,13 +162,13 @@ def test_the_field_is_named_where_it_can_be_told(field: str) -> None:
     rng = random.Random(7)
     rows = memory_log.log(rng, 30)
     ends = {row.partition: row for row in rows}
-    place = next(n for n, row in enumerate(rows) if row.private and row is not ends[row.partition] and row.position > 1)
-    values = {"code": "job.finish" if rows[place].code != "job.finish" else "error", "category": "model"}
-    new = values.get(field) or other(rng, getattr(rows[place], field))
-    found = flaws([*rows[:place], replace(rows[place], **{field: new}), *rows[place + 1 :]])
+    index = next(n for n, row in enumerate(rows) if row.private and row is not ends[row.partition] and row.position > 1)
+    values = {"code": "job.finish" if rows[index].code != "job.finish" else "error", "category": "model"}
+    new = values.get(field) or other(rng, getattr(rows[index], field))
+    found = flaws([*rows[:index], replace(rows[index], **{field: new}), *rows[index + 1 :]])
     assert found[0].field == field
-    assert {(flaw.partition, flaw.position) for flaw in found} == {(rows[place].partition, rows[place].position)}
-    assert str(found[0]).startswith(f"partition {rows[place].partition}, position {rows[place].position} (")
+    assert {(flaw.partition, flaw.position) for flaw in found} == {(rows[index].partition, rows[index].position)}
+    assert str(found[0]).startswith(f"partition {rows[index].partition}, position {rows[index].position} (")
 
 
 def test_a_stream_tells_of_its_own_gap() -> None:

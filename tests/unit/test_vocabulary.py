@@ -8,24 +8,24 @@ import pytest
 from tests.corpus.vocabulary import described, kept, today
 
 
-def changes(before: dict[str, Any], after: dict[str, Any], place: str = "") -> list[str]:
+def changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
     """Where an earlier release would take a text for damage, or miss something: all that is no new optional member."""
     if before.keys() != after.keys() or before.get("required") != after.get("required"):
-        return [place]
+        return [path]
     if "members" in before:
         old, new = before["members"], after["members"]
-        found = [f"{place}.{name}" for name in old.keys() - new.keys()]
-        found += [f"{place}.{name}" for name in new.keys() - old.keys() if new[name]["required"]]
+        found = [f"{path}.{name}" for name in old.keys() - new.keys()]
+        found += [f"{path}.{name}" for name in new.keys() - old.keys() if new[name]["required"]]
         return found + [
-            one for name in old.keys() & new.keys() for one in changes(old[name], new[name], f"{place}.{name}")
+            one for name in old.keys() & new.keys() for one in changes(old[name], new[name], f"{path}.{name}")
         ]
     if "any" in before:
         found = [one for one in before["any"] if all(changes(one, other) for other in after["any"])]
-        return [place] if found or len(before["any"]) != len(after["any"]) else []
+        return [path] if found or len(before["any"]) != len(after["any"]) else []
     inner = next((kind for kind in ("list", "dict") if kind in before), None)
     if inner is not None:
-        return changes(before[inner], after[inner], place)
-    return [] if before == after else [place]
+        return changes(before[inner], after[inner], path)
+    return [] if before == after else [path]
 
 
 @pytest.mark.parametrize("name", today())

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import UUID
 
 import msgspec
@@ -20,7 +20,7 @@ from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.cli import arguments, show
-from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, print_message, print_result
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, plain_table, print_message, print_result
 from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
 from dreamforge.settings import Settings
@@ -216,7 +216,7 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _replay(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> tuple[list[AuditEvent], list[Disagreement]]:
+    async def ask(database: Database) -> tuple[list[AuditEvent], list[Disagreement]]:
         return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
 
     events, found = ask_database(settings, "audit", ask)
@@ -251,7 +251,7 @@ def _diff(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
-    async def write(database: Database, _actor: str) -> int:
+    async def write(database: Database) -> int:
         reader = AuditReader(database)
         header = Header(
             log=await reader.identity(),
@@ -314,10 +314,7 @@ async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[
 
 
 def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
-    async def ask(database: Database, _actor: str) -> list[AuditEvent]:
-        return await _stream(database, job)
-
-    return ask_database(settings, "audit", ask)
+    return ask_database(settings, "audit", lambda database: _stream(database, job))
 
 
 async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
@@ -347,23 +344,16 @@ def _private_text(events: Sequence[AuditEvent]) -> str:
 
 
 def _replay_table(steps: Sequence[ReplayStep]) -> Table:
-    table = Table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", box=None)
+    rows = []
     for step in steps:
         states = [f"{one.name} {one.status} {one.completed}/{step.job.count}" for one in step.job.steps]
         time = f"{step.ts:%H:%M:%S.%f}"[:-3]
-        table.add_row(str(step.version), time, step.code, step.job.status, ", ".join(states), f"{step.progress:.1%}")
-    return table
+        rows.append((step.version, time, step.code, step.job.status, ", ".join(states), f"{step.progress:.1%}"))
+    return plain_table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", rows=rows)
 
 
 def _difference_table(found: Sequence[Difference], before: str, after: str) -> Table:
-    table = Table("PLACE", before, after, box=None)
-    for one in found:
-        table.add_row(one.path, *(escape(_text(value)) for value in (one.before, one.after)))
-    return table
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return plain_table("PLACE", before, after, rows=[(one.path, one.before, one.after) for one in found])
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def _is_full_screen_terminal() -> bool:
 
 
 def _once(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> Snapshot:
+    async def ask(database: Database) -> Snapshot:
         reader = SnapshotReader(database)
         await reader.next_snapshot()
         await asyncio.sleep(args.every)
@@ -69,7 +69,7 @@ def _once(args: argparse.Namespace, settings: Settings) -> int:
 def _live(args: argparse.Namespace, settings: Settings) -> int:
     show = _print_json_lines if args.output == "json" else _show_screen
 
-    async def follow(database: Database, _actor: str) -> None:
+    async def follow(database: Database) -> None:
         # SIGTERM must restore the terminal, too.
         task = asyncio.current_task()
         if task is not None:

@@ -20,6 +20,7 @@ from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.cli import arguments, show
+from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, plain_table, print_message, print_result
 from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
@@ -60,41 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_job(diff)
     for name, default in (("before", "A"), ("after", "B")):
         diff.add_argument(name, type=_version, metavar=default, help="a version; 0 is before the job was there")
-    verify = actions.add_parser(
-        "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
-    )
-    verified = verify.add_mutually_exclusive_group(required=True)
-    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
-    verified.add_argument("--all", action="store_true", help="the whole log")
-    verify.add_argument(
-        "--anchor",
-        dest="anchors",
-        action="append",
-        default=[],
-        type=arguments.file,
-        metavar="FILE",
-        help="hold it against this anchor too; may be repeated",
-    )
-    verify.add_argument(
-        "--key",
-        dest="keys",
-        action="append",
-        default=[],
-        type=_public_key,
-        metavar="HEX",
-        help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
-    )
-    verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
-    export = actions.add_parser(
-        "export", parents=[output], help="write histories into a file that verifies with no database"
-    )
-    exported = export.add_mutually_exclusive_group(required=True)
-    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
-    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
-    export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
-    export.add_argument(
-        "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
-    )
+    _add_verify(actions, output)
+    _add_export(actions, output)
     erase = actions.add_parser(
         "erase", parents=[output], help="take the prompts and metadata of jobs that have ended away, for good"
     )
@@ -124,6 +92,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "key": _key,
         },
         errors={NoSuchJob: NOT_FOUND, ObjectStoreUnavailable: UNAVAILABLE},
+    )
+
+
+def _add_verify(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    verify = actions.add_parser(
+        "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
+    )
+    verified = verify.add_mutually_exclusive_group(required=True)
+    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
+    verified.add_argument("--all", action="store_true", help="the whole log")
+    verify.add_argument(
+        "--anchor",
+        dest="anchors",
+        action="append",
+        default=[],
+        type=arguments.file,
+        metavar="FILE",
+        help="hold it against this anchor too; may be repeated",
+    )
+    verify.add_argument(
+        "--key",
+        dest="keys",
+        action="append",
+        default=[],
+        type=_public_key,
+        metavar="HEX",
+        help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
+    )
+    verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
+
+
+def _add_export(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    export = actions.add_parser(
+        "export", parents=[output], help="write histories into a file that verifies with no database"
+    )
+    exported = export.add_mutually_exclusive_group(required=True)
+    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
+    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
+    export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
+    export.add_argument(
+        "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
     )
 
 

@@ -10,7 +10,7 @@ from dreamforge.cli import arguments
 from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
-from dreamforge.client.errors import AmbiguousId
+from dreamforge.client.responses import AmbiguousId
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log

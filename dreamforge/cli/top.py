@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=arguments.amount, default=1, metavar="N", help="seconds from one refresh to the next (1)"
     )
     parser.add_argument("--once", action="store_true", help="watch for so long once, print the answer and end")
-    parser.add_argument(
-        "--output", choices=("table", "json"), default="table", help="json: one object a refresh, a line each"
-    )
-    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as --output json")
+    arguments.add_output_option(parser, "json: one object a refresh, a line each")
     set_handler(parser, _top, log_level="error")
 
 

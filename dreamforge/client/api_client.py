@@ -111,9 +111,7 @@ class Client:
         lost = False
         while True:
             try:
-                return job_of(
-                    self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT)
-                )
+                return job_of(self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT))
             except ClientError as error:
                 lost = lost or isinstance(error, ResponseLost)
                 retryable = isinstance(error, ApiError) and error.status in _RETRYABLE_STATUSES
@@ -305,9 +303,7 @@ class Client:
         position.at_end = position.ended
 
     def _get(self, path: str, **params: str | int | None) -> JsonObject:
-        return decode(
-            expect_success(self._request("GET", path, params=_without_none(params))), JsonObject
-        )
+        return decode(expect_success(self._request("GET", path, params=_without_none(params))), JsonObject)
 
     def _request(
         self,

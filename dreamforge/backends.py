@@ -44,15 +44,12 @@ def with_store(settings: Settings) -> Settings:
     return configured(settings)
 
 
-def ask_database(settings: Settings, role: str, question: Callable[[Database, str], Awaitable[T]]) -> T:
-    """Do something with the database of a command: the one that the settings name, or else the home's.
-
-    question: is given the database, and who asks, for the meta of events.
-    """
+def ask_database(settings: Settings, role: str, question: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database of a command: the one that the settings name, or else the home's."""
 
     async def ask(found: Settings) -> T:
         async with _database(found, role, installed=settings.db_url is not None) as database:
-            return await question(database, actor())
+            return await question(database)
 
     with resolve_backends(settings) as found:
         return asyncio.run(ask(found))

@@ -135,24 +135,24 @@ def _parse_weights(text: str) -> dict[str, float]:
     return {name: weights[name] / total for name in STEP_KINDS}
 
 
-def _parse_origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip().rstrip("/") for origin in text.split(","))
-    if not all(origin == "*" or re.fullmatch(r"https?://[^\s/?#]+", origin) for origin in origins):
+def _listed(text: str, pattern: str, end: str = " ") -> tuple[str, ...]:
+    """Values with commas between. Each is `*` or matches the pattern. end: a character to remove from their ends."""
+    values = tuple(value.strip().rstrip(end) for value in text.split(","))
+    if not all(value == "*" or re.fullmatch(pattern, value) for value in values):
         raise ValueError
-    return origins
+    return values
+
+
+def _parse_origins(text: str) -> tuple[str, ...]:
+    return _listed(text, r"https?://[^\s/?#]+", end="/")
 
 
 def _parse_hosts(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip().lower() for name in text.split(","))
-    if not all(name == "*" or re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) for name in names):
-        raise ValueError
-    return names
+    return _listed(text.lower(), r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
-def _parse_dtype(text: str) -> str | None:
-    if text.lower() not in {"auto", "float32", "float16", "bfloat16"}:
-        raise ValueError
-    return None if text.lower() == "auto" else text.lower()
+def _none_if_auto(text: str) -> str | None:
+    return None if text.lower() == "auto" else text
 
 
 def _parse_key(text: str) -> str:
@@ -163,8 +163,9 @@ def _parse_key(text: str) -> str:
 
 TEXT = Form("any text", str)
 PATH = Form("a path", lambda text: Path(text).expanduser())
-DTYPE = Form("one of auto, float32, float16, bfloat16", _parse_dtype)
-AUTO = Form("auto, or the name of a device", lambda text: None if text.lower() == "auto" else text)
+_DTYPES = choice("auto", "float32", "float16", "bfloat16")
+DTYPE = Form(_DTYPES.text, lambda text: _none_if_auto(_DTYPES.parse(text)))
+AUTO = Form("auto, or the name of a device", _none_if_auto)
 FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
 DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _parse_database)
 LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
@@ -286,196 +287,168 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(fields)})"
 
 
-VARIABLES = {
-    "home": Var("DF_HOME", PATH, "Where the embedded services keep their data."),
-    "db_url": Var("DF_DB_URL", DATABASE, "The database; unset starts an embedded one.", secret=True),
-    "db_listen_url": Var(
+_VARIABLES = (
+    Var("DF_HOME", PATH, "Where the embedded services keep their data."),
+    Var("DF_DB_URL", DATABASE, "The database; unset starts an embedded one.", secret=True),
+    Var(
         "DF_DB_LISTEN_URL",
         LISTEN,
         "A direct connection for LISTEN, past any pooler; unset: DF_DB_URL, unless DF_DB_POOLER is set; off: poll.",
         secret=True,
     ),
-    "db_pooler": Var(
-        "DF_DB_POOLER", choice("transaction"), "The mode of the pooler in front of the database, if there is one."
-    ),
-    "db_connections": Var(
+    Var("DF_DB_POOLER", choice("transaction"), "The mode of the pooler in front of the database, if there is one."),
+    Var(
         "DF_DB_CONNECTIONS",
         integer(2, 1000),
         "The most connections that one process opens, besides two for the notifier.",
     ),
-    "s3_endpoint": Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
-    "s3_access_key": Var(
-        "DF_S3_ACCESS_KEY", TEXT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True
-    ),
-    "s3_secret_key": Var(
-        "DF_S3_SECRET_KEY", TEXT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True
-    ),
-    "s3_bucket": Var("DF_S3_BUCKET", BUCKET, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
-    "s3_region": Var("DF_S3_REGION", TEXT, "The object store's region.", "DF_MINIO_REGION"),
-    "s3_public_endpoint": Var(
+    Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
+    Var("DF_S3_ACCESS_KEY", TEXT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True),
+    Var("DF_S3_SECRET_KEY", TEXT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True),
+    Var("DF_S3_BUCKET", BUCKET, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
+    Var("DF_S3_REGION", TEXT, "The object store's region.", "DF_MINIO_REGION"),
+    Var(
         "DF_S3_PUBLIC_ENDPOINT",
         URL,
         "The object store as clients reach it, for presigned URLs, under the same path; DF_S3_ENDPOINT if unset.",
         "DF_MINIO_PUBLIC_ENDPOINT",
     ),
-    "presign_expires_s": Var(
-        "DF_PRESIGN_EXPIRES_S", integer(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
-    ),
-    "host": Var("DF_HOST", TEXT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
-    "port": Var("DF_PORT", integer(0, 65535), "The port that the API listens on; 0 takes a free one."),
-    "api_base": Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
-    "api_key": Var(
-        "DF_API_KEY", KEY, "The API key that `dreamforge jobs` sends, if the service requires one.", secret=True
-    ),
-    "create_status": Var(
-        "DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."
-    ),
-    "eager": Var(
-        "DF_EAGER", FLAG, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"
-    ),
-    "eager_timeout_s": Var("DF_EAGER_TIMEOUT_S", SECONDS, "How long DF_EAGER waits for a job's end, in seconds."),
-    "max_body_bytes": Var("DF_MAX_BODY_BYTES", integer(1024, 2**30), "The largest request body."),
-    "max_pixels": Var("DF_MAX_PIXELS", integer(256, 2**40), "The largest image that a job may write, in pixels."),
-    "logs_tail_default": Var(
+    Var("DF_PRESIGN_EXPIRES_S", integer(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."),
+    Var("DF_HOST", TEXT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
+    Var("DF_PORT", integer(0, 65535), "The port that the API listens on; 0 takes a free one."),
+    Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
+    Var("DF_API_KEY", KEY, "The API key that `dreamforge jobs` sends, if the service requires one.", secret=True),
+    Var("DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."),
+    Var("DF_EAGER", FLAG, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"),
+    Var("DF_EAGER_TIMEOUT_S", SECONDS, "How long DF_EAGER waits for a job's end, in seconds."),
+    Var("DF_MAX_BODY_BYTES", integer(1024, 2**30), "The largest request body."),
+    Var("DF_MAX_PIXELS", integer(256, 2**40), "The largest image that a job may write, in pixels."),
+    Var(
         "DF_LOGS_TAIL_DEFAULT",
         integer(1, 100_000),
         "How many lines `/logs` returns without `tail`; DF_LOGS_TAIL_MAX limits it.",
     ),
-    "logs_tail_max": Var("DF_LOGS_TAIL_MAX", integer(1, 100_000), "The largest `tail` that `/logs` accepts."),
-    "require_keys": Var("DF_REQUIRE_KEYS", FLAG, "Require an API key for every request under /v1."),
-    "allow_anonymous": Var(
+    Var("DF_LOGS_TAIL_MAX", integer(1, 100_000), "The largest `tail` that `/logs` accepts."),
+    Var("DF_REQUIRE_KEYS", FLAG, "Require an API key for every request under /v1."),
+    Var(
         "DF_ALLOW_ANONYMOUS",
         FLAG,
         "Allow an address other than loopback without DF_REQUIRE_KEYS: every client has all rights.",
     ),
-    "allowed_hosts": Var(
+    Var(
         "DF_ALLOWED_HOSTS",
         HOSTS,
         "The host names that every role accepts, besides addresses, localhost and the names in DF_HOST and "
         "DF_METRICS_HOST; unset with DF_REQUIRE_KEYS: any.",
     ),
-    "max_queued_jobs": Var(
+    Var(
         "DF_MAX_QUEUED_JOBS",
         integer(1, 10**9),
         "The most commands in the queues; new jobs above it are rejected (503).",
     ),
-    "tenant_max_queued_jobs": Var(
+    Var(
         "DF_TENANT_MAX_QUEUED_JOBS",
         integer(1, 10**9),
         "The most open jobs of one tenant; its new jobs above it are rejected (429); unset: no limit.",
     ),
-    "tenant_rate": Var(
+    Var(
         "DF_TENANT_RATE",
         number(0, 10**6, above=True),
         "The most requests per second of one tenant to one process; more are rejected (429); unset: no limit.",
     ),
-    "cors_origins": Var(
-        "DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."
-    ),
-    "max_streams": Var(
+    Var("DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."),
+    Var(
         "DF_MAX_STREAMS",
         integer(1, 1_000_000),
         "The most live streams of one process; further ones are closed with a `retry` time.",
     ),
-    "stream_max_s": Var(
+    Var(
         "DF_STREAM_MAX_S",
         SECONDS,
         "How long a live stream lasts before its client must reconnect, in seconds; unset: no limit.",
     ),
-    "sse_poll_ms": Var(
+    Var(
         "DF_SSE_POLL_MS",
         integer(1, 60_000),
         "The longest delay of a stream after a lost notification, in milliseconds.",
     ),
-    "sse_heartbeat_s": Var("DF_SSE_HEARTBEAT_S", SECONDS, "The longest silence on a stream, in seconds."),
-    "progress_weights": Var("DF_PROGRESS_WEIGHTS", WEIGHTS, "Each step's share of a job's progress.", lenient=True),
-    "poll_s": Var(
-        "DF_POLL_S", SECONDS, "How long a subscription waits for a notification before it polls, in seconds."
-    ),
-    "lease_s": Var(
+    Var("DF_SSE_HEARTBEAT_S", SECONDS, "The longest silence on a stream, in seconds."),
+    Var("DF_PROGRESS_WEIGHTS", WEIGHTS, "Each step's share of a job's progress.", lenient=True),
+    Var("DF_POLL_S", SECONDS, "How long a subscription waits for a notification before it polls, in seconds."),
+    Var(
         "DF_LEASE_S",
         number(3, 86400, above=True),
         "The lease of a claimed command, in seconds: the longest time from a runner's death to the next attempt.",
     ),
-    "step_timeout_s": Var(
+    Var(
         "DF_STEP_TIMEOUT_S",
         SECONDS,
         "The longest time of one attempt of a step, in seconds; the next attempt keeps its artifacts.",
     ),
-    "store_patience_s": Var(
+    Var(
         "DF_STORE_PATIENCE_S",
         number(0, 86400),
         "How long an attempt waits for an unavailable object store before it fails, in seconds.",
     ),
-    "max_attempts": Var(
-        "DF_MAX_ATTEMPTS", integer(1, 10_000), "Attempts in a row without a new artifact before a step fails."
-    ),
-    "retry_base_s": Var(
+    Var("DF_MAX_ATTEMPTS", integer(1, 10_000), "Attempts in a row without a new artifact before a step fails."),
+    Var(
         "DF_RETRY_BASE_S", number(0, 86400), "The pause before a step's first retry, in seconds; it doubles each time."
     ),
-    "retry_max_s": Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
-    "runner_slots": Var(
+    Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
+    Var(
         "DF_RUNNER_SLOTS",
         integer(1, 1024),
         "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 2 without models.",
     ),
-    "fake_runner": Var("DF_FAKE_RUNNER", FLAG, "Use the fake engine instead of models."),
-    "model": Var(
+    Var("DF_FAKE_RUNNER", FLAG, "Use the fake engine instead of models."),
+    Var(
         "DF_MODEL",
         TEXT,
         "The default model: a folder, a .safetensors file, or a hub repository; unset: the first registered and "
         "enabled model, or the fake engine if there is none.",
     ),
-    "models_dir": Var(
+    Var(
         "DF_MODELS_DIR",
         PATH,
         "The folder of models that `dreamforge models add` fetches or copies; unset: `models` in DF_HOME.",
     ),
-    "device": Var("DF_DEVICE", AUTO, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."),
-    "dtype": Var(
+    Var("DF_DEVICE", AUTO, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."),
+    Var(
         "DF_DTYPE",
         DTYPE,
         "The precision of models; auto: the best one for the device.",
     ),
-    "batch_max": Var("DF_BATCH_MAX", integer(1, 64), "The most images that a runner renders at once."),
-    "model_bytes": Var(
+    Var("DF_BATCH_MAX", integer(1, 64), "The most images that a runner renders at once."),
+    Var(
         "DF_MODEL_BYTES",
         integer(0, 2**50),
         "The most bytes of open models besides the one in use; unset: half of the device's memory.",
     ),
-    "engine_stall_s": Var(
+    Var(
         "DF_ENGINE_STALL_S",
         SECONDS,
         "How long an engine process may send no message while it renders before it is killed, in seconds; opening a "
         "model may take an hour.",
     ),
-    "fake_fail": Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
-    "anchor_key": Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
-    "anchor_every_s": Var(
-        "DF_ANCHOR_EVERY_S", SECONDS, "How often the orchestrator signs an anchor, in seconds; unset: never."
-    ),
-    "log_level": Var("DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The lowest level of log lines."),
-    "log_format": Var(
+    Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
+    Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
+    Var("DF_ANCHOR_EVERY_S", SECONDS, "How often the orchestrator signs an anchor, in seconds; unset: never."),
+    Var("DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The lowest level of log lines."),
+    Var(
         "DF_LOG_FORMAT",
         choice("auto", "json", "console"),
         "The format of log lines; auto is console on a terminal, else json.",
     ),
-    "metrics_host": Var(
-        "DF_METRICS_HOST", TEXT, "The address on which roles without an API serve /metrics, /healthz and /readyz."
-    ),
-    "worker_metrics_port": Var(
+    Var("DF_METRICS_HOST", TEXT, "The address on which roles without an API serve /metrics, /healthz and /readyz."),
+    Var(
         "DF_WORKER_METRICS_PORT", integer(0, 65535), "The runner's port on DF_METRICS_HOST; if it is taken, a free one."
     ),
-    "orchestrator_metrics_port": Var(
-        "DF_ORCHESTRATOR_METRICS_PORT", integer(0, 65535), "The orchestrator's port on DF_METRICS_HOST, likewise."
-    ),
-    "projector_metrics_port": Var(
-        "DF_PROJECTOR_METRICS_PORT", integer(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."
-    ),
-    "shutdown_grace_s": Var(
-        "DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its running work, in seconds."
-    ),
-}
+    Var("DF_ORCHESTRATOR_METRICS_PORT", integer(0, 65535), "The orchestrator's port on DF_METRICS_HOST, likewise."),
+    Var("DF_PROJECTOR_METRICS_PORT", integer(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."),
+    Var("DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its running work, in seconds."),
+)
+VARIABLES = {var.name.removeprefix(_PREFIX).lower(): var for var in _VARIABLES}
+"""The variables by the field of `Settings` that each one sets."""
 
 
 def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settings, list[str]]:

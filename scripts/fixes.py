@@ -46,7 +46,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "03-no-page-is-named",
-        "dreamforge/roles.py",
+        "dreamforge/process.py",
         '        if core.url:\n            _log.info("open this page',
         '        if not core.url:\n            _log.info("open this page',
         "tests/flow/test_up.py -k naming",
@@ -493,7 +493,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "15-any-host-is-served",
-        "dreamforge/roles.py",
+        "dreamforge/process.py",
         "if settings.allowed_hosts is None and settings.require_keys:",
         "if True:",
         "tests/http/test_hosts.py -k 'no_route or set_are_served'",
@@ -556,7 +556,7 @@ FIXES: tuple[Mutant, ...] = (
     ),
     Mutant(
         "16-uvloop",
-        "dreamforge/event_loop.py",
+        "dreamforge/process.py",
         "asyncio.Runner(loop_factory=uvloop.new_event_loop)",
         "asyncio.Runner()",
         "tests/http/test_protocol.py -k run_on_uvloop",

@@ -10,8 +10,7 @@ import validation
 from validation import Report, Run, expect
 
 from dreamforge.client.api_client import Client
-from dreamforge.client.errors import ApiError
-from dreamforge.client.responses import JsonObject
+from dreamforge.client.responses import ApiError, JsonObject
 
 STEPS = ["generate", "upscale"]
 GENERATE: JsonObject = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2, "count": 3}

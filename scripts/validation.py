@@ -16,8 +16,7 @@ from PIL import Image
 
 from dreamforge import settings
 from dreamforge.client.api_client import Client
-from dreamforge.client.errors import ClientError
-from dreamforge.client.responses import JsonObject
+from dreamforge.client.responses import ClientError, JsonObject
 from dreamforge.client.sse import Message, Parser
 from dreamforge.settings import SettingsError
 

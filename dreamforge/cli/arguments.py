@@ -52,12 +52,17 @@ def subcommands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[
 def output_option(*, json_alias: bool = False) -> Parser:
     """A parent parser with `--output`. json_alias: `--json` means `--output json`."""
     output = Parser(add_help=False)
-    output.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
+    add_output_option(output, "the form of the answer", json_alias=json_alias)
+    return output
+
+
+def add_output_option(parser: argparse.ArgumentParser, about: str, *, json_alias: bool = True) -> None:
+    """Add `--output` to a command. json_alias: `--json` means `--output json`."""
+    parser.add_argument("--output", choices=("table", "json"), default="table", help=about)
     if json_alias:
-        output.add_argument(
+        parser.add_argument(
             "--json", dest="output", action="store_const", const="json", help="the same as --output json"
         )
-    return output
 
 
 def unicode_text(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import UUID
 
 import msgspec
@@ -20,7 +20,8 @@ from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import actor, ask_backends, ask_database
 from dreamforge.cli import arguments, show
-from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, print_message, print_result
+from dreamforge.cli.arguments import Parser
+from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, plain_table, print_message, print_result
 from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
 from dreamforge.settings import Settings
@@ -60,41 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_job(diff)
     for name, default in (("before", "A"), ("after", "B")):
         diff.add_argument(name, type=_version, metavar=default, help="a version; 0 is before the job was there")
-    verify = actions.add_parser(
-        "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
-    )
-    verified = verify.add_mutually_exclusive_group(required=True)
-    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
-    verified.add_argument("--all", action="store_true", help="the whole log")
-    verify.add_argument(
-        "--anchor",
-        dest="anchors",
-        action="append",
-        default=[],
-        type=arguments.file,
-        metavar="FILE",
-        help="hold it against this anchor too; may be repeated",
-    )
-    verify.add_argument(
-        "--key",
-        dest="keys",
-        action="append",
-        default=[],
-        type=_public_key,
-        metavar="HEX",
-        help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
-    )
-    verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
-    export = actions.add_parser(
-        "export", parents=[output], help="write histories into a file that verifies with no database"
-    )
-    exported = export.add_mutually_exclusive_group(required=True)
-    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
-    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
-    export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
-    export.add_argument(
-        "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
-    )
+    _add_verify(actions, output)
+    _add_export(actions, output)
     erase = actions.add_parser(
         "erase", parents=[output], help="take the prompts and metadata of jobs that have ended away, for good"
     )
@@ -124,6 +92,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "key": _key,
         },
         errors={NoSuchJob: NOT_FOUND, ObjectStoreUnavailable: UNAVAILABLE},
+    )
+
+
+def _add_verify(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    verify = actions.add_parser(
+        "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
+    )
+    verified = verify.add_mutually_exclusive_group(required=True)
+    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
+    verified.add_argument("--all", action="store_true", help="the whole log")
+    verify.add_argument(
+        "--anchor",
+        dest="anchors",
+        action="append",
+        default=[],
+        type=arguments.file,
+        metavar="FILE",
+        help="hold it against this anchor too; may be repeated",
+    )
+    verify.add_argument(
+        "--key",
+        dest="keys",
+        action="append",
+        default=[],
+        type=_public_key,
+        metavar="HEX",
+        help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
+    )
+    verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
+
+
+def _add_export(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+    export = actions.add_parser(
+        "export", parents=[output], help="write histories into a file that verifies with no database"
+    )
+    exported = export.add_mutually_exclusive_group(required=True)
+    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
+    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
+    export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
+    export.add_argument(
+        "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
     )
 
 
@@ -216,7 +225,7 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _replay(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> tuple[list[AuditEvent], list[Disagreement]]:
+    async def ask(database: Database) -> tuple[list[AuditEvent], list[Disagreement]]:
         return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
 
     events, found = ask_database(settings, "audit", ask)
@@ -251,7 +260,7 @@ def _diff(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
-    async def write(database: Database, _actor: str) -> int:
+    async def write(database: Database) -> int:
         reader = AuditReader(database)
         header = Header(
             log=await reader.identity(),
@@ -314,10 +323,7 @@ async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[
 
 
 def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
-    async def ask(database: Database, _actor: str) -> list[AuditEvent]:
-        return await _stream(database, job)
-
-    return ask_database(settings, "audit", ask)
+    return ask_database(settings, "audit", lambda database: _stream(database, job))
 
 
 async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
@@ -347,23 +353,16 @@ def _private_text(events: Sequence[AuditEvent]) -> str:
 
 
 def _replay_table(steps: Sequence[ReplayStep]) -> Table:
-    table = Table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", box=None)
+    rows = []
     for step in steps:
         states = [f"{one.name} {one.status} {one.completed}/{step.job.count}" for one in step.job.steps]
         time = f"{step.ts:%H:%M:%S.%f}"[:-3]
-        table.add_row(str(step.version), time, step.code, step.job.status, ", ".join(states), f"{step.progress:.1%}")
-    return table
+        rows.append((step.version, time, step.code, step.job.status, ", ".join(states), f"{step.progress:.1%}"))
+    return plain_table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", rows=rows)
 
 
 def _difference_table(found: Sequence[Difference], before: str, after: str) -> Table:
-    table = Table("PLACE", before, after, box=None)
-    for one in found:
-        table.add_row(one.path, *(escape(_text(value)) for value in (one.before, one.after)))
-    return table
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return plain_table("PLACE", before, after, rows=[(one.path, one.before, one.after) for one in found])
 
 
 @contextmanager

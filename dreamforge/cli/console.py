@@ -1,10 +1,13 @@
 """The output of all commands: exit codes, results as a table or as JSON, and messages on stderr."""
 
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 OK, FAILED, INVALID, UNAVAILABLE, NOT_FOUND, CONFLICT = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -26,6 +29,14 @@ def print_result(output: str, answer: object, shown: object) -> None:
     # Without a terminal, a table may be wide.
     console = PipeConsole() if sys.stdout.isatty() else PipeConsole(width=200)
     console.print(shown, highlight=False)
+
+
+def plain_table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
+    """A table of texts and numbers, without markup. None is an empty cell."""
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    return table
 
 
 def print_json_line(answer: object) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from dreamforge.cli import arguments
 from dreamforge.cli.console import FAILED, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handler
 from dreamforge.operations.doctor import Finding, examine
@@ -14,8 +15,7 @@ from dreamforge.settings import Settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge doctor`."""
-    parser.add_argument("--output", choices=("table", "json"), default="table", help="the form of the answer")
-    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as --output json")
+    arguments.add_output_option(parser, "the form of the answer")
     set_handler(parser, _doctor, log_level="error")
 
 

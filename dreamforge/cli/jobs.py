@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -14,8 +14,7 @@ from dreamforge.cli import arguments, show
 from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, print_message, print_result
 from dreamforge.client.api_client import Client, log_line
-from dreamforge.client.errors import ApiError, ClientError
-from dreamforge.client.responses import JsonObject
+from dreamforge.client.responses import ApiError, ClientError, JsonObject
 from dreamforge.settings import Settings
 from orchestrator.parameters import Generate, Upscale
 
@@ -34,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_request(create)
     _add_submission(create)
     watch = actions.add_parser("watch", parents=[output, job_parser], help="follow a job to its end")
-    watch.set_defaults(handler=_watch)
+    _set_handler(watch, _watch)
     show_parser = actions.add_parser("show", parents=[output, job_parser], help="show a job and its steps")
     moment = show_parser.add_mutually_exclusive_group()
     moment.add_argument("--as-of", metavar="TIME", help="as it was then, like 2026-01-02T12:00:00Z")
     moment.add_argument("--as-of-version", type=int, metavar="N", help="as it was after N events")
-    show_parser.set_defaults(handler=_show)
+    _set_handler(show_parser, _show)
     list_parser = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
     list_parser.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
     amount_group = list_parser.add_mutually_exclusive_group()
@@ -47,20 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=arguments.amount, default=_DEFAULT_LIMIT, metavar="N", help=f"{_DEFAULT_LIMIT} unless given"
     )
     amount_group.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
-    list_parser.set_defaults(handler=_list)
+    _set_handler(list_parser, _list)
     logs = actions.add_parser("logs", parents=[output, job_parser], help="print what happened, line by line")
     logs.add_argument("--tail", type=arguments.amount, metavar="N", help="the last N lines only")
     logs.add_argument("--since", metavar="TIME", help="from then on, like 2026-01-02T12:00:00Z")
     logs.add_argument("--follow", action="store_true", help="go on to the job's end")
-    logs.set_defaults(handler=_logs, usage_error=logs.error)
+    _set_handler(logs, _logs)
     _add_events(actions, output)
     cancel = actions.add_parser("cancel", parents=[output, job_parser], help="cancel a job")
     cancel.add_argument("--wait", action="store_true", help="wait for its end; exit 1 if it ended otherwise")
-    cancel.set_defaults(handler=_cancel)
+    _set_handler(cancel, _cancel)
     _add_retry(actions, output)
     artifacts = actions.add_parser("artifacts", parents=[output, job_parser], help="list a job's artifacts")
     artifacts.add_argument("--download", type=Path, metavar="DIR", help="download them to DIR/<step>/")
-    artifacts.set_defaults(handler=_artifacts)
+    _set_handler(artifacts, _artifacts)
     about = "see and release quarantined jobs, whose history can't be read (needs DF_DB_URL or the home)"
     actions.add_parser("quarantine", help=about, description=about, module="dreamforge.cli.quarantine")
 
@@ -110,7 +109,7 @@ def _add_submission(parser: argparse.ArgumentParser) -> None:
         "--download", type=Path, metavar="DIR", help="follow the job to its end, and download its images to DIR/<step>/"
     )
     parser.add_argument("--quiet", action="store_true", help="print the job's id, and nothing else")
-    parser.set_defaults(handler=_create, usage_error=parser.error)
+    _set_handler(parser, _create)
 
 
 def _add_events(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
@@ -123,7 +122,7 @@ def _add_events(actions: "argparse._SubParsersAction[Parser]", output: Parser) -
     log_group.add_argument("--new", action="store_true", help="with --follow: nothing that is there already")
     log_group.add_argument("--codes", metavar="CODE,…", help="events of these kinds only, like job.created,job.finish")
     log_group.add_argument("--category", metavar="NAME", help="job, model, key, outbox or anchor")
-    events.set_defaults(handler=_events, usage_error=events.error)
+    _set_handler(events, _events)
 
 
 def _add_retry(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
@@ -133,26 +132,35 @@ def _add_retry(actions: "argparse._SubParsersAction[Parser]", output: Parser) ->
     retry.add_argument("--failed", action="store_true", help="every failed job rather than one")
     retry.add_argument("--since", type=arguments.moment, metavar="TIME", help="of those, what failed from then on")
     retry.add_argument("--dry-run", action="store_true", help="only list them")
-    retry.set_defaults(handler=_retry, usage_error=retry.error)
+    _set_handler(retry, _retry)
 
 
-def _create(args: argparse.Namespace, settings: Settings) -> int:
+def _set_handler(parser: argparse.ArgumentParser, handler: Callable[[argparse.Namespace, Client], int]) -> None:
+    """Set a command's handler, which is called with a client of the service."""
+
+    def run(args: argparse.Namespace, settings: Settings) -> int:
+        with Client(settings.api_base, api_key=settings.api_key) as client:
+            return handler(args, client)
+
+    parser.set_defaults(handler=run, usage_error=parser.error)
+
+
+def _create(args: argparse.Namespace, client: Client) -> int:
     request = _request(args)
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        try:
-            job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
-        except KeyboardInterrupt:
-            return print_message(
-                INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`"
-            )
-        if args.quiet:
-            print(job["id"], flush=True)
-        if args.watch or args.download is not None:
-            return _follow_new_job(client, job["id"], args)
-        if not args.quiet:
-            print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
-            print(_next_command(client, job), file=sys.stderr)
-        return FAILED if job["status"] in {"failed", "cancelled"} else OK
+    try:
+        job = client.create_job(request, idempotency_key=args.idempotency_key, wait_s=args.wait)
+    except KeyboardInterrupt:
+        return print_message(
+            INTERRUPTED, "interrupted before the answer: the job may go on; see `dreamforge jobs list`"
+        )
+    if args.quiet:
+        print(job["id"], flush=True)
+    if args.watch or args.download is not None:
+        return _follow_new_job(client, job["id"], args)
+    if not args.quiet:
+        print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
+        print(_next_command(client, job), file=sys.stderr)
+    return FAILED if job["status"] in {"failed", "cancelled"} else OK
 
 
 def _follow_new_job(client: Client, job_id: str, args: argparse.Namespace) -> int:
@@ -202,9 +210,8 @@ def _non_empty(fields: JsonObject) -> JsonObject:
     return {name: value for name, value in fields.items() if value is not None and value != {}}
 
 
-def _watch(args: argparse.Namespace, settings: Settings) -> int:
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        return _follow(client, client.find_job_id(args.job_id), args.output)
+def _watch(args: argparse.Namespace, client: Client) -> int:
+    return _follow(client, client.find_job_id(args.job_id), args.output)
 
 
 def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) -> int:
@@ -222,34 +229,31 @@ def _follow(client: Client, job_id: str, output: str, *, quiet: bool = False) ->
     return OK if status == "succeeded" else FAILED
 
 
-def _show(args: argparse.Namespace, settings: Settings) -> int:
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        job = client.job(client.find_job_id(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
-        print_result(args.output, job, show.job_table(job))
-        return OK
+def _show(args: argparse.Namespace, client: Client) -> int:
+    job = client.job(client.find_job_id(args.job_id), as_of=args.as_of, as_of_version=args.as_of_version)
+    print_result(args.output, job, show.job_table(job))
+    return OK
 
 
-def _list(args: argparse.Namespace, settings: Settings) -> int:
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        jobs = list(client.jobs(status=args.status, limit=args.limit))
-        print_result(args.output, jobs, show.job_list_table(jobs))
-        return OK
+def _list(args: argparse.Namespace, client: Client) -> int:
+    jobs = list(client.jobs(status=args.status, limit=args.limit))
+    print_result(args.output, jobs, show.job_list_table(jobs))
+    return OK
 
 
-def _logs(args: argparse.Namespace, settings: Settings) -> int:
+def _logs(args: argparse.Namespace, client: Client) -> int:
     if args.follow and args.tail and args.since:
         args.usage_error("--follow goes with --tail or with --since, not with both")
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        job_id = client.find_job_id(args.job_id)
-        if args.follow:
-            lines = _followed_logs(client, job_id, args)
-        else:
-            lines = client.logs(job_id, tail=args.tail, since=args.since)
-        if args.output == "json":
-            _print_lines(lines)
-        else:
-            _print_lines(show.log_text(msgspec.json.decode(line, type=JsonObject)) for line in lines)
-        return OK
+    job_id = client.find_job_id(args.job_id)
+    if args.follow:
+        lines = _followed_logs(client, job_id, args)
+    else:
+        lines = client.logs(job_id, tail=args.tail, since=args.since)
+    if args.output == "json":
+        _print_lines(lines)
+    else:
+        _print_lines(show.log_text(msgspec.json.decode(line, type=JsonObject)) for line in lines)
+    return OK
 
 
 def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Iterator[str]:
@@ -261,19 +265,18 @@ def _followed_logs(client: Client, job_id: str, args: argparse.Namespace) -> Ite
             yield msgspec.json.encode(log_line(job_id, message)).decode()
 
 
-def _events(args: argparse.Namespace, settings: Settings) -> int:
+def _events(args: argparse.Namespace, client: Client) -> int:
     if args.job_id is not None and (args.follow or args.new or args.codes or args.category):
         args.usage_error("--follow, --new, --codes and --category go with --all")
     if args.new and not args.follow:
         args.usage_error("--new goes with --follow")
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        if args.job_id is None:
-            _print_events(args.output, _log_events(client, args))
-        elif args.output == "json":
-            _print_events("json", client.events(client.find_job_id(args.job_id)))
-        else:
-            print_result("table", None, show.history_table(client.events(client.find_job_id(args.job_id))))
-        return OK
+    if args.job_id is None:
+        _print_events(args.output, _log_events(client, args))
+    elif args.output == "json":
+        _print_events("json", client.events(client.find_job_id(args.job_id)))
+    else:
+        print_result("table", None, show.history_table(client.events(client.find_job_id(args.job_id))))
+    return OK
 
 
 def _log_events(client: Client, args: argparse.Namespace) -> Iterable[JsonObject]:
@@ -295,15 +298,14 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
-def _cancel(args: argparse.Namespace, settings: Settings) -> int:
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        job = client.cancel(client.find_job_id(args.job_id))
-        if args.wait:
-            for _ in client.stream(job["id"]):
-                pass
-            job = client.job(job["id"])
-        print_result(args.output, job, f"Job {job['id']} is {_cancel_status(job['status'])}.")
-        return FAILED if args.wait and job["status"] != "cancelled" else OK
+def _cancel(args: argparse.Namespace, client: Client) -> int:
+    job = client.cancel(client.find_job_id(args.job_id))
+    if args.wait:
+        for _ in client.stream(job["id"]):
+            pass
+        job = client.job(job["id"])
+    print_result(args.output, job, f"Job {job['id']} is {_cancel_status(job['status'])}.")
+    return FAILED if args.wait and job["status"] != "cancelled" else OK
 
 
 def _cancel_status(status: str) -> str:
@@ -311,21 +313,20 @@ def _cancel_status(status: str) -> str:
     return status if status in {"succeeded", "failed", "cancelled"} else "being cancelled"
 
 
-def _retry(args: argparse.Namespace, settings: Settings) -> int:
+def _retry(args: argparse.Namespace, client: Client) -> int:
     if args.failed == (args.job_id is not None):
         args.usage_error("name one job, or --failed for all of them")
     if args.failed and args.watch:
         args.usage_error("--watch goes with one job")
     if not args.failed and (args.since or args.dry_run):
         args.usage_error("--since and --dry-run go with --failed")
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        if args.failed:
-            return _retry_failed(client, args)
-        job = client.retry(client.find_job_id(args.job_id))
-        if args.watch:
-            return _follow(client, job["id"], args.output)
-        print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
-        return OK
+    if args.failed:
+        return _retry_failed(client, args)
+    job = client.retry(client.find_job_id(args.job_id))
+    if args.watch:
+        return _follow(client, job["id"], args.output)
+    print_result(args.output, job, f"Job {job['id']} is {job['status']}.")
+    return OK
 
 
 def _retry_failed(client: Client, args: argparse.Namespace) -> int:
@@ -363,13 +364,12 @@ def _retry_job(client: Client, job_id: str) -> JsonObject | None:
         time.sleep(1)
 
 
-def _artifacts(args: argparse.Namespace, settings: Settings) -> int:
-    with Client(settings.api_base, api_key=settings.api_key) as client:
-        artifacts = client.artifacts(client.find_job_id(args.job_id))
-        print_result(args.output, artifacts, show.artifact_table(artifacts))
-        if args.download:
-            _download(artifacts, client, args.download)
-        return OK
+def _artifacts(args: argparse.Namespace, client: Client) -> int:
+    artifacts = client.artifacts(client.find_job_id(args.job_id))
+    print_result(args.output, artifacts, show.artifact_table(artifacts))
+    if args.download:
+        _download(artifacts, client, args.download)
+    return OK
 
 
 def _download(artifacts: Sequence[JsonObject], client: Client, folder: Path, *, quiet: bool = False) -> None:

@@ -11,9 +11,10 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from dreamforge.backends import ask_database
+from api.responses import copied
+from dreamforge.backends import actor, ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli.console import INVALID, NOT_FOUND, OK, print_message, print_result
+from dreamforge.cli.console import INVALID, NOT_FOUND, OK, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -109,11 +110,11 @@ def _create(args: argparse.Namespace, settings: Settings) -> int:
     text = key_text(key_id, secrets.token_urlsafe(32))
     body = KeyCreated(name=args.name, scopes=args.scopes, digest=digest(text))
 
-    async def create(database: Database, actor: str) -> bool:
+    async def create(database: Database) -> bool:
         known = await Keys(Log(database)).all()
         if any((key.tenant, key.name, key.active) == (args.tenant, args.name, True) for key in known):
             return False
-        await _append(database, actor, args.tenant, key_id, 0, body)
+        await _append(database, args.tenant, key_id, 0, body)
         return True
 
     if not ask_database(settings, "keys", create):
@@ -126,21 +127,18 @@ def _create(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> list[KeyView]:
-        return await Keys(Log(database)).all()
-
-    found = ask_database(settings, "keys", ask)
+    found = ask_database(settings, "keys", lambda database: Keys(Log(database)).all())
     shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.active)]
     print_result(args.output, [_key_output(key) for key in shown], _table(shown))
     return OK
 
 
 def _revoke(args: argparse.Namespace, settings: Settings) -> int:
-    async def revoke(database: Database, actor: str) -> KeyView:
+    async def revoke(database: Database) -> KeyView:
         keys = Keys(Log(database))
         found = _select_key(await keys.all(), args.key)
         if found.active:
-            await _append(database, actor, found.tenant, found.key_id, found.stream_version, KeyRevoked())
+            await _append(database, found.tenant, found.key_id, found.stream_version, KeyRevoked())
         else:
             await Log(database).confirm_replicated()
         return _select_key(await keys.all(), str(found.key_id))
@@ -151,8 +149,8 @@ def _revoke(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-async def _append(database: Database, actor: str, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
-    recorded = event(body, Meta(actor=actor))
+async def _append(database: Database, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
+    recorded = event(body, Meta(actor=actor()))
     append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(recorded,))
     # A conflict means that another process has revoked the same key.
     await Log(database).commit(Batch(appends=[append]))
@@ -170,19 +168,12 @@ def _select_key(keys: Sequence[KeyView], text: str) -> KeyView:
 
 
 def _key_output(key: KeyView) -> Key:
-    return Key(
-        id=key.key_id,
-        tenant=key.tenant,
-        name=key.name,
-        scopes=sorted(key.scopes),
-        created_at=key.created_at,
-        revoked_at=key.revoked_at,
-    )
+    return copied(key, Key, id=key.key_id, scopes=sorted(key.scopes))
 
 
 def _table(keys: Sequence[KeyView]) -> Table:
-    table = Table("ID", "TENANT", "NAME", "SCOPES", "CREATED", "REVOKED", box=None)
+    rows = []
     for key in keys:
-        times = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at)]
-        table.add_row(str(key.key_id), key.tenant, escape(key.name), ", ".join(sorted(key.scopes)), *times)
-    return table
+        times = [at and f"{at:%Y-%m-%d %H:%M}" for at in (key.created_at, key.revoked_at)]
+        rows.append((key.key_id, key.tenant, key.name, ", ".join(sorted(key.scopes)), *times))
+    return plain_table("ID", "TENANT", "NAME", "SCOPES", "CREATED", "REVOKED", rows=rows)

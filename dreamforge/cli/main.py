@@ -13,7 +13,7 @@ from dreamforge import __version__, logs, settings
 from dreamforge.cli import arguments, show
 from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, print_message
-from dreamforge.client.errors import AmbiguousId, ApiError, ClientError
+from dreamforge.client.responses import AmbiguousId, ApiError, ClientError
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 
 _EXIT_CODES = """\

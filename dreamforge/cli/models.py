@@ -4,19 +4,20 @@ import argparse
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+from uuid import UUID
 
 import msgspec
 from rich.markup import escape
 from rich.table import Table
 
 from api.models import detail, summary
-from dreamforge.backends import ask_database, expect_database
+from dreamforge.backends import actor, ask_database, expect_database
 from dreamforge.cli import arguments
 from dreamforge.cli.arguments import Parser
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
+from dreamforge.cli.show import titled_table
 from dreamforge.settings import Settings
-from eventstore.database import Database
 from eventstore.log import Log
 from model_registry.checks import BadModelFiles, check_files
 from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
@@ -140,20 +141,23 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _enable(args: argparse.Namespace, settings: Settings) -> int:
-    async def enable(registry: Registry) -> tuple[ModelView, bool]:
-        return await registry.enable((await registry.find(args.model)).model_id)
-
-    return _print_change(args, "enabled", *_with_registry(settings, enable))
+    return _switch(args, settings, "enabled", Registry.enable)
 
 
 def _disable(args: argparse.Namespace, settings: Settings) -> int:
-    async def disable(registry: Registry) -> tuple[ModelView, bool]:
-        return await registry.disable((await registry.find(args.model)).model_id)
-
-    return _print_change(args, "disabled", *_with_registry(settings, disable))
+    return _switch(args, settings, "disabled", Registry.disable)
 
 
-def _print_change(args: argparse.Namespace, state: str, model: ModelView, new: bool) -> int:  # noqa: FBT001  # unpacked
+def _switch(
+    args: argparse.Namespace,
+    settings: Settings,
+    state: str,
+    switch: Callable[[Registry, UUID], Awaitable[tuple[ModelView, bool]]],
+) -> int:
+    async def find_and_switch(registry: Registry) -> tuple[ModelView, bool]:
+        return await switch(registry, (await registry.find(args.model)).model_id)
+
+    model, new = _with_registry(settings, find_and_switch)
     text = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
     if model.enabled and not model.installed:
         text += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
@@ -162,10 +166,7 @@ def _print_change(args: argparse.Namespace, state: str, model: ModelView, new: b
 
 
 def _with_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]]) -> T:
-    async def ask(database: Database, actor: str) -> T:
-        return await call(Registry(Log(database), actor))
-
-    return ask_database(settings, "models", ask)
+    return ask_database(settings, "models", lambda database: call(Registry(Log(database), actor())))
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _models_table(models: Sequence[ModelView]) -> Table:
-    table = _table("Models", "id", "name", "kind", "version", "installed", "enabled")
+    table = titled_table("Models", "id", "name", "kind", "version", "installed", "enabled")
     for model in models:
         states = [_yes_no(value=model.installed), _yes_no(value=model.enabled)]
         table.add_row(str(model.model_id), escape(model.name), model.kind, escape(model.version), *states)
@@ -187,7 +188,7 @@ def _models_table(models: Sequence[ModelView]) -> Table:
 
 
 def _model_table(model: ModelView) -> Table:
-    table = _table(f"Model {model.model_id}", "", "")
+    table = titled_table(f"Model {model.model_id}", "", "")
     table.show_header = False
     rows = {
         "name": model.name,
@@ -209,17 +210,10 @@ def _model_table(model: ModelView) -> Table:
 
 
 def _result_table(results: Sequence[ModelVerification]) -> Table:
-    table = _table("Models", "id", "name", "intact", "problems")
+    table = titled_table("Models", "id", "name", "intact", "problems")
     for result in results:
         problems = escape("\n".join(result.problems))
         table.add_row(result.id, escape(result.name), _yes_no(value=result.intact), problems)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
     return table
 
 

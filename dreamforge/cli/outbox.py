@@ -8,12 +8,11 @@ from typing import TypeVar
 
 from rich.table import Table
 
-from dreamforge.backends import ask_database
+from dreamforge.backends import actor, ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli.console import FAILED, OK, print_message, print_result
+from dreamforge.cli.console import FAILED, OK, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.settings import Settings
-from eventstore.database import Database
 from orchestrator.reconciler import OutboxReconciler, QueueStatus
 from orchestrator.step_kinds import STEP_KINDS
 
@@ -75,18 +74,12 @@ def _purge(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _with_reconciler(settings: Settings, call: Callable[[OutboxReconciler], Awaitable[T]]) -> T:
-    async def ask(database: Database, actor: str) -> T:
-        return await call(OutboxReconciler(database, actor))
-
-    return ask_database(settings, "outbox", ask)
+    return ask_database(settings, "outbox", lambda database: call(OutboxReconciler(database, actor())))
 
 
 def _status_table(found: Sequence[QueueStatus]) -> Table:
-    table = Table("QUEUE", "VISIBLE", "HIDDEN", "IDLE", "MISSING", "OLDEST", box=None)
-    for queue in found:
-        counts = (queue.visible, queue.hidden, queue.idle, queue.missing)
-        table.add_row(queue.queue, *map(str, counts), _age(queue.oldest))
-    return table
+    rows = [(one.queue, one.visible, one.hidden, one.idle, one.missing, _age(one.oldest)) for one in found]
+    return plain_table("QUEUE", "VISIBLE", "HIDDEN", "IDLE", "MISSING", "OLDEST", rows=rows)
 
 
 def _age(moment: datetime | None) -> str:
@@ -94,7 +87,4 @@ def _age(moment: datetime | None) -> str:
 
 
 def _count_table(counts: Mapping[str, int], done: str) -> Table:
-    table = Table("QUEUE", done.upper(), box=None)
-    for queue, count in counts.items():
-        table.add_row(queue, str(count))
-    return table
+    return plain_table("QUEUE", done.upper(), rows=counts.items())

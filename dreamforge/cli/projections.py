@@ -4,24 +4,35 @@ import argparse
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from api.responses import copied
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
-from dreamforge.cli import rebuild as rebuilds
-from dreamforge.cli.console import CONFLICT, FAILED, OK, print_message, print_result
+from dreamforge.cli.console import CONFLICT, FAILED, OK, PipeConsole, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
+from dreamforge.operations.rebuild import fill, show_progress
 from dreamforge.settings import Settings
 from eventstore.database import Database
+from projections import job_view
 from projections.projector import LIVE
 from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 from projections.subscription_status import SubscriptionStatus, subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
+
+_SIZES = """
+select (select coalesce(sum(position), 0)::bigint from (
+        select max(position) as position from eventstore.events group by partition) as heads) as events,
+    (select sum(pg_total_relation_size(oid))::bigint from pg_class
+    where relnamespace = 'readmodel'::regnamespace and relkind = 'r') as bytes
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         {
             "status": _status,
             "verify": _verify,
-            "rebuild": rebuilds.rebuild,
-            "rollback": rebuilds.rollback,
-            "pause": rebuilds.pause,
-            "resume": rebuilds.resume,
+            "rebuild": _rebuild,
+            "rollback": _rollback,
+            "pause": _pause,
+            "resume": _resume,
         },
         errors={RebuildFailed: CONFLICT},
     )
@@ -104,8 +115,27 @@ class VerificationResult(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild would do. events: to read. bytes: about the additional disk space that it needs."""
+
+    state: ReadModelState
+    views_version: int
+    events: int
+    bytes: int
+
+
+class SwapResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A completed rebuild or rollback. generation: the one that serves now. lag_s: its lag at the swap, in seconds."""
+
+    generation: int
+    events: int
+    seconds: float
+    rate: float
+    lag_s: float
+
+
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    async def watch(database: Database, _actor: str) -> Status:
+    async def watch(database: Database) -> Status:
         before, began = await subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
         after = await subscription_statuses(database)
@@ -122,13 +152,9 @@ def _partition_statuses(
 ) -> list[PartitionStatus]:
     earlier = {(status.projection, status.partition): status.position for status in before}
     return [
-        PartitionStatus(
-            projection=status.projection,
-            partition=status.partition,
-            position=status.position,
-            head=status.head,
-            lag=status.lag,
-            lag_s=status.lag_s,
+        copied(
+            status,
+            PartitionStatus,
             rate=(status.position - earlier.get((status.projection, status.partition), status.position)) / seconds,
             paused=status.paused_at is not None,
         )
@@ -137,7 +163,7 @@ def _partition_statuses(
 
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
-    async def verify(database: Database, _actor: str) -> VerificationResult:
+    async def verify(database: Database) -> VerificationResult:
         verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
@@ -155,13 +181,134 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
     return FAILED if found.wrong else OK
 
 
+def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
+    if args.dry_run:
+        plan = ask_database(settings, "projections", _plan)
+        print_result(args.output, plan, _plan_text(plan))
+        return OK
+    if args.abort:
+        return _abort(args, settings)
+
+    async def run(database: Database) -> SwapResult:
+        rebuilder = Rebuild(database)
+        began = time.monotonic()
+        async with _progress_bars(rebuilder, quiet=args.output == "json"):
+            await rebuilder.begin()
+            await fill(rebuilder, database, args.workers)
+            under_way = (await rebuilder.state()).rebuild
+            async for _ in rebuilder.index():
+                pass
+            lag = await rebuilder.follow()
+        events = 0 if under_way is None else under_way.of_events
+        return _swap_result(rebuilder, events, time.monotonic() - began, lag)
+
+    done = ask_database(settings, "projections", run)
+    text = (
+        f"Generation {done.generation} serves: {done.events:,} events in {done.seconds:.1f} s ({done.rate:,.0f}/s). "
+        f"It was {done.lag_s:.2f} s behind when it took over.\n"
+        "The one before is kept: `dreamforge projections rollback` brings it back."
+    )
+    print_result(args.output, done, text)
+    return OK
+
+
+def _rollback(args: argparse.Namespace, settings: Settings) -> int:
+    async def run(database: Database) -> SwapResult:
+        rebuilder = Rebuild(database)
+        began = time.monotonic()
+        await rebuilder.begin_rollback()
+        async with _progress_bars(rebuilder, quiet=args.output == "json"):
+            lag = await rebuilder.follow()
+        return _swap_result(rebuilder, 0, time.monotonic() - began, lag)
+
+    done = ask_database(settings, "projections", run)
+    text = f"Generation {done.generation} serves again; it was {done.lag_s:.2f} s behind when it took over."
+    print_result(args.output, done, text)
+    return OK
+
+
+def _pause(args: argparse.Namespace, settings: Settings) -> int:
+    return _set_paused(args, settings, f"{args.name} is paused; reads of a job stay fresh, lists do not.", paused=True)
+
+
+def _resume(args: argparse.Namespace, settings: Settings) -> int:
+    return _set_paused(args, settings, f"{args.name} goes on within some seconds.", paused=False)
+
+
+def _set_paused(args: argparse.Namespace, settings: Settings, text: str, *, paused: bool) -> int:
+    if not ask_database(settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)):
+        text = f"{args.name} has not run yet: there is nothing to pause."
+    print_result(args.output, {"projection": args.name, "paused": paused}, text)
+    return OK
+
+
+def _abort(args: argparse.Namespace, settings: Settings) -> int:
+    aborted = ask_database(settings, "projections", lambda database: Rebuild(database).abort())
+    text = "It was given up; what served serves on." if aborted else "Nothing was under way."
+    print_result(args.output, {"aborted": aborted}, text)
+    return OK
+
+
+async def _plan(database: Database) -> Plan:
+    sizes = (await database.read(_SIZES))[0]
+    return Plan(
+        state=await Rebuild(database).state(),
+        views_version=job_view.VERSION,
+        events=sizes["events"],
+        bytes=sizes["bytes"],
+    )
+
+
+def _swap_result(rebuilder: Rebuild, events: int, seconds: float, lag: float) -> SwapResult:
+    return SwapResult(generation=rebuilder.generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag)
+
+
+@asynccontextmanager
+async def _progress_bars(rebuilder: Rebuild, *, quiet: bool) -> AsyncIterator[None]:
+    """Show a progress bar with rate and remaining time, if stderr is a terminal."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} events"),
+        TimeRemainingColumn(),
+    )
+    console = PipeConsole(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
+        bar = bars.add_task("", total=1)
+
+        def show(state: ReadModelState) -> None:
+            if (now := state.rebuild) is None:
+                return
+            phase = "indexing" if now.phase == "filling" and now.filled == now.chunks else now.phase
+            bars.update(bar, description=phase, completed=now.events, total=now.of_events)
+
+        async with show_progress(rebuilder, show):
+            yield
+
+
+def _plan_text(plan: Plan) -> str:
+    state = plan.state
+    text = (
+        f"Generation {state.generation} serves, of views of version {state.views_version}; "
+        f"this release has version {plan.views_version}.\n"
+        f"A rebuild would fold {plan.events:,} events, and need about {decimal(plan.bytes)} beside what is in use."
+    )
+    if (now := state.rebuild) is not None:
+        progress = f"{now.phase}, {now.filled} of {now.chunks} chunks"
+        text += f"\nOne was begun at {now.started_at:%Y-%m-%d %H:%M:%S} UTC ({progress}): it would go on with that."
+    if state.before:
+        text += "\nThe generation before is still there; it is dropped when the next takes over."
+    return text
+
+
 def _status_table(partitions: Sequence[PartitionStatus]) -> Table:
-    table = Table("PROJECTION", "PARTITION", "POSITION", "HEAD", "LAG", "WAITING", "EVENTS/S", box=None)
-    for status in partitions:
-        waiting = "paused" if status.paused else "-" if status.lag_s is None else f"{status.lag_s:.1f} s"
-        numbers = (status.partition, status.position, status.head, status.lag)
-        table.add_row(status.projection, *map(str, numbers), waiting, f"{status.rate:.0f}")
-    return table
+    rows = []
+    for one in partitions:
+        waiting = "paused" if one.paused else "-" if one.lag_s is None else f"{one.lag_s:.1f} s"
+        numbers = (one.partition, one.position, one.head, one.lag)
+        rows.append((one.projection, *numbers, waiting, f"{one.rate:.0f}"))
+    return plain_table("PROJECTION", "PARTITION", "POSITION", "HEAD", "LAG", "WAITING", "EVENTS/S", rows=rows)
 
 
 def _state_text(state: ReadModelState) -> str:
@@ -182,10 +329,9 @@ def _result_text(found: VerificationResult) -> RenderableType:
             f" {found.waiting:,} event(s) wait for the projector: those were not compared." if found.waiting else ""
         )
         return f"The read model agrees with the log: {found.jobs:,} job(s).{waiting}"
-    table = Table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", box=None)
+    rows: list[tuple[object, ...]] = []
     for disagreement in found.disagreements:
-        table.add_row(str(disagreement.job_id), disagreement.problem)
-        for difference in disagreement.differences:
-            cells = (difference.path, str(difference.before), str(difference.after))
-            table.add_row("", "", *map(escape, cells))
+        rows.append((disagreement.job_id, disagreement.problem))
+        rows += [("", "", one.path, str(one.before), str(one.after)) for one in disagreement.differences]
+    table = plain_table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", rows=rows)
     return Group(table, "", f"{found.wrong:,} of {found.jobs:,} job(s) disagree.")

@@ -3,15 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
-from dreamforge.backends import ask_database
+from dreamforge.backends import actor, ask_database
 from dreamforge.cli import arguments
 from dreamforge.cli.arguments import Parser
-from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, print_message, print_result
+from dreamforge.cli.console import CONFLICT, NOT_FOUND, OK, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
-from dreamforge.client.errors import AmbiguousId
+from dreamforge.client.responses import AmbiguousId
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.log import Log
@@ -43,20 +42,16 @@ class PromptErased(Exception):
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, actor: str) -> list[QuarantinedJob]:
-        return await Quarantine(Log(database), actor).all()
-
-    found = ask_database(settings, "quarantine", ask)
+    found = ask_database(settings, "quarantine", lambda database: Quarantine(Log(database), actor()).all())
     shown = [one for one in found if args.all or one.state == "quarantined"]
     print_result(args.output, shown, _table(shown) if shown else "No job is set aside.")
     return OK
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, actor: str) -> QuarantinedJob | None:
-        return await _find_job(Quarantine(Log(database), actor), args.job_id)
-
-    found = ask_database(settings, "quarantine", ask)
+    found = ask_database(
+        settings, "quarantine", lambda database: _find_job(Quarantine(Log(database), actor()), args.job_id)
+    )
     if found is None:
         return print_message(NOT_FOUND, f"job {args.job_id} is not set aside")
     print_result(args.output, found, _table([found]))
@@ -72,9 +67,9 @@ def _fail(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
-    async def end(database: Database, actor: str) -> QuarantinedJob | None:
+    async def end(database: Database) -> QuarantinedJob | None:
         log = Log(database)
-        quarantine = Quarantine(log, actor)
+        quarantine = Quarantine(log, actor())
         found = await _find_job(quarantine, args.job_id)
         if found is None:
             return None
@@ -111,9 +106,8 @@ async def _find_job(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
 
 
 def _table(found: Sequence[QuarantinedJob]) -> Table:
-    table = Table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", box=None)
-    for one in found:
-        since = f"{one.since:%Y-%m-%d %H:%M:%S}"
-        cells = (str(one.job_id), one.tenant, since, one.state, one.reader, str(one.at_version))
-        table.add_row(*cells, escape(one.reason))
-    return table
+    rows = [
+        (one.job_id, one.tenant, f"{one.since:%Y-%m-%d %H:%M:%S}", one.state, one.reader, one.at_version, one.reason)
+        for one in found
+    ]
+    return plain_table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", rows=rows)

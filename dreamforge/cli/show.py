@@ -45,13 +45,23 @@ def replace_unprintable() -> None:
 
 def job_table(job: JsonObject) -> Table:
     """A job and its steps."""
-    table = _table(f"Job {job['id']} · {_status(job['status'])}", "step", "status", "attempt", "started", "finished")
+    table = titled_table(
+        f"Job {job['id']} · {_status(job['status'])}", "step", "status", "attempt", "started", "finished"
+    )
     for step in job["steps"]:
         times = [_time(step["started_at"]), _time(step["finished_at"])]
         table.add_row(step["name"], _status(step["status"]), str(step["attempt"]), *times)
     table.caption = f"{job['summary']['completed']} of {images(job['summary']['count'])} finished"
     if job["error_code"]:
         table.caption += f"\n{job['error_code']}: {escape(job['error_message'])}"
+    return table
+
+
+def titled_table(title: str, *columns: str) -> Table:
+    """A table with a title, whose long cells are folded."""
+    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     return table
 
 
@@ -62,7 +72,7 @@ def images(count: int) -> str:
 
 def job_list_table(jobs: Iterable[JsonObject]) -> Table:
     """Jobs, one per line."""
-    table = _table("Jobs", "id", "status", "created", "updated", "images", "prompt")
+    table = titled_table("Jobs", "id", "status", "created", "updated", "images", "prompt")
     for job in jobs:
         done = f"{job['summary']['completed']}/{job['summary']['count']}"
         times = [_day(job["created_at"]), _day(job["updated_at"])]
@@ -72,7 +82,7 @@ def job_list_table(jobs: Iterable[JsonObject]) -> Table:
 
 def artifact_table(artifacts: Iterable[JsonObject]) -> Table:
     """The artifacts of a job."""
-    table = _table("Artifacts", "step", "item", "size", "seed", "bytes", "key")
+    table = titled_table("Artifacts", "step", "item", "size", "seed", "bytes", "key")
     for one in artifacts:
         numbers = [str(one["seed"]), f"{one['bytes']:,}"]
         table.add_row(one["step"], str(one["item_index"]), f"{one['width']}x{one['height']}", *numbers, one["s3_key"])
@@ -81,7 +91,7 @@ def artifact_table(artifacts: Iterable[JsonObject]) -> Table:
 
 def history_table(events: Iterable[JsonObject]) -> Table:
     """A job's events."""
-    table = _table("History", "version", "time", "code", "step", "details")
+    table = titled_table("History", "version", "time", "code", "step", "details")
     for event in events:
         details = escape(_details(msgspec.json.decode(event["data"], type=JsonObject)))
         table.add_row(str(event["version"]), _time(event["ts"]), event["code"], event["step"] or "", details)
@@ -177,13 +187,6 @@ def _show_bars(job_progress: JobProgress, messages: Iterable[Message], console: 
                 bars.update(bar, completed=done, amount=f"{done}/{job_progress.count}", state=state)
             state = _status(job_progress.status)
             bars.update(overall, completed=job_progress.progress, amount=f"{job_progress.progress:.0%}", state=state)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _shorten(prompt: str | None) -> str:

@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=arguments.amount, default=1, metavar="N", help="seconds from one refresh to the next (1)"
     )
     parser.add_argument("--once", action="store_true", help="watch for so long once, print the answer and end")
-    parser.add_argument(
-        "--output", choices=("table", "json"), default="table", help="json: one object a refresh, a line each"
-    )
-    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as --output json")
+    arguments.add_output_option(parser, "json: one object a refresh, a line each")
     set_handler(parser, _top, log_level="error")
 
 
@@ -52,7 +49,7 @@ def _is_full_screen_terminal() -> bool:
 
 
 def _once(args: argparse.Namespace, settings: Settings) -> int:
-    async def ask(database: Database, _actor: str) -> Snapshot:
+    async def ask(database: Database) -> Snapshot:
         reader = SnapshotReader(database)
         await reader.next_snapshot()
         await asyncio.sleep(args.every)
@@ -69,7 +66,7 @@ def _once(args: argparse.Namespace, settings: Settings) -> int:
 def _live(args: argparse.Namespace, settings: Settings) -> int:
     show = _print_json_lines if args.output == "json" else _show_screen
 
-    async def follow(database: Database, _actor: str) -> None:
+    async def follow(database: Database) -> None:
         # SIGTERM must restore the terminal, too.
         task = asyncio.current_task()
         if task is not None:

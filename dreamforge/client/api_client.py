@@ -15,9 +15,18 @@ from uuid import uuid4
 import httpx
 import msgspec
 
-from dreamforge.client import responses
-from dreamforge.client.errors import AmbiguousId, ApiError, ClientError, DamagedDownload, ResponseLost, Unreachable
-from dreamforge.client.responses import JsonObject
+from dreamforge.client.responses import (
+    AmbiguousId,
+    ApiError,
+    ClientError,
+    DamagedDownload,
+    JsonObject,
+    ResponseLost,
+    Unreachable,
+    decode,
+    expect_success,
+    job_of,
+)
 from dreamforge.client.sse import Message, Parser
 
 Params = Mapping[str, str | int | None]
@@ -102,9 +111,7 @@ class Client:
         lost = False
         while True:
             try:
-                return responses.job_of(
-                    self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT)
-                )
+                return job_of(self._request("POST", "/v1/jobs", headers=headers, content=body, timeout=_CREATE_TIMEOUT))
             except ClientError as error:
                 lost = lost or isinstance(error, ResponseLost)
                 retryable = isinstance(error, ApiError) and error.status in _RETRYABLE_STATUSES
@@ -144,11 +151,11 @@ class Client:
 
     def cancel(self, job_id: str) -> JsonObject:
         """Request the cancellation of a job; returns the response's `job`."""
-        return responses.job_of(self._request("POST", _path(job_id, "cancel")))
+        return job_of(self._request("POST", _path(job_id, "cancel")))
 
     def retry(self, job_id: str) -> JsonObject:
         """Request a retry of a job's failed step; returns the response's `job`."""
-        return responses.job_of(self._request("POST", _path(job_id, "retry")))
+        return job_of(self._request("POST", _path(job_id, "retry")))
 
     def artifacts(self, job_id: str) -> list[JsonObject]:
         """The artifacts that a job has written so far, by step, then item."""
@@ -216,7 +223,7 @@ class Client:
             with self._http(url).stream("GET", url, params=query, headers=headers, timeout=_STREAM_TIMEOUT) as response:
                 if not response.is_success:
                     response.read()
-                yield responses.expect_success(response)
+                yield expect_success(response)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
 
@@ -296,9 +303,7 @@ class Client:
         position.at_end = position.ended
 
     def _get(self, path: str, **params: str | int | None) -> JsonObject:
-        return responses.decode(
-            responses.expect_success(self._request("GET", path, params=_without_none(params))), JsonObject
-        )
+        return decode(expect_success(self._request("GET", path, params=_without_none(params))), JsonObject)
 
     def _request(
         self,

@@ -15,8 +15,7 @@ from rich.console import Console
 from dreamforge.cli import show
 from dreamforge.cli.arguments import image_size, unicode_text
 from dreamforge.client.api_client import Client
-from dreamforge.client.errors import ClientError
-from dreamforge.client.responses import JsonObject
+from dreamforge.client.responses import ClientError, JsonObject
 from dreamforge.demo import contact_sheet
 from dreamforge.demo.contact_sheet import Print
 from dreamforge.demo.stack import Stack, StackError, exit_on_signals

@@ -22,7 +22,7 @@ import psutil
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import LOOPBACK, Server, terminate, wait_until
+from dreamforge.embedded.processes import LOOPBACK, Server, terminate
 from dreamforge.embedded.service import Service, explained_errors
 from dreamforge.embedded.unprivileged import account_for, launch, own
 
@@ -57,45 +57,6 @@ _SETTINGS = {
 }
 
 
-class EmbeddedPostgres:
-    """A running PostgreSQL that belongs to a home."""
-
-    def __init__(self, cluster: "_Cluster", server: Server, port: int, *, adopted: bool) -> None:
-        self._cluster = cluster
-        self._server = server
-        self.adopted = adopted
-        self.pid = server.pid
-        self.url = cluster.url(port)
-
-    @classmethod
-    def start(cls, home: Path, programs: Path | None = None) -> "EmbeddedPostgres":
-        """Start the home's PostgreSQL, or adopt it if it outlived its parent process. Waits until it is up.
-
-        programs: the directory of another PostgreSQL's programs, instead of the wheel's.
-        """
-        with explained_errors(_Cluster, home):
-            cluster = _Cluster(home.expanduser().resolve() / "postgres", programs or _programs())
-            cluster.create()
-            server, [port], adopted = cluster.adopt_or_start()
-            return cls(cluster, server, port, adopted=adopted)
-
-    @staticmethod
-    def exists(home: Path) -> bool:
-        """Whether this home has a database."""
-        return (home.expanduser().resolve() / "postgres" / "data").exists()
-
-    @staticmethod
-    def running_url(home: Path) -> str | None:
-        """The URL of the home's PostgreSQL, if it runs and accepts connections; else None. Does not adopt it."""
-        path = home.expanduser().resolve() / "postgres"
-        with explained_errors(_Cluster, home):
-            return _Cluster(path, _programs()).running_url() if (path / "data").exists() else None
-
-    def stop(self) -> None:
-        """Shut it down within seconds, gracefully at first. A second call does nothing."""
-        self._cluster.stop(self._server)
-
-
 class _PidFile(NamedTuple):
     """The content of `postmaster.pid`: process id, port, and whether the server accepts connections."""
 
@@ -104,35 +65,55 @@ class _PidFile(NamedTuple):
     ready: bool = False
 
 
-class _Cluster(Service):
-    """A data directory and its server."""
+class EmbeddedPostgres(Service):
+    """The PostgreSQL of a home."""
 
     name = "embedded PostgreSQL"
     advice = "Or set DF_DB_URL to use a PostgreSQL of your own."
+    folder = "postgres"
+    ports_file = "port"
     program_name = "postgres"
     start_timeout_s = 120.0  # a crash recovery may replay a gigabyte of log
     port_count = 1
 
-    def __init__(self, path: Path, programs: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, home: Path, programs: Path | None = None) -> None:
+        super().__init__(home)
         # PostgreSQL shows the cluster's name in the titles of all its processes.
-        digest = hashlib.sha256(os.fsencode(path / "data")).hexdigest()
-        super().__init__(path, marker=f"{_NAME}-{digest[:16]}", ports_file="port")
-        self._programs = programs
+        digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()
+        self.marker = f"{_NAME}-{digest[:16]}"
+        self._programs = programs or _programs()
         self._account = account_for(self.data)
-        self._password_file = path / "password"
+        self._password_file = self.path / "password"
         self.password = home_files.read_or_create_secret(self._password_file)
 
-    def url(self, port: int) -> str:
-        """The database's URL at a port."""
-        return f"postgresql://{_NAME}:{self.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
+    @classmethod
+    def start(cls, home: Path, programs: Path | None = None) -> "EmbeddedPostgres":
+        """Start the home's PostgreSQL, or adopt it if it outlived its parent process. Waits until it is up.
 
-    def running_url(self) -> str | None:
+        programs: the directory of another PostgreSQL's programs, instead of the wheel's.
+        """
+        with explained_errors(cls, home):
+            postgres = cls(home, programs)
+            postgres.create()
+            return postgres.run()
+
+    @classmethod
+    def running_url(cls, home: Path) -> str | None:
+        """The URL of the home's PostgreSQL, if it runs and accepts connections; else None. Does not adopt it."""
+        with explained_errors(cls, home):
+            return cls(home).url_if_running() if cls.exists(home) else None
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self._url(self.ports[0])
+
+    def url_if_running(self) -> str | None:
         """The database's URL, if the server runs and accepts connections."""
         pid_file = self._pid_file()
         if pid_file.port is None or not pid_file.ready:
             return None
-        return self.url(pid_file.port) if pid_file.pid in {process.pid for process in self.processes()} else None
+        return self._url(pid_file.port) if pid_file.pid in {process.pid for process in self.processes()} else None
 
     def create(self) -> None:
         """Create the data directory unless it exists."""
@@ -146,31 +127,31 @@ class _Cluster(Service):
         with tempfile.TemporaryDirectory(prefix="initdb.", dir=self.data.parent, ignore_cleanup_errors=True) as parent:
             self._initdb(Path(parent)).rename(self.data)
 
-    def adopt(self) -> tuple[Server, list[int]] | None:
-        """The server that outlived its parent process and answers, with its port. Ends all others."""
+    def adopt(self) -> bool:
+        """Adopt the server that outlived its parent process and answers. Ends all others."""
         leftovers = self.processes()
         pid_file = self._pid_file()
         for process in leftovers:
             if process.pid == pid_file.pid and pid_file.port is not None:
-                server = Server(process)
+                self.server, self.ports = Server(process), [pid_file.port]
                 # A server that still recovers from a crash gets the time for it.
                 timeout_s = _ADOPT_S if pid_file.ready else self.start_timeout_s
-                if self.wait_until_up(server, [pid_file.port], timeout_s):
-                    return server, [pid_file.port]
+                if self.wait_until_up(timeout_s):
+                    return True
         self._end(leftovers)
         if pid_file.pid is not None and psutil.pid_exists(pid_file.pid):
             # Another process has this id now; PostgreSQL would take it for a running postmaster.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
-        return None
+        return False
 
-    def stop(self, server: Server) -> None:
-        """End the server: by a fast shutdown, else an immediate one, else SIGKILL."""
-        server.signal(signal.SIGINT)
-        if not server.wait(_STOP_S):
-            server.signal(signal.SIGQUIT)
-            server.wait(_QUIT_S)
+    def stop(self) -> None:
+        """End the server: by a fast shutdown, else an immediate one, else SIGKILL. A second call does nothing."""
+        self.server.signal(signal.SIGINT)
+        if not self.server.wait(_STOP_S):
+            self.server.signal(signal.SIGQUIT)
+            self.server.wait(_QUIT_S)
         self._end(self.processes())
-        server.wait(_QUIT_S)
+        self.server.wait(_QUIT_S)
 
     def _end(self, processes: list[psutil.Process]) -> None:
         """End the remaining processes of a server.
@@ -209,10 +190,9 @@ class _Cluster(Service):
             raise EmbeddedError(f"initdb cannot make a database in {self.data}:\n{output}\n{self.advice}")
         return data
 
-    def spawn(self, ports: list[int]) -> Server:
-        """Start a server on a port, without waiting for it."""
-        [port] = ports
-        settings = _SETTINGS | {"port": str(port), "cluster_name": self.marker}
+    def spawn(self) -> Server:
+        """Start a server on the port, without waiting for it."""
+        settings = _SETTINGS | {"port": str(self.ports[0]), "cluster_name": self.marker}
         flags = [f"--{name}={value}" for name, value in settings.items()]
         command = self._command([self._programs / "postgres", "-D", self.data, *flags], [self.data])
         return Server.spawn(command, cwd=self.data, env=_ENVIRONMENT, log=self.log)
@@ -233,22 +213,19 @@ class _Cluster(Service):
         except (ValueError, IndexError):
             return _PidFile(int(lines[0])) if lines and lines[0].isdecimal() else _PidFile()
 
-    def wait_until_up(self, server: Server, ports: list[int], timeout_s: float) -> bool:
-        """Wait until the server accepts our password or has ended. Returns whether it accepts it."""
-        [port] = ports
-        # Connecting earlier would fill its log with rejected connections.
-        done = wait_until(
-            lambda: not server.runs() or (self._pid_file().ready and _run_in_thread(self._answers(port))),
-            timeout_s=timeout_s,
-        )
-        return done and server.runs()
+    def is_up(self) -> bool:
+        """Whether the server accepts our password. Connecting earlier would fill its log with rejected connections."""
+        return self._pid_file().ready and _run_in_thread(self._answers())
 
-    async def _answers(self, port: int) -> bool:
+    def _url(self, port: int) -> str:
+        return f"postgresql://{_NAME}:{self.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
+
+    async def _answers(self) -> bool:
         """Whether our database can be used. Creates it if it is missing."""
         try:
-            connection = await self._connect(port, _NAME)
+            connection = await self._connect(_NAME)
         except asyncpg.InvalidCatalogNameError:
-            connection = await self._connect(port, "postgres")
+            connection = await self._connect("postgres")
             try:
                 await connection.execute(f"create database {_NAME}")
             finally:
@@ -264,11 +241,11 @@ class _Cluster(Service):
         await connection.close()
         return True
 
-    async def _connect(self, port: int, database: str) -> asyncpg.Connection:
+    async def _connect(self, database: str) -> asyncpg.Connection:
         # All parameters are set, so that the PG… environment variables have no effect.
         return await asyncpg.connect(
             host=LOOPBACK,
-            port=port,
+            port=self.ports[0],
             user=_NAME,
             password=self.password,
             database=database,

@@ -23,7 +23,7 @@ from botocore.credentials import Credentials
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import LOOPBACK, Server, accepts_connections, terminate, wait_until
+from dreamforge.embedded.processes import LOOPBACK, Server, accepts_connections, terminate
 from dreamforge.embedded.service import Service, explained_errors
 
 _ADOPT_S = 5.0
@@ -58,39 +58,47 @@ _FLAGS = (
 )
 
 
-class EmbeddedSeaweed:
-    """A running object store that belongs to a home."""
+class EmbeddedSeaweed(Service):
+    """The object store of a home."""
 
-    def __init__(self, store: "_Store", server: Server, port: int, *, adopted: bool) -> None:
-        self._store = store
-        self._server = server
-        self.adopted = adopted
-        self.pid = server.pid
-        self.endpoint = f"http://{LOOPBACK}:{port}"
-        self.access_key = store.access_key
-        self.secret_key = store.secret_key
+    name = "embedded object store"
+    advice = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
+    folder = "seaweed"
+    ports_file = "ports"
+    program_name = "weed"
+    start_timeout_s = 60.0
+    port_count = len(_LISTENERS)
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.marker = f"-dir={self.data}"
+        self.data.mkdir(exist_ok=True, mode=0o700)
+        self._program = _program()
+        self.access_key = home_files.read_or_create_secret(self.path / "access_key")
+        self.secret_key = home_files.read_or_create_secret(self.path / "secret_key")
 
     @classmethod
     def start(cls, home: Path) -> "EmbeddedSeaweed":
         """Start the home's object store, or adopt it if it outlived its parent process. Waits until it is up."""
-        with explained_errors(_Store, home):
-            store = _Store(home.expanduser().resolve() / "seaweed", _program())
-            server, ports, adopted = store.adopt_or_start()
-            return cls(store, server, ports[0], adopted=adopted)
-
-    @staticmethod
-    def exists(home: Path) -> bool:
-        """Whether this home has an object store."""
-        return (home.expanduser().resolve() / "seaweed" / "data").exists()
+        with explained_errors(cls, home):
+            return cls(home).run()
 
     @classmethod
     def find_running(cls, home: Path) -> "EmbeddedSeaweed | None":
         """The home's object store, if it runs and answers; else None. The caller must not stop it."""
-        path = home.expanduser().resolve() / "seaweed"
-        with explained_errors(_Store, home):
-            store = _Store(path, _program()) if (path / "data").exists() else None
-            running = None if store is None else store.find_running()
-        return None if store is None or running is None else cls(store, running[0], running[1][0], adopted=True)
+        with explained_errors(cls, home):
+            store = cls(home) if cls.exists(home) else None
+            return store if store is not None and store.is_running() else None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of its S3 API."""
+        return f"http://{LOOPBACK}:{self.ports[0]}"
+
+    @property
+    def master_port(self) -> int:
+        """The port of the master, which knows all volumes."""
+        return self.ports[_LISTENERS.index("master.port")]
 
     def compact(self) -> None:
         """Compact its volumes, so that overwritten content is removed from their files.
@@ -98,7 +106,7 @@ class EmbeddedSeaweed:
         The filer releases old chunks in the background, within a few seconds: the request is therefore repeated.
         """
         for _ in range(_COMPACTIONS):
-            connection = http.client.HTTPConnection(LOOPBACK, self._store.master_port(), timeout=_COMPACT_S)
+            connection = http.client.HTTPConnection(LOOPBACK, self.master_port, timeout=_COMPACT_S)
             try:
                 connection.request("GET", "/vol/vacuum?garbageThreshold=0.000001")
                 answer = connection.getresponse()
@@ -111,59 +119,33 @@ class EmbeddedSeaweed:
                 raise EmbeddedError(f"The embedded object store can't be compacted: it answers {answer.status}.")
             time.sleep(1)
 
-    def stop(self) -> None:
-        """Shut it down within seconds, gracefully at first. A second call does nothing."""
-        self._store.stop(self._server)
+    def is_running(self) -> bool:
+        """Whether exactly one server runs and answers; this object then uses it."""
+        processes, self.ports = self.processes(), self.saved_ports()
+        if len(processes) != 1 or not self.ports:
+            return False
+        self.server = Server(processes[0])
+        return self.wait_until_up(_ADOPT_S)
 
-
-class _Store(Service):
-    """A data directory and its server."""
-
-    name = "embedded object store"
-    advice = "Or set DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY to use an object store of your own."
-    program_name = "weed"
-    start_timeout_s = 60.0
-    port_count = len(_LISTENERS)
-
-    def __init__(self, path: Path, program: Path) -> None:
-        super().__init__(path, marker=f"-dir={path / 'data'}", ports_file="ports")
-        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._program = program
-        self.access_key = home_files.read_or_create_secret(path / "access_key")
-        self.secret_key = home_files.read_or_create_secret(path / "secret_key")
-
-    def master_port(self) -> int:
-        """The port of the master, which knows all volumes."""
-        return self.saved_ports()[_LISTENERS.index("master.port")]
-
-    def find_running(self) -> tuple[Server, list[int]] | None:
-        """The running server and its ports, if there is exactly one and it answers."""
-        processes, ports = self.processes(), self.saved_ports()
-        if len(processes) == 1 and ports:
-            server = Server(processes[0])
-            if self.wait_until_up(server, ports, _ADOPT_S):
-                return server, ports
-        return None
-
-    def adopt(self) -> tuple[Server, list[int]] | None:
-        """The server that outlived its parent process and answers, with its ports. Ends all others."""
-        if (running := self.find_running()) is not None:
-            return running
+    def adopt(self) -> bool:
+        """Adopt the server that outlived its parent process and answers. Ends all others."""
+        if self.is_running():
+            return True
         terminate(self.processes(), grace_s=0)
         _remove_sockets(self.saved_ports())
-        return None
+        return False
 
-    def stop(self, server: Server) -> None:
+    def stop(self) -> None:
         """End the server: by SIGTERM, else SIGKILL. Either way, everything that it has acknowledged is on disk."""
-        server.signal(signal.SIGTERM)
-        if not server.wait(_STOP_S):
-            server.signal(signal.SIGKILL)
-            server.wait(_KILL_S)
+        self.server.signal(signal.SIGTERM)
+        if not self.server.wait(_STOP_S):
+            self.server.signal(signal.SIGKILL)
+            self.server.wait(_KILL_S)
         _remove_sockets(self.saved_ports())
 
-    def spawn(self, ports: list[int]) -> Server:
-        """Start a server on these ports, without waiting for it."""
-        listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, ports, strict=True)]
+    def spawn(self) -> Server:
+        """Start a server on the ports, without waiting for it."""
+        listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, self.ports, strict=True)]
         # The keys are in the environment, since a command line is public. HOME hides the user's own settings.
         # With the JWT keys, filer and volumes accept only signed requests, as S3 does: otherwise any web page in a
         # browser on this machine could read and write their content.
@@ -178,23 +160,19 @@ class _Store(Service):
         command: list[str | Path] = [self._program, "-logtostderr=true", "mini", self.marker, *_FLAGS, *listeners]
         return Server.spawn(command, cwd=self.data, env=env, log=self.log)
 
-    def wait_until_up(self, server: Server, ports: list[int], timeout_s: float) -> bool:
-        """Wait until the server is up or has ended. Returns whether it is up."""
-        return wait_until(lambda: not server.runs() or self._is_up(ports), timeout_s) and server.runs()
-
-    def _is_up(self, ports: list[int]) -> bool:
+    def is_up(self) -> bool:
         """Whether S3 accepts our keys, all listeners accept connections, and the volumes have joined.
 
         S3 alone is not enough: if another listener's port is taken, the server ends a moment later, and objects cannot
         be read before the volumes have joined.
         """
-        url = f"http://{LOOPBACK}:{ports[0]}/"
+        url = f"{self.endpoint}/"
         request = AWSRequest(method="GET", url=url)
         S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
         return (
             _get(url, dict(request.headers.items())) is not None
-            and all(map(accepts_connections, ports))
-            and _volumes_joined(ports[_LISTENERS.index("master.port")])
+            and all(map(accepts_connections, self.ports))
+            and _volumes_joined(self.master_port)
         )
 
 

@@ -4,60 +4,81 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import psutil
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import Server, choose_ports, find_processes, is_free, log_tail
+from dreamforge.embedded.processes import Server, choose_ports, find_processes, is_free, log_tail, wait_until
 
 _TRIES = 5
 
 
 class Service(ABC):
-    """A data directory and the server that uses it.
+    """An embedded service of a home: a data directory and the server that uses it.
 
-    name: for messages. advice: how to use another server instead; it ends each message. program_name, marker: what
-    identifies the server's processes (see `find_processes`).
+    name: for messages. advice: how to use another server instead; it ends each message. folder, ports_file: in the home
+    and in the folder. program_name, marker: what identifies the server's processes (see `find_processes`). adopted:
+    whether the server outlived its parent process.
     """
 
     name: ClassVar[str]
     advice: ClassVar[str]
+    folder: ClassVar[str]
+    ports_file: ClassVar[str]
     program_name: ClassVar[str]
     start_timeout_s: ClassVar[float]
     port_count: ClassVar[int]
 
-    def __init__(self, path: Path, *, marker: str, ports_file: str) -> None:
-        self.data = path / "data"
-        self.log = path / "log"
-        self.marker = marker
-        self._ports_file = path / ports_file
+    server: Server
+    ports: list[int]
+    marker: str
+    adopted = False
 
-    def adopt_or_start(self) -> tuple[Server, list[int], bool]:
-        """A server that is up, its ports, and whether it was adopted. The ports of the last run are preferred."""
+    def __init__(self, home: Path) -> None:
+        self.path = self._folder(home)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.data = self.path / "data"
+        self.log = self.path / "log"
+
+    @classmethod
+    def exists(cls, home: Path) -> bool:
+        """Whether this home has the service's data."""
+        return (cls._folder(home) / "data").exists()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self.server.pid
+
+    def run(self) -> Self:
+        """Adopt the server that still runs, or start one. Waits until it is up. Prefers the ports of the last run."""
         for _ in range(_TRIES):
-            if (adopted := self.adopt()) is not None:
-                return (*adopted, True)
-            if (started := self._start()) is not None:
-                return (*started, False)
+            self.adopted = self.adopt()
+            if self.adopted or self._start():
+                return self
         raise EmbeddedError(f"{_TRIES} times a port was taken while the {self.name} started. {self.advice}")
 
     @abstractmethod
-    def adopt(self) -> tuple[Server, list[int]] | None:
-        """The server that outlived its parent process and answers, with its ports. Ends all others."""
+    def adopt(self) -> bool:
+        """Adopt the server that outlived its parent process and answers. Ends all others."""
 
     @abstractmethod
-    def spawn(self, ports: list[int]) -> Server:
-        """Start a server on these ports, without waiting for it."""
+    def spawn(self) -> Server:
+        """Start a server on the ports, without waiting for it."""
 
     @abstractmethod
-    def wait_until_up(self, server: Server, ports: list[int], timeout_s: float) -> bool:
+    def is_up(self) -> bool:
+        """Whether the server can be used."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the server within seconds, gracefully at first. A second call does nothing."""
+
+    def wait_until_up(self, timeout_s: float) -> bool:
         """Wait until the server is up or has ended. Returns whether it is up."""
-
-    @abstractmethod
-    def stop(self, server: Server) -> None:
-        """End the server, gracefully at first. A second call does nothing."""
+        return wait_until(lambda: not self.server.runs() or self.is_up(), timeout_s) and self.server.runs()
 
     def processes(self) -> list[psutil.Process]:
         """The running processes of this data directory's server."""
@@ -65,23 +86,27 @@ class Service(ABC):
 
     def saved_ports(self) -> list[int]:
         """The ports of the last run; empty before the first one."""
-        return home_files.read_ports(self._ports_file)
+        return home_files.read_ports(self.path / self.ports_file)
 
-    def _start(self) -> tuple[Server, list[int]] | None:
-        """Start a server and wait until it is up; None if another process took one of its ports meanwhile."""
-        ports = choose_ports(self.port_count, self.saved_ports())
-        home_files.write_ports(self._ports_file, ports)
-        server = self.spawn(ports)
+    @classmethod
+    def _folder(cls, home: Path) -> Path:
+        return home.expanduser().resolve() / cls.folder
+
+    def _start(self) -> bool:
+        """Start a server and wait until it is up. Returns False if another process took one of its ports meanwhile."""
+        self.ports = choose_ports(self.port_count, self.saved_ports())
+        home_files.write_ports(self.path / self.ports_file, self.ports)
+        self.server = self.spawn()
         try:
-            if self.wait_until_up(server, ports, self.start_timeout_s):
-                return server, ports
-            collided = not server.runs() and (not all(map(is_free, ports)) or self.processes())
+            if self.wait_until_up(self.start_timeout_s):
+                return True
+            collided = not self.server.runs() and (not all(map(is_free, self.ports)) or self.processes())
         except BaseException:
-            self.stop(server)
+            self.stop()
             raise
-        self.stop(server)
+        self.stop()
         if collided:
-            return None
+            return False
         raise EmbeddedError(
             f"The {self.name} does not start; its log, {self.log}, ends:\n{log_tail(self.log)}\n{self.advice}"
         )

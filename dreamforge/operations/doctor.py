@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -62,16 +62,24 @@ order by n_dead_tup desc
 """
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one check. advice: what to do; empty if nothing."""
+class Outcome(NamedTuple):
+    """What one check found. advice: what to do; empty if nothing."""
 
-    check: str
     state: State
     found: str
     advice: str = ""
 
 
-Check = Callable[["DoctorContext", str], Awaitable[Finding]]
+class Finding(msgspec.Struct, frozen=True):
+    """The outcome of one check, with its name."""
+
+    check: str
+    state: State
+    found: str
+    advice: str
+
+
+Check = Callable[["DoctorContext"], Awaitable[Outcome]]
 
 
 class DoctorContext(msgspec.Struct, frozen=True):
@@ -112,56 +120,54 @@ async def _findings(context: DoctorContext) -> AsyncIterator[Finding]:
 
 async def _run_check(context: DoctorContext, name: str, check: Check) -> Finding:
     try:
-        return await check(context, name)
+        outcome = await check(context)
     except (EventStoreError, ObjectStoreUnavailable) as error:
-        return Finding(check=name, state="bad", found=str(error), advice="Mend that first; then look again.")
+        outcome = Outcome("bad", str(error), "Mend that first; then look again.")
+    return Finding(name, *outcome)
 
 
-async def _server(context: DoctorContext, name: str) -> Finding:
+async def _server(context: DoctorContext) -> Outcome:
     [row] = await context.database.read(_SERVER)
     text = f"PostgreSQL {row['version']}, {row['used']} of {row['most']} connections in use"
     if row["number"] < 150000:
-        return Finding(check=name, state="bad", found=text, advice="Upgrade it: 15 is the oldest that is supported.")
+        return Outcome("bad", text, "Upgrade it: 15 is the oldest that is supported.")
     off = [setting for setting in ("fsync", "full_page_writes", "synchronous_commit") if row[setting] == "off"]
     if off:
-        return Finding(
-            check=name,
-            state="bad",
-            found=f"{text}; {', '.join(off)} off",
-            advice="Turn it on: else a crash of the server loses events that were answered.",
+        return Outcome(
+            "bad",
+            f"{text}; {', '.join(off)} off",
+            "Turn it on: else a crash of the server loses events that were answered.",
         )
     if row["used"] > 0.8 * row["most"]:
-        return Finding(
-            check=name,
-            state="warning",
-            found=text,
-            advice="Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER).",
+        return Outcome(
+            "warning",
+            text,
+            "Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER).",
         )
     if row["autovacuum"] == "off":
-        return Finding(check=name, state="warning", found=f"{text}; autovacuum off", advice="Turn autovacuum on.")
-    return Finding(check=name, state="ok", found=text)
+        return Outcome("warning", f"{text}; autovacuum off", "Turn autovacuum on.")
+    return Outcome("ok", text)
 
 
-async def _schema(context: DoctorContext, name: str) -> Finding:
+async def _schema(context: DoctorContext) -> Outcome:
     await schema.check(context.database)
-    return Finding(check=name, state="ok", found=f"release {schema.RELEASE}")
+    return Outcome("ok", f"release {schema.RELEASE}")
 
 
-async def _login(context: DoctorContext, name: str) -> Finding:
+async def _login(context: DoctorContext) -> Outcome:
     if context.settings.db_url is None:
-        return Finding(check=name, state="ok", found="the home's own")
+        return Outcome("ok", "the home's own")
     [row] = await context.database.read(_LOGIN_RIGHTS)
     if not (row["super"] or row["owner"]):
-        return Finding(check=name, state="ok", found=row["login"])
-    return Finding(
-        check=name,
-        state="warning",
-        found=f"{row['login']} {'is a superuser' if row['super'] else 'owns the log'}",
-        advice="Run the service with a login that was granted dreamforge_service, and no more.",
+        return Outcome("ok", row["login"])
+    return Outcome(
+        "warning",
+        f"{row['login']} {'is a superuser' if row['super'] else 'owns the log'}",
+        "Run the service with a login that was granted dreamforge_service, and no more.",
     )
 
 
-async def _clocks(context: DoctorContext, name: str) -> Finding:
+async def _clocks(context: DoctorContext) -> Outcome:
     before = datetime.now(UTC)
     [row] = await context.database.read("select clock_timestamp() as now")
     after = datetime.now(UTC)
@@ -169,37 +175,34 @@ async def _clocks(context: DoctorContext, name: str) -> Finding:
     skew = max(timedelta(0), before - row["now"], row["now"] - after).total_seconds()
     text = f"this machine and the database are {skew:.3f} s apart"
     if skew < _MAX_SKEW_S:
-        return Finding(check=name, state="ok", found=text)
-    return Finding(
-        check=name, state="warning", found=text, advice="Let NTP set both: `ts` is the one, `as_of` the other."
-    )
+        return Outcome("ok", text)
+    return Outcome("warning", text, "Let NTP set both: `ts` is the one, `as_of` the other.")
 
 
-async def _queues(context: DoctorContext, name: str) -> Finding:
+async def _queues(context: DoctorContext) -> Outcome:
     queues = await OutboxReconciler(context.database, actor()).status()
     missing = sum(queue.missing for queue in queues)
     text = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
     )
     if missing:
-        return Finding(check=name, state="bad", found=text, advice="Run `dreamforge outbox rebuild`.")
-    return Finding(check=name, state="ok", found=text)
+        return Outcome("bad", text, "Run `dreamforge outbox rebuild`.")
+    return Outcome("ok", text)
 
 
-async def _archived_commands(context: DoctorContext, name: str) -> Finding:
+async def _archived_commands(context: DoctorContext) -> Outcome:
     rows = await context.database.read(select_queues("count(*) as commands", "a"))
     commands = sum(row["commands"] for row in rows)
     if not commands:
-        return Finding(check=name, state="ok", found="none")
-    return Finding(
-        check=name,
-        state="warning",
-        found=f"{commands} unreadable, in {' and '.join(f'pgmq.a_{step}' for step in STEP_KINDS)}",
-        advice="A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
+        return Outcome("ok", "none")
+    return Outcome(
+        "warning",
+        f"{commands} unreadable, in {' and '.join(f'pgmq.a_{step}' for step in STEP_KINDS)}",
+        "A runner could not read them; `dreamforge outbox rebuild` sends pending commands again.",
     )
 
 
-async def _quarantine(context: DoctorContext, name: str) -> Finding:
+async def _quarantine(context: DoctorContext) -> Outcome:
     log = Log(context.database)
     jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
     others = [
@@ -209,12 +212,11 @@ async def _quarantine(context: DoctorContext, name: str) -> Finding:
         if any(codec.is_known(event.code, event.schema_version) and _is_broken(event) for event in history)
     ]
     if not (jobs or others):
-        return Finding(check=name, state="ok", found="none")
-    return Finding(
-        check=name,
-        state="warning",
-        found=f"set aside or unreadable: {', '.join([*jobs, *others])}",
-        advice="`dreamforge jobs quarantine list` tells of jobs; what else can't be read is left out.",
+        return Outcome("ok", "none")
+    return Outcome(
+        "warning",
+        f"set aside or unreadable: {', '.join([*jobs, *others])}",
+        "`dreamforge jobs quarantine list` tells of jobs; what else can't be read is left out.",
     )
 
 
@@ -226,75 +228,72 @@ def _is_broken(event: RecordedEvent) -> bool:
     return False
 
 
-async def _lag(context: DoctorContext, name: str) -> Finding:
+async def _lag(context: DoctorContext) -> Outcome:
     # The shadow generation lags until it is swapped in.
     kept = [one for one in await subscription_statuses(context.database) if one.projection != SHADOW]
     behind = [one for one in kept if (one.lag_s or 0) > _MAX_LAG_S]
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:
-        return Finding(
-            check=name,
-            state="warning",
-            found=f"{', '.join(paused)} is paused",
-            advice="`dreamforge projections resume` lets it go on.",
+        return Outcome(
+            "warning",
+            f"{', '.join(paused)} is paused",
+            "`dreamforge projections resume` lets it go on.",
         )
     if not behind:
-        return Finding(check=name, state="ok", found=f"nothing waits longer than {_MAX_LAG_S:g} s")
+        return Outcome("ok", f"nothing waits longer than {_MAX_LAG_S:g} s")
     worst = max(behind, key=lambda one: one.lag_s or 0)
     waiting = f"{worst.projection}, partition {worst.partition}: {worst.lag} event(s) wait, for {worst.lag_s:.0f} s"
-    return Finding(
-        check=name,
-        state="bad",
-        found=f"{waiting}; {len(behind)} place(s) in all",
-        advice="Does its process run? Its /readyz and its log say why it is stalled.",
+    return Outcome(
+        "bad",
+        f"{waiting}; {len(behind)} place(s) in all",
+        "Does its process run? Its /readyz and its log say why it is stalled.",
     )
 
 
-async def _snapshots(context: DoctorContext, name: str) -> Finding:
+async def _snapshots(context: DoctorContext) -> Outcome:
     rows = await context.database.read(_SNAPSHOT_HOLDERS)
     if not rows or rows[0]["held"] is None or rows[0]["held"] < _LONG_TRANSACTION:
-        return Finding(check=name, state="ok", found=f"none is older than {_LONG_TRANSACTION}")
+        return Outcome("ok", f"none is older than {_LONG_TRANSACTION}")
     text = f"{rows[0]['holder']} for {str(rows[0]['held']).split('.')[0]}, {rows[0]['transactions']:,} transactions ago"
-    return Finding(check=name, state="warning", found=text, advice="End it: no dead row can be removed before that.")
+    return Outcome("warning", text, "End it: no dead row can be removed before that.")
 
 
-async def _dead_rows(context: DoctorContext, name: str) -> Finding:
+async def _dead_rows(context: DoctorContext) -> Outcome:
     rows = await context.database.read(_DEAD_ROWS)
     if not rows:
-        return Finding(check=name, state="ok", found="few")
+        return Outcome("ok", "few")
     text = ", ".join(f"{row['name']}: {row['dead']:,} dead, {row['live']:,} live" for row in rows)
     advice = "Let autovacuum come by; if an old snapshot is held, end that first."
-    return Finding(check=name, state="warning", found=text, advice=advice)
+    return Outcome("warning", text, advice)
 
 
-async def _store(context: DoctorContext, name: str) -> Finding:
+async def _store(context: DoctorContext) -> Outcome:
     await context.store.check_ready()
     # Writing artifacts relies on this: a second put must not overwrite the first.
     first = await context.store.put(_PROBE, b"first", "text/plain")
     second = await context.store.put(_PROBE, b"second", "text/plain")
     if first != second:
-        return Finding(
-            check=name,
-            state="bad",
-            found="it lets an object be written over, although told not to (If-None-Match: *)",
-            advice="Use a store, or a version of it, that honours conditional writes.",
+        return Outcome(
+            "bad",
+            "it lets an object be written over, although told not to (If-None-Match: *)",
+            "Use a store, or a version of it, that honours conditional writes.",
         )
-    return Finding(check=name, state="ok", found="reachable, and keeps what was written first")
+    return Outcome("ok", "reachable, and keeps what was written first")
 
 
-async def _store_clock(context: DoctorContext, name: str) -> Finding:
+async def _store_clock(context: DoctorContext) -> Outcome:
     before = datetime.now(UTC)
     store_time = await context.store.server_time()
     after = datetime.now(UTC)
     if store_time is None:
-        return Finding(check=name, state="ok", found="it does not tell its time")
+        return Outcome("ok", "it does not tell its time")
     # The store reports whole seconds.
     skew = max(timedelta(0), before - store_time - timedelta(seconds=1), store_time - after).total_seconds()
     text = f"this machine and the object store are {skew:.1f} s apart"
     if skew < _MAX_SKEW_S:
-        return Finding(check=name, state="ok", found=text)
+        return Outcome("ok", text)
     advice = "Let NTP set both: signed URLs expire early or late by that, and from 15 minutes on S3 refuses requests."
-    return Finding(check=name, state="warning", found=text, advice=advice)
+    return Outcome("warning", text, advice)
 
 
 _DATABASE_CHECKS: dict[str, Check] = {

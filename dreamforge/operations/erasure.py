@@ -17,7 +17,16 @@ from artifacts.errors import InvalidSource, ObjectChanged, ObjectMissing
 from artifacts.lineage import remove_private_text
 from artifacts.object_store import ObjectStore, StoredObject
 from dreamforge.backends import actor, ask_backends
-from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, UNAVAILABLE, print_message, print_result
+from dreamforge.cli.console import (
+    CONFLICT,
+    FAILED,
+    NOT_FOUND,
+    OK,
+    UNAVAILABLE,
+    plain_table,
+    print_message,
+    print_result,
+)
 from dreamforge.embedded import EmbeddedSeaweed
 from dreamforge.settings import Settings
 from eventstore.committer import Committer
@@ -282,15 +291,11 @@ async def _remove_old_wal(database: Database) -> str | None:
 
 
 def _erased_table(found: Sequence[ErasedJob]) -> Table:
-    table = Table("JOB", "VERSION", "TEXTS ERASED", "FILES", box=None)
-    for one in found:
-        texts = str(one.events) if one.events else "none was left"
-        table.add_row(str(one.job_id), str(one.version), texts, str(one.files))
-    return table
+    rows = [(one.job_id, one.version, one.events or "none was left", one.files) for one in found]
+    return plain_table("JOB", "VERSION", "TEXTS ERASED", "FILES", rows=rows)
 
 
 def _scrub_table(found: ScrubResult) -> RenderableType:
-    table = Table("TABLE", "BEFORE", "AFTER", "SECONDS", box=None)
-    for one in found.tables:
-        table.add_row(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}")
+    rows = [(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}") for one in found.tables]
+    table = plain_table("TABLE", "BEFORE", "AFTER", "SECONDS", rows=rows)
     return table if found.problem is None else Group(table, "", found.problem)

@@ -12,7 +12,7 @@ from rich.table import Table
 from artifacts.encoding import decode, encode
 from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from dreamforge.backends import ask_backends
-from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, print_message, print_result
+from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, plain_table, print_message, print_result
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -213,7 +213,7 @@ def _environment_differences(then: Rendering | None, now: Rendering | None) -> l
 
 
 def _table(results: Sequence[Reproduced]) -> Table:
-    table = Table("STEP", "ITEM", "PIXELS", "ENVIRONMENT", box=None)
+    rows = []
     for one in results:
         result = "identical"
         if one.problem is not None:
@@ -222,5 +222,5 @@ def _table(results: Sequence[Reproduced]) -> Table:
             result = f"{one.pixels:,} differ, by {one.difference}/255 at most"
         if one.changed:
             result += "; the file is not the one that was written"
-        table.add_row(one.step, str(one.item_index), result, "\n".join(one.environment) or "the same")
-    return table
+        rows.append((one.step, one.item_index, result, "\n".join(one.environment) or "the same"))
+    return plain_table("STEP", "ITEM", "PIXELS", "ENVIRONMENT", rows=rows)

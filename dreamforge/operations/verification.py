@@ -103,7 +103,7 @@ def _verify_log(
     if args.artifacts:
         found = ask_backends(settings, "audit", verify)
     else:
-        found = ask_database(settings, "audit", lambda database, _: verify(database, None))
+        found = ask_database(settings, "audit", lambda database: verify(database, None))
     if not (args.all or found.events):
         return print_message(NOT_FOUND, f"the log has no job {args.target}")
     wrong = [*found.flaws, *found.bad_artifacts]

@@ -65,7 +65,7 @@ class Backend:
         """Shut PostgreSQL down immediately, as in a crash, and start it on the same port."""
         crashed = self._postgres
         os.kill(crashed.pid, signal.SIGQUIT)
-        assert wait_until(lambda: not crashed._server.runs(), _ENDED_S), "PostgreSQL survives an immediate shutdown"
+        assert wait_until(lambda: not crashed.server.runs(), _ENDED_S), "PostgreSQL survives an immediate shutdown"
         self._postgres = EmbeddedPostgres.start(self._postgres_home)
         if self.pair is not None:
             self.pair.primary = self._postgres
@@ -75,7 +75,7 @@ class Backend:
         """Kill the object store, wait some seconds, and start it on the same port."""
         killed = self._seaweed
         os.kill(killed.pid, signal.SIGKILL)
-        assert wait_until(lambda: not killed._server.runs(), _ENDED_S), "the object store survives SIGKILL"
+        assert wait_until(lambda: not killed.server.runs(), _ENDED_S), "the object store survives SIGKILL"
         time.sleep(away_s)
         self._seaweed = EmbeddedSeaweed.start(self._home)
         assert self._seaweed.endpoint == self.s3.endpoint, "the object store's port was taken while it was away"

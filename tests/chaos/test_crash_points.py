@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
-from dreamforge import roles
+from dreamforge import process, roles
 from dreamforge.settings import Settings, load
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
@@ -128,7 +128,7 @@ class FusedStore(ObjectStore):
         return await self._fuse.through("s3 get", partial(self._store.get_verified, key, written))
 
 
-class FusedCore(roles.Core):
+class FusedCore(process.Core):
     """What the roles of a process share, all of it behind a fuse."""
 
     def __init__(self, settings: Settings, database: Database, case: "Case", fuse: Fuse) -> None:
@@ -212,7 +212,7 @@ async def quit_writing(committer: Committer) -> None:
 
 async def run(core: FusedCore, case: Case, stack: AsyncExitStack) -> None:
     """Start every role, and submit the job as its client does: again under the same id, if it got no answer."""
-    starts: tuple[tuple[Part, roles.Role], ...] = (
+    starts: tuple[tuple[Part, process.Role], ...] = (
         ("reaction", roles._orchestrator),
         ("projection", roles._projector),
         ("runner", roles._runner),

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from artifacts.object_store import S3Config
-from dreamforge import roles
+from dreamforge import process, roles
 from dreamforge.settings import load
 from eventstore.database import Database
 from runners.consumer import visibility
@@ -114,7 +114,7 @@ async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
         fleet.start("orchestrator")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
-            core = roles.Core(settings, database, asyncio.Event())
+            core = process.Core(settings, database, asyncio.Event())
             stack.push_async_callback(core.committer.stop)
             await roles._runner(core, stack)
             job_id = await asyncio.to_thread(api.create, scale=None)

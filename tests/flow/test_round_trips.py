@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from artifacts.object_store import S3Config
-from dreamforge import roles
+from dreamforge import process, roles
 from dreamforge.settings import load
 from eventstore.database import Database
 from tests.kit import TERMINAL, eventually, roles_environ
@@ -61,7 +61,7 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
     database = Counted(db_url)
     stopping = asyncio.Event()
     async with AsyncExitStack() as stack:
-        core = roles.Core(settings, database, stopping)
+        core = process.Core(settings, database, stopping)
         stack.push_async_callback(database.close)
         stack.push_async_callback(core.notifier.stop)
         stack.push_async_callback(core.committer.stop)

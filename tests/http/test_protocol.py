@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dreamforge import event_loop, roles
+from dreamforge import process
 from dreamforge.http_protocol import HEAD_BYTES, HEAD_S
 from dreamforge.http_server import Server, listen
 from tests.kit import Api, eventually
@@ -277,7 +277,7 @@ async def test_answers_are_sent_at_once() -> None:
 
 def test_answers_are_sent_at_once_on_uvloop() -> None:
     """Given the loop of the service's processes, then the same."""
-    assert event_loop.run(accepted_without_delay())
+    assert process.run(accepted_without_delay())
 
 
 def test_the_services_processes_run_on_uvloop() -> None:
@@ -287,5 +287,5 @@ def test_the_services_processes_run_on_uvloop() -> None:
     async def work() -> None:
         loops.append(asyncio.get_running_loop())
 
-    assert roles._reported(work()) == 0
+    assert process.run_reported(work()) == 0
     assert isinstance(loops[0], uvloop.Loop)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from dreamforge.client.api_client import Client, log_line
-from dreamforge.client.errors import ApiError, DamagedDownload, Unreachable
+from dreamforge.client.responses import ApiError, DamagedDownload, Unreachable
 from dreamforge.client.sse import Message
 
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.services import ApiConfig
 from dreamforge.settings import VARIABLES, Settings, SettingsError, load
 
 
@@ -228,3 +229,9 @@ def test_the_public_endpoint_has_the_path_that_the_store_sees(endpoint: str, pub
         return
     with pytest.raises(SettingsError, match=r"DF_S3_PUBLIC_ENDPOINT is 'https://example.org.*with another path"):
         settings(**given)
+
+
+def test_the_api_has_the_settings_of_the_same_name() -> None:
+    """Given a setting that is renamed on one side only, then the API would silently keep its default."""
+    own = {"eager_s", "hosts", "slow_client_s", "patience_s", "weights"}
+    assert set(ApiConfig.__struct_fields__) - own <= set(Settings.__struct_fields__)

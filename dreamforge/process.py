@@ -1,0 +1,231 @@
+"""A process: what its roles share, and how it starts and stops.
+
+    start   backends ─▶ schema ─▶ notifier ─▶ roles
+    stop    streams end, items finish ─▶ what is left is handed back ─▶ committer ─▶ notifier ─▶ backends
+
+The first Ctrl-C or SIGTERM begins the stop; more of them change nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+from starlette.types import ASGIApp
+
+from api.app import build_health
+from api.health import Health
+from api.hosts import Hosts
+from api.services import Check
+from artifacts.object_store import ObjectStore
+from dreamforge.backends import object_store
+from dreamforge.cli.console import FAILED, UNAVAILABLE
+from dreamforge.embedded import EmbeddedError
+from dreamforge.http_server import Server, listen_nearby, url_of
+from dreamforge.settings import NotConfigured, Settings, SettingsError
+from eventstore import schema
+from eventstore.committer import Committer
+from eventstore.database import Database, until_available
+from eventstore.errors import EventStoreError
+from eventstore.log import Log
+from eventstore.metrics import Backlog
+from eventstore.notifier import Notifier
+from eventstore.write_probe import WriteProbe
+from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+Role = Callable[["Core", AsyncExitStack], Awaitable[None]]
+"""Starts a role; what it pushes on the stack stops it."""
+
+
+class StartupError(Exception):
+    """Why a process can't start, or ended by itself. The message is for the person who started it."""
+
+
+class NotReady(Exception):
+    """Why a process is not ready, as /readyz reports it."""
+
+
+class Core:
+    """What all roles of a process share.
+
+    stopping: set when the stop begins. checks: of /readyz, by name. url: where the API listens, if this process does.
+    """
+
+    def __init__(self, settings: Settings, database: Database, stopping: asyncio.Event) -> None:
+        self.settings = settings
+        self.database = database
+        self.stopping = stopping
+        self.actor = f"{socket.gethostname()}-{os.getpid()}"
+        self.log = Log(database)
+        self.notifier = Notifier(database)
+        self.committer = Committer(self.log, self.notifier)
+        self.url = ""
+        self.checks: dict[str, Check] = {
+            "database": lambda: schema.check(database),
+            "committer": self.committer.task.check,
+        }
+        self.notices: dict[str, Check] = {}
+        self.health = Health(
+            self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
+        )
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def store(self) -> ObjectStore:
+        """The object store that the settings name."""
+        return object_store(self.settings)
+
+    def spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+        """Run something for as long as the process; its failure stops the process."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                _log.exception("role broke, stopping", role=name)
+                self.stopping.set()
+                raise
+
+        task = asyncio.create_task(guarded(), name=name)
+        self.tasks.append(task)
+        return task
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings, role: str, *, bounded: bool = True) -> AsyncIterator[Database]:
+    """The database of a role, which is closed at the end of the block."""
+    database = Database(
+        settings.db_url or "",
+        listen_url=settings.db_listen_url,
+        size=settings.db_connections,
+        pooled=settings.db_pooler == "transaction",
+        bounded=bounded,
+        role=role,
+    )
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to completion on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def run_roles(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> int:
+    """Run some roles until the process is stopped. start: starts what they need. Returns the exit code."""
+    return run_reported(_serve(start, roles))
+
+
+def run_reported(work: Coroutine[Any, Any, None]) -> int:
+    """Run to the end; a reason not to start is told in a sentence."""
+    try:
+        run(work)
+    except (SettingsError, EmbeddedError, EventStoreError, StartupError) as error:
+        _log.error("cannot start", reason=str(error))
+        return UNAVAILABLE if isinstance(error, NotConfigured) else FAILED
+    return 0
+
+
+async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        settings = await start(stack)
+        if stopping.is_set():
+            return
+        database = await stack.enter_async_context(open_database(settings, "dreamforge"))
+        await _until(stopping, until_available("start", lambda: schema.check(database)))
+        if stopping.is_set():
+            return
+        core = Core(settings, database, stopping)
+        stack.push_async_callback(core.notifier.stop)
+        stack.push_async_callback(core.committer.stop)
+        core.notifier.start()
+        core.checks["start"] = _starting  # a role's health is served before the role itself
+        for role in roles:
+            await role(core, stack)
+        del core.checks["start"]
+        _log.info("running", roles=[role.__name__.strip("_") for role in roles])
+        if core.url:
+            _log.info("open this page in a browser", page=f"{core.url}/")
+        await stopping.wait()
+        _log.info("stopping")
+    _log.info("stopped")
+    failed = [task.exception() for task in core.tasks if task.done() and not task.cancelled() and task.exception()]
+    if failed:
+        raise StartupError("a role broke; see the log above")
+
+
+async def _starting() -> None:
+    raise NotReady("the process is still starting")
+
+
+async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
+    """Await some work, unless the stop begins before it ends."""
+    task = asyncio.ensure_future(work)
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if task.done():
+        task.result()
+    else:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def health_server(role: str, port: int) -> Role:
+    """Serves /healthz, /readyz and /metrics on a port of the role's own. Before the role, so that it stops after it."""
+
+    async def health(core: Core, stack: AsyncExitStack) -> None:
+        host = core.settings.metrics_host
+        try:
+            bound = listen_nearby(host, port)
+        except OSError as error:
+            raise StartupError(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
+        url = serve_http(core, stack, build_health(core.health, served_hosts(core.settings)), bound, "health")
+        _log.info("serving health", role=role, url=url)
+
+    return health
+
+
+def serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: list[socket.socket], name: str) -> str:
+    """Serve an application on sockets that listen; answers where."""
+    server = Server(app)
+    serving = core.spawn(server.serve(sockets=bound), name)
+
+    async def stop() -> None:
+        server.should_exit = True
+        await asyncio.wait({serving}, timeout=core.settings.shutdown_grace_s)
+
+    stack.push_async_callback(stop)
+    return url_of(bound[0])
+
+
+def served_hosts(settings: Settings) -> Hosts:
+    """Who has a key is no page by accident; without keys, only names that the operator knows are served."""
+    if settings.allowed_hosts is None and settings.require_keys:
+        return Hosts()
+    return Hosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
+
+
+def stop_with(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
+    """Cancel a task, and await its end, when the stack is left."""
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api.responses import copied, json_response
+from api.responses import json_response
 from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
+from orchestrator.copying import copied
 
 STATUS = {
     "unauthorized": 401,

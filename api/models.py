@@ -11,11 +11,12 @@ from api.access import READ
 from api.errors import not_found
 from api.inputs import one_of, path_id, whole_number
 from api.openapi.models import GET_MODEL, LIST_MODELS
-from api.responses import copied, json_response
+from api.responses import json_response
 from api.routing import get
 from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
+from orchestrator.copying import copied
 from orchestrator.events import ModelKind
 
 _MAX_MODELS = 200

@@ -5,10 +5,11 @@ from starlette.responses import Response
 
 from api.access import ADMIN
 from api.openapi.service import LIST_PROJECTIONS
-from api.responses import copied, json_response
+from api.responses import json_response
 from api.routing import get
 from api.schemas import Answer
 from api.services import Services
+from orchestrator.copying import copied
 from projections.subscription_status import subscription_statuses
 
 

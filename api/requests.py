@@ -16,6 +16,7 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
+from orchestrator.copying import copied
 from orchestrator.events import Idempotency, JobCreated, PlannedStep, Private
 from orchestrator.parameters import (
     PARAMETERS,
@@ -154,12 +155,8 @@ def events(
     upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
     if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
         raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
-    wanted = asdict(request)
-    generate = GenerateParams(
-        **{name: wanted[name] for name in GenerateParams.__struct_fields__ if name != "seed"},
-        seed=seed if request.seed is None else request.seed,
-    )
-    params = None if upscale is None else UpscaleParams(**asdict(upscale))
+    generate = copied(request, GenerateParams, seed=seed if request.seed is None else request.seed)
+    params = None if upscale is None else copied(upscale, UpscaleParams)
     names = ["generate"] if params is None else ["generate", "upscale"]
     steps = [PlannedStep(step_id=step_id, name=name) for step_id, name in zip(step_ids, names, strict=False)]
     created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params, idempotency=idempotency)

@@ -12,6 +12,7 @@ from api import schemas
 from eventstore.events import RecordedEvent
 from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
+from orchestrator.copying import copied
 from orchestrator.events import Status
 from projections.job_view import ArtifactView, JobView, StepView
 from projections.queries import JobListItem
@@ -136,12 +137,6 @@ def _recorded(event: RecordedEvent) -> dict[str, Any]:
         "meta": event.meta,
         "hash": event.hash.hex(),
     }
-
-
-def copied(source: object, kind: type[T], **others: object) -> T:
-    """A struct with the fields of `source` that have the same names, and others."""
-    same = {name: getattr(source, name) for name in kind.__struct_fields__ if name not in others}
-    return kind(**same, **others)
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

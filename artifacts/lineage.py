@@ -18,8 +18,8 @@ import msgspec
 from PIL import Image
 
 from artifacts.errors import InvalidSource
+from orchestrator.copying import copied
 from orchestrator.events import Rendering, StepName
-from orchestrator.parameters import SamplingParams
 from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState
 from orchestrator.step_kinds import Size
@@ -116,11 +116,12 @@ def lineage_of(job: JobState, step: StepName, item_index: int, rendering: Render
         else:
             size = output_size(job.parameters, name)
             later.append(Derived(step=name, params=msgspec.to_builtins(asked), size=size, **origin))
-    generated = Generated(
+    generated = copied(
+        job.generate,
+        Generated,
         prompt=job.private.prompt,
         negative_prompt=job.private.negative_prompt,
         seed=item_seed(job.generate.seed, job.generate.count, item_index),
-        **{name: getattr(job.generate, name) for name in SamplingParams.__struct_fields__},
         rendering=generate_rendering,
     )
     return Lineage(

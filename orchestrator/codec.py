@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import reduce
 from typing import Any, TypeVar, cast, get_args
 from uuid import UUID
 
@@ -122,10 +123,7 @@ def _undecodable(event: EventRow, error: Exception) -> Undecodable:
 
 def fold(evolve: Callable[[T | None, DecodedEvent], T | None], events: Iterable[DecodedEvent]) -> T | None:
     """The state after all events; None before the first."""
-    state: T | None = None
-    for event in events:
-        state = evolve(state, event)
-    return state
+    return reduce(evolve, events, None)
 
 
 def decode_event(event: EventRow) -> DecodedEvent:

@@ -9,9 +9,9 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
+from orchestrator.copying import copied
 from orchestrator.events import (
     PRIVATE,
-    ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
@@ -237,8 +237,7 @@ def _stored(step: StepState, item: ArtifactWritten) -> ArtifactWritten | Artifac
     before = step.artifacts.get(item.item_index)
     if before is None:
         return item
-    kept = {name: getattr(item, name) for name in ArtifactEvent.__struct_fields__}
-    return ArtifactRewritten(**kept | {"artifact_id": before.artifact_id}, rendering=item.rendering)
+    return copied(item, ArtifactRewritten, artifact_id=before.artifact_id)
 
 
 def _fail(state: JobState, command: FailAttempt) -> list[DomainEvent]:

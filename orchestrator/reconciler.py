@@ -16,6 +16,7 @@ import structlog
 from eventstore.database import Database, Row
 from eventstore.ids import derived_id
 from eventstore.log import COLUMNS, Batch, Log, Send, recorded
+from orchestrator.copying import copied
 from orchestrator.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine import is_set_aside
@@ -175,8 +176,9 @@ def _pending(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Miss
 
 
 def _send(one: Missing, lease_s: float) -> Send:
-    command = StepCommand(job_id=one.job_id, step_id=one.step_id, step=one.step, version=one.version)
-    return Send(stream=one.job_id, queue=one.step, message=command, delay=lease_s if one.running else 0.0)
+    return Send(
+        stream=one.job_id, queue=one.step, message=copied(one, StepCommand), delay=lease_s if one.running else 0.0
+    )
 
 
 def _pages(whole: Sequence[T]) -> Iterable[Sequence[T]]:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from eventstore.events import EventRow
 from orchestrator import codec
+from orchestrator.copying import copied
 from orchestrator.events import (
     ArtifactEvent,
     ArtifactRewritten,
@@ -289,8 +290,7 @@ def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
 
 
 def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
-    same = {name: getattr(body, name) for name in ArtifactView.__struct_fields__ if name != "created_at"}
-    return ArtifactView(**same, created_at=ts)
+    return copied(body, ArtifactView, created_at=ts)
 
 
 def _retried(seen: JobView, body: StepRetry) -> JobView:

@@ -3,8 +3,9 @@
 from msgspec.structs import replace
 from PIL import Image
 
+from orchestrator.copying import copied
 from orchestrator.events import Rendering
-from orchestrator.parameters import GenerateParams, SamplingParams
+from orchestrator.parameters import GenerateParams
 from orchestrator.step_errors import ProviderError
 from runners.engines.landscape import paint
 from runners.engines.protocol import ModelRef, Render, Sampling
@@ -40,8 +41,7 @@ class GenerateWorker:
 
     def request(self, model: ModelRef, item: Item, again: Rendering | None = None) -> Render:
         """Request one image of a batch."""
-        asked = {name: getattr(item.asked, name) for name in SamplingParams.__struct_fields__}
-        work = Render(sampling=Sampling(model=model, **asked), specs=[item.spec])
+        work = Render(sampling=copied(item.asked, Sampling, model=model), specs=[item.spec])
         if again is None:
             return work
         return replace(work, as_batch_of=again.batch_size, from_index=again.batch_index, measures=again.measures)

@@ -11,7 +11,6 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from api.responses import copied
 from dreamforge.backends import actor, ask_database
 from dreamforge.cli import arguments
 from dreamforge.cli.console import INVALID, NOT_FOUND, OK, plain_table, print_message, print_result
@@ -20,6 +19,7 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
+from orchestrator.copying import copied
 from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from orchestrator.service import event
 from projections.key_queries import Keys

@@ -13,7 +13,6 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from api.responses import copied
 from dreamforge.backends import ask_database
 from dreamforge.cli import arguments
 from dreamforge.cli.console import CONFLICT, FAILED, OK, PipeConsole, plain_table, print_message, print_result
@@ -21,6 +20,7 @@ from dreamforge.cli.handlers import set_handlers
 from dreamforge.operations.rebuild import fill, show_progress
 from dreamforge.settings import Settings
 from eventstore.database import Database
+from orchestrator.copying import copied
 from projections import job_view
 from projections.projector import LIVE
 from projections.rebuild import ReadModelState, Rebuild, RebuildFailed

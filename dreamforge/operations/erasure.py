@@ -35,6 +35,7 @@ from eventstore.errors import DatabaseAccessDenied
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
+from orchestrator.copying import copied
 from orchestrator.decisions import CommandRejected, RequestErasure
 from orchestrator.events import PRIVATE, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
@@ -241,9 +242,8 @@ async def _rewritten_artifacts(store: ObjectStore, written: Sequence[ArtifactEve
             continue  # an event would declare a foreign or damaged file valid
         if anonymous == body:
             continue
-        kept = {name: getattr(artifact, name) for name in ArtifactEvent.__struct_fields__}
         sha256 = hashlib.sha256(anonymous).hexdigest()
-        events.append(ArtifactRewritten(**kept | {"bytes": len(anonymous), "sha256": sha256}))
+        events.append(copied(artifact, ArtifactRewritten, bytes=len(anonymous), sha256=sha256, rendering=None))
     return events
 
 

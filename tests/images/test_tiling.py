@@ -106,12 +106,12 @@ def test_the_memory_of_a_large_picture_is_bounded() -> None:
     program = """
 import resource
 from PIL import Image
-from runners.upscalers.tiling import tiled
+from runners.upscalers.tiling import enlarge_tiled
 image = Image.new("RGB", (4096, 4096), (10, 20, 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def double(one):
     return one.resize((one.width * 2, one.height * 2))
-result = tiled(image, 2, double, tile=512, overlap=32, told=lambda *_: None)
+result = enlarge_tiled(image, 2, double, tile=512, overlap=32, on_progress=lambda *_: None)
 assert result.getpixel((8191, 8191)) == (10, 20, 30)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

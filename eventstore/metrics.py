@@ -55,16 +55,13 @@ group by c.subscription
 """
 
 
-_NO_COUNTS: Mapping[Gauge, str] = {}
-
-
 class Backlog:
     """Keeps the gauges that only the database can tell: of the queues, and of every subscription's lag.
 
     counts: gauges of the application's, each with the query of its one value, in the column `count`.
     """
 
-    def __init__(self, database: Database, counts: Mapping[Gauge, str] = _NO_COUNTS) -> None:
+    def __init__(self, database: Database, counts: Mapping[Gauge, str] = {}) -> None:
         self._database = database
         self._counts = counts
         self._reading: asyncio.Task[None] | None = None

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
@@ -30,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("show", parents=[output, one], help="one of them")
     actions.add_parser("release", parents=[output, one], help="let it go on, with a release that can read it")
     actions.add_parser("fail", parents=[output, one], help="leave it failed for good")
-    set_handlers(actions, {"list": _list, "show": _show, "release": _release, "fail": _fail})
+    set_handlers(
+        actions,
+        {"list": _list, "show": _show, "release": partial(_end, resume=True), "fail": partial(_end, resume=False)},
+    )
 
 
 _MIN_PREFIX_LENGTH = 4
@@ -56,14 +60,6 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
         return print_message(NOT_FOUND, f"job {args.job_id} is not set aside")
     print_result(args.output, found, _table([found]))
     return OK
-
-
-def _release(args: argparse.Namespace, settings: Settings) -> int:
-    return _end(args, settings, resume=True)
-
-
-def _fail(args: argparse.Namespace, settings: Settings) -> int:
-    return _end(args, settings, resume=False)
 
 
 def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:

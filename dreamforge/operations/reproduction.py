@@ -20,10 +20,11 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from model_registry.catalogue import Models
 from orchestrator import codec
-from orchestrator.events import ArtifactWritten, DecodedEvent, Measure, Memory, ModelSelected, Rendering
+from orchestrator.events import ArtifactWritten, DecodedEvent, ModelSelected, Rendering
 from orchestrator.service import readable
 from orchestrator.state import JobState, StepState
 from orchestrator.step_errors import StepError
+from runners.attempt import AttemptBuffer
 from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels
 from runners.selection import ModelFiles, model_ref
@@ -50,22 +51,6 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
     def identical(self) -> bool:
         """Whether all pixels are equal and the file is the one that was written."""
         return self.difference == 0 and not self.changed
-
-
-class _NullListener:
-    """Ignores progress (a `batching.AttemptListener`)."""
-
-    def step_done(self, items: list[int], done: int, of: int) -> None:
-        """Ignored: a reproduction records nothing."""
-
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
-        """Ignored: a reproduction records nothing."""
-
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
-        """Ignored: a reproduction records nothing."""
-
-    def engine_lost(self, items: list[int], reason: str) -> None:
-        """Ignored: a reproduction records nothing."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -161,7 +146,7 @@ class _Reproducer:
             return self._decode(self._renderer.render(self._job, step.name, item, source)), None
         model = await self._model(step, written, original)
         work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), original)
-        pixels = await self._batches.render(work, item, _NullListener())
+        pixels = await self._batches.render(work, item, AttemptBuffer(step))  # its reports are dropped
         return self._as_written(pixels), pixels.rendering
 
     async def _model(self, step: StepState, written: ArtifactWritten, original: Rendering) -> ModelRef:

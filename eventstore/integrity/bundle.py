@@ -11,7 +11,7 @@ forged one.
 Bytes are in base64 (RFC 4648, section 4); `data`, `meta` and `private` are the texts that were hashed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Literal
@@ -21,9 +21,14 @@ import msgspec
 from msgspec.structs import replace
 
 from eventstore.integrity.anchors import Anchor, differences
-from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIdentity, Verifier
-
-_NO_VOCABULARY: Mapping[str, Sequence[object]] = {}
+from eventstore.integrity.verifier import (
+    NO_VOCABULARY,
+    AuditEvent,
+    IntegrityViolation,
+    LogIdentity,
+    Verifier,
+    Vocabulary,
+)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +111,7 @@ class Writer:
 def verify(
     lines: Iterable[bytes],
     anchors: Sequence[Anchor] = (),
-    vocabulary: Mapping[str, Sequence[object]] = _NO_VOCABULARY,
+    vocabulary: Vocabulary = NO_VOCABULARY,
 ) -> BundleReport:
     """Read a bundle's lines, each with its newline, and tell what is wrong, by itself and by anchors that were checked.
 
@@ -131,7 +136,7 @@ def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
 class _Reader:
     """Follows a bundle line by line."""
 
-    def __init__(self, anchors: Sequence[Anchor], vocabulary: Mapping[str, Sequence[object]]) -> None:
+    def __init__(self, anchors: Sequence[Anchor], vocabulary: Vocabulary) -> None:
         self._anchors = anchors
         self._vocabulary = vocabulary
         self._anchored = {(end.partition, end.position) for anchor in anchors for end in anchor.ends}

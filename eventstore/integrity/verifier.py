@@ -18,7 +18,10 @@ from msgspec.structs import replace
 from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash, partition_of
 
-_NO_VOCABULARY: Mapping[str, Sequence[object]] = {}
+Vocabulary = Mapping[str, Sequence[object]]
+"""Values that columns may have, by name."""
+
+NO_VOCABULARY: Vocabulary = {}
 
 
 class AuditEvent(RecordedEvent, frozen=True, kw_only=True):
@@ -64,9 +67,7 @@ class Verifier:
     had, by its name: with them a changed one can be named.
     """
 
-    def __init__(
-        self, log: LogIdentity, *, whole: bool, vocabulary: Mapping[str, Sequence[object]] = _NO_VOCABULARY
-    ) -> None:
+    def __init__(self, log: LogIdentity, *, whole: bool, vocabulary: Vocabulary = NO_VOCABULARY) -> None:
         self._log = log
         self._vocabulary = vocabulary
         self._whole = whole

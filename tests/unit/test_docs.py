@@ -128,6 +128,13 @@ def test_every_link_within_the_checkout_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page}: {target} does not exist"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(project_root()).as_posix())
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    packages = "api|artifacts|dreamforge|eventstore|model_registry|orchestrator|projections|runners|tests|scripts"
+    for named in re.findall(rf"`((?:{packages})/[\w/.-]*)`", page.read_text("utf-8")):
+        assert (project_root() / named).exists(), f"{page}: {named} does not exist"
+
+
 def test_every_test_that_the_acceptance_names_exists() -> None:
     named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "acceptance.md").read_text("utf-8"))
     assert len(named) >= 20

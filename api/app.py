@@ -76,17 +76,17 @@ def build(services: Services, process_health: Health) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )
-    return _observed(app, services.config.hosts)
+    return _add_middleware(app, services.config.hosts)
 
 
 def build_health(process_health: Health, hosts: Hosts) -> ASGIApp:
     """The ASGI application of a role without an API: health and metrics only."""
     starlette = Starlette(routes=health.ROUTES, exception_handlers=HANDLERS)
     starlette.state.health = process_health
-    return _observed(starlette, hosts)
+    return _add_middleware(starlette, hosts)
 
 
-def _observed(app: ASGIApp, hosts: Hosts) -> ASGIApp:
+def _add_middleware(app: ASGIApp, hosts: Hosts) -> ASGIApp:
     # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
     checked = HostCheck(OnStart(app, relative_redirect), hosts)
     return RequestIds(OnStart(RequestMetrics(checked), security_headers))

@@ -87,11 +87,11 @@ async def _accept_once(request: Request, services: Services, submission: request
     earlier = await services.log.stream(job, limit=1)
     if earlier:
         # The earlier request may have ended before its commit was replicated.
-        await _bounded(services, services.log.confirm_replicated())
-        return _replayed(earlier[0], idempotency)
+        await _within_patience(services, services.log.confirm_replicated())
+        return _replay(earlier[0], idempotency)
     accepted = await _accept(request, services, submission, job, idempotency)
     if accepted.replayed:
-        return _replayed((await services.log.stream(job, limit=1))[0], idempotency)
+        return _replay((await services.log.stream(job, limit=1))[0], idempotency)
     return accepted
 
 
@@ -119,7 +119,7 @@ async def _accept(
     first = event(created, _cause(request), private=private)
     append = Append(stream=job, category="job", tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.slot(caller(request).tenant):
-        answer = await _bounded(services, services.committer.commit(Transition(append=append)))
+        answer = await _within_patience(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.committed)
 
 
@@ -137,7 +137,7 @@ def _check_model(submission: requests.Submission, model: ModelView | None) -> No
         raise invalid(field, f"model {model.name} does not take it: {found.reason}")
 
 
-def _replayed(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
+def _replay(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
     created = codec.body_if_readable(earlier)
     if created is None:
         raise _unreadable(earlier.stream_id)
@@ -178,9 +178,9 @@ async def _change(request: Request, services: Services, change: RequestCancel | 
         # A retried job counts as open, like a new one.
         async with services.admission.slot(tenant) if isinstance(change, RequestRetry) else nullcontext():
             deciding = services.jobs.request(tenant, job, change, _cause(request), _client_ids(request))
-            state = await _bounded(services, deciding)
+            state = await _within_patience(services, deciding)
     except Unreadable as error:
-        await _bounded(services, services.jobs.report(error, "api"))
+        await _within_patience(services, services.jobs.report(error, "api"))
         raise _unreadable(job) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
@@ -204,7 +204,7 @@ def _unreadable(job: UUID) -> ApiError:
     )
 
 
-async def _bounded(services: Services, write: Coroutine[Any, Any, T]) -> T:
+async def _within_patience(services: Services, write: Coroutine[Any, Any, T]) -> T:
     """Await a write; raise 503 if the database takes too long."""
     try:
         return await within(services.config.patience_s, write)

@@ -111,7 +111,7 @@ async def artifacts(request: Request, services: Services) -> Response:
     seen = await load(request, services, artifacts=True)
     ids = {step.step_id for step in seen.steps if wanted in {None, step.name}}
     chosen = [one for one in seen.artifacts if one.step_id in ids]
-    urls, expires_at = await _presigned(services, [one.s3_key for one in chosen])
+    urls, expires_at = await _presign(services, [one.s3_key for one in chosen])
     return json_response(responses.artifacts(seen, chosen, urls, expires_at))
 
 
@@ -123,14 +123,14 @@ async def content(request: Request, services: Services) -> Response:
     key = next((one.s3_key for one in seen.artifacts if one.artifact_id == artifact_id), None)
     if key is None:
         raise not_found(f"artifact {artifact_id} of job {seen.job_id}")
-    [url], expires_at = await _presigned(services, [key], head=redirects and request.method == "HEAD")
+    [url], expires_at = await _presign(services, [key], head=redirects and request.method == "HEAD")
     if not redirects:
         answer = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
         return json_response(answer, headers={"Cache-Control": "no-store"})
     return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
 
 
-async def _presigned(services: Services, keys: Sequence[str], *, head: bool = False) -> tuple[list[str], datetime]:
+async def _presign(services: Services, keys: Sequence[str], *, head: bool = False) -> tuple[list[str], datetime]:
     """A URL for each object key, and when they expire at the earliest."""
     expires_s = services.config.presign_expires_s
     expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)

@@ -92,7 +92,7 @@ def _select(
     for event in events:
         if len(taken) == most:
             return taken, True
-        _pass(cursor, event)
+        _advance(cursor, event)
         if wanted.passes(event):
             taken.append(event)
     return taken, False
@@ -131,7 +131,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
 def _frames(batches: Mapping[int, Sequence[RecordedEvent]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:
     """The frames of the events that pass the filter; moves the cursor past all."""
     for event in _in_order(batches):
-        _pass(cursor, event)
+        _advance(cursor, event)
         if wanted.passes(event):
             yield frames.of_log_event(event, cursor.encode())
 
@@ -142,7 +142,7 @@ def _in_order(batches: Mapping[int, Sequence[RecordedEvent]]) -> Iterator[Record
     return iter(sorted(events, key=lambda event: (event.recorded_at, event.partition, event.position)))
 
 
-def _pass(cursor: LogCursor, event: RecordedEvent) -> None:
+def _advance(cursor: LogCursor, event: RecordedEvent) -> None:
     cursor.marks[event.partition] = Mark.at(event.position, event.chain)
 
 

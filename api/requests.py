@@ -128,7 +128,7 @@ def parse(body: bytes) -> Submission:
     if not body.strip():
         raise invalid("body", "empty; send a JSON object")
     try:
-        given = _cleaned(msgspec.json.decode(body), ())
+        given = _clean(msgspec.json.decode(body), ())
         _reject_doubles(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid("body", _not_json(body, error)) from None
@@ -215,7 +215,7 @@ def _doubled_at(value: Any, field_path: tuple[str, ...]) -> tuple[str, ...] | No
     return next((found for found in inner if found is not None), None)
 
 
-def _cleaned(value: Any, field_path: tuple[str, ...]) -> Any:
+def _clean(value: Any, field_path: tuple[str, ...]) -> Any:
     """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused.
 
     place: of the value, in pieces: joined at every level, those of a deep body would fill the memory.
@@ -227,10 +227,10 @@ def _cleaned(value: Any, field_path: tuple[str, ...]) -> Any:
             raise invalid("".join(field_path).lstrip(".") or "body", "contains U+0000")
         case dict():
             for key in value:
-                _cleaned(key, field_path)
-            return {key: _cleaned(one, (*field_path, ".", key)) for key, one in value.items()}
+                _clean(key, field_path)
+            return {key: _clean(one, (*field_path, ".", key)) for key, one in value.items()}
         case list():
-            return [_cleaned(one, (*field_path, f"[{n}]")) for n, one in enumerate(value)]
+            return [_clean(one, (*field_path, f"[{n}]")) for n, one in enumerate(value)]
         case _:
             return value
 
@@ -299,10 +299,10 @@ def _convert(given: object, kind: type[T], field_path: str) -> T:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), field_path) from None
+        raise _explain(str(error), field_path) from None
 
 
-def _explained(text: str, field_path: str) -> ApiError:
+def _explain(text: str, field_path: str) -> ApiError:
     """An error of msgspec, with the field's place put into words of the contract."""
     found = _PLACE.match(text)
     reason, path = (found["reason"], found["path"] or "") if found else (text, "")

@@ -48,7 +48,7 @@ def ask_database(settings: Settings, role: str, question: Callable[[Database], A
     """Do something with the database of a command: the one that the settings name, or else the home's."""
 
     async def ask(found: Settings) -> T:
-        async with _database(found, role, installed=settings.db_url is not None) as database:
+        async with _database(found, role, install_schema=settings.db_url is None) as database:
             return await question(database)
 
     with resolve_backends(settings) as found:
@@ -61,7 +61,7 @@ def ask_backends(settings: Settings, role: str, question: Callable[[Database, Ob
     async def ask(found: Settings) -> T:
         store = object_store(found)
         try:
-            async with _database(found, role, installed=settings.db_url is not None) as database:
+            async with _database(found, role, install_schema=settings.db_url is None) as database:
                 return await question(database, store)
         finally:
             await store.close()
@@ -76,12 +76,12 @@ def actor() -> str:
 
 
 @asynccontextmanager
-async def _database(found: Settings, role: str, *, installed: bool) -> AsyncIterator[Database]:
+async def _database(found: Settings, role: str, *, install_schema: bool) -> AsyncIterator[Database]:
     pooled = found.db_pooler == "transaction"
     database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
     try:
-        # A home may be an earlier release's, or its first start was cut off: whoever comes first installs the schema.
-        await (schema.check(database) if installed else install(database))
+        # A home may be an earlier release's, or its first start was cut off: the first process installs the schema.
+        await (install(database) if install_schema else schema.check(database))
         yield database
     finally:
         await database.close()
@@ -194,7 +194,7 @@ async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
     home = Home(settings.home)
     home.lock()
     stack.callback(home.release)
-    postgres, seaweed = await _started(home.path, settings)
+    postgres, seaweed = await _start_services(home.path, settings)
     if postgres is not None:
         stack.push_async_callback(asyncio.to_thread, postgres.stop)
         settings = replace(settings, db_url=postgres.url, db_listen_url=postgres.url, db_pooler=None)
@@ -204,7 +204,7 @@ async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
     return with_store(settings)
 
 
-async def _started(home: Path, settings: Settings) -> tuple[EmbeddedPostgres | None, EmbeddedSeaweed | None]:
+async def _start_services(home: Path, settings: Settings) -> tuple[EmbeddedPostgres | None, EmbeddedSeaweed | None]:
     """Start both at once; if one fails, the other is stopped again."""
 
     async def postgres() -> EmbeddedPostgres | None:

@@ -65,22 +65,22 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """A log event without secrets, tokens and prompts, at any depth."""
-    return {key: _HIDDEN if _HIDDEN_KEY.fullmatch(key) else _redacted(value) for key, value in event.items()}
+    return {key: _HIDDEN if _HIDDEN_KEY.fullmatch(key) else _redact(value) for key, value in event.items()}
 
 
-def _redacted(value: Any) -> Any:
+def _redact(value: Any) -> Any:
     match value:
         case str():
             return _HIDDEN_TEXT.sub(rf"\g<before>{_HIDDEN}", value)
         case dict():
             return {
-                key: _HIDDEN if isinstance(key, str) and _HIDDEN_KEY.fullmatch(key) else _redacted(inner)
+                key: _HIDDEN if isinstance(key, str) and _HIDDEN_KEY.fullmatch(key) else _redact(inner)
                 for key, inner in value.items()
             }
         case list() | tuple():
-            return [_redacted(inner) for inner in value]
+            return [_redact(inner) for inner in value]
         case BaseException():
-            return _redacted(f"{type(value).__name__}: {value}")
+            return _redact(f"{type(value).__name__}: {value}")
         case _:
             return value
 

@@ -135,7 +135,7 @@ def _parse_weights(text: str) -> dict[str, float]:
     return {name: weights[name] / total for name in STEP_KINDS}
 
 
-def _listed(text: str, pattern: str, end: str = " ") -> tuple[str, ...]:
+def _parse_list(text: str, pattern: str, end: str = " ") -> tuple[str, ...]:
     """Values with commas between. Each is `*` or matches the pattern. end: a character to remove from their ends."""
     values = tuple(value.strip().rstrip(end) for value in text.split(","))
     if not all(value == "*" or re.fullmatch(pattern, value) for value in values):
@@ -144,11 +144,11 @@ def _listed(text: str, pattern: str, end: str = " ") -> tuple[str, ...]:
 
 
 def _parse_origins(text: str) -> tuple[str, ...]:
-    return _listed(text, r"https?://[^\s/?#]+", end="/")
+    return _parse_list(text, r"https?://[^\s/?#]+", end="/")
 
 
 def _parse_hosts(text: str) -> tuple[str, ...]:
-    return _listed(text.lower(), r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+    return _parse_list(text.lower(), r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 def _none_if_auto(text: str) -> str | None:

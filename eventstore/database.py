@@ -95,7 +95,7 @@ class Database:
         self._closed = False
         self._opening = asyncio.Lock()
 
-    async def _opened(self) -> asyncpg.Pool:
+    async def _open_pool(self) -> asyncpg.Pool:
         if self._closed:
             raise DatabaseUnavailable("the database was closed, since the process stops")
         if self._pool is None:
@@ -118,7 +118,7 @@ class Database:
     async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
         """A connection of the pool; failures of the connection or the server become `DatabaseUnavailable`."""
         try:
-            pool = await self._opened()
+            pool = await self._open_pool()
             async with pool.acquire(timeout=10) as connection:
                 yield connection
         except _CONNECTION_DENIED as error:

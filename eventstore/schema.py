@@ -51,7 +51,7 @@ async def install(database: Database, application: Application = _NO_APPLICATION
     """
     async with database.connection() as connection, replicated(connection), connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
-        installed = await _installed(connection)
+        installed = await _installed_release(connection)
         if installed == RELEASE:
             await connection.execute("select eventstore.confirm_replicated()")
             return False
@@ -96,7 +96,7 @@ async def ensure_service_login(database: Database, name: str, password: str) -> 
         await connection.execute(await connection.fetchval(change, name, password))
 
 
-async def _installed(connection: asyncpg.Connection) -> int | None:
+async def _installed_release(connection: asyncpg.Connection) -> int | None:
     if await connection.fetchval("select to_regclass('eventstore.releases')") is None:
         return None
     release: int | None = await connection.fetchval("select max(release) from eventstore.releases")

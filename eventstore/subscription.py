@@ -193,7 +193,7 @@ class Subscription:
         except DatabaseUnavailable:
             raise
         except EventRejected as rejected:
-            await self._rejected(rejected, batches[rejected.event.partition])
+            await self._on_rejection(rejected, batches[rejected.event.partition])
             return
         except Exception as error:  # noqa: BLE001  # a handler may raise anything; its partition waits
             if len(moves) > 1:
@@ -216,7 +216,7 @@ class Subscription:
         if self.cursors[partition].read == events[middle].position - 1:
             await self._handle({partition: events[middle:]})
 
-    async def _rejected(self, rejected: EventRejected, batch: Sequence[RecordedEvent]) -> None:
+    async def _on_rejection(self, rejected: EventRejected, batch: Sequence[RecordedEvent]) -> None:
         """Handle the events before a rejected one and wait there; after enough tries, set it aside."""
         cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]

@@ -72,7 +72,7 @@ def files_digest(files: Iterable[ModelFile]) -> str:
 def evolve(model: ModelView | None, event: DecodedEvent) -> ModelView | None:
     """The model after one more event; None until it is registered."""
     if model is None:
-        return _registered(event, event.body) if isinstance(event.body, ModelRegistered) else None
+        return _apply_registered(event, event.body) if isinstance(event.body, ModelRegistered) else None
     model = replace(model, stream_version=event.version)
     match event.body:
         case ModelEnabled():
@@ -90,7 +90,7 @@ def in_default_order(models: Iterable[ModelView]) -> list[ModelView]:
     return sorted(models, key=lambda model: ("generate" not in model.capabilities, model.registered_at, model.model_id))
 
 
-def _registered(event: DecodedEvent, body: ModelRegistered) -> ModelView:
+def _apply_registered(event: DecodedEvent, body: ModelRegistered) -> ModelView:
     lists = {"files": tuple(body.files), "capabilities": tuple(body.capabilities)}
     same = asdict(body) | lists
     return ModelView(**same, model_id=event.stream_id, stream_version=event.version, registered_at=event.ts)

@@ -82,7 +82,7 @@ def body(event: EventRow) -> DomainEvent | None:
         return None
     kind = BODIES[event.code]
     if event.schema_version == kind.schema_version:
-        return _decoded(_DECODERS[event.code], event, event.data)
+        return _decode(_DECODERS[event.code], event, event.data)
     try:
         data = msgspec.json.decode(event.data)
         for version in range(event.schema_version, kind.schema_version):
@@ -102,15 +102,15 @@ def body_if_readable(event: EventRow) -> DomainEvent | None:
 
 def meta(event: EventRow) -> Meta:
     """Decode an event's meta; members of later releases are ignored."""
-    return _decoded(_META, event, event.meta)
+    return _decode(_META, event, event.meta)
 
 
 def private(event: EventRow) -> Private:
     """Decode an event's private part; empty where there is none, or none any more."""
-    return Private() if event.private is None else _decoded(_PRIVATE, event, event.private)
+    return Private() if event.private is None else _decode(_PRIVATE, event, event.private)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], event: EventRow, text: str) -> T:
+def _decode(decoder: msgspec.json.Decoder[T], event: EventRow, text: str) -> T:
     try:
         return decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

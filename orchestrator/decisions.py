@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from orchestrator.copying import copied
 from orchestrator.events import (
-    PRIVATE,
+    PRIVATE_FIELDS,
     ArtifactRewritten,
     ArtifactWritten,
     CancelRequested,
@@ -139,10 +139,10 @@ class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Request = RequestCancel | RequestRetry | RequestErasure
-Command = StartStep | FailStart | RecordItems | RecordProgress | FailAttempt | HandBack | FinishJob | Request
+JobCommand = StartStep | FailStart | RecordItems | RecordProgress | FailAttempt | HandBack | FinishJob | Request
 
 
-def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C901, PLR0911  # one case a command
+def decide(state: JobState, command: JobCommand) -> list[DomainEvent]:  # noqa: C901, PLR0911  # one case a command
     """The events that the command leads to, none if there's nothing to do."""
     match command:
         case StartStep():
@@ -152,13 +152,13 @@ def decide(state: JobState, command: Command) -> list[DomainEvent]:  # noqa: C90
         case RecordItems():
             return _record(state, command)
         case RecordProgress():
-            step = _current(state, command.step_id, command.attempt)
-            return [_cancelled(step)] if state.cancel_pending else list(command.progress_events)
+            step = _expect_current(state, command.step_id, command.attempt)
+            return [_finish_cancelled(step)] if state.cancel_pending else list(command.progress_events)
         case FailAttempt():
             return _fail(state, command)
         case HandBack():
-            step = _current(state, command.step_id, command.attempt)
-            return [_cancelled(step) if state.cancel_pending else _retry(step, "hand_back", None, None, 0.0)]
+            step = _expect_current(state, command.step_id, command.attempt)
+            return [_finish_cancelled(step) if state.cancel_pending else _retry(step, "hand_back", None, None, 0.0)]
         case FinishJob():
             return _finish_job(state, command)
         case RequestCancel():
@@ -181,9 +181,9 @@ def may_start(state: JobState, step_id: UUID) -> bool:
 def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
     if not may_start(state, command.step_id):
         return []
-    step = _unbegun(state, command.step_id, command.after)
+    step = _expect_unstarted(state, command.step_id, command.after)
     if state.cancel_pending:
-        return [_cancelled(step)]
+        return [_finish_cancelled(step)]
     if step.attempts_without_progress >= command.max_attempts:
         tried = step.attempts_without_progress
         why = f"step {step.name} was tried {tried} times in a row without writing an image; its runner died"
@@ -211,9 +211,9 @@ def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
     """As a failed attempt of its own: it is numbered and counted as one that started, and fences as one."""
     if not may_start(state, command.step_id):
         return []
-    step = _unbegun(state, command.step_id, command.after)
+    step = _expect_unstarted(state, command.step_id, command.after)
     if state.cancel_pending:
-        return [_cancelled(step)]
+        return [_finish_cancelled(step)]
     failed = replace(step, attempt=step.attempt + 1, attempts_without_progress=step.attempts_without_progress + 1)
     if command.retryable and failed.attempts_without_progress < command.max_attempts:
         return [_retry(failed, "not_started", command.error_code, command.error_message, command.delay_s)]
@@ -221,18 +221,18 @@ def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
 
 
 def _record(state: JobState, command: RecordItems) -> list[DomainEvent]:
-    step = _current(state, command.step_id, command.attempt)
+    step = _expect_current(state, command.step_id, command.attempt)
     fresh = [item for item in command.items if not step.has(item.item_index)]
-    events: list[DomainEvent] = [*command.progress_events, *(_stored(step, item) for item in fresh)]
+    events: list[DomainEvent] = [*command.progress_events, *(_stored_event(step, item) for item in fresh)]
     if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(**step.identity, status="succeeded"))
     elif state.cancel_pending:
-        events.append(_cancelled(step))
+        events.append(_finish_cancelled(step))
     return events
 
 
-def _stored(step: StepState, item: ArtifactWritten) -> ArtifactWritten | ArtifactRewritten:
+def _stored_event(step: StepState, item: ArtifactWritten) -> ArtifactWritten | ArtifactRewritten:
     """What storing an item is: written once, and rewritten when it was lost and made again."""
     before = step.artifacts.get(item.item_index)
     if before is None:
@@ -241,9 +241,9 @@ def _stored(step: StepState, item: ArtifactWritten) -> ArtifactWritten | Artifac
 
 
 def _fail(state: JobState, command: FailAttempt) -> list[DomainEvent]:
-    step = _current(state, command.step_id, command.attempt)
+    step = _expect_current(state, command.step_id, command.attempt)
     if state.cancel_pending:
-        return [_cancelled(step)]
+        return [_finish_cancelled(step)]
     if command.retryable and step.attempts_without_progress < command.max_attempts:
         return [_retry(step, "failure", command.error_code, command.error_message, command.delay_s)]
     return _give_up(step, command.error_code, command.error_message, command.item_index, command.lost)
@@ -258,7 +258,7 @@ def _finish_job(state: JobState, command: FinishJob) -> list[DomainEvent]:
         return [JobFinish(status="failed")]
     # What was started finishes: a step that waits to be tried again will not be.
     waiting = [step for step in state.steps if step.status == "queued" and step.attempt > 0]
-    return [*map(_cancelled, waiting), JobFinish(status=command.status)]
+    return [*map(_finish_cancelled, waiting), JobFinish(status=command.status)]
 
 
 def _request_cancel(state: JobState) -> list[DomainEvent]:
@@ -287,17 +287,17 @@ def _request_erasure(state: JobState, command: RequestErasure) -> list[DomainEve
         raise CommandRejected("The job has not ended; cancel it before its text is erased.")
     if state.erased:
         return []
-    return [*command.rewritten, JobErased(erased=[name for name in PRIVATE if getattr(state.private, name)])]
+    return [*command.rewritten, JobErased(erased=[name for name in PRIVATE_FIELDS if getattr(state.private, name)])]
 
 
-def _unbegun(state: JobState, step_id: UUID, after: int) -> StepState:
+def _expect_unstarted(state: JobState, step_id: UUID, after: int) -> StepState:
     step = state.step(step_id)
     if step.attempt != after:
         raise StaleAttempt(f"job {state.job_id}, step {step.name}: attempt {step.attempt} began after the claim")
     return step
 
 
-def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:
+def _expect_current(state: JobState, step_id: UUID, attempt: int) -> StepState:
     step = state.step(step_id)
     if state.finished is not None or step.status != "running" or step.attempt != attempt:
         raise StaleAttempt(
@@ -306,7 +306,7 @@ def _current(state: JobState, step_id: UUID, attempt: int) -> StepState:
     return step
 
 
-def _cancelled(step: StepState) -> StepFinish:
+def _finish_cancelled(step: StepState) -> StepFinish:
     return StepFinish(**step.identity, status="cancelled")
 
 

@@ -121,7 +121,7 @@ class Quarantine:
     async def all(self) -> list[QuarantinedJob]:
         """Every job that was set aside and does not go on, the last first."""
         marks = recorded(await self._log.database.read(_MARKS))
-        found = [_told(list(own)) for _, own in groupby(marks, key=lambda event: event.stream_id)]
+        found = [_quarantined_job(list(own)) for _, own in groupby(marks, key=lambda event: event.stream_id)]
         return sorted((one for one in found if one is not None), key=lambda one: one.since, reverse=True)
 
     async def release(self, found: QuarantinedJob, *, resume: bool) -> None:
@@ -131,7 +131,7 @@ class Quarantine:
         )
 
 
-def _told(marks: Sequence[RecordedEvent]) -> QuarantinedJob | None:
+def _quarantined_job(marks: Sequence[RecordedEvent]) -> QuarantinedJob | None:
     """What the marks of one job say; None if it goes on."""
     if not is_set_aside(marks):
         return None

@@ -40,18 +40,18 @@ def react(state: JobState, body: DomainEvent) -> Reaction | None:
         case JobCreated():
             return RunStep(step_id=state.steps[0].step_id)
         case StepFinish():
-            return _step_finished(state, body)
+            return _react_to_step_finish(state, body)
         case CancelRequested():
             return FinishJob(status="cancelled") if state.running is None else None
         case RetryRequested():
             return RunStep(step_id=body.step_id)
         case JobReleased(resume=True):
-            return _resumed(state)
+            return _react_to_release(state)
         case _:
             return None
 
 
-def _resumed(state: JobState) -> Reaction | None:
+def _react_to_release(state: JobState) -> Reaction | None:
     """What the job waits for, since nothing was reacted to while it was set aside."""
     if state.finished is not None:
         return None
@@ -66,7 +66,7 @@ def _resumed(state: JobState) -> Reaction | None:
     return FinishJob(status="failed" if failed else "cancelled")
 
 
-def _step_finished(state: JobState, body: StepFinish) -> Reaction:
+def _react_to_step_finish(state: JobState, body: StepFinish) -> Reaction:
     if body.status != "succeeded":
         return FinishJob(status=body.status)
     following = state.after(state.step(body.step_id))

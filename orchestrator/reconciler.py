@@ -84,7 +84,7 @@ class OutboxReconciler:
 
     async def status(self) -> list[QueueStatus]:
         """Compare each queue with the pending commands."""
-        wanted, held = await self._compared()
+        wanted, held = await self._compare_with_queues()
         steps = {str(one.step_id) for one in wanted}
         found = []
         for queue in STEP_KINDS:
@@ -104,7 +104,7 @@ class OutboxReconciler:
 
     async def missing(self) -> list[Missing]:
         """The pending commands that no queue holds."""
-        wanted, held = await self._compared()
+        wanted, held = await self._compare_with_queues()
         there = {row["step_id"] for row in held}
         return [one for one in wanted if str(one.step_id) not in there]
 
@@ -118,7 +118,7 @@ class OutboxReconciler:
         if not lost:
             await self._log.confirm_replicated()
             return []
-        await self._append(OutboxRebuilt(commands=_counted(one.step for one in lost)))
+        await self._append(OutboxRebuilt(commands=_count_by_queue(one.step for one in lost)))
         for page in _pages(lost):
             await self._log.commit(Batch(sends=[_send(one, lease_s) for one in page]))
         return lost
@@ -131,7 +131,7 @@ class OutboxReconciler:
         purged = await self._database.call("select queue, commands from eventstore.purge()")
         return {row["queue"]: row["commands"] for row in purged}
 
-    async def _compared(self) -> tuple[list[Missing], list[Row]]:
+    async def _compare_with_queues(self) -> tuple[list[Missing], list[Row]]:
         """All pending commands, and all that the queues hold, as of one moment."""
         async with (
             self._database.connection() as connection,
@@ -185,5 +185,5 @@ def _pages(whole: Sequence[T]) -> Iterable[Sequence[T]]:
     return (whole[start : start + _PAGE] for start in range(0, len(whole), _PAGE))
 
 
-def _counted(queues: Iterable[StepName]) -> dict[str, int]:
+def _count_by_queue(queues: Iterable[StepName]) -> dict[str, int]:
     return dict(sorted(Counter(queues).items()))

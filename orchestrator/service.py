@@ -14,7 +14,7 @@ from eventstore.events import EventRow, NewEvent, RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from orchestrator import codec
-from orchestrator.decisions import Command, Request, StaleAttempt, decide
+from orchestrator.decisions import JobCommand, Request, StaleAttempt, decide
 from orchestrator.events import Category, DecodedEvent, DomainEvent, Meta, Private, StepFinish, StepRetry
 from orchestrator.quarantine import is_set_aside
 from orchestrator.state import JobState, apply
@@ -145,7 +145,9 @@ class JobService:
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
         await until_available("settle", lambda: self._log.commit(batch))
 
-    async def execute(self, state: JobState, command: Command, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
+    async def execute(
+        self, state: JobState, command: JobCommand, claim: StepClaim
+    ) -> tuple[JobState, list[DomainEvent]]:
         """Decide a command, and append the decision until it is committed, loading the job again after each conflict.
 
         Returns the state after it and the appended events, which may be none. The claimed message is settled in the

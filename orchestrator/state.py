@@ -110,17 +110,17 @@ def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C90
     if event.version != expected:
         raise BrokenHistory(f"job {event.stream_id}: version {expected} is missing, found {event.version}")
     if isinstance(event.body, JobCreated):
-        return _created(event, event.body)
+        return _apply_created(event, event.body)
     if state is None:
         raise BrokenHistory(f"job {event.stream_id}: the history does not begin with job.created")
     state = replace(state, version=event.version)
     match event.body:
         case StepStart() as body:
-            return _started(state, body, event.ts)
+            return _apply_started(state, body, event.ts)
         case ArtifactWritten() as body:
-            return _wrote(state, body)
+            return _apply_written(state, body)
         case ArtifactRewritten() as body:
-            return _rewrote(state, body)
+            return _apply_rewritten(state, body)
         case StepRetry() as body:
             step = state.step(body.step_id)
             attempts_without_progress = {
@@ -128,21 +128,21 @@ def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C90
                 "hand_back": 0,
                 "not_started": step.attempts_without_progress + 1,
             }[body.reason]
-            return _with(
+            return _replace_step(
                 state,
                 replace(
                     step, status="queued", attempt=body.attempt, attempts_without_progress=attempts_without_progress
                 ),
             )
         case StepFinish() as body:
-            return _with(state, replace(state.step(body.step_id), status=body.status, attempt=body.attempt))
+            return _replace_step(state, replace(state.step(body.step_id), status=body.status, attempt=body.attempt))
         case StepError() as body:
             return replace(state, error=body)
         case CancelRequested():
             return replace(state, cancel_pending=True, cause=event.meta, traceparent=_traceparent(event))
         case RetryRequested() as body:
             opened = replace(state, finished=None, error=None, cancel_pending=False)
-            return _retried(replace(opened, cause=event.meta, traceparent=_traceparent(event)), body)
+            return _apply_retry_requested(replace(opened, cause=event.meta, traceparent=_traceparent(event)), body)
         case JobFinish() as body:
             return replace(state, finished=body.status)
         case JobErased():
@@ -151,7 +151,7 @@ def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C90
             return state
 
 
-def _created(event: DecodedEvent, body: JobCreated) -> JobState:
+def _apply_created(event: DecodedEvent, body: JobCreated) -> JobState:
     return JobState(
         job_id=event.stream_id,
         tenant=event.tenant,
@@ -169,9 +169,9 @@ def _traceparent(event: DecodedEvent) -> str | None:
     return event.private.traceparent or event.meta.traceparent
 
 
-def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:
+def _apply_started(state: JobState, body: StepStart, ts: datetime) -> JobState:
     step = state.step(body.step_id)
-    return _with(
+    return _replace_step(
         state,
         replace(
             step,
@@ -183,13 +183,13 @@ def _started(state: JobState, body: StepStart, ts: datetime) -> JobState:
     )
 
 
-def _wrote(state: JobState, body: ArtifactWritten) -> JobState:
+def _apply_written(state: JobState, body: ArtifactWritten) -> JobState:
     step = state.step(body.step_id)
     artifacts = {**step.artifacts, body.item_index: body}
-    return _with(state, replace(step, artifacts=artifacts, attempts_without_progress=0))
+    return _replace_step(state, replace(step, artifacts=artifacts, attempts_without_progress=0))
 
 
-def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
+def _apply_rewritten(state: JobState, body: ArtifactRewritten) -> JobState:
     step = state.step(body.step_id)
     before = step.artifacts[body.item_index]
     made_again = body.attempt != before.attempt
@@ -202,7 +202,7 @@ def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
     )
     artifacts = {**step.artifacts, body.item_index: artifact}
     attempts_without_progress = 0 if made_again else step.attempts_without_progress
-    return _with(
+    return _replace_step(
         state,
         replace(
             step,
@@ -213,17 +213,19 @@ def _rewrote(state: JobState, body: ArtifactRewritten) -> JobState:
     )
 
 
-def _retried(state: JobState, body: RetryRequested) -> JobState:
+def _apply_retry_requested(state: JobState, body: RetryRequested) -> JobState:
     """The named step is queued again; one after it that failed waits for it, as before its first turn."""
     step = state.step(body.step_id)
-    state = _with(state, replace(step, status="queued", attempts_without_progress=0, lost=step.lost | set(body.items)))
+    state = _replace_step(
+        state, replace(step, status="queued", attempts_without_progress=0, lost=step.lost | set(body.items))
+    )
     for later in state.steps[state.steps.index(state.step(body.step_id)) + 1 :]:
         if later.status == "failed":
-            state = _with(state, replace(later, status="queued", attempts_without_progress=0))
+            state = _replace_step(state, replace(later, status="queued", attempts_without_progress=0))
     return state
 
 
-def _with(state: JobState, step: StepState) -> JobState:
+def _replace_step(state: JobState, step: StepState) -> JobState:
     steps = tuple(step if other.step_id == step.step_id else other for other in state.steps)
     return replace(state, steps=steps)
 

@@ -34,11 +34,11 @@ class StepKind(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
 
 
-def _generated(asked: GenerateParams, _before: Size) -> Size:
+def _generate_size(asked: GenerateParams, _before: Size) -> Size:
     return asked.width, asked.height
 
 
-def _upscaled(asked: UpscaleParams, before: Size) -> Size:
+def _upscale_size(asked: UpscaleParams, before: Size) -> Size:
     return before[0] * asked.scale, before[1] * asked.scale
 
 
@@ -48,7 +48,7 @@ _KINDS = (
         request=Generate,
         recorded=GenerateParams,
         weight=0.5,
-        output_size=_generated,
+        output_size=_generate_size,
         model_kinds=("generator",),
         worker="runners.generation:GenerateWorker",
     ),
@@ -58,7 +58,7 @@ _KINDS = (
         recorded=UpscaleParams,
         shown=("scale", "impl"),
         weight=0.5,
-        output_size=_upscaled,
+        output_size=_upscale_size,
         model_kinds=("gan-upscaler", "diffusion-upscaler"),
         worker="runners.upscalers.worker:UpscaleWorker",
     ),

@@ -182,30 +182,30 @@ def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901,
     if seen is None:
         if not isinstance(event.body, JobCreated):
             raise ViewGap(f"job {event.stream_id}: the history does not begin with job.created")
-        return _created(event, event.body)
+        return _apply_created(event, event.body)
     seen = replace(seen, version=event.version, updated_at=event.ts)
     match event.body:
         case StepStart() as body:
-            return _started(seen, body, event.ts)
+            return _apply_started(seen, body, event.ts)
         case ModelSelected() as body:
             chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
             if body.model_sha256 is not None:
                 chosen["model_sha256"] = body.model_sha256
-            return _with(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
+            return _replace_step(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
         case ArtifactWritten() as body:
-            return _wrote(seen, body, event.ts)
+            return _apply_written(seen, body, event.ts)
         case ArtifactRewritten() as body:
-            return _rewrote(seen, body, event.ts)
+            return _apply_rewritten(seen, body, event.ts)
         case StepRetry() as body:
-            return _retried(seen, body)
+            return _apply_step_retry(seen, body)
         case StepFinish() as body:
-            return _step_finished(seen, body, event.ts)
+            return _apply_step_finish(seen, body, event.ts)
         case StepError() as body:
             return replace(seen, error_code=body.error_code, error_message=body.error_message)
         case RetryRequested() as body:
-            return _reopened(replace(seen, status="queued", error_code=None, error_message=None), body)
+            return _apply_retry_requested(replace(seen, status="queued", error_code=None, error_message=None), body)
         case JobFinish() as body:
-            return _finished(seen, body, event.ts)
+            return _apply_job_finish(seen, body, event.ts)
         case JobErased() if seen.params:  # none are known of a job whose first event can't be read
             return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
         case _:
@@ -237,7 +237,7 @@ def _set_aside(seen: JobView | None, event: DecodedEvent) -> JobView:
     )
 
 
-def _created(event: DecodedEvent, body: JobCreated) -> JobView:
+def _apply_created(event: DecodedEvent, body: JobCreated) -> JobView:
     asked = {name: msgspec.to_builtins(params) for name, params in body.parameters().items()}
     params = {
         "type": body.type,
@@ -268,19 +268,19 @@ def _shown(step: StepName, asked: dict[str, Any]) -> dict[str, Any]:
     return {name: asked[step][name] for name in STEP_KINDS[step].shown}
 
 
-def _started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
+def _apply_started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
     def start(step: StepView) -> StepView:
         return replace(step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None)
 
-    return _with(replace(seen, status="running"), body.step_id, start)
+    return _replace_step(replace(seen, status="running"), body.step_id, start)
 
 
-def _wrote(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
+def _apply_written(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
     seen = replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
-    return _with(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
+    return _replace_step(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
 
 
-def _rewrote(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
+def _apply_rewritten(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
     """Other bytes of an image. The projector's view may be without it: its row stands, and takes these from another."""
     for index, artifact in enumerate(seen.artifacts):
         if (artifact.step_id, artifact.item_index) == (body.step_id, body.item_index):
@@ -293,25 +293,25 @@ def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
     return copied(body, ArtifactView, created_at=ts)
 
 
-def _retried(seen: JobView, body: StepRetry) -> JobView:
-    return _with(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
+def _apply_step_retry(seen: JobView, body: StepRetry) -> JobView:
+    return _replace_step(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
 
 
-def _reopened(seen: JobView, body: RetryRequested) -> JobView:
+def _apply_retry_requested(seen: JobView, body: RetryRequested) -> JobView:
     """The step that is to run again is queued, and so is one after it that had failed."""
     for step in seen.steps:
         if step.step_id == body.step_id or step.status == "failed":
-            seen = _with(seen, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
+            seen = _replace_step(seen, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
     return seen
 
 
-def _step_finished(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
-    return _with(
+def _apply_step_finish(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
+    return _replace_step(
         seen, body.step_id, lambda step: replace(step, status=body.status, attempt=body.attempt, finished_at=ts)
     )
 
 
-def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
+def _apply_job_finish(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
     seen = replace(seen, status=body.status)
     if body.status == "succeeded":
         return seen
@@ -319,9 +319,11 @@ def _finished(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
         seen = replace(seen, error_code="cancelled", error_message="The job was cancelled.")
         for step in seen.steps:
             if step.status in {"queued", "running"}:
-                seen = _with(seen, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts))
+                seen = _replace_step(
+                    seen, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts)
+                )
     return seen
 
 
-def _with(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
+def _replace_step(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
     return replace(seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps))

@@ -53,12 +53,12 @@ def digest(text: str) -> str:
 def evolve(key: KeyView | None, event: DecodedEvent) -> KeyView | None:
     """The key after one more event; None until it is created."""
     if key is None:
-        return _created(event, event.body) if isinstance(event.body, KeyCreated) else None
+        return _apply_created(event, event.body) if isinstance(event.body, KeyCreated) else None
     revoked_at = event.ts if isinstance(event.body, KeyRevoked) else key.revoked_at
     return replace(key, stream_version=event.version, revoked_at=revoked_at)
 
 
-def _created(event: DecodedEvent, body: KeyCreated) -> KeyView:
+def _apply_created(event: DecodedEvent, body: KeyCreated) -> KeyView:
     return KeyView(
         key_id=event.stream_id,
         stream_version=event.version,

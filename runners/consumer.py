@@ -57,7 +57,7 @@ class Consumer:
         self.available = False
 
     async def run(self) -> None:
-        """StepClaim and run until stopped, then wait for what is under way."""
+        """Claim and run steps until stopped, then wait for what is under way."""
         self.heartbeat.start()
         backoff = Backoff()
         away_since = math.inf
@@ -98,7 +98,7 @@ class Consumer:
         return self.available and not self._stopping
 
     def stop(self) -> None:
-        """StepClaim no more. A second call does nothing."""
+        """Claim no more commands. A second call does nothing."""
         self._stopping = True
         self._wake_signal.wake()
 

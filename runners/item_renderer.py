@@ -85,25 +85,25 @@ class ItemRenderer:
         """Render an item of a step. source: the file of the step before. Raises `StepError`."""
         if selected.model is None or self._batches is None:
             body = await self._in_thread(partial(self._renderer.render, job, step, index, source))
-            return _signed(job, step, index, body, None)
+            return _with_lineage(job, step, index, body, None)
         request = partial(self._request, selected.model, job, step, index, source)
         # Without a source there is nothing to wait for: the request must be made before the batch stops waiting.
         work = request() if source is None else await self._in_thread(request)
         pixels = await self._batches.render(work, index, report)
         body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
-        return _signed(job, step, index, body, pixels.rendering)
+        return _with_lineage(job, step, index, body, pixels.rendering)
 
     def _request(self, model: ModelRef, job: JobState, step: StepName, index: int, source: bytes | None) -> Work:
         return worker(step).request(model, self._renderer.item(job, step, index, source))
 
-    async def adopted(
+    async def adopt(
         self, job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
     ) -> Rendering | None:
         """How an image came about that an earlier attempt has stored, in another batch perhaps; None if it isn't told.
 
         Raises `ObjectChanged` for one that no attempt at this item can have made.
         """
-        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))
+        return await self._in_thread(partial(_adopt, job, step, item_index, body, size))
 
     def withdraw(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
@@ -119,14 +119,14 @@ class ItemRenderer:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
 
-def _signed(job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None) -> RenderedImage:
+def _with_lineage(job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None) -> RenderedImage:
     """A file that says where it came from, unless that is not wanted."""
     if job.generate.embed_metadata:
         body = embed(body, lineage_of(job, step, index, rendering))
     return RenderedImage(body, size_of(body), rendering)
 
 
-def _adopted(job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]) -> Rendering | None:
+def _adopt(job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]) -> Rendering | None:
     where = f"the object that lies in place of item {item_index} of {step}"
     try:
         image = decode(body, size[0] * size[1])

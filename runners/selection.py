@@ -86,9 +86,9 @@ class ModelFiles:
             for path, file in zip(paths, view.files, strict=True):
                 with path.open("rb") as opened:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                        raise ProviderError(_told(view, f"{file.path} has changed since it was registered"))
+                        raise ProviderError(_unusable(view, f"{file.path} has changed since it was registered"))
         except OSError as error:
-            raise ProviderError(_told(view, f"{error}")) from error
+            raise ProviderError(_unusable(view, f"{error}")) from error
         self._intact[view.model_id] = looks
 
 
@@ -96,8 +96,8 @@ def _expect_no_more(view: ModelView, folder: Path) -> None:
     """Raise `ProviderError` if a model's folder holds a file more: libraries prefer some to those they know."""
     known = {file.path for file in view.files}
     if added := sorted({path.relative_to(folder).as_posix() for path in model_files(folder)} - known):
-        raise ProviderError(_told(view, f"{added[0]} is new"))
+        raise ProviderError(_unusable(view, f"{added[0]} is new"))
 
 
-def _told(view: ModelView, what: str) -> str:
+def _unusable(view: ModelView, what: str) -> str:
     return f"model {view.name} ({view.model_id}) can't be used: {what}; see `dreamforge models verify`"

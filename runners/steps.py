@@ -17,10 +17,10 @@ from artifacts.object_store import ObjectStore
 from eventstore.database import until_available
 from eventstore.errors import EventStoreError
 from orchestrator.decisions import (
-    Command,
     FailAttempt,
     FailStart,
     HandBack,
+    JobCommand,
     RecordItems,
     RecordProgress,
     StaleAttempt,
@@ -204,7 +204,9 @@ class StepRunner:
             return None
         return None if _finishes(bodies) else state
 
-    async def _execute(self, state: JobState, command: Command, claim: StepClaim) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(
+        self, state: JobState, command: JobCommand, claim: StepClaim
+    ) -> tuple[JobState, list[DomainEvent]]:
         """As `JobService.execute`, and count the outcome."""
         state, bodies = await self._jobs.execute(state, command, claim)
         metrics.count(bodies)
@@ -223,7 +225,7 @@ class StepRunner:
         timer = asyncio.get_running_loop().call_later(self._retry.timeout_s, buffer.give_up, timeout)
         try:
             while told := await buffer.next_batch(_LOOK_S):
-                command: Command = RecordProgress(
+                command: JobCommand = RecordProgress(
                     step_id=step.step_id, attempt=step.attempt, progress_events=told.progress_events
                 )
                 if not (told.items or told.progress_events):
@@ -296,7 +298,11 @@ class StepRunner:
 
     async def _fail(self, state: JobState, claim: StepClaim, step: StepState, failure: Failure) -> None:
         _log.warning("step failed", **_of(state, step.name), error=str(failure.cause))
-        lost = await self._storage.lost(state, step) if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []
+        lost = (
+            await self._storage.find_lost(state, step)
+            if isinstance(failure.cause, ObjectMissing | ObjectChanged)
+            else []
+        )
         command = FailAttempt(
             step_id=step.step_id,
             attempt=step.attempt,

@@ -74,7 +74,7 @@ class ImageStorage:
             put = partial(self._store.put, key, rendered.body, content_type(generate.format))
             stored = await self._patiently(state, put)
         if stored != ours:
-            made = await self._adopted(state, step, index, rendered, key, stored)
+            made = await self._adopt(state, step, index, rendered, key, stored)
         return ArtifactWritten(
             **step.identity,
             item_index=index,
@@ -96,7 +96,7 @@ class ImageStorage:
         write = partial(self._store.replace, key, rendered.body, content_type(lost.format))
         await self._patiently(state, write)
 
-    async def _adopted(
+    async def _adopt(
         self, state: JobState, step: StepState, index: int, rendered: RenderedImage, key: str, stored: StoredObject
     ) -> Rendering | None:
         """How the image that lies under our key came about. Raises `ObjectChanged` if no attempt of ours wrote it."""
@@ -106,9 +106,9 @@ class ImageStorage:
                 f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
             )
         body = await self._patiently(state, partial(self._store.get_verified, key, stored))
-        return await self._item_renderer.adopted(state, step.name, index, body, rendered.size)
+        return await self._item_renderer.adopt(state, step.name, index, body, rendered.size)
 
-    async def lost(self, state: JobState, step: StepState) -> list[int]:
+    async def find_lost(self, state: JobState, step: StepState) -> list[int]:
         """Which images of the step before are gone from the store or changed: all of them, so that one retry is enough.
 
         None if the store is away, or the step needs none.

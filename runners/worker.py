@@ -64,10 +64,10 @@ class Worker(Protocol):
 
 def worker(step: str) -> Worker:
     """The worker of a kind of step, imported when it is first needed."""
-    return _loaded(STEP_KINDS[step].worker)
+    return _load(STEP_KINDS[step].worker)
 
 
 @cache
-def _loaded(name: str) -> Worker:
+def _load(name: str) -> Worker:
     module, _, attribute = name.partition(":")
     return cast("Worker", getattr(import_module(module), attribute)())

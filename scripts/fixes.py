@@ -12,7 +12,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "01-document-as-the-library-words-it",
         "api/openapi/document.py",
-        "    return {name: _normalised(schema) for name, schema in schemas.items()}",
+        "    return {name: _normalise(schema) for name, schema in schemas.items()}",
         "    return dict(schemas)",
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
     ),
@@ -131,7 +131,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-replayed-answer-waits-for-nothing",
         "api/job_commands.py",
-        "        await _bounded(services, services.log.confirm_replicated())\n",
+        "        await _within_patience(services, services.log.confirm_replicated())\n",
         "",
         "tests/flow/test_standby.py -k accepted",
     ),
@@ -187,7 +187,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-released-job-waits",
         "orchestrator/reactions.py",
-        "            return _resumed(state)",
+        "            return _react_to_release(state)",
         "            return None",
         "tests/flow/test_quarantine.py -k released",
     ),
@@ -215,7 +215,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unreadable-to-the-api-alone",
         "api/job_commands.py",
-        '        await _bounded(services, services.jobs.report(error, "api"))\n',
+        '        await _within_patience(services, services.jobs.report(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
@@ -279,7 +279,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "08-delivered-before-lost",
         "runners/engines/batching.py",
-        "            finally:\n                _deliver(batch, rendered)\n",
+        "            finally:\n                _deliver_images(batch, rendered)\n",
         "            finally:\n                pass\n",
         "tests/store/test_batches.py -k 'delivered or likewise'",
         (
@@ -288,7 +288,7 @@ FIXES: tuple[Mutant, ...] = (
                 "            self._on_engine_lost(batch, str(error))\n\n",
                 (
                     "            self._on_engine_lost(batch, str(error))\n"
-                    "        finally:\n            _deliver(batch, rendered)\n\n"
+                    "        finally:\n            _deliver_images(batch, rendered)\n\n"
                 ),
             ),
         ),
@@ -310,9 +310,9 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-adopts-anything",
         "runners/item_renderer.py",
-        "        return await self._in_thread(partial(_adopted, job, step, item_index, body, size))",
-        "        found = read(body) if body[:4] == b'\\x89PNG' else None\n"
-        "        return None if found is None else found.generate.rendering",
+        "        return await self._in_thread(partial(_adopt, job, step, item_index, body, size))",
+        "        found = read_lineage(body) if body[:4] == b'\\x89PNG' else None\n"
+        "        return None if found is None else found.last[1]",
         "tests/store/test_stored_images.py -k adopted",
     ),
     Mutant(
@@ -354,8 +354,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "10-loss-is-recorded",
         "runners/steps.py",
-        "if isinstance(failure.cause, ObjectMissing | ObjectChanged) else []",
-        "if False else []",
+        "            if isinstance(failure.cause, ObjectMissing | ObjectChanged)\n",
+        "            if False\n",
         "tests/flow/test_lost_images.py",
     ),
     Mutant(
@@ -501,8 +501,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "15-any-host-is-served-by-a-roles-health",
         "api/app.py",
-        "return _observed(starlette, hosts)",
-        "return _observed(starlette, Hosts())",
+        "return _add_middleware(starlette, hosts)",
+        "return _add_middleware(starlette, Hosts())",
         "tests/http/test_hosts.py -k 'no_role and projector'",
     ),
     Mutant(

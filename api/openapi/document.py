@@ -112,7 +112,7 @@ def document(routes: Iterable[ApiRoute]) -> Schema:
 
 
 def _components() -> dict[str, Schema]:
-    answers, requested = _derived(_ANSWERS), _derived(_REQUESTS)
+    answers, requested = _derive_schemas(_ANSWERS), _derive_schemas(_REQUESTS)
     for schema in requested.values():
         _allow_null(schema)
         _forbid_nul(schema)
@@ -124,12 +124,12 @@ def _components() -> dict[str, Schema]:
     return dict(sorted((answers | requested).items()))
 
 
-def _derived(types: tuple[type, ...]) -> dict[str, Schema]:
+def _derive_schemas(types: tuple[type, ...]) -> dict[str, Schema]:
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
-    return {name: _normalised(schema) for name, schema in schemas.items()}
+    return {name: _normalise(schema) for name, schema in schemas.items()}
 
 
-def _normalised(schema: Schema) -> Schema:
+def _normalise(schema: Schema) -> Schema:
     """The same schema for all releases of msgspec and Python.
 
     They differ in the indentation of docstrings (none since Python 3.13), and guarantee no order.
@@ -140,15 +140,15 @@ def _normalised(schema: Schema) -> Schema:
         if name == "description":
             value = inspect.cleandoc(value)
         elif name == "properties":
-            value = {field: _normalised(one) for field, one in value.items()}
+            value = {field: _normalise(one) for field, one in value.items()}
         elif name == "required":
             value = sorted(value, key=list(schema["properties"]).index)
         elif name == "enum":
             value = sorted(value, key=msgspec.json.encode)
         elif name == "anyOf":
-            value = sorted(map(_normalised, value), key=_as_alternative)
+            value = sorted(map(_normalise, value), key=_as_alternative)
         elif name in _SUBSCHEMAS and isinstance(value, dict):
-            value = _normalised(value)
+            value = _normalise(value)
         result[name] = value
     return result
 
@@ -211,7 +211,7 @@ def _paths(routes: Iterable[ApiRoute]) -> dict[str, Schema]:
 
 def _operation(route: ApiRoute) -> Schema:
     operation = route.operation
-    return _filled(
+    return _without_empty(
         {
             "operationId": operation.name,
             "tags": [operation.tag],
@@ -279,7 +279,7 @@ def _reply(reply: Reply) -> Schema:
     if reply.schema is not None:
         described["content"] = {reply.media: _content(reply)}
     described["links"] = {name: {"operationId": name, "parameters": dict(given)} for name, given in reply.links.items()}
-    return _filled(described)
+    return _without_empty(described)
 
 
 def _error(code: str, text: str) -> Schema:
@@ -296,10 +296,10 @@ def _headers(headers: Mapping[str, Header]) -> Schema:
 
 def _content(body: RequestBody | Reply) -> Schema:
     examples = {name: asdict(example) for name, example in body.examples.items()}
-    return _filled({"schema": body.schema, "examples": examples})
+    return _without_empty({"schema": body.schema, "examples": examples})
 
 
-def _filled(described: Schema) -> Schema:
+def _without_empty(described: Schema) -> Schema:
     """Without empty members."""
     return {name: value for name, value in described.items() if value not in ("", [], {})}
 

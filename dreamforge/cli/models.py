@@ -89,7 +89,7 @@ class ModelVerification(msgspec.Struct, frozen=True, kw_only=True):
 def _add(args: argparse.Namespace, settings: Settings) -> int:
     # The model before the database connection: a large one takes long to fetch and read, and may be invalid.
     expect_database(settings)
-    schema = None if args.parameters_schema is None else _json_object(args.parameters_schema)
+    schema = None if args.parameters_schema is None else _read_json_object(args.parameters_schema)
     found = fetch_model(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
     registered = registration(
         found.path,
@@ -169,7 +169,7 @@ def _with_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]])
     return ask_database(settings, "models", lambda database: call(Registry(Log(database), actor())))
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

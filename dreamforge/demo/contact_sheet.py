@@ -28,7 +28,7 @@ def write(path: Path, title: str, pairs: Sequence[tuple[Print, Print]]) -> None:
     """Write the sheet as PNG. pairs: upper and lower image."""
     columns = min(len(pairs), _COLUMNS)
     rows = -(-len(pairs) // columns)
-    width, height = _fitted(pairs[0][0].path)
+    width, height = _fit(pairs[0][0].path)
     block = 2 * (height + _LABEL) + _GAP
     sheet = Image.new("RGB", (_GAP + columns * (_COLUMN + _GAP), _TITLE + rows * block), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -45,7 +45,7 @@ def write(path: Path, title: str, pairs: Sequence[tuple[Print, Print]]) -> None:
     sheet.save(path, optimize=True)
 
 
-def _fitted(path: Path) -> tuple[int, int]:
+def _fit(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         factor = min(_COLUMN / image.width, _TALLEST / image.height)
         return max(1, round(image.width * factor)), max(1, round(image.height * factor))

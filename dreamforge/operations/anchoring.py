@@ -47,16 +47,16 @@ def read_key(file: Path) -> Ed25519PrivateKey:
     return key
 
 
-async def anchor(log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
+async def anchor(log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
     """Sign the log's current heads. Appends the anchor to the log, and writes it to the object store if given."""
     head = await log.head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
     signed = anchors.sign(key, head.log_id, ends, datetime.now(UTC))
     await append_unconditionally(log, ANCHOR_STREAM, "anchor", AnchorSigned(anchor=signed), actor)
-    if store is not None:
+    if object_store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)
-        if await store.put(key_of_object, body, "application/json") != stored_object(body):
+        if await object_store.put(key_of_object, body, "application/json") != stored_object(body):
             raise ObjectStoreUnavailable(f"another object lies under {key_of_object}: the anchor is in the log alone")
     return signed
 
@@ -71,14 +71,14 @@ def signing_key(settings: Settings) -> Ed25519PrivateKey | None:
 
 
 async def anchor_regularly(
-    log: Log, store: ObjectStore | None, key: Ed25519PrivateKey, actor: str, every_s: float
+    log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str, every_s: float
 ) -> None:
     """Sign an anchor every `every_s` seconds, unless there are no new events. Runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         try:
             if await _is_due(log, every_s):
-                signed = await anchor(log, store, key, actor)
+                signed = await anchor(log, object_store, key, actor)
                 _log.info("anchor signed", anchor=msgspec.to_builtins(signed))
         except (EventStoreError, ObjectStoreUnavailable) as error:
             _log.warning("no anchor could be signed", error=str(error))

@@ -37,7 +37,7 @@ from eventstore.notifier import Notifier
 from orchestrator import codec
 from orchestrator.copying import copied
 from orchestrator.decisions import CommandRejected, RequestErasure
-from orchestrator.events import PRIVATE, ArtifactEvent, ArtifactRewritten, JobErased, Meta
+from orchestrator.events import PRIVATE_FIELDS, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
 from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
 from orchestrator.step_kinds import STEP_KINDS
@@ -206,7 +206,10 @@ async def _append_erasure_events(
     bodies = [codec.body_if_readable(event) for event in history]
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
-        for body in [*await _rewritten_artifacts(store, list(written.values())), JobErased(erased=list(PRIVATE))]:
+        for body in [
+            *await _rewritten_artifacts(store, list(written.values())),
+            JobErased(erased=list(PRIVATE_FIELDS)),
+        ]:
             await append_unconditionally(log, job, "job", body, actor(), tenant=tenant)
     else:
         await log.confirm_replicated()

@@ -128,7 +128,7 @@ def verify(
 def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
     """The events of a bundle that was verified."""
     for number, line in enumerate(lines, 1):
-        kind, content = _opened(number, line)
+        kind, content = _open_line(number, line)
         if kind == "event":
             yield msgspec.json.decode(content, type=AuditEvent)
 
@@ -154,7 +154,7 @@ class _Reader:
         """Read the next line; after a damaged one, its seal alone."""
         self._lines += 1
         try:
-            kind, content = _opened(self._lines, text)
+            kind, content = _open_line(self._lines, text)
             if not self._flaws:
                 self._read(kind, content)
         except _Bad as bad:
@@ -172,11 +172,11 @@ class _Reader:
         return BundleReport(
             header=self._header,
             events=len(self._line_of),
-            vouched=0 if self._flaws else self._vouched(),
+            vouched=0 if self._flaws else self._count_vouched(),
             flaws=self._flaws,
         )
 
-    def _vouched(self) -> int:
+    def _count_vouched(self) -> int:
         # A bundle holds one stream, or partitions without a gap: each event leads to all before it.
         upto: dict[int, int] = {}
         for partition, position in self._seen:
@@ -248,7 +248,7 @@ def _line(number: int, kind: str, content: bytes) -> bytes:
     return b'{"seal":"%b","%b":%b}\n' % (seal.encode(), kind.encode(), content)
 
 
-def _opened(number: int, text: bytes) -> tuple[str, bytes]:
+def _open_line(number: int, text: bytes) -> tuple[str, bytes]:
     """The kind of a line and what it holds, if its seal is whole."""
     if not text.endswith(b"\n"):
         raise _Bad("does not end as a line does: it was cut off")

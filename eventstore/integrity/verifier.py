@@ -80,7 +80,12 @@ class Verifier:
 
     def check(self, event: AuditEvent) -> list[IntegrityViolation]:
         """What is wrong with the next event, and what its coming tells of the one before."""
-        found = [*self._settled(event), *self._misplaced(event), *self._unlinked(event), *_forged_text(event)]
+        found = [
+            *self._settle_doubt(event),
+            *self._check_location(event),
+            *self._check_links(event),
+            *_check_private_text(event),
+        ]
         self._last[event.partition] = event
         self._version = event.version
         return found
@@ -90,7 +95,7 @@ class Verifier:
         doubts, self._doubts = self._doubts, {}
         return [flaw for flaw, _ in doubts.values()]
 
-    def _settled(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
+    def _settle_doubt(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         """A chain that did not fit is settled by the event behind it, which was chained to what really stood there."""
         if event.partition not in self._doubts:
             return
@@ -104,7 +109,7 @@ class Verifier:
         else:
             yield flaw
 
-    def _misplaced(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
+    def _check_location(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         home = partition_of(event.stream_id, self._log.partitions)
         if event.partition != home:
             yield _flaw(event, "partition", f"the stream belongs to partition {home}")
@@ -126,7 +131,7 @@ class Verifier:
         elif event.version > 1 and event.previous_hash is None:
             yield _flaw(event, "version", _missing("version", event.version - 1, event.version - 1))
 
-    def _unlinked(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
+    def _check_links(self, event: AuditEvent) -> Iterator[IntegrityViolation]:
         """Hold an event against both chains; against none whose last link is missing."""
         before = self._hash_before(event)
         if before is None:
@@ -162,7 +167,7 @@ class Verifier:
         return self._chains.get((event.partition, event.position - 1), event.previous_chain)
 
 
-def _forged_text(event: AuditEvent) -> Iterator[IntegrityViolation]:
+def _check_private_text(event: AuditEvent) -> Iterator[IntegrityViolation]:
     """The private text lies outside the hash, but what it was hashed to lies inside."""
     if (event.private is None) != (event.private_salt is None):
         gone, held = ("private", "private_salt") if event.private is None else ("private_salt", "private")

@@ -4,7 +4,7 @@ An event's `data` is hashed with the log and can never change; `Private` text li
 be erased. Data never uses the names ts, level, code, message, step or item_index for anything else.
 """
 
-from orchestrator.events.base import PRIVATE, Category, DecodedEvent, DomainEvent, Level, Meta, Private
+from orchestrator.events.base import PRIVATE_FIELDS, Category, DecodedEvent, DomainEvent, Level, Meta, Private
 from orchestrator.events.jobs import (
     CancelRequested,
     Idempotency,
@@ -52,7 +52,7 @@ from orchestrator.events.steps import (
 )
 
 __all__ = [
-    "PRIVATE",
+    "PRIVATE_FIELDS",
     "AnchorSigned",
     "ArtifactEvent",
     "ArtifactRewritten",

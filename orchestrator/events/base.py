@@ -28,7 +28,7 @@ class Private(msgspec.Struct, frozen=True, kw_only=True):
 PrivateField = Literal["prompt", "negative_prompt", "metadata"]
 
 
-PRIVATE: tuple[PrivateField, ...] = get_args(PrivateField)
+PRIVATE_FIELDS: tuple[PrivateField, ...] = get_args(PrivateField)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

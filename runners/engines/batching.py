@@ -199,7 +199,7 @@ class BatchScheduler:
             try:
                 await self._process.run(_merge_work(batch), partial(self._on_message, batch, rendered))
             finally:
-                _deliver(batch, rendered)
+                _deliver_images(batch, rendered)
         except EngineProcessDied as error:
             self._on_engine_lost(batch, str(error))
 
@@ -231,10 +231,10 @@ class BatchScheduler:
                     listener.memory_exhausted(items, message.size, message.next, message.memory)
             case Pixels():
                 if rendered and message.rendering.batch_index <= rendered[-1].rendering.batch_index:
-                    _deliver(batch, rendered)  # of the previous part, whose last image failed
+                    _deliver_images(batch, rendered)  # of the previous part, whose last image failed
                 rendered.append(message)
                 if message.rendering.batch_index == message.rendering.batch_size - 1:
-                    _deliver(batch, rendered)
+                    _deliver_images(batch, rendered)
             case ItemsFailed():
                 self._fail([batch[item] for item in message.items if not batch[item].image.done()], message)
 
@@ -288,7 +288,7 @@ def _group_by_listener(
     return [(listener, items[key]) for key, listener in listeners.items()]
 
 
-def _deliver(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
+def _deliver_images(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
     """Notify the listeners, then deliver the images: the event of the batch must precede the artifacts in the log."""
     if not rendered:
         return

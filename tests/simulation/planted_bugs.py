@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from eventstore.committer import Transition
 from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
-from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt
+from orchestrator.decisions import FailAttempt, FailStart, HandBack, JobCommand, RecordItems, StaleAttempt
 from orchestrator.events import DomainEvent
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
@@ -109,7 +109,7 @@ class ForgetsClaims(Storage):
 class Unfenced(Runner):
     """Continues as the current attempt instead of being fenced."""
 
-    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: JobCommand) -> tuple[JobState, list[DomainEvent]]:
         try:
             return await super()._execute(run, state, command)
         except StaleAttempt:
@@ -130,7 +130,7 @@ class RendersAgain(Runner):
 class RetriesForever(Runner):
     """Retries a step that cannot start without a limit."""
 
-    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: JobCommand) -> tuple[JobState, list[DomainEvent]]:
         if isinstance(command, FailStart):
             command = replace(command, max_attempts=1000)
         return await super()._execute(run, state, command)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from eventstore.errors import DatabaseUnavailable
-from orchestrator.decisions import Command, FailAttempt, FailStart, HandBack, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import FailAttempt, FailStart, HandBack, JobCommand, RecordItems, StaleAttempt, StartStep
 from orchestrator.events import ArtifactWritten, DomainEvent, StepFinish
 from orchestrator.plan import item_seed, output_size
 from orchestrator.service import JobService
@@ -286,7 +286,7 @@ class Runner(Process):
         if not bodies:
             await run.jobs.settle(run.claim.ack())
 
-    async def _execute(self, run: Run, state: JobState, command: Command) -> tuple[JobState, list[DomainEvent]]:
+    async def _execute(self, run: Run, state: JobState, command: JobCommand) -> tuple[JobState, list[DomainEvent]]:
         return await run.jobs.execute(state, command, run.claim)
 
     async def _attempt(self, run: Run, state: JobState) -> None:

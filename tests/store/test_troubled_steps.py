@@ -17,7 +17,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
 from eventstore.outbox import Outbox
 from orchestrator import codec, step_command
-from orchestrator.decisions import Command as Decision
+from orchestrator.decisions import JobCommand as Decision
 from orchestrator.decisions import RecordItems
 from orchestrator.events import (
     ArtifactWritten,

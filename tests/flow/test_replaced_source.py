@@ -41,6 +41,6 @@ def test_a_replaced_image_fails_the_upscale(db_url: str, s3_config: S3Config, si
         job = api.finished(job_id, within=120)
         assert (job["status"], job["error_code"]) == ("failed", "provider_error")
         assert victim["s3_key"] in job["error_message"]
-        assert "does not hold" in job["error_message"]
+        assert "is not what was written" in job["error_message"]
         made = [one["item_index"] for one in api.artifacts(job_id) if "/upscale/" in one["s3_key"]]
         assert 5 not in made

@@ -22,7 +22,7 @@ def shadowed(root: Path = _ROOT) -> str | None:
     # An installer may overwrite files of one distribution with those of another, at the same path.
     for distribution in metadata.distributions(name="dream-forge", path=[str(root)]):
         for file in distribution.files or ():
-            if file.name == "__init__.py" and file.size is not None and file.size != _size(root / file):
+            if file.name == "__init__.py" and file.size is not None and file.size != _file_size(root / file):
                 return f"{root / file} is not Dream Forge's any more: another distribution wrote over it. {_ADVICE}"
     return None
 
@@ -37,5 +37,5 @@ def _origin(name: str) -> Path | None:
     return next((Path(origin).resolve() / "__init__.py" for origin in spec.submodule_search_locations or ()), None)
 
 
-def _size(file: Path) -> int | None:
+def _file_size(file: Path) -> int | None:
     return file.stat().st_size if file.exists() else None

@@ -753,7 +753,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "24-written-over-without-a-word",
         "dreamforge/shadowing.py",
-        "file.size != _size(root / file)",
+        "file.size != _file_size(root / file)",
         "not (root / file).exists()",
         "tests/unit/test_shadowing.py -k wrote_over",
     ),

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = arguments.output_option()
 
     new = actions.add_parser("create", parents=[output], help="make a key; it is shown this once")
-    new.add_argument("name", metavar="NAME", type=_name, help="what to call it, such as who will hold it")
+    new.add_argument("name", metavar="NAME", type=_key_name, help="what to call it, such as who will hold it")
     new.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT, help=f"whose jobs it opens ({DEFAULT_TENANT})")
     new.add_argument(
         "--scopes",
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _name(text: str) -> str:
+def _key_name(text: str) -> str:
     name = arguments.unicode_text(text)
     if not (name.isprintable() and 1 <= len(name) <= 100):
         raise argparse.ArgumentTypeError("a name has 1 to 100 printable characters")

@@ -27,7 +27,7 @@ exit codes:
   5  not as things stand: cancelling or retrying a job that has ended otherwise, an idempotency key of another request
 """
 
-_COMMANDS = {
+_COMMAND_HELP = {
     "artifact": "show where an image file came from",
     "audit": "show, replay, compare, export and verify histories",
     "doctor": "look at database, queues, object store and clocks; exits with 1 if ill",
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     env.add_argument("--no-env-file", dest="env_file", action="store_const", const=None, help="read no file")
     commands = arguments.subcommands(parser)
     _add_roles(commands)
-    for command, about in _COMMANDS.items():
+    for command, about in _COMMAND_HELP.items():
         commands.add_parser(command, help=about, module=f"dreamforge.cli.{command}")
     return parser
 

@@ -103,7 +103,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     readmodel: ReadModelState
 
 
-class VerificationResult(msgspec.Struct, frozen=True, kw_only=True):
+class ReadModelVerification(msgspec.Struct, frozen=True, kw_only=True):
     """How many jobs were compared, how many disagree, and the first disagreements.
 
     waiting: events that the projector has not handled, and which were not compared.
@@ -163,7 +163,7 @@ def _partition_statuses(
 
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
-    async def verify(database: Database) -> VerificationResult:
+    async def verify(database: Database) -> ReadModelVerification:
         verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
@@ -172,7 +172,7 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
             found += await verifier.check(page)
         found += await verifier.orphans()
         waiting = sum(status.lag for status in await subscription_statuses(database) if status.projection == LIVE)
-        return VerificationResult(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
+        return ReadModelVerification(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = ask_database(settings, "projections", verify)
     print_result(args.output, found, _result_text(found))
@@ -321,7 +321,7 @@ def _state_text(state: ReadModelState) -> str:
     return text
 
 
-def _result_text(found: VerificationResult) -> RenderableType:
+def _result_text(found: ReadModelVerification) -> RenderableType:
     if not (found.jobs or found.wrong):
         return "Empty: 0 job(s)."
     if not found.wrong:

@@ -115,9 +115,9 @@ def _layout(snapshot: Snapshot | None, error_text: str = "") -> RenderableType:
     if snapshot is not None:
         moment = snapshot.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         parts.append(Text(f"Dream Forge · {moment} · the last {snapshot.window_s:.0f} s", style="bold"))
-        parts += ["", _side_by_side(_rates(snapshot.rates), _work(snapshot.jobs, snapshot.steps))]
-        parts += ["", _side_by_side(_projections(snapshot.projections), _queues(snapshot.queues))]
-        parts += ["", _runners(snapshot.runners)]
+        parts += ["", _side_by_side(_rates_table(snapshot.rates), _work_table(snapshot.jobs, snapshot.steps))]
+        parts += ["", _side_by_side(_projections_table(snapshot.projections), _queues_table(snapshot.queues))]
+        parts += ["", _runners_table(snapshot.runners)]
     return Group(*parts)
 
 
@@ -127,7 +127,7 @@ def _side_by_side(left: Table, right: Table) -> Table:
     return grid
 
 
-def _rates(rates: dict[str, Rate]) -> Table:
+def _rates_table(rates: dict[str, Rate]) -> Table:
     table = _table("RATES", "NOW/S", "MEAN/S", "COUNT")
     for name, rate in rates.items():
         now = "-" if rate.now is None else f"{rate.now:.1f}"
@@ -135,7 +135,7 @@ def _rates(rates: dict[str, Rate]) -> Table:
     return table
 
 
-def _work(jobs: JobCounts, steps: Steps) -> Table:
+def _work_table(jobs: JobCounts, steps: Steps) -> Table:
     table = _table("JOBS", "", "STEPS", "")
     table.add_row("queued", f"{jobs.queued:,}", "succeeded", f"{steps.succeeded:,}")
     table.add_row("running", f"{jobs.running:,}", "retried", _highlighted(steps.retried, "yellow"))
@@ -144,7 +144,7 @@ def _work(jobs: JobCounts, steps: Steps) -> Table:
     return table
 
 
-def _projections(lags: Sequence[Lag]) -> Table:
+def _projections_table(lags: Sequence[Lag]) -> Table:
     table = _table("PROJECTION", "LAG", "WAITING")
     for one in lags:
         style = "red" if one.lag_s is not None and one.lag_s > _LONG_LAG_S else None
@@ -152,14 +152,14 @@ def _projections(lags: Sequence[Lag]) -> Table:
     return table
 
 
-def _queues(queues: Sequence[Queue]) -> Table:
+def _queues_table(queues: Sequence[Queue]) -> Table:
     table = _table("QUEUE", "VISIBLE", "HIDDEN", "OLDEST")
     for one in queues:
         table.add_row(one.queue, f"{one.visible:,}", f"{one.hidden:,}", _seconds(one.oldest_s))
     return table
 
 
-def _runners(runners: Sequence[Runner]) -> Table:
+def _runners_table(runners: Sequence[Runner]) -> Table:
     table = _table("RUNNER", "RUNNING", "IMAGES", "HEARD")
     for one in runners:
         heard = f"{one.heard_s:.0f} s ago"

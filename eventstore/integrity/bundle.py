@@ -128,7 +128,7 @@ def verify(
 def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
     """The events of a bundle that was verified."""
     for number, line in enumerate(lines, 1):
-        kind, content = _open_line(number, line)
+        kind, content = _unseal(number, line)
         if kind == "event":
             yield msgspec.json.decode(content, type=AuditEvent)
 
@@ -154,7 +154,7 @@ class _Reader:
         """Read the next line; after a damaged one, its seal alone."""
         self._lines += 1
         try:
-            kind, content = _open_line(self._lines, text)
+            kind, content = _unseal(self._lines, text)
             if not self._flaws:
                 self._read(kind, content)
         except _Bad as bad:
@@ -248,7 +248,7 @@ def _line(number: int, kind: str, content: bytes) -> bytes:
     return b'{"seal":"%b","%b":%b}\n' % (seal.encode(), kind.encode(), content)
 
 
-def _open_line(number: int, text: bytes) -> tuple[str, bytes]:
+def _unseal(number: int, text: bytes) -> tuple[str, bytes]:
     """The kind of a line and what it holds, if its seal is whole."""
     if not text.endswith(b"\n"):
         raise _Bad("does not end as a line does: it was cut off")

@@ -21,7 +21,7 @@ from orchestrator.events.steps import (
     StepName,
     StepRetry,
     StepStart,
-    items_text,
+    item_indexes_text,
 )
 from orchestrator.parameters import GenerateParams, UpscaleParams
 from orchestrator.step_kinds import STEP_KINDS, expect_known
@@ -96,7 +96,7 @@ class RetryRequested(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
 
     def message(self) -> str:
         """The text of the event's log line."""
-        again = f" Lost, and made again: {items_text(self.items)}." if self.items else ""
+        again = f" Lost, and made again: {item_indexes_text(self.items)}." if self.items else ""
         return f"Retry of step {self.step_name} requested.{again}"
 
 

@@ -90,7 +90,7 @@ class SamplingTick(StepEvent, frozen=True, kw_only=True):
 
     def message(self) -> str:
         """The text of the event's log line."""
-        return f"Step {self.step_name} is at {self.done} of {self.of} for {items_text(self.items)}."
+        return f"Step {self.step_name} is at {self.done} of {self.of} for {item_indexes_text(self.items)}."
 
 
 class SamplingBatch(StepEvent, frozen=True, kw_only=True):
@@ -105,7 +105,7 @@ class SamplingBatch(StepEvent, frozen=True, kw_only=True):
     def message(self) -> str:
         """The text of the event's log line."""
         peak = "" if self.memory is None else f", at most {self.memory.peak >> 20} MiB in use"
-        return f"Step {self.step_name} rendered {items_text(self.items)} in a batch of {self.size}{peak}."
+        return f"Step {self.step_name} rendered {item_indexes_text(self.items)} in a batch of {self.size}{peak}."
 
 
 class SamplingOom(StepEvent, frozen=True, kw_only=True):
@@ -144,7 +144,9 @@ class EngineLost(StepEvent, frozen=True, kw_only=True):
 
     def message(self) -> str:
         """The text of the event's log line."""
-        return f"Step {self.step_name} lost its engine while it rendered {items_text(self.items)}: {self.reason}."
+        return (
+            f"Step {self.step_name} lost its engine while it rendered {item_indexes_text(self.items)}: {self.reason}."
+        )
 
 
 class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -282,6 +284,6 @@ class StepError(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
         return self.error_message
 
 
-def items_text(indexes: list[int]) -> str:
+def item_indexes_text(indexes: list[int]) -> str:
     """Some items as a log line names them: `item 0`, `items 0, 2`."""
     return f"item {indexes[0]}" if len(indexes) == 1 else f"items {', '.join(map(str, indexes))}"

@@ -139,7 +139,7 @@ class BatchScheduler:
         """Fail waiting and future requests with `RunnerStopping`. The running batch is finished."""
         self._stopping = True
         for request in self._waiting:
-            _fail(request, RunnerStopping("the runner stops"))
+            _fail_request(request, RunnerStopping("the runner stops"))
         self._waiting.clear()
 
     async def stop(self) -> None:
@@ -161,7 +161,7 @@ class BatchScheduler:
                 await self._render_batch(batch)
                 for request in batch:
                     if request not in self._waiting:
-                        _fail(request, Unexpected(RuntimeError()))  # an engine that leaves items out has a bug
+                        _fail_request(request, Unexpected(RuntimeError()))  # an engine that leaves items out has a bug
             except asyncio.CancelledError:
                 for request in batch:
                     request.image.cancel()
@@ -169,7 +169,7 @@ class BatchScheduler:
             except Exception as error:  # noqa: BLE001  # every waiting request must get a result
                 _log.exception("batch failed unexpectedly")
                 for request in batch:
-                    _fail(request, Unexpected(error))
+                    _fail_request(request, Unexpected(error))
             finally:
                 self._running = []
 
@@ -217,7 +217,7 @@ class BatchScheduler:
             self._retry_isolated([batch[index] for index in left])
         else:
             for request in batch:
-                _fail(request, error)
+                _fail_request(request, error)
 
     def _on_message(self, batch: Sequence[_Request], rendered: list[Pixels], message: FromProcess) -> None:
         """Handle a message of the process about a batch. rendered: images that are not yet delivered."""
@@ -236,22 +236,22 @@ class BatchScheduler:
                 if message.rendering.batch_index == message.rendering.batch_size - 1:
                     _deliver_images(batch, rendered)
             case ItemsFailed():
-                self._fail([batch[item] for item in message.items if not batch[item].image.done()], message)
+                self._fail_or_isolate([batch[item] for item in message.items if not batch[item].image.done()], message)
 
-    def _fail(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
+    def _fail_or_isolate(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
         """Fail items of one attempt; retry items of several attempts in separate batches."""
         if len({id(request.listener) for request in broken}) > 1:
             self._retry_isolated(broken)
             return
         for request in broken:
-            _fail(request, _ItemFailed(message))
+            _fail_request(request, _ItemFailed(message))
 
     def _retry_isolated(self, requests: Sequence[_Request]) -> None:
         """Retry each attempt's items in a batch of their own, to find the attempt that causes the failure."""
         for request in requests:
             request.isolated = True
             if self._stopping:
-                _fail(request, RunnerStopping("the runner stops"))
+                _fail_request(request, RunnerStopping("the runner stops"))
         if not self._stopping:
             self._waiting[:0] = requests
 
@@ -306,6 +306,6 @@ def _deliver_images(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
     rendered.clear()
 
 
-def _fail(request: _Request, error: StepError) -> None:
+def _fail_request(request: _Request, error: StepError) -> None:
     if not request.image.done():
         request.image.set_exception(error)

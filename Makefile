@@ -33,7 +33,7 @@ PY := $(VENV)/bin/python
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests
-SOURCES := api dreamforge eventstore orchestrator projections runners scripts tests
+SOURCES := api artifacts dreamforge eventstore model_registry orchestrator projections runners scripts tests
 
 .PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
 

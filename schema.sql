@@ -122,7 +122,7 @@ begin
     end if;
     select partitions into strict parts from eventstore.log;
     -- While a checkpoint is locked its generation can't be swapped: a swap locks all checkpoints.
-    held := array(select eventstore.lock_checkpoints(moves));
+    held := array(select eventstore.hold_checkpoints(moves));
     if cardinality(held) = 0 then
         return;
     end if;
@@ -335,11 +335,11 @@ begin
     loop
         execute format('analyze readmodel_shadow.%I', kept);
     end loop;
-    perform projector.set_checkpoints('readmodel_shadow', stood);
+    perform projector.stand('readmodel_shadow', stood);
 end $$;
 
 -- Sets the checkpoints of a subscription, which is created if it does not exist.
-create or replace function projector.set_checkpoints(name text, positions bigint[]) returns void
+create or replace function projector.stand(name text, positions bigint[]) returns void
 language sql as $$
     insert into eventstore.subscriptions (subscription) values (name) on conflict do nothing;
     delete from eventstore.checkpoints where subscription = name;
@@ -370,7 +370,7 @@ begin
     -- Other transactions queue behind a lock request.
     perform set_config('lock_timeout', '200ms', true);
 
-    -- Checkpoints first, in the order of lock_checkpoints: then no batch is in progress on either side. A checkpoint that
+    -- Checkpoints first, in the order of hold_checkpoints: then no batch is in progress on either side. A checkpoint that
     -- moved while this waited is not among the locked rows.
     select count(*) into held from (
         select from eventstore.checkpoints where subscription in ('readmodel', 'readmodel_shadow')
@@ -394,15 +394,15 @@ begin
 
     -- No reader while the names change: a statement would read tables of both generations.
     lock table readmodel.artifacts, readmodel.generation, readmodel.jobs, readmodel.steps in access exclusive mode;
-    perform projector.erase_after_checkpoint('readmodel');
+    perform projector.forget_behind('readmodel');
     update readmodel.generation set stood = projector.positions('readmodel');
     update readmodel_shadow.generation set stood = null;
     if exists (select from pg_roles where rolname = 'dreamforge_service') then
         revoke insert on readmodel_shadow.jobs, readmodel_shadow.steps, readmodel_shadow.artifacts
             from dreamforge_service;
     end if;
-    perform projector.set_checkpoints('readmodel', projector.positions('readmodel_shadow'));
-    perform projector.delete_rebuild();
+    perform projector.stand('readmodel', projector.positions('readmodel_shadow'));
+    perform projector.forget_rebuild();
     drop schema if exists readmodel_before cascade;
     alter schema readmodel rename to readmodel_before;
     alter schema readmodel_shadow rename to readmodel;
@@ -441,7 +441,7 @@ begin
     alter schema readmodel_before rename to readmodel_shadow;
     insert into projector.rebuild (generation, version, heads, follows, rollback)
     values (before.number, views_version, before.stood, true, true);
-    perform projector.set_checkpoints('readmodel_shadow', before.stood);
+    perform projector.stand('readmodel_shadow', before.stood);
     generation := before.number;
 end $$;
 
@@ -459,18 +459,18 @@ begin
     perform from eventstore.checkpoints where subscription = 'readmodel_shadow'
     order by subscription, partition, position for update;
     if (select rollback from projector.rebuild) then
-        perform projector.erase_after_checkpoint('readmodel_shadow');
+        perform projector.forget_behind('readmodel_shadow');
         update readmodel_shadow.generation set stood = projector.positions('readmodel_shadow');
         alter schema readmodel_shadow rename to readmodel_before;
     else
         drop schema readmodel_shadow cascade;
     end if;
-    perform projector.delete_rebuild();
+    perform projector.forget_rebuild();
     return true;
 end $$;
 
 -- Removes the text of jobs that were erased after the checkpoint of a generation that is about to stop following.
-create or replace function projector.erase_after_checkpoint(generation text) returns void
+create or replace function projector.forget_behind(generation text) returns void
 language plpgsql as $$
 begin
     execute format('update %I.jobs set metadata = ''{}'', '
@@ -480,7 +480,7 @@ begin
         'where s.subscription = $1 and e.code = ''job.erased'')', generation) using generation;
 end $$;
 
-create or replace function projector.delete_rebuild() returns void
+create or replace function projector.forget_rebuild() returns void
 language sql as $$
     delete from projector.chunks;
     delete from projector.rebuild;
@@ -524,9 +524,6 @@ create or replace function projector.grant_rights() returns void
 language plpgsql as $$
 begin
     revoke execute on all functions in schema projector from public;
-    if not exists (select from pg_roles where rolname = 'dreamforge_service') then
-        return;
-    end if;
     perform eventstore.grant_functions(array[
         'projector.project(text, integer, uuid, json, json, json, json)',
         'projector.begin_rebuild(integer, integer, boolean)',
@@ -539,6 +536,9 @@ begin
         'projector.abort_rebuild()',
         'projector.pause(text, boolean)'
     ]);
+    if not exists (select from pg_roles where rolname = 'dreamforge_service') then
+        return;
+    end if;
     grant usage on schema projector, readmodel to dreamforge_service;
     grant select on all tables in schema projector, readmodel to dreamforge_service;
 end $$;

@@ -4,7 +4,9 @@
 --   pgmq         the queues, created by pgmq (installed before this file is run)
 --
 -- `eventstore.schema.install` runs this file in an empty database, and the application's own SQL after it, in one
--- transaction. A database of an earlier release is migrated: migrations change tables and views, and then the functions
+-- transaction. Some names (judge, spoilt, floors, standings, put_aside, the outcomes mine and refused) are those of release 3:
+-- its calls that are in progress during a migration, and its processes, use them.
+-- A database of an earlier release is migrated: migrations change tables and views, and then the functions
 -- and rights of this file replace the earlier ones.
 -- The number of partitions is the setting dreamforge.partitions, or 8.
 
@@ -209,7 +211,7 @@ $$;
 --
 -- Compare-and-swap of checkpoints; locks in primary-key order. Answers the partitions whose checkpoint is at `from`,
 -- locked until commit. A partition that is missing was moved by another process.
-create or replace function eventstore.lock_checkpoints(moves json) returns setof smallint
+create or replace function eventstore.hold_checkpoints(moves json) returns setof smallint
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     m record;
@@ -298,7 +300,7 @@ begin
 end $$;
 
 -- Compares a stream with the version that an append expects: the verdict (see `commit`), its newest version and hash.
-create or replace function eventstore.check_expected_version(
+create or replace function eventstore.judge(
     stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
 )
 language plpgsql as $$
@@ -324,7 +326,7 @@ end $$;
 -- The outbox's part of `commit`: sends, acknowledgements and deferrals, except those of skipped streams and of
 -- rejected partitions.
 create or replace function eventstore.dispatch(
-    sends json, acks json, defers json, skipped uuid[], rejected smallint[], partitions smallint
+    sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
 ) returns void
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
@@ -338,7 +340,7 @@ begin
             json_to_recordset(sends) as (stream uuid, queue text, message jsonb, delay double precision)
         ) with ordinality as x (stream, queue, message, delay, n)
         where x.stream <> all (skipped)
-            and eventstore.partition_of(x.stream, partitions) <> all (rejected)
+            and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
         group by x.queue, x.delay
     loop
         perform pgmq.send_batch(a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
@@ -371,7 +373,7 @@ begin
                 stream uuid, queue text, msg_id bigint, read_ct integer, delay double precision)
         ) as x
         where x.stream <> all (skipped)
-            and eventstore.partition_of(x.stream, partitions) <> all (rejected)
+            and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
         group by x.queue, x.delay, x.ack
         order by x.queue, x.ack, x.delay
     loop
@@ -497,7 +499,7 @@ begin
     end loop;
 
     if subscribed then
-        held := array(select eventstore.lock_checkpoints(moves));
+        held := array(select eventstore.hold_checkpoints(moves));
         spoilt := array(
             select m.partition from json_to_recordset(moves) as m (partition smallint)
             where m.partition <> all (held));
@@ -507,7 +509,7 @@ begin
     for a in
         select x.stream, eventstore.partition_of(x.stream, the_log.partitions) as partition, j.*
         from json_to_recordset(appends) as x (stream uuid, expected integer, events json),
-            eventstore.check_expected_version(x.stream, x.expected, x.events) as j
+            eventstore.judge(x.stream, x.expected, x.events) as j
     loop
         verdicts := verdicts || a.verdict;
         versions := versions || a.version;
@@ -654,8 +656,8 @@ begin
 end $$;
 
 -- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
--- `visibility` seconds. `min_msg_ids` (one per queue): where the scan begins, past the dead rows.
-create or replace function eventstore.claim(queues text[], min_msg_ids bigint[], slots integer, visibility double precision)
+-- `visibility` seconds. `floors` (one per queue): where the scan begins, past the dead rows.
+create or replace function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
 returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
@@ -676,7 +678,7 @@ begin
             '    vt = clock_timestamp() + make_interval(secs => $3)'
             ' where q.msg_id = any (array(select free.msg_id from free))'
             ' returning %2$L::text, q.msg_id, q.read_ct, q.enqueued_at, q.message',
-            pgmq.format_table_name(queues[i], 'q'), queues[i]) using min_msg_ids[i], slots, visibility;
+            pgmq.format_table_name(queues[i], 'q'), queues[i]) using floors[i], slots, visibility;
         get diagnostics claimed = row_count;
         slots := slots - claimed;
     end loop;
@@ -753,7 +755,7 @@ end $$;
 -- Rights
 ---------------------------------------------------------------------------------------------------
 
--- Gives functions the rights of their owner, and lets dreamforge_service alone call them.
+-- Gives functions the rights of their owner, and lets dreamforge_service alone call them, if that role exists.
 create or replace function eventstore.grant_functions(called text[]) returns void
 language plpgsql as $$
 declare
@@ -763,7 +765,9 @@ begin
         execute format('alter function %s security definer', one);
         -- A function with its owner's rights must not resolve names to objects of other schemas.
         execute format('alter function %s set search_path = pg_catalog, pg_temp', one);
-        execute format('grant execute on function %s to dreamforge_service', one);
+        if exists (select from pg_roles where rolname = 'dreamforge_service') then
+            execute format('grant execute on function %s to dreamforge_service', one);
+        end if;
     end loop;
 end $$;
 
@@ -784,9 +788,6 @@ begin
             end if;
     end;
     revoke execute on all functions in schema eventstore from public;
-    if not exists (select from pg_roles where rolname = 'dreamforge_service') then
-        return;
-    end if;
     perform eventstore.grant_functions(array[
         'eventstore.commit(json, json, json, json, json)',
         'eventstore.confirm_replicated()',
@@ -801,6 +802,9 @@ begin
         'eventstore.queue_lengths()',
         'eventstore.purge()'
     ]);
+    if not exists (select from pg_roles where rolname = 'dreamforge_service') then
+        return;
+    end if;
     grant usage on schema eventstore, pgmq to dreamforge_service;
     grant select on all tables in schema eventstore, pgmq to dreamforge_service;
     grant select on all sequences in schema pgmq to dreamforge_service;

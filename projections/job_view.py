@@ -35,7 +35,7 @@ from orchestrator.events import (
 )
 from orchestrator.parameters import ImageFormat
 from orchestrator.quarantine import MARKS, mark, resumes
-from orchestrator.step_kinds import STEP_KINDS
+from orchestrator.step_kinds import STEP_KINDS, expect_known
 
 VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
@@ -71,6 +71,10 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     completed: int = 0
     metadata: dict[str, Any] = msgspec.field(default_factory=dict, name="metadata_json")
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a name that is no kind of step, as a row of a later release may have it."""
+        expect_known(self.name)
 
 
 class JobHead(msgspec.Struct, frozen=True, kw_only=True):

@@ -288,7 +288,7 @@ MUTANTS = (
     Mutant(
         "erased-text-put-aside",
         "schema.sql",
-        "    perform projector.erase_after_checkpoint('readmodel');\n",
+        "    perform projector.forget_behind('readmodel');\n",
         "",
         "tests/store/test_rebuild.py -k put_aside",
     ),

@@ -374,8 +374,8 @@ def _artifacts(args: argparse.Namespace, client: Client) -> int:
 
 def _download(artifacts: Sequence[JsonObject], client: Client, folder: Path, *, quiet: bool = False) -> None:
     for artifact in artifacts:
-        folder = folder / artifact["step"]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = client.download(artifact, folder)
+        step_folder = folder / artifact["step"]
+        step_folder.mkdir(parents=True, exist_ok=True)
+        path = client.download(artifact, step_folder)
         if not quiet:
             print(path, file=sys.stderr)

@@ -72,8 +72,8 @@ class EmbeddedSeaweed(Service):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self.marker = f"-dir={self.data}"
+        self._program = _program()  # before anything is created: without it there is no store
         self.data.mkdir(exist_ok=True, mode=0o700)
-        self._program = _program()
         self.access_key = home_files.read_or_create_secret(self.path / "access_key")
         self.secret_key = home_files.read_or_create_secret(self.path / "secret_key")
 

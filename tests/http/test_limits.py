@@ -66,7 +66,7 @@ async def flood(base: str, rejection: int, *, admitted: int) -> int:
     return accepted
 
 
-@pytest.mark.parametrize(("limit", "refusal"), [("DF_MAX_QUEUED_JOBS", 503), ("DF_TENANT_MAX_QUEUED_JOBS", 429)])
+@pytest.mark.parametrize(("limit", "rejection"), [("DF_MAX_QUEUED_JOBS", 503), ("DF_TENANT_MAX_QUEUED_JOBS", 429)])
 def test_a_limit_holds_from_the_first_request_on(db_url: str, s3_config: S3Config, limit: str, rejection: int) -> None:
     """Given a process that has just started, then of many jobs at once only as many come in as may wait.
 

@@ -1,5 +1,6 @@
 """A database of an earlier release is migrated to this one, with its jobs in flight."""
 
+import asyncio
 from pathlib import Path
 
 import asyncpg
@@ -109,4 +110,21 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str, release: int) 
     assert (await log.checkpoints("orchestrator"))[partition] == 2
     assert await connection.fetchval("select count(*) from pgmq.q_generate") == 0
     await connection.close()
+    await database.close()
+
+
+async def test_a_commit_that_waits_during_the_migration_is_written(empty_url: str) -> None:
+    """Given a commit of release 3 that waits for a partition's lock, then it is written after the migration."""
+    await install_earlier(empty_url, 3)
+    database = Database(empty_url)
+    one = some_append()
+    holder = await connect(empty_url)
+    async with holder.transaction():
+        await holder.execute("select pg_advisory_xact_lock(1685218930, $1)", one.stream.bytes[-1] & 7)
+        waiting = asyncio.create_task(Log(database).commit(Batch(appends=[one])))
+        await asyncio.sleep(0.5)
+        assert await install(database)
+        assert not waiting.done()
+    assert (await waiting).streams[one.stream].committed
+    await holder.close()
     await database.close()

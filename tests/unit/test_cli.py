@@ -237,12 +237,21 @@ def test_create_downloads_what_came_out(serve: Serve, tmp_path: Path, capsys: py
             "POST /v1/jobs": {"job": {"id": "j1", "status": "queued"}},
             "GET /v1/jobs/j1": JOB,
             "GET /v1/jobs/j1/progress/stream": stream("succeeded"),
-            "GET /v1/jobs/j1/artifacts": {"artifacts": [artifact]},
+            "GET /v1/jobs/j1/artifacts": {
+                "artifacts": [
+                    artifact,
+                    artifact | {"step": "upscale"},
+                    artifact | {"url": "http://store/b.png", "s3_key": "generate/b.png"},
+                ]
+            },
             "GET /a.png": httpx.Response(200, content=content),
+            "GET /b.png": httpx.Response(200, content=content),
         }
     )
-    assert cli.main(["jobs", "create", "p", "--download", str(tmp_path / "images"), "--quiet"]) == 0
-    assert (tmp_path / "images" / "generate" / "a.png").read_bytes() == content
+    assert cli.main(["jobs", "create", "p", "--download", str(tmp_path), "--quiet"]) == 0
+    found = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert found == {"generate/a.png", "generate/b.png", "upscale/a.png"}
+    assert (tmp_path / "generate" / "a.png").read_bytes() == content
     assert capsys.readouterr() == ("j1\n", "")
 
 

@@ -7,6 +7,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 from PIL import Image, ImageFilter
+from prometheus_client import REGISTRY
 
 from artifacts.encoding import size_of
 from artifacts.lineage import Derived, read_lineage
@@ -25,6 +26,7 @@ from orchestrator.step_command import StepCommand
 from orchestrator.step_kinds import STEP_KINDS, Size, StepKind
 from projections.job_view import JobView, of_history
 from projections.progress import Stage, progress
+from runners import metrics
 from runners.engines.protocol import ModelRef, Work
 from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
@@ -155,13 +157,18 @@ async def objects(s3_config: S3Config) -> AsyncIterator[ObjectStore]:
 
 
 @pytest.fixture
-async def chain(store: Store, db_url: str, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Chain:
+async def chain(
+    store: Store, db_url: str, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Chain]:
     """A job of three steps, where the third kind of step has its entry in the table, and its queue."""
     monkeypatch.setitem(STEP_KINDS, SHARPEN.name, SHARPEN)
     await execute(db_url, "select pgmq.create('sharpen')")
     made = Chain(store, objects)
     await made.submit()
-    return made
+    yield made
+    for counters in (metrics.STARTED, metrics.SUCCEEDED, metrics.FAILED):  # those of the process, for other tests
+        if (counter := counters.pop(SHARPEN.name, None)) is not None:
+            REGISTRY.unregister(counter)
 
 
 async def execute(url: str, statement: str) -> None:

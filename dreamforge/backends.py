@@ -21,18 +21,18 @@ from eventstore.database import Database
 
 T = TypeVar("T")
 
-_SERVICE = "dreamforge_app"
+_SERVICE_LOGIN_NAME = "dreamforge_app"
 """The embedded database's login of the service, which does not own what it works on."""
 
 
-def configured(settings: Settings) -> Settings:
+def require_db_url(settings: Settings) -> Settings:
     """The settings of a role that runs alone: it needs a database and an object store of its own to share."""
     if settings.db_url is None:
         raise NotConfigured("DF_DB_URL is not set; name the database, or run `dreamforge up`, which brings one.")
     return settings
 
 
-def with_store(settings: Settings) -> Settings:
+def require_db_and_s3(settings: Settings) -> Settings:
     """The settings of a role that needs the object store too."""
     for name, value in (
         ("DF_S3_ENDPOINT", settings.s3_endpoint),
@@ -41,44 +41,44 @@ def with_store(settings: Settings) -> Settings:
     ):
         if value is None:
             raise NotConfigured(f"{name} is not set; name the object store, or run `dreamforge up`, which brings one.")
-    return configured(settings)
+    return require_db_url(settings)
 
 
-def ask_database(settings: Settings, role: str, question: Callable[[Database], Awaitable[T]]) -> T:
+def run_with_database(settings: Settings, role: str, work: Callable[[Database], Awaitable[T]]) -> T:
     """Do something with the database of a command: the one that the settings name, or else the home's."""
 
     async def ask(found: Settings) -> T:
-        async with _database(found, role, install_schema=settings.db_url is None) as database:
-            return await question(database)
+        async with _open_database(found, role, install_schema=settings.db_url is None) as database:
+            return await work(database)
 
     with resolve_backends(settings) as found:
         return asyncio.run(ask(found))
 
 
-def ask_backends(settings: Settings, role: str, question: Callable[[Database, ObjectStore], Awaitable[T]]) -> T:
+def run_with_backends(settings: Settings, role: str, work: Callable[[Database, ObjectStore], Awaitable[T]]) -> T:
     """The same with the object store, too."""
 
     async def ask(found: Settings) -> T:
-        store = object_store(found)
+        store = create_object_store(found)
         try:
-            async with _database(found, role, install_schema=settings.db_url is None) as database:
-                return await question(database, store)
+            async with _open_database(found, role, install_schema=settings.db_url is None) as database:
+                return await work(database, store)
         finally:
             await store.close()
 
-    with resolve_backends(settings, store=True) as found:
+    with resolve_backends(settings, with_store=True) as found:
         return asyncio.run(ask(found))
 
 
-def actor() -> str:
+def user_at_host() -> str:
     """Who runs this command, for the meta of events."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 @asynccontextmanager
-async def _database(found: Settings, role: str, *, install_schema: bool) -> AsyncIterator[Database]:
-    pooled = found.db_pooler == "transaction"
-    database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
+async def _open_database(settings: Settings, role: str, *, install_schema: bool) -> AsyncIterator[Database]:
+    pooled = settings.db_pooler == "transaction"
+    database = Database(settings.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
     try:
         # A home may be an earlier release's, or its first start was cut off: the first process installs the schema.
         await (install(database) if install_schema else schema.check(database))
@@ -87,7 +87,7 @@ async def _database(found: Settings, role: str, *, install_schema: bool) -> Asyn
         await database.close()
 
 
-def object_store(settings: Settings) -> ObjectStore:
+def create_object_store(settings: Settings) -> ObjectStore:
     """The object store that the settings name."""
     return ObjectStore(
         S3Config(
@@ -102,13 +102,13 @@ def object_store(settings: Settings) -> ObjectStore:
 
 
 @contextmanager
-def resolve_backends(settings: Settings, *, store: bool = False) -> Iterator[Settings]:
+def resolve_backends(settings: Settings, *, with_store: bool = False) -> Iterator[Settings]:
     """The settings of a command that needs the database: the one that they name, or else the home's.
 
     The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. A home is
     never made: a command in the wrong folder would answer for an empty one. store: the same for the object store.
     """
-    running = _running(settings, store=store)
+    running = _settings_of_running_services(settings, with_store=with_store)
     if running is not None:
         yield running
         return
@@ -118,51 +118,51 @@ def resolve_backends(settings: Settings, *, store: bool = False) -> Iterator[Set
         # Somebody who has just begun to make one is to be named.
         if home.was_locked_before():
             home.lock()
-        _expect_home(settings, store=store)
+        _expect_home(settings, with_store=with_store)
         home.lock()
         if settings.db_url is None:
             postgres = EmbeddedPostgres.start(home.path)
             stack.callback(postgres.stop)
             settings = replace(settings, db_url=postgres.url, db_pooler=None)
-        if store and settings.s3_endpoint is None:
+        if with_store and settings.s3_endpoint is None:
             seaweed = EmbeddedSeaweed.start(home.path)
             stack.callback(seaweed.stop)
-            settings = _with_seaweed(settings, seaweed)
+            settings = _settings_with_seaweed(settings, seaweed)
         yield settings
 
 
 def expect_database(settings: Settings) -> None:
     """Raise `NotConfigured` early, before a command does what takes long, if there is no database for it."""
     if not Home(settings.home).was_locked_before():
-        _expect_home(settings, store=False)
+        _expect_home(settings, with_store=False)
 
 
-def _expect_home(settings: Settings, *, store: bool) -> None:
+def _expect_home(settings: Settings, *, with_store: bool) -> None:
     home = settings.home.expanduser().resolve()
     way_out = f"or DF_HOME, to the home of `dreamforge up`, which makes one; {home} is none."
     if settings.db_url is None and not EmbeddedPostgres.exists(home):
         raise NotConfigured(f"There is no database. Set DF_DB_URL, {way_out}")
-    if store and settings.s3_endpoint is None and not EmbeddedSeaweed.exists(home):
+    if with_store and settings.s3_endpoint is None and not EmbeddedSeaweed.exists(home):
         keys = "DF_S3_ENDPOINT, DF_S3_ACCESS_KEY and DF_S3_SECRET_KEY"
         raise NotConfigured(f"There is no object store. Set {keys}, {way_out}")
 
 
-def _running(settings: Settings, *, store: bool) -> Settings | None:
+def _settings_of_running_services(settings: Settings, *, with_store: bool) -> Settings | None:
     """The settings, with what the home runs already; None where it would have to be started."""
     if settings.db_url is None:
         url = EmbeddedPostgres.running_url(settings.home)
         if url is None:
             return None
         settings = replace(settings, db_url=url, db_pooler=None)
-    if store and settings.s3_endpoint is None:
+    if with_store and settings.s3_endpoint is None:
         seaweed = EmbeddedSeaweed.find_running(settings.home)
         if seaweed is None:
             return None
-        settings = _with_seaweed(settings, seaweed)
+        settings = _settings_with_seaweed(settings, seaweed)
     return settings
 
 
-def _with_seaweed(settings: Settings, seaweed: EmbeddedSeaweed) -> Settings:
+def _settings_with_seaweed(settings: Settings, seaweed: EmbeddedSeaweed) -> Settings:
     return replace(
         settings,
         s3_endpoint=seaweed.endpoint,
@@ -172,25 +172,25 @@ def _with_seaweed(settings: Settings, seaweed: EmbeddedSeaweed) -> Settings:
     )
 
 
-async def service_login(settings: Settings, owner: Database) -> Settings:
+async def with_service_login(settings: Settings, owner_database: Database) -> Settings:
     """The settings of an embedded database with a login that can't change the log; made if it is not there yet."""
     password = home_files.read_or_create_secret(settings.home / "postgres" / "service_password")
-    await schema.ensure_service_login(owner, _SERVICE, password)
-    url = login(settings.db_url or "", _SERVICE, password)
+    await schema.ensure_service_login(owner_database, _SERVICE_LOGIN_NAME, password)
+    url = replace_url_login(settings.db_url or "", _SERVICE_LOGIN_NAME, password)
     return replace(settings, db_url=url, db_listen_url=url)
 
 
-def login(url: str, user: str, password: str) -> str:
+def replace_url_login(url: str, user: str, password: str) -> str:
     """A database's URL with another user's login."""
     parts = urlsplit(url)
     address = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{address}").geturl()
 
 
-async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
+async def start_embedded_services(settings: Settings, stack: AsyncExitStack) -> Settings:
     """The settings with what they leave open started from the home; the stack stops it all, the database last."""
     if settings.db_url is not None and settings.s3_endpoint is not None:
-        return with_store(settings)
+        return require_db_and_s3(settings)
     home = Home(settings.home)
     home.lock()
     stack.callback(home.release)
@@ -200,8 +200,8 @@ async def embedded(settings: Settings, stack: AsyncExitStack) -> Settings:
         settings = replace(settings, db_url=postgres.url, db_listen_url=postgres.url, db_pooler=None)
     if seaweed is not None:
         stack.push_async_callback(asyncio.to_thread, seaweed.stop)
-        settings = _with_seaweed(settings, seaweed)
-    return with_store(settings)
+        settings = _settings_with_seaweed(settings, seaweed)
+    return require_db_and_s3(settings)
 
 
 async def _start_services(home: Path, settings: Settings) -> tuple[EmbeddedPostgres | None, EmbeddedSeaweed | None]:

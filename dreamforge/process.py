@@ -24,7 +24,7 @@ from api.health import Health
 from api.hosts import Hosts
 from api.services import Check
 from artifacts.object_store import ObjectStore
-from dreamforge.backends import object_store
+from dreamforge.backends import create_object_store
 from dreamforge.cli.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import Server, listen_nearby, url_of
@@ -81,7 +81,7 @@ class Core:
 
     def store(self) -> ObjectStore:
         """The object store that the settings name."""
-        return object_store(self.settings)
+        return create_object_store(self.settings)
 
     def spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         """Run something for as long as the process; its failure stops the process."""

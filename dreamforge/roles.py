@@ -12,7 +12,7 @@ from api.app import build
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
-from dreamforge.backends import configured, embedded, service_login, with_store
+from dreamforge.backends import require_db_and_s3, require_db_url, start_embedded_services, with_service_login
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.http_server import is_loopback, listen_all
 from dreamforge.operations import anchoring
@@ -69,10 +69,10 @@ def up(settings: Settings) -> int:
 
     async def start(stack: AsyncExitStack) -> Settings:
         _expect_keys(settings)
-        found = await embedded(settings, stack)
+        found = await start_embedded_services(settings, stack)
         async with open_database(found, "dreamforge-install", bounded=False) as database:
             await install(database)
-            return found if settings.db_url else await service_login(found, database)
+            return found if settings.db_url else await with_service_login(found, database)
 
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
     # The runner's own port as well: dashboards of the old service scrape it.
@@ -85,7 +85,7 @@ def api(settings: Settings) -> int:
 
     def check(given: Settings) -> Settings:
         _expect_keys(given)
-        return with_store(given)
+        return require_db_and_s3(given)
 
     return _run_alone(settings, check, _api)
 
@@ -93,25 +93,25 @@ def api(settings: Settings) -> int:
 def orchestrator(settings: Settings) -> int:
     """Run the orchestrator alone."""
     health = health_server("orchestrator", settings.orchestrator_metrics_port)
-    return _run_alone(settings, configured, health, _orchestrator)
+    return _run_alone(settings, require_db_url, health, _orchestrator)
 
 
 def projector(settings: Settings) -> int:
     """Run the projector alone."""
     health = health_server("projector", settings.projector_metrics_port)
-    return _run_alone(settings, configured, health, _projector)
+    return _run_alone(settings, require_db_url, health, _projector)
 
 
 def runner(settings: Settings) -> int:
     """Run a runner alone."""
-    return _run_alone(settings, with_store, health_server("runner", settings.worker_metrics_port), _runner)
+    return _run_alone(settings, require_db_and_s3, health_server("runner", settings.worker_metrics_port), _runner)
 
 
 def install_schema(settings: Settings) -> int:
     """Install the database schema where it is missing."""
 
     async def run() -> None:
-        async with open_database(configured(settings), "dreamforge-install", bounded=False) as database:
+        async with open_database(require_db_url(settings), "dreamforge-install", bounded=False) as database:
             done = await install(database)
         print("schema installed" if done else "schema is up to date")  # noqa: T201  # the command's answer
 

@@ -33,7 +33,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "02-a-command-makes-a-home",
         "dreamforge/backends.py",
-        "        _expect_home(settings, store=store)\n",
+        "        _expect_home(settings, with_store=with_store)\n",
         "",
         "tests/flow/test_homes.py -k is_no_home",
     ),
@@ -704,7 +704,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-list-without-prompts",
         "dreamforge/cli/show.py",
-        'escape(_shorten(job.get("prompt")))',
+        'escape(_shorten_prompt(job.get("prompt")))',
         '""',
         "tests/unit/test_cli.py -k list_shows",
     ),
@@ -718,7 +718,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-no-reason",
         "dreamforge/cli/jobs.py",
-        '        return _reason(client.job(job["id"]))',
+        '        return _end_reason(client.job(job["id"]))',
         '        return ""',
         "tests/unit/test_cli.py -k exits_as_the_answer",
     ),

@@ -19,7 +19,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from artifacts.object_store import S3Config
-from dreamforge.backends import login
+from dreamforge.backends import replace_url_login
 from eventstore.committer import Committer
 from eventstore.database import Database
 from eventstore.events import NewEvent
@@ -345,7 +345,7 @@ SERVICE_LOGIN = ("df_test_service", "df_test_service")
 
 def roles_environ(db_url: str, s3: S3Config, **more: str) -> dict[str, str]:
     """The environment of a role on given backends. db_url: its owner's; the role gets the service's login."""
-    direct = login(db_url, *SERVICE_LOGIN)
+    direct = replace_url_login(db_url, *SERVICE_LOGIN)
     return {
         "DF_DB_URL": pooler.through(direct),
         "DF_DB_LISTEN_URL": direct if pooler.listens() else "off",

@@ -8,13 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-STDIN = Path("-")
+STDIN_PATH = Path("-")
 
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_AGE_PATTERN = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_TIMEDELTA_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser that suggests a similar command for an unknown one.
 
     module: its `add_arguments` adds the parser's arguments. It is imported when the parser is first used, so that a
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._module = module
 
-    def load(self) -> None:
+    def add_module_arguments(self) -> None:
         """Add the module's arguments, once."""
         if self._module is not None:
             module, self._module = self._module, None
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with the module's arguments."""
-        self.load()
+        self.add_module_arguments()
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -44,28 +44,28 @@ class Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def subcommands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Parser]":
+def add_subcommands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[CommandParser]":
     """Add required subcommands to a command."""
-    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
 
 
-def output_option(*, json_alias: bool = False) -> Parser:
+def output_option_parser(*, json_alias: bool = False) -> CommandParser:
     """A parent parser with `--output`. json_alias: `--json` means `--output json`."""
-    output = Parser(add_help=False)
+    output = CommandParser(add_help=False)
     add_output_option(output, "the form of the answer", json_alias=json_alias)
     return output
 
 
-def add_output_option(parser: argparse.ArgumentParser, about: str, *, json_alias: bool = True) -> None:
+def add_output_option(parser: argparse.ArgumentParser, help_text: str, *, json_alias: bool = True) -> None:
     """Add `--output` to a command. json_alias: `--json` means `--output json`."""
-    parser.add_argument("--output", choices=("table", "json"), default="table", help=about)
+    parser.add_argument("--output", choices=("table", "json"), default="table", help=help_text)
     if json_alias:
         parser.add_argument(
             "--json", dest="output", action="store_const", const="json", help="the same as --output json"
         )
 
 
-def unicode_text(text: str) -> str:
+def parse_unicode_text(text: str) -> str:
     """Valid Unicode. An argument in another encoding contains lone surrogates and is rejected."""
     try:
         text.encode()
@@ -74,7 +74,7 @@ def unicode_text(text: str) -> str:
     return text
 
 
-def image_size(text: str) -> tuple[int, int]:
+def parse_image_size(text: str) -> tuple[int, int]:
     """Width and height from `512` or `640x384`."""
     width, _, height = text.lower().partition("x")
     if not (text.isascii() and width.isdigit() and (height.isdigit() or text.isdigit())):
@@ -82,41 +82,41 @@ def image_size(text: str) -> tuple[int, int]:
     return int(width), int(height or width)
 
 
-def amount(text: str) -> int:
+def parse_positive_int(text: str) -> int:
     """A whole number from 1 on."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
 
-def pair(text: str) -> tuple[str, str]:
+def parse_name_value_pair(text: str) -> tuple[str, str]:
     """A name and a value from `name=value`."""
-    name, equals, value = unicode_text(text).partition("=")
+    name, equals, value = parse_unicode_text(text).partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
     return name, value
 
 
-def header_text(text: str) -> str:
+def parse_header_value(text: str) -> str:
     """A valid value of an HTTP header."""
-    if text != text.strip() or not unicode_text(text).isprintable():
+    if text != text.strip() or not parse_unicode_text(text).isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} begins or ends with a blank, or holds what can't be printed")
     return text
 
 
-def file(text: str) -> Path:
+def parse_existing_file(text: str) -> Path:
     """An existing file."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return Path(text)
 
 
-def file_or_stdin(text: str) -> Path:
+def parse_file_or_stdin(text: str) -> Path:
     """An existing file, or `-`."""
-    return STDIN if text == "-" else file(text)
+    return STDIN_PATH if text == "-" else parse_existing_file(text)
 
 
-def port(text: str) -> int | None:
+def parse_port(text: str) -> int | None:
     """A port to listen on; None for an empty text, which make passes for an unset variable."""
     if not text:
         return None
@@ -125,11 +125,11 @@ def port(text: str) -> int | None:
     return int(text)
 
 
-def moment(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """A point in time: RFC 3339, without an offset in UTC; or how long ago, like `90s`, `15m`, `2h`, `3d`."""
-    ago = _AGO.fullmatch(text)
+    ago = _AGE_PATTERN.fullmatch(text)
     if ago:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        return datetime.now(UTC) - timedelta(**{_TIMEDELTA_UNITS[ago[2]]: int(ago[1])})
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
@@ -139,8 +139,8 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def job_id(text: str) -> str:
+def parse_job_id(text: str) -> str:
     """A job's id, which the service validates."""
     if not text:
         raise argparse.ArgumentTypeError("the id is empty")
-    return unicode_text(text)
+    return parse_unicode_text(text)

@@ -19,17 +19,17 @@ from orchestrator.events import Rendering
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge artifact`."""
-    actions = arguments.subcommands(parser)
+    actions = arguments.add_subcommands(parser)
     show = actions.add_parser(
         "show",
-        parents=[arguments.output_option()],
+        parents=[arguments.output_option_parser()],
         help="the lineage within a PNG or JPEG: prompt, seed, model, versions, parent",
     )
-    show.add_argument("file", type=arguments.file, metavar="FILE", help="an image that a job wrote")
-    set_handlers(actions, {"show": _show})
+    show.add_argument("file", type=arguments.parse_existing_file, metavar="FILE", help="an image that a job wrote")
+    set_handlers(actions, {"show": _show_lineage})
 
 
-def _show(args: argparse.Namespace, _settings: Settings) -> int:
+def _show_lineage(args: argparse.Namespace, _settings: Settings) -> int:
     try:
         body = args.file.read_bytes()
         lineage, size = read_lineage(body), size_of(body)
@@ -37,14 +37,14 @@ def _show(args: argparse.Namespace, _settings: Settings) -> int:
         return print_message(INVALID, f"{args.file}: {error}")
     if lineage is None:
         return print_message(NOT_FOUND, f"{args.file} does not say where it came from; was embed_metadata false?")
-    print_result(args.output, lineage, _table(lineage))
+    print_result(args.output, lineage, _lineage_table(lineage))
     if size != (expected := lineage.size):
         problem = f"the file is {size[0]}x{size[1]}, and says that it is {expected[0]}x{expected[1]}"
         return print_message(FAILED, f"{args.file}: {problem}: the text is another image's, or it was resized")
     return OK
 
 
-def _table(lineage: Lineage) -> Table:
+def _lineage_table(lineage: Lineage) -> Table:
     generated = lineage.generate
     rows: dict[str, Any] = {
         "job": lineage.job_id,
@@ -65,11 +65,11 @@ def _table(lineage: Lineage) -> Table:
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name, escape(_printable(str(value))))
+            table.add_row(name, escape(_replace_control_characters(str(value))))
     return table
 
 
-def _printable(text: str) -> str:
+def _replace_control_characters(text: str) -> str:
     """Text without control characters, since the file may be untrusted."""
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 

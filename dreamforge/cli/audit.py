@@ -18,9 +18,9 @@ from rich.table import Table
 from api import responses, schemas
 from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
-from dreamforge.backends import actor, ask_backends, ask_database
+from dreamforge.backends import run_with_backends, run_with_database, user_at_host
 from dreamforge.cli import arguments, show
-from dreamforge.cli.arguments import Parser
+from dreamforge.cli.arguments import CommandParser
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, UNAVAILABLE, plain_table, print_message, print_result
 from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
@@ -45,69 +45,74 @@ from projections.verifier import Disagreement, ReadModelVerifier
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge audit`."""
-    actions = arguments.subcommands(parser)
-    output = arguments.output_option(json_alias=True)
+    actions = arguments.add_subcommands(parser)
+    output = arguments.output_option_parser(json_alias=True)
 
     show = actions.add_parser("show", parents=[output], help="a job's history, and what it had come to")
-    _add_job(show)
+    _add_job_argument(show)
     show.add_argument(
-        "--at", type=_point, metavar="VERSION|TIME", help="as it was after this version, or at this time; not as it is"
+        "--at",
+        type=_parse_version_or_time,
+        metavar="VERSION|TIME",
+        help="as it was after this version, or at this time; not as it is",
     )
     replay = actions.add_parser(
         "replay", parents=[output], help="fold a job's history event by event, and hold the read model against it"
     )
-    _add_job(replay)
+    _add_job_argument(replay)
     diff = actions.add_parser("diff", parents=[output], help="what changed about a job between two of its versions")
-    _add_job(diff)
+    _add_job_argument(diff)
     for name, default in (("before", "A"), ("after", "B")):
-        diff.add_argument(name, type=_version, metavar=default, help="a version; 0 is before the job was there")
-    _add_verify(actions, output)
-    _add_export(actions, output)
+        diff.add_argument(name, type=_parse_version, metavar=default, help="a version; 0 is before the job was there")
+    _add_verify_parser(actions, output)
+    _add_export_parser(actions, output)
     erase = actions.add_parser(
         "erase", parents=[output], help="take the prompts and metadata of jobs that have ended away, for good"
     )
-    erase.add_argument("jobs", nargs="+", type=_job, metavar="JOB", help="the job's id")
+    erase.add_argument("jobs", nargs="+", type=_parse_job_id, metavar="JOB", help="the job's id")
     actions.add_parser(
         "scrub", parents=[output], help="write the tables anew, so that nothing erased stays in the database's files"
     )
     reproduce = actions.add_parser(
         "reproduce", parents=[output], help="render a job's images again, and compare; exits with 1 if one differs"
     )
-    _add_job(reproduce)
+    _add_job_argument(reproduce)
     actions.add_parser("anchor", help="sign the log's heads; the anchor is printed, and kept in the log and in S3")
     key = actions.add_parser("key", help="make a key that signs anchors, and print its public half")
     key.add_argument("file", type=Path, metavar="FILE", help="where to write it; name it in DF_ANCHOR_KEY")
     set_handlers(
         actions,
         {
-            "show": _with_advice(_show),
-            "replay": _with_advice(_replay),
-            "diff": _with_advice(_diff),
-            "export": _with_advice(_export),
+            "show": _with_verify_advice(_show_job),
+            "replay": _with_verify_advice(_replay_job),
+            "diff": _with_verify_advice(_compare_versions),
+            "export": _with_verify_advice(_export_bundle),
             "verify": verification.run,
             "erase": erasure.erase,
             "scrub": erasure.scrub,
-            "reproduce": _with_advice(reproduction.run),
-            "anchor": _anchor,
-            "key": _key,
+            "reproduce": _with_verify_advice(reproduction.run),
+            "anchor": _sign_anchor,
+            "key": _create_key,
         },
         errors={NoSuchJob: NOT_FOUND, ObjectStoreUnavailable: UNAVAILABLE},
     )
 
 
-def _add_verify(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+def _add_verify_parser(actions: "argparse._SubParsersAction[CommandParser]", output: CommandParser) -> None:
     verify = actions.add_parser(
         "verify", parents=[output], help="hold every event against its hash chains; exits with 1 if one does not fit"
     )
     verified = verify.add_mutually_exclusive_group(required=True)
-    verified.add_argument("target", nargs="?", type=_target, metavar="JOB|BUNDLE", help="one job, or an exported file")
+    verified.add_argument(
+        "target", nargs="?", type=_parse_job_id_or_file, metavar="JOB|BUNDLE", help="one job, or an exported file"
+    )
     verified.add_argument("--all", action="store_true", help="the whole log")
     verify.add_argument(
         "--anchor",
         dest="anchors",
         action="append",
         default=[],
-        type=arguments.file,
+        type=arguments.parse_existing_file,
         metavar="FILE",
         help="hold it against this anchor too; may be repeated",
     )
@@ -116,48 +121,48 @@ def _add_verify(actions: "argparse._SubParsersAction[Parser]", output: Parser) -
         dest="keys",
         action="append",
         default=[],
-        type=_public_key,
+        type=_parse_public_key,
         metavar="HEX",
         help="whose anchors to trust; may be repeated (the public key of DF_ANCHOR_KEY)",
     )
     verify.add_argument("--artifacts", action="store_true", help="read every image too, its size and SHA-256")
 
 
-def _add_export(actions: "argparse._SubParsersAction[Parser]", output: Parser) -> None:
+def _add_export_parser(actions: "argparse._SubParsersAction[CommandParser]", output: CommandParser) -> None:
     export = actions.add_parser(
         "export", parents=[output], help="write histories into a file that verifies with no database"
     )
     exported = export.add_mutually_exclusive_group(required=True)
-    exported.add_argument("job", nargs="?", type=_job, metavar="JOB", help="one job")
-    exported.add_argument("--since", type=arguments.moment, metavar="TIME", help="all that was recorded since")
+    exported.add_argument("job", nargs="?", type=_parse_job_id, metavar="JOB", help="one job")
+    exported.add_argument("--since", type=arguments.parse_time, metavar="TIME", help="all that was recorded since")
     export.add_argument("--private", action="store_true", help="with prompts and metadata: erasure can't reach them")
     export.add_argument(
         "-o", dest="file", type=Path, required=True, metavar="FILE", help="where to write it; - for stdout"
     )
 
 
-def _add_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", type=_job, metavar="JOB", help="the job's id")
+def _add_job_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=_parse_job_id, metavar="JOB", help="the job's id")
 
 
-def _job(text: str) -> UUID:
+def _parse_job_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no id of a job") from None
 
 
-def _version(text: str) -> int:
+def _parse_version(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is no version; it must be a whole number from 0 on")
     return int(text)
 
 
-def _point(text: str) -> int | datetime:
-    return _version(text) if text.isdigit() else arguments.moment(text)
+def _parse_version_or_time(text: str) -> int | datetime:
+    return _parse_version(text) if text.isdigit() else arguments.parse_time(text)
 
 
-def _target(text: str) -> UUID | Path:
+def _parse_job_id_or_file(text: str) -> UUID | Path:
     try:
         return UUID(text)
     except ValueError:
@@ -166,7 +171,7 @@ def _target(text: str) -> UUID | Path:
         return Path(text)
 
 
-def _public_key(text: str) -> str:
+def _parse_public_key(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no public key; it has 64 of 0-9 and a-f")
     return text
@@ -189,7 +194,7 @@ class ReplayStep(msgspec.Struct, frozen=True, kw_only=True):
     job: JobView
 
 
-class Replay(msgspec.Struct, frozen=True, kw_only=True):
+class JobReplay(msgspec.Struct, frozen=True, kw_only=True):
     """A job's history, folded step by step. disagreement: with the read model; null if there is none."""
 
     steps: list[ReplayStep]
@@ -200,7 +205,7 @@ class NoSuchJob(Exception):
     """The log has no job with this id."""
 
 
-def _with_advice(handler: Handler) -> Handler:
+def _with_verify_advice(handler: Handler) -> Handler:
     """Wrap a handler: if the job's history cannot be read, the message says which command finds the cause."""
 
     def run(args: argparse.Namespace, settings: Settings) -> int:
@@ -212,23 +217,25 @@ def _with_advice(handler: Handler) -> Handler:
     return run
 
 
-def _show(args: argparse.Namespace, settings: Settings) -> int:
-    events = _events_until(_history(settings, args.job), args.at)
+def _show_job(args: argparse.Namespace, settings: Settings) -> int:
+    events = _events_until(_load_job_events(settings, args.job), args.at)
     job = of_history(events, lenient=True)
     answer = JobHistory(
         job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
     )
     plain = msgspec.to_builtins(answer)
     state = "The job was not there yet." if job is None else show.job_table(plain["job"])
-    print_result(args.output, answer, Group(show.history_table(plain["events"]), "", state, "", _private_text(events)))
+    print_result(
+        args.output, answer, Group(show.history_table(plain["events"]), "", state, "", _private_text_line(events))
+    )
     return OK
 
 
-def _replay(args: argparse.Namespace, settings: Settings) -> int:
+def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database) -> tuple[list[AuditEvent], list[Disagreement]]:
-        return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
+        return await _read_job_events(database, args.job), await ReadModelVerifier(database).check([args.job])
 
-    events, found = ask_database(settings, "audit", ask)
+    events, found = run_with_database(settings, "audit", ask)
     steps = []
     job: JobView | None = None
     strict = mark(events) is None
@@ -244,22 +251,22 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     verdict: RenderableType = "The read model agrees, as far as the projector has come."
     if disagreement is not None:
         verdict = _difference_table(disagreement.differences, "LOG", "READ MODEL")
-    answer = Replay(steps=steps, disagreement=disagreement)
+    answer = JobReplay(steps=steps, disagreement=disagreement)
     print_result(args.output, answer, Group(_replay_table(steps), "", verdict))
     if disagreement is not None:
         return print_message(FAILED, f"the read model disagrees: {disagreement.problem}")
     return OK
 
 
-def _diff(args: argparse.Namespace, settings: Settings) -> int:
-    events = _history(settings, args.job)
+def _compare_versions(args: argparse.Namespace, settings: Settings) -> int:
+    events = _load_job_events(settings, args.job)
     before, after = (of_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
     found = differences(before, after)
     print_result(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
     return OK
 
 
-def _export(args: argparse.Namespace, settings: Settings) -> int:
+def _export_bundle(args: argparse.Namespace, settings: Settings) -> int:
     async def write(database: Database) -> int:
         reader = AuditReader(database)
         header = Header(
@@ -270,9 +277,9 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
             private=args.private,
         )
         writer = Writer(header)
-        events = _job_events(database, args.job) if args.job else _events_since(reader, args.since)
+        events = _iterate_job_events(database, args.job) if args.job else _iterate_events_since(reader, args.since)
         first = await anext(events, None)  # raises NoSuchJob before the file is created
-        with _output_file(args.file) as file:
+        with _open_output_file(args.file) as file:
             file.write(writer.begin())
             if first is not None:
                 file.write(writer.event(first))
@@ -281,11 +288,11 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
             file.write(writer.end())
         return writer.events
 
-    count = ask_database(settings, "audit", write)
+    count = run_with_database(settings, "audit", write)
     return print_message(OK, f"{count:,} event(s) exported to {args.file}")
 
 
-def _anchor(_args: argparse.Namespace, settings: Settings) -> int:
+def _sign_anchor(_args: argparse.Namespace, settings: Settings) -> int:
     if settings.anchor_key is None:
         return print_message(
             INVALID, "DF_ANCHOR_KEY names no key; make one by `dreamforge audit key FILE`, and name FILE"
@@ -294,13 +301,13 @@ def _anchor(_args: argparse.Namespace, settings: Settings) -> int:
 
     async def sign(database: Database, store: ObjectStore) -> Anchor:
         await store.ensure_bucket()
-        return await anchoring.anchor(Log(database), store, key, actor())
+        return await anchoring.anchor(Log(database), store, key, user_at_host())
 
-    print(msgspec.json.encode(ask_backends(settings, "audit", sign)).decode())
+    print(msgspec.json.encode(run_with_backends(settings, "audit", sign)).decode())
     return OK
 
 
-def _key(args: argparse.Namespace, _settings: Settings) -> int:
+def _create_key(args: argparse.Namespace, _settings: Settings) -> int:
     try:
         key = anchoring.create_key(args.file)
     except FileExistsError:
@@ -309,12 +316,12 @@ def _key(args: argparse.Namespace, _settings: Settings) -> int:
     return OK
 
 
-async def _job_events(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
-    for event in await _stream(database, job):
+async def _iterate_job_events(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
+    for event in await _read_job_events(database, job):
         yield event
 
 
-async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
+async def _iterate_events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
     for partition in await reader.partitions():
         after = await reader.start(partition, moment)
         async for page in reader.pages(partition, after=after):
@@ -322,25 +329,25 @@ async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[
                 yield event
 
 
-def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
-    return ask_database(settings, "audit", lambda database: _stream(database, job))
+def _load_job_events(settings: Settings, job: UUID) -> list[AuditEvent]:
+    return run_with_database(settings, "audit", lambda database: _read_job_events(database, job))
 
 
-async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
+async def _read_job_events(database: Database, job: UUID) -> list[AuditEvent]:
     events = await AuditReader(database).stream(job)
     if not events or events[0].category != "job":
         raise NoSuchJob(f"the log has no job {job}")
     return events
 
 
-def _events_until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
+def _events_until(events: Sequence[AuditEvent], version_or_time: int | datetime | None) -> Sequence[AuditEvent]:
     """The events up to a version or a time; all if neither is given."""
-    if isinstance(at, datetime):
-        return as_of(events, at)
-    return [event for event in events if at is None or event.version <= at]
+    if isinstance(version_or_time, datetime):
+        return as_of(events, version_or_time)
+    return [event for event in events if version_or_time is None or event.version <= version_or_time]
 
 
-def _private_text(events: Sequence[AuditEvent]) -> str:
+def _private_text_line(events: Sequence[AuditEvent]) -> str:
     """A line about the job's private text."""
     created = events[0] if events else None
     if created is None or created.private_digest is None:
@@ -361,14 +368,14 @@ def _replay_table(steps: Sequence[ReplayStep]) -> Table:
     return plain_table("VERSION", "TIME", "CODE", "JOB", "STEPS", "PROGRESS", rows=rows)
 
 
-def _difference_table(found: Sequence[Difference], before: str, after: str) -> Table:
-    return plain_table("PLACE", before, after, rows=[(one.path, one.before, one.after) for one in found])
+def _difference_table(differences_found: Sequence[Difference], before: str, after: str) -> Table:
+    return plain_table("PLACE", before, after, rows=[(one.path, one.before, one.after) for one in differences_found])
 
 
 @contextmanager
-def _output_file(file: Path) -> Iterator[BinaryIO]:
+def _open_output_file(file: Path) -> Iterator[BinaryIO]:
     """A file to write, which is renamed to its final name when it is complete; or stdout."""
-    if file == arguments.STDIN:
+    if file == arguments.STDIN_PATH:
         yield sys.stdout.buffer
         return
     part = file.with_name(f"{file.name}.part")

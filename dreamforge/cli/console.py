@@ -21,14 +21,14 @@ class PipeConsole(Console):
         raise BrokenPipeError
 
 
-def print_result(output: str, answer: object, shown: object) -> None:
+def print_result(output_format: str, result: object, renderable: object) -> None:
     """Print a command's result: as JSON if `output` is json, else `shown`, a text or a table."""
-    if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(answer)).decode())
+    if output_format == "json":
+        print(msgspec.json.format(msgspec.json.encode(result)).decode())
         return
     # Without a terminal, a table may be wide.
     console = PipeConsole() if sys.stdout.isatty() else PipeConsole(width=200)
-    console.print(shown, highlight=False)
+    console.print(renderable, highlight=False)
 
 
 def plain_table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
@@ -39,12 +39,12 @@ def plain_table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
     return table
 
 
-def print_json_line(answer: object) -> None:
+def print_json_line(result: object) -> None:
     """Print one of several results as a line of JSON, and flush."""
-    print(msgspec.json.encode(answer).decode(), flush=True)
+    print(msgspec.json.encode(result).decode(), flush=True)
 
 
-def print_message(code: int, message: str) -> int:
+def print_message(exit_code: int, message: str) -> int:
     """Print a message on stderr; returns the exit code."""
     print(f"dreamforge: {message}", file=sys.stderr)
-    return code
+    return exit_code

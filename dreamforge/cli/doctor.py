@@ -16,17 +16,17 @@ from dreamforge.settings import Settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge doctor`."""
     arguments.add_output_option(parser, "the form of the answer")
-    set_handler(parser, _doctor, log_level="error")
+    set_handler(parser, _handle_doctor, log_level="error")
 
 
-def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+def _handle_doctor(args: argparse.Namespace, settings: Settings) -> int:
     findings = examine(settings)
-    print_result(args.output, findings, _table(findings))
+    print_result(args.output, findings, _findings_table(findings))
     failed = [finding.check for finding in findings if finding.state == "bad"]
     return print_message(FAILED, f"not well: {', '.join(failed)}") if failed else OK
 
 
-def _table(findings: Sequence[Finding]) -> Table:
+def _findings_table(findings: Sequence[Finding]) -> Table:
     table = Table("CHECK", "STATE", "FOUND", "WHAT TO DO", box=None)
     colours = {"ok": "green", "warning": "yellow", "bad": "red"}
     for finding in findings:

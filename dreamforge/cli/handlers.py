@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from dreamforge import logs
-from dreamforge.cli.arguments import Parser
+from dreamforge.cli.arguments import CommandParser
 from dreamforge.cli.console import UNAVAILABLE, print_message
 from dreamforge.embedded import EmbeddedError
 from dreamforge.settings import Settings
 from eventstore.errors import EventStoreError
 
 Handler = Callable[[argparse.Namespace, Settings], int]
-Errors = Mapping[type[Exception], int]
-_NONE: Errors = {}
-_UNAVAILABLE: Errors = {EmbeddedError: UNAVAILABLE, EventStoreError: UNAVAILABLE}
+ExitCodeByError = Mapping[type[Exception], int]
+_NO_ERRORS: ExitCodeByError = {}
+_UNAVAILABLE_ERRORS: ExitCodeByError = {EmbeddedError: UNAVAILABLE, EventStoreError: UNAVAILABLE}
 
 
 def set_handlers(
-    actions: "argparse._SubParsersAction[Parser]",
+    actions: "argparse._SubParsersAction[CommandParser]",
     handlers: Mapping[str, Handler],
-    errors: Errors = _NONE,
+    errors: ExitCodeByError = _NO_ERRORS,
 ) -> None:
     """Set the handler of each subcommand. errors: exit codes by exception, the most specific first."""
     for action, handler in handlers.items():
@@ -32,13 +32,19 @@ def set_handlers(
 
 
 def set_handler(
-    parser: argparse.ArgumentParser, handler: Handler, errors: Errors = _NONE, *, log_level: str = "warning"
+    parser: argparse.ArgumentParser,
+    handler: Handler,
+    errors: ExitCodeByError = _NO_ERRORS,
+    *,
+    log_level: str = "warning",
 ) -> None:
     """Set the handler of a command. log_level: the lowest level of log lines that it prints."""
-    parser.set_defaults(handler=partial(_run_handler, handler, {**errors, **_UNAVAILABLE}, log_level))
+    parser.set_defaults(handler=partial(_run_handler, handler, {**errors, **_UNAVAILABLE_ERRORS}, log_level))
 
 
-def _run_handler(handler: Handler, errors: Errors, log_level: str, args: argparse.Namespace, settings: Settings) -> int:
+def _run_handler(
+    handler: Handler, errors: ExitCodeByError, log_level: str, args: argparse.Namespace, settings: Settings
+) -> int:
     logs.configure(log_level, settings.log_format)
     try:
         return handler(args, settings)

@@ -11,12 +11,12 @@ import structlog
 
 from dreamforge import __version__, logs, settings
 from dreamforge.cli import arguments, show
-from dreamforge.cli.arguments import Parser
+from dreamforge.cli.arguments import CommandParser
 from dreamforge.cli.console import BROKEN_PIPE, CONFLICT, INTERRUPTED, INVALID, NOT_FOUND, UNAVAILABLE, print_message
 from dreamforge.client.responses import AmbiguousId, ApiError, ClientError
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 
-_EXIT_CODES = """\
+_EXIT_CODES_HELP = """\
 exit codes:
   0  done; a watched job succeeded, a role stopped when asked to
   1  a job that was waited for did not end as asked; what was verified is not intact, or there was nothing to verify;
@@ -48,7 +48,7 @@ Handler = Callable[[argparse.Namespace, Settings], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, as `--help` documents it."""
     show.replace_unprintable()
-    args = _parser().parse_args(argv)
+    args = _build_parser().parse_args(argv)
     handler: Handler = args.handler
     is_role = handler is _run_role
     try:
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_role:
             logs.configure(found.log_level, found.log_format)
         for warning in warnings:
-            _warn(warning, logged=is_role)
+            _log_or_print_warning(warning, to_log=is_role)
         code = handler(args, found)
         sys.stdout.flush()
     except (SettingsError, ClientError) as error:
-        return print_message(_code_of(error), _error_text(error))
+        return print_message(_exit_code_of(error), _error_text(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -74,32 +74,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="dreamforge",
         description="Dream Forge runs image jobs.",
-        epilog=_EXIT_CODES,
+        epilog=_EXIT_CODES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dreamforge {__version__}")
     env = parser.add_mutually_exclusive_group()
     env.add_argument(
-        "--env-file", type=arguments.file, default=Path(".env"), metavar="FILE", help="settings' file, not .env"
+        "--env-file",
+        type=arguments.parse_existing_file,
+        default=Path(".env"),
+        metavar="FILE",
+        help="settings' file, not .env",
     )
     env.add_argument("--no-env-file", dest="env_file", action="store_const", const=None, help="read no file")
-    commands = arguments.subcommands(parser)
-    _add_roles(commands)
+    commands = arguments.add_subcommands(parser)
+    _add_role_commands(commands)
     for command, about in _COMMAND_HELP.items():
         commands.add_parser(command, help=about, module=f"dreamforge.cli.{command}")
     return parser
 
 
-def _add_roles(commands: "argparse._SubParsersAction[Parser]") -> None:
+def _add_role_commands(commands: "argparse._SubParsersAction[CommandParser]") -> None:
     up = commands.add_parser("up", help="start everything in one process; what no setting names is embedded")
     api = commands.add_parser("api", help="serve the HTTP API")
     for parser in (up, api):
         parser.add_argument("--host", help="the address to listen on (DF_HOST)")
-        parser.add_argument("--port", type=arguments.port, help="the port to listen on (DF_PORT)")
+        parser.add_argument("--port", type=arguments.parse_port, help="the port to listen on (DF_PORT)")
     roles = {
         "up": up,
         "api": api,
@@ -108,7 +112,7 @@ def _add_roles(commands: "argparse._SubParsersAction[Parser]") -> None:
         "runner": commands.add_parser("runner", help="work on steps: render images"),
     }
     schema = commands.add_parser("schema", help="the database's schema")
-    roles["install_schema"] = arguments.subcommands(schema).add_parser(
+    roles["install_schema"] = arguments.add_subcommands(schema).add_parser(
         "install", help="install or migrate it; safe to repeat"
     )
     for role, parser in roles.items():
@@ -123,14 +127,14 @@ def _run_role(args: argparse.Namespace, settings: Settings) -> int:
     return start(msgspec.structs.replace(settings, **given))
 
 
-def _warn(warning: str, *, logged: bool) -> None:
-    if logged:
+def _log_or_print_warning(warning: str, *, to_log: bool) -> None:
+    if to_log:
         _log.warning("setting ignored", reason=warning)
     else:
         print(f"dreamforge: warning: {warning}", file=sys.stderr)
 
 
-def _code_of(error: SettingsError | ClientError) -> int:
+def _exit_code_of(error: SettingsError | ClientError) -> int:
     match error:
         case NotConfigured():
             return UNAVAILABLE

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from api.models import detail, summary
-from dreamforge.backends import actor, ask_database, expect_database
+from dreamforge.backends import expect_database, run_with_database, user_at_host
 from dreamforge.cli import arguments
-from dreamforge.cli.arguments import Parser
+from dreamforge.cli.arguments import CommandParser
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
 from dreamforge.cli.show import titled_table
@@ -28,9 +28,9 @@ from orchestrator.events import ModelKind
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge models`."""
-    actions = arguments.subcommands(parser)
-    output = arguments.output_option()
-    one = Parser(add_help=False)
+    actions = arguments.add_subcommands(parser)
+    output = arguments.output_option_parser()
+    one = CommandParser(add_help=False)
     one.add_argument("model", metavar="ID", help="the model's id, or its name if no other has it")
 
     new = actions.add_parser(
@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", metavar="PATH", help="the folder or file, or hf:REPOSITORY[@REVISION][#FILE] of Hugging Face's hub"
     )
     new.add_argument("--kind", required=True, choices=get_args(ModelKind), help="what it does")
-    new.add_argument("--name", type=arguments.unicode_text, help="what to call it; like PATH unless given")
-    new.add_argument("--version", type=arguments.unicode_text, help="the beginning of its files' digest unless given")
+    new.add_argument("--name", type=arguments.parse_unicode_text, help="what to call it; like PATH unless given")
+    new.add_argument(
+        "--version", type=arguments.parse_unicode_text, help="the beginning of its files' digest unless given"
+    )
     new.add_argument(
         "--parameters-schema",
-        type=arguments.file,
+        type=arguments.parse_existing_file,
         metavar="FILE",
         help="the JSON Schema of what may be asked of it; the bounds of a request unless given",
     )
@@ -63,12 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     set_handlers(
         actions,
         {
-            "add": _add,
-            "list": _list,
-            "show": _show,
-            "verify": _verify,
-            "enable": _enable,
-            "disable": _disable,
+            "add": _add_model,
+            "list": _list_models,
+            "show": _show_model,
+            "verify": _verify_models,
+            "enable": _enable_model,
+            "disable": _disable_model,
         },
         errors={NoSuchModel: NOT_FOUND, RegistryError: INVALID},
     )
@@ -86,7 +88,7 @@ class ModelVerification(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]
 
 
-def _add(args: argparse.Namespace, settings: Settings) -> int:
+def _add_model(args: argparse.Namespace, settings: Settings) -> int:
     # The model before the database connection: a large one takes long to fetch and read, and may be invalid.
     expect_database(settings)
     schema = None if args.parameters_schema is None else _read_json_object(args.parameters_schema)
@@ -104,26 +106,26 @@ def _add(args: argparse.Namespace, settings: Settings) -> int:
         check_files(Path(registered.local_path), args.kind, (file.path for file in registered.files), trust=args.trust)
     except (BadModelFiles, OSError) as error:
         raise RegistryError(f"{args.path} can't be a {args.kind}: {error}.") from error
-    model, new = _with_registry(settings, lambda registry: registry.add(registered, enabled=not args.disabled))
+    model, new = _call_registry(settings, lambda registry: registry.add(registered, enabled=not args.disabled))
     if not new:
         print_message(OK, f"it is registered already, as {model.model_id}")
     print_result(args.output, detail(model), _model_table(model))
     return OK
 
 
-def _list(args: argparse.Namespace, settings: Settings) -> int:
-    models = [model for model in _with_registry(settings, Registry.all) if args.all or model.available]
+def _list_models(args: argparse.Namespace, settings: Settings) -> int:
+    models = [model for model in _call_registry(settings, Registry.all) if args.all or model.available]
     print_result(args.output, [summary(model) for model in models], _models_table(models))
     return OK
 
 
-def _show(args: argparse.Namespace, settings: Settings) -> int:
-    model = _with_registry(settings, lambda registry: registry.find(args.model))
+def _show_model(args: argparse.Namespace, settings: Settings) -> int:
+    model = _call_registry(settings, lambda registry: registry.find(args.model))
     print_result(args.output, detail(model), _model_table(model))
     return OK
 
 
-def _verify(args: argparse.Namespace, settings: Settings) -> int:
+def _verify_models(args: argparse.Namespace, settings: Settings) -> int:
     async def verify(registry: Registry) -> list[ModelView]:
         models = await registry.all() if args.model is None else [await registry.find(args.model)]
         return [await registry.verify(model) for model in models]
@@ -132,32 +134,32 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
         ModelVerification(
             id=str(model.model_id), name=model.name, intact=model.installed, problems=list(model.problems)
         )
-        for model in _with_registry(settings, verify)
+        for model in _call_registry(settings, verify)
     ]
-    print_result(args.output, results, _result_table(results))
+    print_result(args.output, results, _verification_table(results))
     if not results:
         return print_message(FAILED, "nothing was verified: no model is registered; is this the log that was meant?")
     return OK if all(result.intact for result in results) else FAILED
 
 
-def _enable(args: argparse.Namespace, settings: Settings) -> int:
-    return _switch(args, settings, "enabled", Registry.enable)
+def _enable_model(args: argparse.Namespace, settings: Settings) -> int:
+    return _set_enabled(args, settings, "enabled", Registry.enable)
 
 
-def _disable(args: argparse.Namespace, settings: Settings) -> int:
-    return _switch(args, settings, "disabled", Registry.disable)
+def _disable_model(args: argparse.Namespace, settings: Settings) -> int:
+    return _set_enabled(args, settings, "disabled", Registry.disable)
 
 
-def _switch(
+def _set_enabled(
     args: argparse.Namespace,
     settings: Settings,
     state: str,
-    switch: Callable[[Registry, UUID], Awaitable[tuple[ModelView, bool]]],
+    enable_or_disable: Callable[[Registry, UUID], Awaitable[tuple[ModelView, bool]]],
 ) -> int:
     async def find_and_switch(registry: Registry) -> tuple[ModelView, bool]:
-        return await switch(registry, (await registry.find(args.model)).model_id)
+        return await enable_or_disable(registry, (await registry.find(args.model)).model_id)
 
-    model, new = _with_registry(settings, find_and_switch)
+    model, new = _call_registry(settings, find_and_switch)
     text = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
     if model.enabled and not model.installed:
         text += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
@@ -165,8 +167,8 @@ def _switch(
     return OK
 
 
-def _with_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]]) -> T:
-    return ask_database(settings, "models", lambda database: call(Registry(Log(database), actor())))
+def _call_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]]) -> T:
+    return run_with_database(settings, "models", lambda database: call(Registry(Log(database), user_at_host())))
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
@@ -209,7 +211,7 @@ def _model_table(model: ModelView) -> Table:
     return table
 
 
-def _result_table(results: Sequence[ModelVerification]) -> Table:
+def _verification_table(results: Sequence[ModelVerification]) -> Table:
     table = titled_table("Models", "id", "name", "intact", "problems")
     for result in results:
         problems = escape("\n".join(result.problems))

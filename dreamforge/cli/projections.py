@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dreamforge.backends import ask_database
+from dreamforge.backends import run_with_database
 from dreamforge.cli import arguments
 from dreamforge.cli.console import CONFLICT, FAILED, OK, PipeConsole, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
@@ -27,7 +27,7 @@ from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
 from projections.subscription_status import SubscriptionStatus, subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 
-_SIZES = """
+_REBUILD_SIZE_SQL = """
 select (select coalesce(sum(position), 0)::bigint from (
         select max(position) as position from eventstore.events group by partition) as heads) as events,
     (select sum(pg_total_relation_size(oid))::bigint from pg_class
@@ -37,18 +37,26 @@ select (select coalesce(sum(position), 0)::bigint from (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge projections`."""
-    actions = arguments.subcommands(parser)
-    output = arguments.output_option(json_alias=True)
+    actions = arguments.add_subcommands(parser)
+    output = arguments.output_option_parser(json_alias=True)
 
     status = actions.add_parser("status", parents=[output], help="each projection's place, lag and rate, by partition")
     status.add_argument(
-        "--seconds", type=arguments.amount, default=1, metavar="N", help="for how long to watch, for the rate (1)"
+        "--seconds",
+        type=arguments.parse_positive_int,
+        default=1,
+        metavar="N",
+        help="for how long to watch, for the rate (1)",
     )
     verify = actions.add_parser(
         "verify", parents=[output], help="fold every job anew and compare; exits with 1 if a row says something else"
     )
     verify.add_argument(
-        "--first", type=arguments.amount, default=10, metavar="N", help="how many disagreements to show (10)"
+        "--first",
+        type=arguments.parse_positive_int,
+        default=10,
+        metavar="N",
+        help="how many disagreements to show (10)",
     )
     rebuild = actions.add_parser(
         "rebuild", parents=[output], help="build a projection anew beside the one that serves, and swap the two"
@@ -57,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--dry-run", action="store_true", help="only say what would be done")
     what.add_argument("--abort", action="store_true", help="give up a rebuild or rollback that is under way")
     rebuild.add_argument(
-        "--workers", type=arguments.amount, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)"
+        "--workers",
+        type=arguments.parse_positive_int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (one a core)",
     )
     rollback = actions.add_parser(
         "rollback", parents=[output], help="bring back the projection that served before the last rebuild"
@@ -69,12 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     set_handlers(
         actions,
         {
-            "status": _status,
-            "verify": _verify,
-            "rebuild": _rebuild,
-            "rollback": _rollback,
-            "pause": _pause,
-            "resume": _resume,
+            "status": _show_status,
+            "verify": _verify_read_model,
+            "rebuild": _rebuild_read_model,
+            "rollback": _roll_back_read_model,
+            "pause": _pause_projection,
+            "resume": _resume_projection,
         },
         errors={RebuildFailed: CONFLICT},
     )
@@ -96,7 +108,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class ProjectionsStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The position of every projection, and the generation of the read model that serves."""
 
     projections: list[PartitionStatus]
@@ -115,7 +127,7 @@ class ReadModelVerification(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RebuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild would do. events: to read. bytes: about the additional disk space that it needs."""
 
     state: ReadModelState
@@ -134,16 +146,18 @@ class SwapResult(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float
 
 
-def _status(args: argparse.Namespace, settings: Settings) -> int:
-    async def watch(database: Database) -> Status:
+def _show_status(args: argparse.Namespace, settings: Settings) -> int:
+    async def watch(database: Database) -> ProjectionsStatus:
         before, began = await subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
         after = await subscription_statuses(database)
         partitions = _partition_statuses(before, after, time.monotonic() - began)
-        return Status(projections=partitions, readmodel=await Rebuild(database).state())
+        return ProjectionsStatus(projections=partitions, readmodel=await Rebuild(database).state())
 
-    found = ask_database(settings, "projections", watch)
-    print_result(args.output, found, Group(_status_table(found.projections), "", _state_text(found.readmodel)))
+    found = run_with_database(settings, "projections", watch)
+    print_result(
+        args.output, found, Group(_status_table(found.projections), "", _read_model_state_text(found.readmodel))
+    )
     return OK
 
 
@@ -162,7 +176,7 @@ def _partition_statuses(
     ]
 
 
-def _verify(args: argparse.Namespace, settings: Settings) -> int:
+def _verify_read_model(args: argparse.Namespace, settings: Settings) -> int:
     async def verify(database: Database) -> ReadModelVerification:
         verifier = ReadModelVerifier(database)
         jobs = 0
@@ -174,25 +188,25 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
         waiting = sum(status.lag for status in await subscription_statuses(database) if status.projection == LIVE)
         return ReadModelVerification(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
-    found = ask_database(settings, "projections", verify)
-    print_result(args.output, found, _result_text(found))
+    found = run_with_database(settings, "projections", verify)
+    print_result(args.output, found, _verification_text(found))
     if not (found.jobs or found.wrong):
         return print_message(FAILED, "nothing was compared: the log has no job; is this the log that was meant?")
     return FAILED if found.wrong else OK
 
 
-def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
+def _rebuild_read_model(args: argparse.Namespace, settings: Settings) -> int:
     if args.dry_run:
-        plan = ask_database(settings, "projections", _plan)
+        plan = run_with_database(settings, "projections", _read_rebuild_plan)
         print_result(args.output, plan, _plan_text(plan))
         return OK
     if args.abort:
-        return _abort(args, settings)
+        return _abort_rebuild(args, settings)
 
     async def run(database: Database) -> SwapResult:
         rebuilder = Rebuild(database)
         began = time.monotonic()
-        async with _progress_bars(rebuilder, quiet=args.output == "json"):
+        async with _show_progress_bar(rebuilder, quiet=args.output == "json"):
             await rebuilder.begin()
             await fill(rebuilder, database, args.workers)
             under_way = (await rebuilder.state()).rebuild
@@ -200,9 +214,9 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
                 pass
             lag = await rebuilder.follow()
         events = 0 if under_way is None else under_way.of_events
-        return _swap_result(rebuilder, events, time.monotonic() - began, lag)
+        return _make_swap_result(rebuilder, events, time.monotonic() - began, lag)
 
-    done = ask_database(settings, "projections", run)
+    done = run_with_database(settings, "projections", run)
     text = (
         f"Generation {done.generation} serves: {done.events:,} events in {done.seconds:.1f} s ({done.rate:,.0f}/s). "
         f"It was {done.lag_s:.2f} s behind when it took over.\n"
@@ -212,46 +226,48 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-def _rollback(args: argparse.Namespace, settings: Settings) -> int:
+def _roll_back_read_model(args: argparse.Namespace, settings: Settings) -> int:
     async def run(database: Database) -> SwapResult:
         rebuilder = Rebuild(database)
         began = time.monotonic()
         await rebuilder.begin_rollback()
-        async with _progress_bars(rebuilder, quiet=args.output == "json"):
+        async with _show_progress_bar(rebuilder, quiet=args.output == "json"):
             lag = await rebuilder.follow()
-        return _swap_result(rebuilder, 0, time.monotonic() - began, lag)
+        return _make_swap_result(rebuilder, 0, time.monotonic() - began, lag)
 
-    done = ask_database(settings, "projections", run)
+    done = run_with_database(settings, "projections", run)
     text = f"Generation {done.generation} serves again; it was {done.lag_s:.2f} s behind when it took over."
     print_result(args.output, done, text)
     return OK
 
 
-def _pause(args: argparse.Namespace, settings: Settings) -> int:
+def _pause_projection(args: argparse.Namespace, settings: Settings) -> int:
     return _set_paused(args, settings, f"{args.name} is paused; reads of a job stay fresh, lists do not.", paused=True)
 
 
-def _resume(args: argparse.Namespace, settings: Settings) -> int:
+def _resume_projection(args: argparse.Namespace, settings: Settings) -> int:
     return _set_paused(args, settings, f"{args.name} goes on within some seconds.", paused=False)
 
 
 def _set_paused(args: argparse.Namespace, settings: Settings, text: str, *, paused: bool) -> int:
-    if not ask_database(settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)):
+    if not run_with_database(
+        settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)
+    ):
         text = f"{args.name} has not run yet: there is nothing to pause."
     print_result(args.output, {"projection": args.name, "paused": paused}, text)
     return OK
 
 
-def _abort(args: argparse.Namespace, settings: Settings) -> int:
-    aborted = ask_database(settings, "projections", lambda database: Rebuild(database).abort())
+def _abort_rebuild(args: argparse.Namespace, settings: Settings) -> int:
+    aborted = run_with_database(settings, "projections", lambda database: Rebuild(database).abort())
     text = "It was given up; what served serves on." if aborted else "Nothing was under way."
     print_result(args.output, {"aborted": aborted}, text)
     return OK
 
 
-async def _plan(database: Database) -> Plan:
-    sizes = (await database.read(_SIZES))[0]
-    return Plan(
+async def _read_rebuild_plan(database: Database) -> RebuildPlan:
+    sizes = (await database.read(_REBUILD_SIZE_SQL))[0]
+    return RebuildPlan(
         state=await Rebuild(database).state(),
         views_version=job_view.VERSION,
         events=sizes["events"],
@@ -259,12 +275,14 @@ async def _plan(database: Database) -> Plan:
     )
 
 
-def _swap_result(rebuilder: Rebuild, events: int, seconds: float, lag: float) -> SwapResult:
-    return SwapResult(generation=rebuilder.generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag)
+def _make_swap_result(rebuilder: Rebuild, events: int, seconds: float, lag_s: float) -> SwapResult:
+    return SwapResult(
+        generation=rebuilder.generation, events=events, seconds=seconds, rate=events / seconds, lag_s=lag_s
+    )
 
 
 @asynccontextmanager
-async def _progress_bars(rebuilder: Rebuild, *, quiet: bool) -> AsyncIterator[None]:
+async def _show_progress_bar(rebuilder: Rebuild, *, quiet: bool) -> AsyncIterator[None]:
     """Show a progress bar with rate and remaining time, if stderr is a terminal."""
     columns = (
         TextColumn("{task.description:>10}"),
@@ -287,7 +305,7 @@ async def _progress_bars(rebuilder: Rebuild, *, quiet: bool) -> AsyncIterator[No
             yield
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: RebuildPlan) -> str:
     state = plan.state
     text = (
         f"Generation {state.generation} serves, of views of version {state.views_version}; "
@@ -311,7 +329,7 @@ def _status_table(partitions: Sequence[PartitionStatus]) -> Table:
     return plain_table("PROJECTION", "PARTITION", "POSITION", "HEAD", "LAG", "WAITING", "EVENTS/S", rows=rows)
 
 
-def _state_text(state: ReadModelState) -> str:
+def _read_model_state_text(state: ReadModelState) -> str:
     text = f"Generation {state.generation} of the read model serves (views of version {state.views_version})."
     if (now := state.rebuild) is not None:
         text += (
@@ -321,7 +339,7 @@ def _state_text(state: ReadModelState) -> str:
     return text
 
 
-def _result_text(found: ReadModelVerification) -> RenderableType:
+def _verification_text(found: ReadModelVerification) -> RenderableType:
     if not (found.jobs or found.wrong):
         return "Empty: 0 job(s)."
     if not found.wrong:

@@ -14,11 +14,11 @@ from rich.table import Table
 from dreamforge.client.responses import JsonObject
 from dreamforge.client.sse import Message
 
-_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
-_PROMPT_LENGTH = 40
+_STATUS_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
+_MAX_PROMPT_LENGTH = 40
 """The length of a prompt in a list, in characters."""
 # The members of an event's data that a history shows, in this order, and their formats.
-_DETAIL_FORMATS = {
+_EVENT_DETAIL_FORMATS = {
     "count": "{}",
     "item_index": "item {}",
     "size": "{}",
@@ -46,12 +46,12 @@ def replace_unprintable() -> None:
 def job_table(job: JsonObject) -> Table:
     """A job and its steps."""
     table = titled_table(
-        f"Job {job['id']} · {_status(job['status'])}", "step", "status", "attempt", "started", "finished"
+        f"Job {job['id']} · {_status_markup(job['status'])}", "step", "status", "attempt", "started", "finished"
     )
     for step in job["steps"]:
-        times = [_time(step["started_at"]), _time(step["finished_at"])]
-        table.add_row(step["name"], _status(step["status"]), str(step["attempt"]), *times)
-    table.caption = f"{job['summary']['completed']} of {images(job['summary']['count'])} finished"
+        times = [_local_time(step["started_at"]), _local_time(step["finished_at"])]
+        table.add_row(step["name"], _status_markup(step["status"]), str(step["attempt"]), *times)
+    table.caption = f"{job['summary']['completed']} of {image_count_text(job['summary']['count'])} finished"
     if job["error_code"]:
         table.caption += f"\n{job['error_code']}: {escape(job['error_message'])}"
     return table
@@ -65,7 +65,7 @@ def titled_table(title: str, *columns: str) -> Table:
     return table
 
 
-def images(count: int) -> str:
+def image_count_text(count: int) -> str:
     """A number of images, as text."""
     return f"{count:,} image{'' if count == 1 else 's'}"
 
@@ -75,8 +75,10 @@ def job_list_table(jobs: Iterable[JsonObject]) -> Table:
     table = titled_table("Jobs", "id", "status", "created", "updated", "images", "prompt")
     for job in jobs:
         done = f"{job['summary']['completed']}/{job['summary']['count']}"
-        times = [_day(job["created_at"]), _day(job["updated_at"])]
-        table.add_row(job["id"], _status(job["status"]), *times, done, escape(_shorten(job.get("prompt"))))
+        times = [_local_date_time(job["created_at"]), _local_date_time(job["updated_at"])]
+        table.add_row(
+            job["id"], _status_markup(job["status"]), *times, done, escape(_shorten_prompt(job.get("prompt")))
+        )
     return table
 
 
@@ -93,21 +95,23 @@ def history_table(events: Iterable[JsonObject]) -> Table:
     """A job's events."""
     table = titled_table("History", "version", "time", "code", "step", "details")
     for event in events:
-        details = escape(_details(msgspec.json.decode(event["data"], type=JsonObject)))
-        table.add_row(str(event["version"]), _time(event["ts"]), event["code"], event["step"] or "", details)
+        details = escape(_event_details_text(msgspec.json.decode(event["data"], type=JsonObject)))
+        table.add_row(str(event["version"]), _local_time(event["ts"]), event["code"], event["step"] or "", details)
     return table
 
 
-def log_text(line: JsonObject) -> str:
+def log_line_text(line: JsonObject) -> str:
     """A line of a job's log, as text."""
-    return f"{_time(line['ts'])}  {line['level']:<7}  {line['code']:<20}  {line['message']}"
+    return f"{_local_time(line['ts'])}  {line['level']:<7}  {line['code']:<20}  {line['message']}"
 
 
-def event_text(event: JsonObject) -> str:
+def event_line_text(event: JsonObject) -> str:
     """An event of the log, in one line."""
-    details = _details(msgspec.json.decode(event["data"], type=JsonObject))
+    details = _event_details_text(msgspec.json.decode(event["data"], type=JsonObject))
     origin = f"{event['category']} {event['stream']} {event['version']:>4}"
-    return f"{_day(event['ts'])}  {origin}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
+    return (
+        f"{_local_date_time(event['ts'])}  {origin}  {event['code']:<20}  {event['step'] or '':<8}  {details}".rstrip()
+    )
 
 
 class JobProgress:
@@ -120,11 +124,11 @@ class JobProgress:
         self.states = {step["name"]: "queued" for step in job["steps"]}
         self._items: dict[str, set[int]] = {name: set() for name in self.states}
 
-    def done(self, step: str) -> int:
+    def images_written(self, step: str) -> int:
         """How many images a step has written."""
         return len(self._items[step])
 
-    def update(self, message: Message) -> str | None:
+    def apply_message(self, message: Message) -> str | None:
         """Apply a message. Returns a line to print if there are no progress bars; None for no line."""
         data = msgspec.json.decode(message.data, type=JsonObject)
         match message.event:
@@ -133,7 +137,7 @@ class JobProgress:
                 return None
             case "artifact":
                 self._items[data["step"]].add(data["item_index"])
-                return f"{data['step']} {self.done(data['step'])}/{self.count}"
+                return f"{data['step']} {self.images_written(data['step'])}/{self.count}"
             case "log":
                 self._apply_log_event(data)
         return str(data["message"])
@@ -153,20 +157,20 @@ class JobProgress:
                 self.status = data["payload"]["status"]
 
 
-def follow(job: JsonObject, messages: Iterable[Message], console: Console) -> str:
+def follow_job(job: JsonObject, messages: Iterable[Message], console: Console) -> str:
     """Show a job's stream until it ends: progress bars on a terminal, else lines. Returns the job's last status."""
     job_progress = JobProgress(job)
     if console.is_terminal:
-        _show_bars(job_progress, messages, console)
+        _show_progress_bars(job_progress, messages, console)
     else:
         for message in messages:
-            line = job_progress.update(message)
+            line = job_progress.apply_message(message)
             if line is not None:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     return job_progress.status
 
 
-def _show_bars(job_progress: JobProgress, messages: Iterable[Message], console: Console) -> None:
+def _show_progress_bars(job_progress: JobProgress, messages: Iterable[Message], console: Console) -> None:
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description:<9}"),
@@ -181,39 +185,41 @@ def _show_bars(job_progress: JobProgress, messages: Iterable[Message], console: 
         }
         overall = bars.add_task("overall", total=1.0, amount="", state="")
         for message in messages:
-            job_progress.update(message)
+            job_progress.apply_message(message)
             for name, bar in steps.items():
-                done, state = job_progress.done(name), _status(job_progress.states[name])
+                done, state = job_progress.images_written(name), _status_markup(job_progress.states[name])
                 bars.update(bar, completed=done, amount=f"{done}/{job_progress.count}", state=state)
-            state = _status(job_progress.status)
+            state = _status_markup(job_progress.status)
             bars.update(overall, completed=job_progress.progress, amount=f"{job_progress.progress:.0%}", state=state)
 
 
-def _shorten(prompt: str | None) -> str:
+def _shorten_prompt(prompt: str | None) -> str:
     """The beginning of a prompt, in one line, without control characters."""
     line = "".join(character if character.isprintable() else " " for character in prompt or "")
-    return line if len(line) <= _PROMPT_LENGTH else f"{line[: _PROMPT_LENGTH - 1]}…"
+    return line if len(line) <= _MAX_PROMPT_LENGTH else f"{line[: _MAX_PROMPT_LENGTH - 1]}…"
 
 
-def _status(text: str) -> str:
-    return f"[{_STYLES.get(text, 'default')}]{text}[/]"
+def _status_markup(text: str) -> str:
+    return f"[{_STATUS_STYLES.get(text, 'default')}]{text}[/]"
 
 
-def _day(ts: str) -> str:
+def _local_date_time(ts: str) -> str:
     return datetime.fromisoformat(ts).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _time(ts: str | None) -> str:
+def _local_time(ts: str | None) -> str:
     return "" if ts is None else datetime.fromisoformat(ts).astimezone().strftime("%H:%M:%S.%f")[:-3]
 
 
-def _details(data: JsonObject) -> str:
+def _event_details_text(data: JsonObject) -> str:
     nested = {key: value for part in data.values() if isinstance(part, dict) for key, value in part.items()}
     fields = nested | data
     if "width" in fields:
         fields["size"] = f"{fields['width']}x{fields['height']}"
     if "count" in fields:
-        fields["count"] = images(fields["count"])
+        fields["count"] = image_count_text(fields["count"])
     if "erased" in fields:
         fields["erased"] = ", ".join(fields["erased"])
-    return ", ".join(form.format(fields[key]) for key, form in _DETAIL_FORMATS.items() if fields.get(key) is not None)
+    return ", ".join(
+        form.format(fields[key]) for key, form in _EVENT_DETAIL_FORMATS.items() if fields.get(key) is not None
+    )

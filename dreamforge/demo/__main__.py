@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from dreamforge.cli import show
-from dreamforge.cli.arguments import image_size, unicode_text
+from dreamforge.cli.arguments import parse_image_size, parse_unicode_text
 from dreamforge.client.api_client import Client
 from dreamforge.client.responses import ClientError, JsonObject
 from dreamforge.demo import contact_sheet
@@ -80,7 +80,7 @@ def run(spec: ImageSpec, console: Console) -> None:
             f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - started_at:.1f} s."
         )
         job_id = client.create_job(spec.request())["id"]
-        status = show.follow(client.job(job_id), client.stream(job_id), console)
+        status = show.follow_job(client.job(job_id), client.stream(job_id), console)
         if status != "succeeded":
             job = client.job(job_id)
             raise DemoError(f"The job {status}: {job['error_code']}: {job['error_message']}")
@@ -139,7 +139,7 @@ def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
         usage="make demo PROMPT=… COUNT=… SCALE=2|4 SIZE=512|640x384",
         description="Run one chained job and show what comes out.",
     )
-    parser.add_argument("--prompt", default="", type=unicode_text, help="PROMPT, what to paint")
+    parser.add_argument("--prompt", default="", type=parse_unicode_text, help="PROMPT, what to paint")
     parser.add_argument("--count", default="", help="COUNT, how many images: 1 to 100")
     parser.add_argument("--scale", default="", help="SCALE, by how much to enlarge: 2 or 4")
     parser.add_argument("--size", default="", help="SIZE of the generated images, like 512 or 640x384")
@@ -151,7 +151,7 @@ def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
     if scale not in {"2", "4"}:
         parser.error(f"SCALE is {scale!r}; it must be 2 or 4")
     try:
-        width, height = image_size(args.size or "512")
+        width, height = parse_image_size(args.size or "512")
     except argparse.ArgumentTypeError as error:
         parser.error(f"SIZE: {error}")
     if not (16 <= width <= 4096 and 16 <= height <= 4096):

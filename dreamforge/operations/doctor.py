@@ -9,7 +9,7 @@ import msgspec
 
 from artifacts.errors import ObjectStoreUnavailable
 from artifacts.object_store import ObjectStore
-from dreamforge.backends import actor, object_store, resolve_backends
+from dreamforge.backends import create_object_store, resolve_backends, user_at_host
 from dreamforge.settings import Settings
 from eventstore import schema
 from eventstore.database import Database
@@ -92,14 +92,14 @@ class DoctorContext(msgspec.Struct, frozen=True):
 
 def examine(settings: Settings) -> list[Finding]:
     """Run every check. Raises `EmbeddedError` and `EventStoreError` if the home can't be used."""
-    with resolve_backends(settings, store=True) as found:
+    with resolve_backends(settings, with_store=True) as found:
         return asyncio.run(_examine(settings, found))
 
 
 async def _examine(given: Settings, found: Settings) -> list[Finding]:
     pooled = found.db_pooler == "transaction"
     database = Database(found.db_url or "", pooled=pooled, role="dreamforge-doctor")
-    store = object_store(found)
+    store = create_object_store(found)
     context = DoctorContext(given, database, store)
     try:
         return [finding async for finding in _findings(context)]
@@ -180,7 +180,7 @@ async def _clocks(context: DoctorContext) -> Outcome:
 
 
 async def _queues(context: DoctorContext) -> Outcome:
-    queues = await OutboxReconciler(context.database, actor()).status()
+    queues = await OutboxReconciler(context.database, user_at_host()).status()
     missing = sum(queue.missing for queue in queues)
     text = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
@@ -204,7 +204,7 @@ async def _archived_commands(context: DoctorContext) -> Outcome:
 
 async def _quarantine(context: DoctorContext) -> Outcome:
     log = Log(context.database)
-    jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
+    jobs = [str(one.job_id) for one in await Quarantine(log, user_at_host()).all() if one.state == "quarantined"]
     others = [
         f"{category} {stream}"
         for category in ("model", "key", "outbox", "anchor")

@@ -16,7 +16,7 @@ from artifacts.encoding import content_type
 from artifacts.errors import InvalidSource, ObjectChanged, ObjectMissing
 from artifacts.lineage import remove_private_text
 from artifacts.object_store import ObjectStore, StoredObject
-from dreamforge.backends import actor, ask_backends
+from dreamforge.backends import run_with_backends, user_at_host
 from dreamforge.cli.console import (
     CONFLICT,
     FAILED,
@@ -114,7 +114,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         log = Log(database)
         notifier = Notifier(database)
         committer = Committer(log, notifier)
-        jobs = JobService(log, committer, actor())
+        jobs = JobService(log, committer, user_at_host())
         try:
             for job in args.jobs:
                 try:
@@ -131,7 +131,7 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
             await notifier.stop()
         return OK, ""
 
-    code, reason = ask_backends(settings, "audit", run)
+    code, reason = run_with_backends(settings, "audit", run)
     print_result(args.output, found, _erased_table(found))
     if reason:
         return print_message(code, reason)
@@ -159,7 +159,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
         tables = [await _vacuum_full(database, row["name"]) for row in rows]
         return ScrubResult(tables=tables, problem=problem or await _remove_old_wal(database))
 
-    found = ask_backends(settings, "audit", run)
+    found = run_with_backends(settings, "audit", run)
     print_result(args.output, found, _scrub_table(found))
     return FAILED if found.problem else OK
 
@@ -176,7 +176,7 @@ async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, j
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
         keys = await _object_keys(store, state.tenant, job, written)
         rewritten = () if state.erased or state.finished is None else await _rewritten_artifacts(store, written)
-        state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
+        state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=user_at_host()))
         version = state.version
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
@@ -210,7 +210,7 @@ async def _append_erasure_events(
             *await _rewritten_artifacts(store, list(written.values())),
             JobErased(erased=list(PRIVATE_FIELDS)),
         ]:
-            await append_unconditionally(log, job, "job", body, actor(), tenant=tenant)
+            await append_unconditionally(log, job, "job", body, user_at_host(), tenant=tenant)
     else:
         await log.confirm_replicated()
     newest = await log.newest(job)

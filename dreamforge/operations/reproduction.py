@@ -11,7 +11,7 @@ from rich.table import Table
 
 from artifacts.encoding import decode, encode
 from artifacts.object_store import ObjectStore, StoredObject, stored_object
-from dreamforge.backends import ask_backends
+from dreamforge.backends import run_with_backends
 from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, plain_table, print_message, print_result
 from dreamforge.engines import engine_process, fake_engine
 from dreamforge.settings import Settings
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             reproducer = _Reproducer(job, events, store, batches, Models(Log(database)), settings)
             return OK, "", [await reproducer.item(step, item) for step in job.steps for item in _items(step)]
 
-    code, reason, results = ask_backends(settings, "audit", ask)
+    code, reason, results = run_with_backends(settings, "audit", ask)
     if code != OK:
         return print_message(code, reason)
     print_result(args.output, results, _table(results))

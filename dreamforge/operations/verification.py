@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from artifacts.errors import ObjectMissing
 from artifacts.object_store import ObjectStore, StoredObject
-from dreamforge.backends import ask_backends, ask_database
+from dreamforge.backends import run_with_backends, run_with_database
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
 from dreamforge.operations.anchoring import read_key
 from dreamforge.settings import Settings
@@ -101,9 +101,9 @@ def _verify_log(
         return await audit.report(reader, given_anchors)
 
     if args.artifacts:
-        found = ask_backends(settings, "audit", verify)
+        found = run_with_backends(settings, "audit", verify)
     else:
-        found = ask_database(settings, "audit", lambda database: verify(database, None))
+        found = run_with_database(settings, "audit", lambda database: verify(database, None))
     if not (args.all or found.events):
         return print_message(NOT_FOUND, f"the log has no job {args.target}")
     wrong = [*found.flaws, *found.bad_artifacts]

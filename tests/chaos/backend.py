@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from artifacts.object_store import ObjectStore, S3Config
-from dreamforge.backends import login
+from dreamforge.backends import replace_url_login
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 from dreamforge.embedded.processes import wait_until
 from dreamforge.schema import install
@@ -37,7 +37,7 @@ class Backend:
             self._stop_postgres()
             raise
         self.url = self._postgres.url
-        self.stranger_url = login(self.url, *STRANGER_LOGIN)
+        self.stranger_url = replace_url_login(self.url, *STRANGER_LOGIN)
         self.s3 = S3Config(
             endpoint=self._seaweed.endpoint,
             access_key=self._seaweed.access_key,

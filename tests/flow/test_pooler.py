@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from artifacts.object_store import S3Config
-from dreamforge.backends import login
+from dreamforge.backends import replace_url_login
 from tests import pooler
 from tests.conftest import Backends
 from tests.kit import SERVICE_LOGIN, Api, Service, codes, roles_environ
@@ -21,7 +21,7 @@ def test_a_fleet_works_through_a_pooler_by_polling_alone(
     with ExitStack() as stack:
         stack.enter_context(pooler.pooled(backends.db_url, SERVICE_LOGIN))
         environ = roles_environ(db_url, s3_config)
-        assert environ["DF_DB_URL"] != login(db_url, *SERVICE_LOGIN)
+        assert environ["DF_DB_URL"] != replace_url_login(db_url, *SERVICE_LOGIN)
         assert (environ["DF_DB_LISTEN_URL"], environ["DF_DB_POOLER"]) == ("off", "transaction")
         services = [Service(role, environ) for role in ("api", "api", "orchestrator", "projector", "runner", "runner")]
         for service in services:

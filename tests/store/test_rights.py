@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from dreamforge.backends import login
+from dreamforge.backends import replace_url_login
 from eventstore.database import Database
 from eventstore.errors import DatabaseAccessDenied
 from eventstore.ids import new_id
@@ -46,7 +46,7 @@ FORBIDDEN = [
 async def test_the_service_can_do_nothing_but_its_work(db_url: str, statement: str) -> None:
     """Given the service's own login, then every way round the one way in is closed."""
     await Log(Database(db_url)).commit(Batch(appends=[some_append()]))
-    connection = await connect(login(db_url, *SERVICE_LOGIN))
+    connection = await connect(replace_url_login(db_url, *SERVICE_LOGIN))
     with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
         await connection.execute(statement)
     await connection.close()
@@ -57,7 +57,7 @@ async def test_the_projectors_function_writes_into_the_read_model_alone(db_url: 
     owner = await connect(db_url)
     await owner.execute("select eventstore.subscribe('readmodel')")
     await owner.close()
-    connection = await connect(login(db_url, *SERVICE_LOGIN))
+    connection = await connect(replace_url_login(db_url, *SERVICE_LOGIN))
     await connection.execute("create temp table jobs (job_id uuid)")
     for schema in ("pg_temp", "readmodel_before", "eventstore"):
         with pytest.raises(asyncpg.PostgresError, match="there is no read model"):
@@ -67,7 +67,7 @@ async def test_the_projectors_function_writes_into_the_read_model_alone(db_url: 
 
 async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
     """Append, send, claim, extend, settle, archive: all with the service's login."""
-    database = Database(login(db_url, *SERVICE_LOGIN))
+    database = Database(replace_url_login(db_url, *SERVICE_LOGIN))
     log, outbox = Log(database), Outbox(database, ["generate"], step_command.decode)
     one = some_append()
     command = StepCommand(job_id=one.stream, step_id=new_id(), step="generate", version=1)
@@ -87,7 +87,7 @@ async def test_the_service_can_make_no_key(db_url: str) -> None:
     """Given the service's login, then an append to a key's stream is rejected, and the owner's is not."""
     key = KeyCreated(name="mine", scopes=["jobs", "audit", "admin"], digest="0" * 64)
     made = Append(stream=new_id(), expected=0, events=(event(key),), category="key", tenant="acme")
-    service, owner = Database(login(db_url, *SERVICE_LOGIN)), Database(db_url)
+    service, owner = Database(replace_url_login(db_url, *SERVICE_LOGIN)), Database(db_url)
     with pytest.raises(DatabaseAccessDenied, match="owner"):
         await Log(service).commit(Batch(appends=[some_append(), made]))
     assert await Log(service).category("key") == {}
@@ -100,7 +100,7 @@ async def test_a_login_without_rights_is_told_what_it_lacks(db_url: str) -> None
     """Given a login that was granted nothing, then the message names the role and the command."""
     owner = await connect(db_url)
     await owner.execute("create role df_test_stranger login password 'x'")
-    database = Database(login(db_url, "df_test_stranger", "x"))
+    database = Database(replace_url_login(db_url, "df_test_stranger", "x"))
     try:
         with pytest.raises(DatabaseAccessDenied, match="dreamforge_service"):
             await Log(database).head()

@@ -40,9 +40,9 @@ def rendered(renderable: RenderableType) -> str:
 def test_a_course_counts_each_image_once() -> None:
     """A replayed event adds nothing."""
     job_progress = show.JobProgress(JOB)
-    lines = [job_progress.update(artifact("generate", item)) for item in (0, 1, 1)]
+    lines = [job_progress.apply_message(artifact("generate", item)) for item in (0, 1, 1)]
     assert lines == ["generate 1/2", "generate 2/2", "generate 2/2"]
-    assert (job_progress.done("generate"), job_progress.done("upscale")) == (2, 0)
+    assert (job_progress.images_written("generate"), job_progress.done("upscale")) == (2, 0)
 
 
 def test_a_course_follows_each_step_and_the_job() -> None:
@@ -57,7 +57,7 @@ def test_a_course_follows_each_step_and_the_job() -> None:
         log("step.finish", "upscale", status="failed"),
         log("job.finish", status="failed"),
     ):
-        assert job_progress.update(one) is not None
+        assert job_progress.apply_message(one) is not None
         seen.append((job_progress.states["generate"], job_progress.states["upscale"], job_progress.status))
     assert seen == [
         ("running", "queued", "running"),
@@ -72,10 +72,11 @@ def test_a_course_follows_each_step_and_the_job() -> None:
 
 def test_progress_and_errors_are_taken_in() -> None:
     job_progress = show.JobProgress(JOB)
-    assert job_progress.update(message("progress", progress=0.25, items=[], stages=[])) is None
+    assert job_progress.apply_message(message("progress", progress=0.25, items=[], stages=[])) is None
     assert job_progress.progress == 0.25
     assert (
-        job_progress.update(message("error", code="provider_error", message="It broke.", step="upscale")) == "It broke."
+        job_progress.apply_message(message("error", code="provider_error", message="It broke.", step="upscale"))
+        == "It broke."
     )
 
 
@@ -84,7 +85,7 @@ def test_following_ends_with_the_jobs_last_status(terminal: bool) -> None:  # no
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
     messages = [log("step.start", "generate"), artifact("generate", 0), log("job.finish", status="cancelled")]
-    assert show.follow(JOB, messages, console) == "cancelled"
+    assert show.follow_job(JOB, messages, console) == "cancelled"
     assert "1/2" in out.getvalue()
 
 
@@ -125,7 +126,7 @@ def test_a_list_of_jobs_has_a_line_for_each() -> None:
 
 def test_a_log_line_tells_time_level_code_and_message() -> None:
     line = {"ts": "2026-01-02T03:04:05.678901Z", "level": "error", "code": "job.finish", "message": "Job [b] failed."}
-    assert re.fullmatch(r"\d\d:\d\d:05\.678  error    job\.finish +Job \[b\] failed\.", show.log_text(line))
+    assert re.fullmatch(r"\d\d:\d\d:05\.678  error    job\.finish +Job \[b\] failed\.", show.log_line_text(line))
 
 
 def test_an_event_of_the_whole_log_names_its_stream() -> None:
@@ -138,6 +139,6 @@ def test_an_event_of_the_whole_log_names_its_stream() -> None:
         "stream": "018f0000-0000-7000-8000-000000000001",
         "category": "job",
     }
-    text = show.event_text(event)
+    text = show.event_line_text(event)
     assert "job 018f0000-0000-7000-8000-000000000001    9  artifact.written" in text
     assert text.endswith("upscale   item 2")

@@ -6,7 +6,7 @@ from runners.fake_renderer import Renderer
 from runners.faults import FaultPlan
 
 
-def engine_process(settings: Settings) -> EngineProcess:
+def create_engine_process(settings: Settings) -> EngineProcess:
     """The engine process. It starts at its first work."""
     config = EngineConfig(
         device=settings.device, dtype=settings.dtype, batch_max=settings.batch_max, model_bytes=settings.model_bytes
@@ -15,6 +15,6 @@ def engine_process(settings: Settings) -> EngineProcess:
     return EngineProcess(config, stall_s=settings.engine_stall_s, environ=unconfigured_environ())
 
 
-def fake_engine(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
+def create_fake_renderer(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
     """The renderer without models."""
     return Renderer(faults=faults or FaultPlan(), max_pixels=settings.max_pixels)

@@ -13,7 +13,7 @@ from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import require_db_and_s3, require_db_url, start_embedded_services, with_service_login
-from dreamforge.engines import engine_process, fake_engine
+from dreamforge.engines import create_engine_process, create_fake_renderer
 from dreamforge.http_server import is_loopback, listen_all
 from dreamforge.operations import anchoring
 from dreamforge.process import (
@@ -291,10 +291,10 @@ async def _no_generator(core: Core) -> bool:
 def _item_renderer(core: Core) -> ItemRenderer:
     settings = core.settings
     return ItemRenderer(
-        fake_engine(settings, FaultPlan.parse(settings.fake_fail or "")),
+        create_fake_renderer(settings, FaultPlan.parse(settings.fake_fail or "")),
         Threads(),
         Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
-        BatchScheduler(engine_process(settings), batch_max=settings.batch_max),
+        BatchScheduler(create_engine_process(settings), batch_max=settings.batch_max),
     )
 
 

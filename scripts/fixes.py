@@ -732,7 +732,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-whole-ids-alone",
         "dreamforge/client/api_client.py",
-        "        if not _ID_PREFIX.fullmatch(text):\n            return text\n",
+        "        if not _JOB_ID_PREFIX_PATTERN.fullmatch(text):\n            return text\n",
         "        return text\n",
         "tests/unit/test_cli.py -k beginning_of_its_id",
     ),

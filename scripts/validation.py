@@ -17,7 +17,7 @@ from PIL import Image
 from dreamforge import settings
 from dreamforge.client.api_client import Client
 from dreamforge.client.responses import ClientError, JsonObject
-from dreamforge.client.sse import Message, Parser
+from dreamforge.client.sse import EventStreamParser, ServerSentEvent
 from dreamforge.settings import SettingsError
 
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -58,7 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.job["id"])
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ServerSentEvent]:
         """What the stream said."""
         return messages(self.transcript)
 
@@ -149,9 +149,9 @@ def stream_of(client: Client, job_id: str, **params: str) -> str:
     return text.decode()
 
 
-def messages(transcript: str) -> list[Message]:
+def messages(transcript: str) -> list[ServerSentEvent]:
     """What a stream said."""
-    return Parser().feed(transcript.encode())
+    return EventStreamParser().feed(transcript.encode())
 
 
 def data_of(transcript: str, event: str) -> list[JsonObject]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dreamforge.embedded.processes import LOOPBACK, accepts_connections, choose_ports, wait_until
+from dreamforge.embedded.processes import LOOPBACK, accepts_connections, choose_free_ports, wait_until
 
 PROGRAM = Path("/usr/sbin/pgbouncer")
 _CONFIG = """
@@ -68,7 +68,7 @@ def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
     owner = (unquote(parts.username or ""), unquote(parts.password or ""))
     folder = Path(tempfile.mkdtemp(prefix="pooler-"))
     folder.chmod(0o755)  # it drops root's rights before it reads
-    [own] = choose_ports(1, [])
+    [own] = choose_free_ports(1, [])
     config = _CONFIG.format(host=parts.hostname, port=parts.port, loopback=LOOPBACK, own=own, folder=folder)
     (folder / "ini").write_text(config)
     (folder / "users").write_text("".join(f'"{user}" "{password}"\n' for user, password in (owner, *logins)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dreamforge.embedded import EmbeddedPostgres
-from dreamforge.embedded.postgres import _programs
+from dreamforge.embedded.postgres import _find_programs_folder
 from tests.kit import connect, eventually
 
 _STANDBY = "standby"
@@ -41,7 +41,14 @@ class Pair:
             f"host={parts.hostname} port={parts.port} user={parts.username} password={parts.password} "
             f"application_name={_STANDBY}"
         )
-        command: list[str | Path] = [_programs() / "pg_basebackup", "-d", conninfo, "-D", path / "data", "-R"]
+        command: list[str | Path] = [
+            _find_programs_folder() / "pg_basebackup",
+            "-d",
+            conninfo,
+            "-D",
+            path / "data",
+            "-R",
+        ]
         subprocess.run([*command, "-c", "fast", "-C", "-S", _STANDBY], check=True, capture_output=True)
 
     @property

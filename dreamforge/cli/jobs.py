@@ -13,7 +13,7 @@ import msgspec
 from dreamforge.cli import arguments, show
 from dreamforge.cli.arguments import CommandParser
 from dreamforge.cli.console import FAILED, INTERRUPTED, OK, PipeConsole, print_message, print_result
-from dreamforge.client.api_client import Client, log_line
+from dreamforge.client.api_client import Client, message_to_log_line
 from dreamforge.client.responses import ApiError, ClientError, JsonObject
 from dreamforge.settings import Settings
 from orchestrator.parameters import Generate, Upscale
@@ -276,7 +276,7 @@ def _follow_log_lines(client: Client, job_id: str, args: argparse.Namespace) -> 
     after = "" if args.tail is None else str(max(0, version - args.tail))
     for message in client.stream(job_id, after, since=args.since):
         if message.event != "progress":
-            yield msgspec.json.encode(log_line(job_id, message)).decode()
+            yield msgspec.json.encode(message_to_log_line(job_id, message)).decode()
 
 
 def _handle_events(args: argparse.Namespace, client: Client) -> int:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from dreamforge.client.responses import JsonObject
-from dreamforge.client.sse import Message
+from dreamforge.client.sse import ServerSentEvent
 
 _STATUS_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
 _MAX_PROMPT_LENGTH = 40
@@ -128,7 +128,7 @@ class JobProgress:
         """How many images a step has written."""
         return len(self._items[step])
 
-    def apply_message(self, message: Message) -> str | None:
+    def apply_message(self, message: ServerSentEvent) -> str | None:
         """Apply a message. Returns a line to print if there are no progress bars; None for no line."""
         data = msgspec.json.decode(message.data, type=JsonObject)
         match message.event:
@@ -157,7 +157,7 @@ class JobProgress:
                 self.status = data["payload"]["status"]
 
 
-def follow_job(job: JsonObject, messages: Iterable[Message], console: Console) -> str:
+def follow_job(job: JsonObject, messages: Iterable[ServerSentEvent], console: Console) -> str:
     """Show a job's stream until it ends: progress bars on a terminal, else lines. Returns the job's last status."""
     job_progress = JobProgress(job)
     if console.is_terminal:
@@ -170,7 +170,7 @@ def follow_job(job: JsonObject, messages: Iterable[Message], console: Console) -
     return job_progress.status
 
 
-def _show_progress_bars(job_progress: JobProgress, messages: Iterable[Message], console: Console) -> None:
+def _show_progress_bars(job_progress: JobProgress, messages: Iterable[ServerSentEvent], console: Console) -> None:
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description:<9}"),

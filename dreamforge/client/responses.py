@@ -55,16 +55,16 @@ class _ErrorBody(msgspec.Struct):
     details: JsonObject | None = None
 
 
-def job_of(response: httpx.Response) -> JsonObject:
+def decode_job(response: httpx.Response) -> JsonObject:
     """The `job` of a successful response. Raises `ApiError` and `Unreachable`."""
-    job: JsonObject = decode(expect_success(response), JsonObject)["job"]
+    job: JsonObject = decode_json(expect_success(response), JsonObject)["job"]
     return job
 
 
-def decode(response: httpx.Response, form: type[T]) -> T:
+def decode_json(response: httpx.Response, body_type: type[T]) -> T:
     """The body as a type. Raises `Unreachable` if it has another form: the server is not Dream Forge."""
     try:
-        return msgspec.json.decode(response.content, type=form)
+        return msgspec.json.decode(response.content, type=body_type)
     except msgspec.DecodeError as error:
         raise Unreachable(
             f"What answers at {response.url} with status {response.status_code} is not Dream Forge."
@@ -75,5 +75,5 @@ def expect_success(response: httpx.Response) -> httpx.Response:
     """Return the response. Raises `ApiError` if its status is an error."""
     if response.is_success:
         return response
-    body = decode(response, _ErrorBody)
+    body = decode_json(response, _ErrorBody)
     raise ApiError(response.status_code, body.code, body.message, body.details)

@@ -8,7 +8,7 @@ import codecs
 import msgspec
 
 
-class Message(msgspec.Struct, frozen=True):
+class ServerSentEvent(msgspec.Struct, frozen=True):
     """One dispatched event. last_event_id: the newest id of the stream so far."""
 
     event: str
@@ -16,7 +16,7 @@ class Message(msgspec.Struct, frozen=True):
     last_event_id: str
 
 
-class Parser:
+class EventStreamParser:
     """Parses the bytes of one connection. After a reconnect, use a new parser with the last event id.
 
     received_event: whether this connection has sent anything but comments and `retry:`.
@@ -32,12 +32,12 @@ class Parser:
         self._after_cr = False
         self._reset(last_event_id)
 
-    def feed(self, chunk: bytes) -> list[Message]:
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The messages that this chunk completes. An incomplete message at the end of the stream is dropped."""
-        messages = [self._parse_line(line) for line in self._lines(self._decoder.decode(chunk))]
+        messages = [self._parse_line(line) for line in self._split_lines(self._decoder.decode(chunk))]
         return [message for message in messages if message is not None]
 
-    def _lines(self, text: str) -> list[str]:
+    def _split_lines(self, text: str) -> list[str]:
         if not text:
             return []
         if not self._started:
@@ -51,9 +51,9 @@ class Parser:
         *complete, self._line = (self._line + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
         return complete
 
-    def _parse_line(self, line: str) -> Message | None:
+    def _parse_line(self, line: str) -> ServerSentEvent | None:
         if not line:
-            return self._dispatch()
+            return self._dispatch_event()
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         match name:
@@ -67,13 +67,13 @@ class Parser:
                 self.retry_ms = int(value)
         return None
 
-    def _dispatch(self) -> Message | None:
+    def _dispatch_event(self) -> ServerSentEvent | None:
         # A block with only an id dispatches nothing, but moves the cursor.
         self.received_event = self.received_event or bool(self._data) or self._has_id
         self.last_event_id = self._id
         event, data = self._event or "message", self._data
         self._reset(self._id)
-        return Message(event, "\n".join(data), self.last_event_id) if data else None
+        return ServerSentEvent(event, "\n".join(data), self.last_event_id) if data else None
 
     def _reset(self, last_event_id: str) -> None:
         self._id = last_event_id

@@ -17,22 +17,22 @@ from dreamforge.cli.arguments import parse_image_size, parse_unicode_text
 from dreamforge.client.api_client import Client
 from dreamforge.client.responses import ClientError, JsonObject
 from dreamforge.demo import contact_sheet
-from dreamforge.demo.contact_sheet import Print
+from dreamforge.demo.contact_sheet import LabelledImage
 from dreamforge.demo.stack import Stack, StackError, exit_on_signals
 from orchestrator.step_kinds import STEP_KINDS
 
-HOME = Path(".demo")
-OUTPUT = Path("demo-output")
-STEPS = FIRST, SECOND = tuple(STEP_KINDS)[:2]
+DEMO_HOME = Path(".demo")
+OUTPUT_FOLDER = Path("demo-output")
+STEPS = FIRST_STEP, SECOND_STEP = tuple(STEP_KINDS)[:2]
 
-_PROMPT = "a lighthouse above a stormy sea at dusk"
+_DEFAULT_PROMPT = "a lighthouse above a stormy sea at dusk"
 
 
 class DemoError(Exception):
     """The demo failed; the message says why."""
 
 
-class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+class DemoJobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of the demo's job."""
 
     prompt: str
@@ -44,11 +44,11 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     def request(self) -> JsonObject:
         """The job to submit."""
         fields = {name: getattr(self, name) for name in ("prompt", "count", "width", "height")}
-        return {"type": "generate", **fields, "chain": {SECOND: {"scale": self.scale}}}
+        return {"type": "generate", **fields, "chain": {SECOND_STEP: {"scale": self.scale}}}
 
     def size(self, step: str) -> tuple[int, int]:
         """The size of a step's images."""
-        factor = self.scale if step == SECOND else 1
+        factor = self.scale if step == SECOND_STEP else 1
         return self.width * factor, self.height * factor
 
 
@@ -70,46 +70,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(spec: ImageSpec, console: Console) -> None:
+def run(spec: DemoJobSpec, console: Console) -> None:
     """Start the service, submit the job, follow it, download and check its images, show its history, stop."""
     rendered, enlarged = ("{}x{}".format(*spec.size(step)) for step in STEPS)
     console.print(f'"{spec.prompt}": {spec.count} in {rendered}, then enlarged to {enlarged}.')
     started_at = time.monotonic()
-    with Stack(HOME) as stack, Client(stack.base_url, patience_s=10) as client:
+    with Stack(DEMO_HOME) as stack, Client(stack.base_url, patience_s=10) as client:
         console.print(
-            f"PostgreSQL, S3 and the service run in {HOME}/, started in {time.monotonic() - started_at:.1f} s."
+            f"PostgreSQL, S3 and the service run in {DEMO_HOME}/, started in {time.monotonic() - started_at:.1f} s."
         )
         job_id = client.create_job(spec.request())["id"]
         status = show.follow_job(client.job(job_id), client.stream(job_id), console)
         if status != "succeeded":
             job = client.job(job_id)
             raise DemoError(f"The job {status}: {job['error_code']}: {job['error_message']}")
-        paths = _download(client, job_id)
-        check(spec, paths)
-        _write_sheet(spec, paths)
+        paths = _download_artifacts(client, job_id)
+        check_images(spec, paths)
+        _write_contact_sheet(spec, paths)
         console.print(show.history_table(client.events(job_id)))
-    console.print(f"All {2 * spec.count} images are in {OUTPUT}/, side by side in {OUTPUT}/contact-sheet.png.")
+    console.print(
+        f"All {2 * spec.count} images are in {OUTPUT_FOLDER}/, side by side in {OUTPUT_FOLDER}/contact-sheet.png."
+    )
     console.print("Everything is stopped.")
 
 
-def _download(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
+def _download_artifacts(client: Client, job_id: str) -> dict[tuple[str, int], Path]:
     """Download every artifact of a job, and delete those of the last demo. Returns the paths by step and item."""
     for step in STEPS:
-        shutil.rmtree(OUTPUT / step, ignore_errors=True)
-        (OUTPUT / step).mkdir(parents=True)
-    (OUTPUT / "contact-sheet.png").unlink(missing_ok=True)
+        shutil.rmtree(OUTPUT_FOLDER / step, ignore_errors=True)
+        (OUTPUT_FOLDER / step).mkdir(parents=True)
+    (OUTPUT_FOLDER / "contact-sheet.png").unlink(missing_ok=True)
     return {
-        (artifact["step"], artifact["item_index"]): client.download(artifact, OUTPUT / artifact["step"])
+        (artifact["step"], artifact["item_index"]): client.download(artifact, OUTPUT_FOLDER / artifact["step"])
         for artifact in client.artifacts(job_id)
     }
 
 
-def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
+def check_images(spec: DemoJobSpec, image_paths: dict[tuple[str, int], Path]) -> None:
     """Raise `DemoError` unless there is exactly one image of the right size for each step and item."""
     faults = []
     for step in STEPS:
         for item in range(spec.count):
-            path = paths.get((step, item))
+            path = image_paths.get((step, item))
             if path is None:
                 faults.append(f"{step} {item} is missing")
                 continue
@@ -117,22 +119,25 @@ def check(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
                 image.load()
                 if image.size != spec.size(step):
                     faults.append(f"{path} is {image.width}x{image.height}, not {'{}x{}'.format(*spec.size(step))}")
-    if len(paths) > 2 * spec.count:
-        faults.append(f"there are {len(paths)} artifacts, not {2 * spec.count}")
+    if len(image_paths) > 2 * spec.count:
+        faults.append(f"there are {len(image_paths)} artifacts, not {2 * spec.count}")
     if faults:
         raise DemoError(f"The job succeeded, but {'; '.join(faults)}.")
 
 
-def _write_sheet(spec: ImageSpec, paths: dict[tuple[str, int], Path]) -> None:
+def _write_contact_sheet(spec: DemoJobSpec, paths: dict[tuple[str, int], Path]) -> None:
     labels = {step: "{} · {}x{}".format(step, *spec.size(step)) for step in STEPS}
     pairs = [
-        (Print(paths[FIRST, item], labels[FIRST]), Print(paths[SECOND, item], labels[SECOND]))
+        (
+            LabelledImage(paths[FIRST_STEP, item], labels[FIRST_STEP]),
+            LabelledImage(paths[SECOND_STEP, item], labels[SECOND_STEP]),
+        )
         for item in range(spec.count)
     ]
-    contact_sheet.write(OUTPUT / "contact-sheet.png", spec.prompt, pairs)
+    contact_sheet.write_contact_sheet(OUTPUT_FOLDER / "contact-sheet.png", spec.prompt, pairs)
 
 
-def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
+def parse_spec(argv: Sequence[str] | None) -> DemoJobSpec:
     """Parse the variables of `make demo`. Exits with a message if one is invalid."""
     parser = argparse.ArgumentParser(
         prog="make demo",
@@ -156,8 +161,8 @@ def parse_spec(argv: Sequence[str] | None) -> ImageSpec:
         parser.error(f"SIZE: {error}")
     if not (16 <= width <= 4096 and 16 <= height <= 4096):
         parser.error(f"SIZE is {args.size!r}; each side must be from 16 to 4096")
-    prompt = args.prompt.strip() or _PROMPT
-    return ImageSpec(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
+    prompt = args.prompt.strip() or _DEFAULT_PROMPT
+    return DemoJobSpec(prompt=prompt, count=int(count), scale=int(scale), width=width, height=height)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,19 @@ from typing import NoReturn, Self
 import psutil
 
 from dreamforge.client.api_client import Client
-from dreamforge.embedded.processes import LOOPBACK, choose_ports, is_running, log_tail, terminate, wait_until
+from dreamforge.embedded.processes import (
+    LOOPBACK,
+    choose_free_ports,
+    is_running,
+    read_log_tail,
+    wait_then_kill,
+    wait_until,
+)
 from dreamforge.settings import unconfigured_environ
 
-_START_S = 120.0
-_STOP_S = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StackError(Exception):
@@ -32,7 +39,7 @@ class Stack:
         self._home = home.resolve()
         self._home.mkdir(parents=True, exist_ok=True)
         self._log = self._home / "stack.log"
-        self._port = choose_ports(1, [])[0]
+        self._port = choose_free_ports(1, [])[0]
         self._owns_home = False
         self.base_url = f"http://{LOOPBACK}:{self._port}"
 
@@ -59,32 +66,37 @@ class Stack:
 
     def _wait_until_ready(self) -> None:
         with Client(self.base_url) as client:
-            if wait_until(lambda: self._process.poll() is not None or client.ready(), _START_S) and client.ready():
+            if (
+                wait_until(lambda: self._process.poll() is not None or client.is_ready(), _START_TIMEOUT_S)
+                and client.is_ready()
+            ):
                 self._owns_home = True
                 return
-        raise StackError(f"The service did not start. The end of its log, {self._log}:\n{log_tail(self._log)}")
+        raise StackError(f"The service did not start. The end of its log, {self._log}:\n{read_log_tail(self._log)}")
 
     def _stop(self) -> list[str]:
         """Stop all processes. Returns the names of those that had to be killed."""
-        with _ignored_signals():
-            started = self._descendants()
+        with _ignore_stop_signals():
+            started = self._descendant_processes()
             if self._process.poll() is None:
                 self._process.terminate()
-                wait_until(lambda: self._process.poll() is not None and not self._running(started), _STOP_S)
-            left = self._running(started)
+                wait_until(
+                    lambda: self._process.poll() is not None and not self._running_processes(started), _STOP_TIMEOUT_S
+                )
+            left = self._running_processes(started)
             names = [f"{process.name()} ({process.pid})" for process in left]
-            terminate(left, grace_s=0)
+            wait_then_kill(left, grace_s=0)
             self._process.wait()
             return names
 
-    def _descendants(self) -> list[psutil.Process]:
+    def _descendant_processes(self) -> list[psutil.Process]:
         try:
             started: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
         return started
 
-    def _running(self, started: Sequence[psutil.Process]) -> list[psutil.Process]:
+    def _running_processes(self, descendants: Sequence[psutil.Process]) -> list[psutil.Process]:
         """The running processes: descendants, the process group, and servers whose folder is in the home.
 
         Servers count only after this stack was ready: before, they may belong to another stack that locks the home.
@@ -92,7 +104,7 @@ class Stack:
         processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                ours = process in started or os.getpgid(process.pid) == self._process.pid
+                ours = process in descendants or os.getpgid(process.pid) == self._process.pid
                 ours = ours or (self._owns_home and Path(process.cwd()).is_relative_to(self._home))
                 if ours and is_running(process):
                     processes.append(process)
@@ -102,17 +114,17 @@ class Stack:
 def exit_on_signals() -> None:
     """Make SIGTERM and SIGHUP raise SystemExit, so that `with` blocks stop the child processes."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit_on)
+        signal.signal(number, _raise_system_exit)
 
 
-def _exit_on(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+def _raise_system_exit(signal_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signal_number)
 
 
 @contextlib.contextmanager
-def _ignored_signals() -> Iterator[None]:
+def _ignore_stop_signals() -> Iterator[None]:
     """A block that ignores Ctrl-C and termination signals."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
     try:
         yield
     finally:

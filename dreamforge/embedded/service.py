@@ -10,12 +10,19 @@ import psutil
 
 from dreamforge.embedded import home as home_files
 from dreamforge.embedded.errors import EmbeddedError
-from dreamforge.embedded.processes import Server, choose_ports, find_processes, is_free, log_tail, wait_until
+from dreamforge.embedded.processes import (
+    ServerProcess,
+    choose_free_ports,
+    find_processes,
+    is_port_free,
+    read_log_tail,
+    wait_until,
+)
 
-_TRIES = 5
+_MAX_START_ATTEMPTS = 5
 
 
-class Service(ABC):
+class EmbeddedService(ABC):
     """An embedded service of a home: a data directory and the server that uses it.
 
     name: for messages. advice: how to use another server instead; it ends each message. folder, ports_file: in the home
@@ -31,7 +38,7 @@ class Service(ABC):
     start_timeout_s: ClassVar[float]
     port_count: ClassVar[int]
 
-    server: Server
+    server: ServerProcess
     ports: list[int]
     marker: str
     adopted = False
@@ -54,18 +61,20 @@ class Service(ABC):
 
     def run(self) -> Self:
         """Adopt the server that still runs, or start one. Waits until it is up. Prefers the ports of the last run."""
-        for _ in range(_TRIES):
+        for _ in range(_MAX_START_ATTEMPTS):
             self.adopted = self.adopt()
-            if self.adopted or self._start():
+            if self.adopted or self._start_and_wait_until_up():
                 return self
-        raise EmbeddedError(f"{_TRIES} times a port was taken while the {self.name} started. {self.advice}")
+        raise EmbeddedError(
+            f"{_MAX_START_ATTEMPTS} times a port was taken while the {self.name} started. {self.advice}"
+        )
 
     @abstractmethod
     def adopt(self) -> bool:
         """Adopt the server that outlived its parent process and answers. Ends all others."""
 
     @abstractmethod
-    def spawn(self) -> Server:
+    def spawn(self) -> ServerProcess:
         """Start a server on the ports, without waiting for it."""
 
     @abstractmethod
@@ -80,11 +89,11 @@ class Service(ABC):
         """Wait until the server is up or has ended. Returns whether it is up."""
         return wait_until(lambda: not self.server.runs() or self.is_up(), timeout_s) and self.server.runs()
 
-    def processes(self) -> list[psutil.Process]:
+    def server_processes(self) -> list[psutil.Process]:
         """The running processes of this data directory's server."""
         return find_processes(self.program_name, self.marker)
 
-    def saved_ports(self) -> list[int]:
+    def read_saved_ports(self) -> list[int]:
         """The ports of the last run; empty before the first one."""
         return home_files.read_ports(self.path / self.ports_file)
 
@@ -92,15 +101,15 @@ class Service(ABC):
     def _folder(cls, home: Path) -> Path:
         return home.expanduser().resolve() / cls.folder
 
-    def _start(self) -> bool:
+    def _start_and_wait_until_up(self) -> bool:
         """Start a server and wait until it is up. Returns False if another process took one of its ports meanwhile."""
-        self.ports = choose_ports(self.port_count, self.saved_ports())
+        self.ports = choose_free_ports(self.port_count, self.read_saved_ports())
         home_files.write_ports(self.path / self.ports_file, self.ports)
         self.server = self.spawn()
         try:
             if self.wait_until_up(self.start_timeout_s):
                 return True
-            collided = not self.server.runs() and (not all(map(is_free, self.ports)) or self.processes())
+            collided = not self.server.runs() and (not all(map(is_port_free, self.ports)) or self.server_processes())
         except BaseException:
             self.stop()
             raise
@@ -108,12 +117,12 @@ class Service(ABC):
         if collided:
             return False
         raise EmbeddedError(
-            f"The {self.name} does not start; its log, {self.log}, ends:\n{log_tail(self.log)}\n{self.advice}"
+            f"The {self.name} does not start; its log, {self.log}, ends:\n{read_log_tail(self.log)}\n{self.advice}"
         )
 
 
 @contextmanager
-def explained_errors(service: type[Service], home: Path) -> Iterator[None]:
+def wrap_os_errors(service: type[EmbeddedService], home: Path) -> Iterator[None]:
     """Raise `EmbeddedError` for an error of the operating system."""
     try:
         yield

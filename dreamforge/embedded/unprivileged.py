@@ -34,11 +34,11 @@ class Account(NamedTuple):
     gid: int
 
 
-def account_for(data: Path) -> Account | None:
+def account_for(data_folder: Path) -> Account | None:
     """The user that owns a data directory and runs its server; None (this user) unless this process is root."""
     if os.geteuid() != 0:
         return None
-    if data.exists() and (owner := data.stat()).st_uid != 0:
+    if data_folder.exists() and (owner := data_folder.stat()).st_uid != 0:
         return Account(owner.st_uid, owner.st_gid)
     for name in ("postgres", "nobody"):
         try:
@@ -49,7 +49,7 @@ def account_for(data: Path) -> Account | None:
     return Account(65534, 65534)
 
 
-def own(directory: Path, account: Account) -> None:
+def change_owner(directory: Path, account: Account) -> None:
     """Change the owner of a directory and its content to a user, unless the user owns it already."""
     if directory.stat().st_uid == account.uid:
         return
@@ -60,33 +60,35 @@ def own(directory: Path, account: Account) -> None:
     os.lchown(directory, *account)
 
 
-def launch(command: Sequence[str | Path], account: Account, reads: Iterable[Path]) -> list[str]:
+def command_as_user(command: Sequence[str | Path], account: Account, readable_paths: Iterable[Path]) -> list[str]:
     """The command that runs a command as a user. reads: paths that the user must be able to read."""
-    capabilities = ",".join(map(str, _capabilities(account, Path(command[0]), reads)))
+    capabilities = ",".join(map(str, _needed_capabilities(account, Path(command[0]), readable_paths)))
     launcher = [sys.executable, "-I", "-S", __file__, str(account.uid), str(account.gid), capabilities]
     return [*launcher, *map(str, command)]
 
 
-def _capabilities(account: Account, program: Path, reads: Iterable[Path]) -> tuple[int, ...]:
+def _needed_capabilities(account: Account, program: Path, readable_paths: Iterable[Path]) -> tuple[int, ...]:
     """Capabilities of which one is needed, the weakest first; empty if the file permissions suffice."""
-    if not _permits(program, account, 0o1):
+    if not _has_file_permission(program, account, 0o1):
         return (_DAC_OVERRIDE,)
-    paths = [program, *reads]
+    paths = [program, *readable_paths]
     parents = {parent for path in paths for parent in path.absolute().parents}
-    if all(_permits(path, account, 0o4) for path in paths) and all(_permits(path, account, 0o1) for path in parents):
+    if all(_has_file_permission(path, account, 0o4) for path in paths) and all(
+        _has_file_permission(path, account, 0o1) for path in parents
+    ):
         return ()
     return (_DAC_READ_SEARCH, _DAC_OVERRIDE)
 
 
-def _permits(path: Path, account: Account, access: int) -> bool:
+def _has_file_permission(path: Path, account: Account, access_bits: int) -> bool:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
-        access |= 0o1
+        access_bits |= 0o1
     if status.st_uid == account.uid:
-        access <<= 6
+        access_bits <<= 6
     elif status.st_gid == account.gid:
-        access <<= 3
-    return status.st_mode & access == access
+        access_bits <<= 3
+    return status.st_mode & access_bits == access_bits
 
 
 def _change_user(account: Account, capabilities: Sequence[int]) -> None:
@@ -96,13 +98,13 @@ def _change_user(account: Account, capabilities: Sequence[int]) -> None:
         # Without it, the change of user drops all capabilities, and access(2) ignores kept ones. PostgreSQL uses
         # access(2) to find its programs.
         bits = libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
-        _check(libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0))
+        _raise_if_failed(libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0))
     os.setgroups([])
     os.setgid(account.gid)
     os.setuid(account.uid)
     for capability in capabilities:
         try:
-            _keep(libc, capability)
+            _keep_capability(libc, capability)
         except OSError:
             if capability == capabilities[-1]:
                 raise
@@ -110,16 +112,16 @@ def _change_user(account: Account, capabilities: Sequence[int]) -> None:
             return
 
 
-def _keep(libc: ctypes.CDLL, capability: int) -> None:
+def _keep_capability(libc: ctypes.CDLL, capability: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     mask = 1 << capability
     sets = (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0)  # effective, permitted, inheritable; the high words
-    _check(libc.capset(header, sets))
-    _check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0))
+    _raise_if_failed(libc.capset(header, sets))
+    _raise_if_failed(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0))
 
 
-def _check(result: int) -> None:
-    if result != 0:
+def _raise_if_failed(libc_result: int) -> None:
+    if libc_result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -145,7 +145,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
     async def run(database: Database, _store: ObjectStore) -> ScrubResult:
         seaweed = EmbeddedSeaweed.find_running(settings.home) if settings.s3_endpoint is None else None
         if seaweed is not None:
-            await asyncio.to_thread(seaweed.compact)
+            await asyncio.to_thread(seaweed.compact_volumes)
         if await Rebuild(database).is_under_way():
             return ScrubResult(
                 tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended"

@@ -13,7 +13,7 @@ from artifacts.encoding import decode, encode
 from artifacts.object_store import ObjectStore, StoredObject, stored_object
 from dreamforge.backends import run_with_backends
 from dreamforge.cli.console import CONFLICT, FAILED, NOT_FOUND, OK, plain_table, print_message, print_result
-from dreamforge.engines import engine_process, fake_engine
+from dreamforge.engines import create_engine_process, create_fake_renderer
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.integrity.reader import AuditReader
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 @asynccontextmanager
 async def _engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
     """An engine process as a runner with these settings has it. It starts at its first work."""
-    batches = BatchScheduler(engine_process(settings), batch_max=1)
+    batches = BatchScheduler(create_engine_process(settings), batch_max=1)
     try:
         yield batches
     finally:
@@ -109,7 +109,7 @@ class _Reproducer:
         self._batches = batches
         self._models = models
         self._settings = settings
-        self._renderer = fake_engine(settings)
+        self._renderer = create_fake_renderer(settings)
         self._files = ModelFiles()
         self._selected = {
             (event.body.step_id, event.body.attempt): event.body

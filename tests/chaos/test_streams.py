@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from artifacts.object_store import S3Config
-from dreamforge.client.sse import Message, Parser
-from dreamforge.embedded.processes import choose_ports
+from dreamforge.client.sse import EventStreamParser, ServerSentEvent
+from dreamforge.embedded.processes import choose_free_ports
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, eventually, roles_environ
 
@@ -75,7 +75,7 @@ class Reader:
     """Reads one stream to its end, over as many connections as it takes, each to the other server than the last."""
 
     def __init__(self, ports: Sequence[int], path: str, seed: int) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[ServerSentEvent] = []
         self.ids: list[str] = []
         self.resumes = 0
         self.end: str | None = None
@@ -102,7 +102,7 @@ class Reader:
                 self.end = "204"
                 return
             assert connection.status == 200, f"{connection.status} for {self._path} after {last_event_id!r}"
-            parser = Parser(last_event_id)
+            parser = EventStreamParser(last_event_id)
             for left in reversed(range(self._dice.randint(1, PATIENCE))):
                 chunk = await connection.chunk()
                 if not chunk:
@@ -136,7 +136,7 @@ class JobReader(Reader):
         return int(self.ids[-1]) if self.ids else 0
 
     @property
-    def events(self) -> list[Message]:
+    def events(self) -> list[ServerSentEvent]:
         """The frames that carry an id."""
         return [message for message in self.messages if message.event != "progress"]
 
@@ -175,7 +175,7 @@ class Servers:
     """Two API processes which can be restarted, and beside them one of each other role."""
 
     def __init__(self, environ: dict[str, str], stack: ExitStack) -> None:
-        self.ports = choose_ports(2, ())
+        self.ports = choose_free_ports(2, ())
         self._environ = environ
         self._stack = stack
         self._services: list[Service] = []
@@ -312,7 +312,7 @@ def told(history: list[Any]) -> list[Any]:
     ]
 
 
-def read(message: Message) -> Any:
+def read(message: ServerSentEvent) -> Any:
     """A frame of a job's stream, likewise."""
     line = parsed(message.data)
     return (

@@ -123,7 +123,7 @@ def test_a_store_that_hangs_is_replaced(
     seaweed: EmbeddedSeaweed, restart: Callable[[], EmbeddedSeaweed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leftover that does not answer is killed, not adopted."""
-    monkeypatch.setattr("dreamforge.embedded.seaweed._ADOPT_S", 0.5)
+    monkeypatch.setattr("dreamforge.embedded.seaweed._ADOPT_TIMEOUT_S", 0.5)
     os.kill(seaweed.pid, signal.SIGSTOP)
     assert not restart().adopted
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
-from dreamforge.embedded.unprivileged import Account, account_for, launch
+from dreamforge.embedded.unprivileged import Account, account_for, command_as_user
 from tests.embedded.conftest import listing, query
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user to become")
@@ -78,4 +78,4 @@ def test_no_more_is_kept_of_roots_power_than_the_permissions_require(
     program.touch(program_mode)
     program.chmod(program_mode)
     open_directory.chmod(directory_mode)
-    assert launch([program], _ACCOUNT, [])[4:] == ["65534", "65534", expected, str(program)]
+    assert command_as_user([program], _ACCOUNT, [])[4:] == ["65534", "65534", expected, str(program)]

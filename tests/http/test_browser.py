@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page, Request, async_playwright
 
 from artifacts.object_store import S3Config
-from dreamforge.embedded.processes import choose_ports
+from dreamforge.embedded.processes import choose_free_ports
 from tests.kit import Api, Service, eventually, roles_environ
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -63,7 +63,7 @@ class Server:
     """An API on a port of its own, where it is started again; the job's other roles run beside it."""
 
     def __init__(self, environ: dict[str, str], stack: ExitStack) -> None:
-        [port] = choose_ports(1, ())
+        [port] = choose_free_ports(1, ())
         self._environ = environ | {"DF_PORT": str(port)}
         self.service = Service("api", self._environ)
         stack.callback(self.stop)

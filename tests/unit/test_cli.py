@@ -198,7 +198,7 @@ def test_a_request_whose_answer_was_lost_is_sent_again_under_the_same_key(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a service that ends after it has read the request and comes back, slowly, then the job is made once."""
-    monkeypatch.setattr("dreamforge.client.api_client._PAUSE_S", 0)
+    monkeypatch.setattr("dreamforge.client.api_client._RETRY_PAUSE_S", 0)
     made, busy = {"job": {"id": "j1", "status": "queued"}}, error(503, "not now")
     answers = iter([httpx.ReadError("gone"), httpx.ConnectError("away"), busy, made, httpx.ReadTimeout("slow"), made])
     requests = serve({"POST /v1/jobs": lambda: next(answers)})
@@ -212,7 +212,7 @@ def test_a_request_whose_answer_stays_lost_is_told_by_its_key(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Given a service that takes the request and does not come back, then the user can still send it again."""
-    monkeypatch.setattr("dreamforge.client.api_client._PAUSE_S", 0)
+    monkeypatch.setattr("dreamforge.client.api_client._RETRY_PAUSE_S", 0)
     requests = serve({"POST /v1/jobs": httpx.ReadError("gone")})
     monkeypatch.setattr(jobs, "Client", partial(vars(jobs)["Client"], patience_s=-1))
     assert cli.main(["jobs", "create", "p"]) == 3

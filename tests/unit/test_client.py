@@ -9,9 +9,9 @@ import httpx
 import msgspec
 import pytest
 
-from dreamforge.client.api_client import Client, log_line
+from dreamforge.client.api_client import Client, message_to_log_line
 from dreamforge.client.responses import ApiError, DamagedDownload, Unreachable
-from dreamforge.client.sse import Message
+from dreamforge.client.sse import ServerSentEvent
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -232,7 +232,7 @@ def test_a_message_of_a_stream_becomes_a_line_of_the_log() -> None:
         "step": "upscale",
         "payload": {"step_id": "s", "step": "upscale", "attempt": 3, "error_code": "oom"},
     }
-    assert log_line("j", Message("error", msgspec.json.encode(data).decode(), "7")) == {
+    assert message_to_log_line("j", ServerSentEvent("error", msgspec.json.encode(data).decode(), "7")) == {
         "ts": "t",
         "level": "error",
         "code": "error",
@@ -297,7 +297,7 @@ def test_a_download_takes_no_more_than_was_recorded(tmp_path: Path) -> None:
 def test_ready_means_ready() -> None:
     script = Script(httpx.ConnectError("down"), httpx.Response(503, json={}), httpx.Response(200, json={}))
     service = client(script)
-    assert [service.ready(), service.ready(), service.ready()] == [False, False, True]
+    assert [service.is_ready(), service.is_ready(), service.is_ready()] == [False, False, True]
 
 
 def test_a_job_is_posted_as_json() -> None:

@@ -7,9 +7,9 @@ from PIL import Image
 
 from dreamforge.demo import __main__ as demo
 from dreamforge.demo import contact_sheet
-from dreamforge.demo.contact_sheet import Print
+from dreamforge.demo.contact_sheet import LabelledImage
 
-SPEC = demo.ImageSpec(prompt="p", count=2, scale=2, width=32, height=16)
+SPEC = demo.DemoJobSpec(prompt="p", count=2, scale=2, width=32, height=16)
 
 
 @pytest.fixture
@@ -60,25 +60,25 @@ def test_a_wrong_wish_is_rejected_by_its_variables_name(
 
 
 def test_all_images_in_their_sizes_are_enough(paths: dict[tuple[str, int], Path]) -> None:
-    demo.check(SPEC, paths)
+    demo.check_images(SPEC, paths)
 
 
 def test_a_missing_image_is_named(paths: dict[tuple[str, int], Path]) -> None:
     del paths["upscale", 1]
     with pytest.raises(demo.DemoError, match="upscale 1 is missing"):
-        demo.check(SPEC, paths)
+        demo.check_images(SPEC, paths)
 
 
 def test_an_image_of_a_wrong_size_is_named(paths: dict[tuple[str, int], Path]) -> None:
     Image.new("RGB", (32, 16)).save(paths["upscale", 0])
     with pytest.raises(demo.DemoError, match=r"upscale-0\.png is 32x16, not 64x32"):
-        demo.check(SPEC, paths)
+        demo.check_images(SPEC, paths)
 
 
 def test_an_image_too_many_is_noticed(paths: dict[tuple[str, int], Path]) -> None:
     paths["generate", 2] = paths["generate", 1]
     with pytest.raises(demo.DemoError, match="5 artifacts, not 4"):
-        demo.check(SPEC, paths)
+        demo.check_images(SPEC, paths)
 
 
 @pytest.mark.parametrize("count", [1, 7])
@@ -88,7 +88,9 @@ def test_a_contact_sheet_has_room_for_every_pair(tmp_path: Path, count: int, siz
     upper, lower, sheet = (tmp_path / name for name in ("upper.png", "lower.png", "sheet.png"))
     Image.new("RGB", size, "red").save(upper)
     Image.new("RGB", (size[0] * 2, size[1] * 2), "blue").save(lower)
-    contact_sheet.write(sheet, "t" * 500, [(Print(upper, "upper"), Print(lower, "lower"))] * count)
+    contact_sheet.write_contact_sheet(
+        sheet, "t" * 500, [(LabelledImage(upper, "upper"), LabelledImage(lower, "lower"))] * count
+    )
     with Image.open(sheet) as written:
         found = {colour: pixels for pixels, colour in written.getcolors(maxcolors=2**24) or []}
     factor = min(280 / size[0], 420 / size[1])

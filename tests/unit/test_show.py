@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from dreamforge.cli import show
 from dreamforge.client.responses import JsonObject
-from dreamforge.client.sse import Message
+from dreamforge.client.sse import ServerSentEvent
 
 JOB = {
     "id": "j1",
@@ -19,15 +19,15 @@ JOB = {
 }
 
 
-def message(event: str, **data: object) -> Message:
-    return Message(event, msgspec.json.encode(data).decode(), "1")
+def message(event: str, **data: object) -> ServerSentEvent:
+    return ServerSentEvent(event, msgspec.json.encode(data).decode(), "1")
 
 
-def log(code: str, step: str | None = None, **payload: object) -> Message:
+def log(code: str, step: str | None = None, **payload: object) -> ServerSentEvent:
     return message("log", code=code, message=f"{code} said.", step=step, payload=payload)
 
 
-def artifact(step: str, item: int) -> Message:
+def artifact(step: str, item: int) -> ServerSentEvent:
     return message("artifact", code="artifact.written", step=step, item_index=item)
 
 
@@ -42,7 +42,7 @@ def test_a_course_counts_each_image_once() -> None:
     job_progress = show.JobProgress(JOB)
     lines = [job_progress.apply_message(artifact("generate", item)) for item in (0, 1, 1)]
     assert lines == ["generate 1/2", "generate 2/2", "generate 2/2"]
-    assert (job_progress.images_written("generate"), job_progress.done("upscale")) == (2, 0)
+    assert (job_progress.images_written("generate"), job_progress.images_written("upscale")) == (2, 0)
 
 
 def test_a_course_follows_each_step_and_the_job() -> None:

@@ -129,7 +129,7 @@ def _check_model(submission: requests.Submission, model: ModelView | None) -> No
     if model is None:
         raise invalid(field, "must be a model that is installed, enabled and can generate; see /v1/models")
     try:
-        found = parameters.violation(model.parameters_schema, submission.parameters())
+        found = parameters.find_violation(model.parameters_schema, submission.parameters())
     except parameters.BadSchema as error:
         raise invalid(field, f"the parameters_schema of model {model.name} can't be used: {error}") from None
     if found is not None:

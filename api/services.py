@@ -15,7 +15,7 @@ from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.tailer import Tailer
-from model_registry.catalogue import Models
+from model_registry.catalogue import ModelCatalogue
 from orchestrator.service import JobService
 from projections.key_queries import Keys
 from projections.progress import Weights
@@ -89,7 +89,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     jobs: JobService
     tailer: Tailer
     queries: Queries
-    models: Models
+    models: ModelCatalogue
     keys: Keys | None
     tokens: StreamTokens
     admission: Admission

@@ -2,12 +2,12 @@
 
 import sys
 
-from dreamforge.shadowing import shadowed
+from dreamforge.shadowing import find_shadowed_package
 
 
 def main() -> int:
     """Run one command, unless another distribution shadows a package of Dream Forge."""
-    reason = shadowed()
+    reason = find_shadowed_package()
     if reason is not None:
         sys.stderr.write(f"dreamforge: {reason}\n")
         return 1

@@ -15,11 +15,11 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEAD_S = 30.0
+HEAD_TIMEOUT_S = 30.0
 """The longest time for a request's head, in seconds: uvicorn sets no limit."""
-HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 """The largest head, not counting what one read of the socket returns: httptools sets no limit."""
-_VERSIONS = {"1.0", "1.1"}
+_HTTP_VERSIONS = {"1.0", "1.1"}
 _UPGRADE_HEADERS = {b"upgrade", b"http2-settings"}
 
 
@@ -27,20 +27,20 @@ class BadRequest(Exception):
     """A head that is rejected with 400. Raised in callbacks of httptools, which turns it into its own error."""
 
 
-class Connection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """Serves the requests of one connection. head_s: the longest time for a request's head, in seconds.
 
     For the first request, the time starts when the connection opens.
     """
 
-    def __init__(self, *args: Any, head_s: float = HEAD_S, **more: Any) -> None:
+    def __init__(self, *args: Any, head_timeout_s: float = HEAD_TIMEOUT_S, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.parser = _Parser(self)
-        self._head_s = head_s
+        self.parser = _RequestParser(self)
+        self._head_timeout_s = head_timeout_s
         self._timeout_handle: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = 0
-        self._unparsed = 0
+        self._unparsed_bytes = 0
         self._stopping = False
 
     # The socket
@@ -55,8 +55,8 @@ class Connection(HttpToolsProtocol):
         began = self._in_head
         super().data_received(data)
         if began and self._in_head:
-            self._unparsed += len(data)
-            if self._unparsed > HEAD_BYTES and not self.transport.is_closing():
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The request's head is too long.")
         self._start_timeout()
 
@@ -70,17 +70,17 @@ class Connection(HttpToolsProtocol):
 
         Closing would reset the connection, and the client could not know whether the request was served.
         """
-        if not self._readable():
+        if not self._has_unread_data():
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         """The server stops: close an idle connection; a request that has come already is the last one served."""
-        if not self._busy and self._readable():
+        if not self._is_serving_request and self._has_unread_data():
             self._stopping = True
         else:
             super().shutdown()
 
-    def _readable(self) -> bool:
+    def _has_unread_data(self) -> bool:
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))
@@ -93,7 +93,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self._cancel_timeout()
         self._in_head = True
-        self._head_bytes = self._unparsed = 0
+        self._head_bytes = self._unparsed_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the request target."""
@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
         """The head is complete."""
         self._in_head = False
         version, hosts = self.parser.get_http_version(), sum(name == b"host" for name, _ in self.headers)
-        if version not in _VERSIONS or hosts > 1 or hosts < (version == "1.1"):
+        if version not in _HTTP_VERSIONS or hosts > 1 or hosts < (version == "1.1"):
             raise BadRequest
         if self.parser.get_method() == b"CONNECT" or any(
             name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers
@@ -139,27 +139,27 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _count_head_bytes(self, size: int) -> None:
-        self._unparsed = 0
+        self._unparsed_bytes = 0
         self._head_bytes += size
-        if self._head_bytes > HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES:
             raise BadRequest
 
     # Its time
 
     @property
-    def _busy(self) -> bool:
+    def _is_serving_request(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
     def _start_timeout(self) -> None:
-        if self._busy:
+        if self._is_serving_request:
             self._cancel_timeout()
         elif self._timeout_handle is None:
             # Between requests it is idle, also while it receives the rest of a body whose response was sent.
             cycle: RequestResponseCycle | None = self.cycle
             idle = cycle is not None and not self._in_head
             self._timeout_handle = self.loop.call_later(
-                self.timeout_keep_alive if idle else self._head_s, self._on_timeout
+                self.timeout_keep_alive if idle else self._head_timeout_s, self._on_timeout
             )
 
     def _cancel_timeout(self) -> None:
@@ -169,17 +169,17 @@ class Connection(HttpToolsProtocol):
 
     def _on_timeout(self) -> None:
         self._timeout_handle = None
-        if not self._busy and (self._in_head or not self._readable()):
+        if not self._is_serving_request and (self._in_head or not self._has_unread_data()):
             self.transport.close()
 
 
-class _Parser(httptools.HttpRequestParser):
+class _RequestParser(httptools.HttpRequestParser):
     """A parser that continues after an upgrade request: httptools treats the following bytes as another protocol.
 
     Java's HttpClient offers h2c with its first request to every http:// origin, also with a body.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: HttpConnection) -> None:
         super().__init__(connection)
         # As in uvicorn: data after a request that closes the connection is no error.
         self.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -12,21 +12,21 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-_HIDDEN_KEY = re.compile(
+_SECRET_KEY_PATTERN = re.compile(
     r"(.*_)?(password|secret|secret_key|access_key|api_key|token|authorization|db_url|db_listen_url|private|prompt)",
     re.IGNORECASE,
 )
-_HIDDEN_TEXT = re.compile(
+_SECRET_TEXT_PATTERN = re.compile(
     r"(?P<before>(?:access_token|X-Amz-Signature|X-Amz-Credential)=|\bdf_[0-9a-f]{32}_|://[^:/?#\s@]*:(?=[^/?#\s@]+@))[^&@\s\"'<>]+",
     re.IGNORECASE,
 )
-_HIDDEN = "***"
+_REDACTED = "***"
 
 # Below WARNING, these log every request with its headers; uvicorn logs each start and stop, which the roles log too.
 _VERBOSE_LOGGERS = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", "s3transfer", "urllib3", "uvicorn")
 
 
-def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+def configure_logging(level: str = "info", log_format: str = "auto", stream: TextIO | None = None) -> None:
     """Send every log line of the process to `stream` (stderr). A second call replaces the configuration.
 
     `level` and `form` are those of `DF_LOG_LEVEL` and `DF_LOG_FORMAT`.
@@ -53,8 +53,8 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 # As plain text, so that it is redacted: the console renderer's tracebacks print local variables.
                 structlog.processors.format_exc_info,
-                redact,
-                _renderer(form, target),
+                redact_event,
+                _choose_renderer(log_format, target),
             ],
         )
     )
@@ -63,29 +63,31 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
 
 
-def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
+def redact_event(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """A log event without secrets, tokens and prompts, at any depth."""
-    return {key: _HIDDEN if _HIDDEN_KEY.fullmatch(key) else _redact(value) for key, value in event.items()}
+    return {
+        key: _REDACTED if _SECRET_KEY_PATTERN.fullmatch(key) else _redact_value(value) for key, value in event.items()
+    }
 
 
-def _redact(value: Any) -> Any:
+def _redact_value(value: Any) -> Any:
     match value:
         case str():
-            return _HIDDEN_TEXT.sub(rf"\g<before>{_HIDDEN}", value)
+            return _SECRET_TEXT_PATTERN.sub(rf"\g<before>{_REDACTED}", value)
         case dict():
             return {
-                key: _HIDDEN if isinstance(key, str) and _HIDDEN_KEY.fullmatch(key) else _redact(inner)
+                key: _REDACTED if isinstance(key, str) and _SECRET_KEY_PATTERN.fullmatch(key) else _redact_value(inner)
                 for key, inner in value.items()
             }
         case list() | tuple():
-            return [_redact(inner) for inner in value]
+            return [_redact_value(inner) for inner in value]
         case BaseException():
-            return _redact(f"{type(value).__name__}: {value}")
+            return _redact_value(f"{type(value).__name__}: {value}")
         case _:
             return value
 
 
-def _renderer(form: str, stream: TextIO) -> Processor:
-    if form == "json" or (form == "auto" and not stream.isatty()):
+def _choose_renderer(log_format: str, stream: TextIO) -> Processor:
+    if log_format == "json" or (log_format == "auto" and not stream.isatty()):
         return structlog.processors.JSONRenderer()
     return structlog.dev.ConsoleRenderer(colors=stream.isatty(), timestamp_key="ts")

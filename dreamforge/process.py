@@ -27,7 +27,7 @@ from artifacts.object_store import ObjectStore
 from dreamforge.backends import create_object_store
 from dreamforge.cli.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
-from dreamforge.http_server import Server, listen_nearby, url_of
+from dreamforge.http_server import HttpServer, listen_or_use_free_port, url_of_socket
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -42,7 +42,7 @@ from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-Role = Callable[["Core", AsyncExitStack], Awaitable[None]]
+Role = Callable[["ProcessContext", AsyncExitStack], Awaitable[None]]
 """Starts a role; what it pushes on the stack stops it."""
 
 
@@ -54,7 +54,7 @@ class NotReady(Exception):
     """Why a process is not ready, as /readyz reports it."""
 
 
-class Core:
+class ProcessContext:
     """What all roles of a process share.
 
     stopping: set when the stop begins. checks: of /readyz, by name. url: where the API listens, if this process does.
@@ -79,16 +79,16 @@ class Core:
         )
         self.tasks: list[asyncio.Task[None]] = []
 
-    def store(self) -> ObjectStore:
+    def create_store(self) -> ObjectStore:
         """The object store that the settings name."""
         return create_object_store(self.settings)
 
-    def spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+    def spawn(self, awaitable: Awaitable[None], name: str) -> asyncio.Task[None]:
         """Run something for as long as the process; its failure stops the process."""
 
         async def guarded() -> None:
             try:
-                await work
+                await awaitable
             except Exception:
                 _log.exception("role broke, stopping", role=name)
                 self.stopping.set()
@@ -116,66 +116,68 @@ async def open_database(settings: Settings, role: str, *, bounded: bool = True) 
         await database.close()
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run_on_uvloop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to completion on uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return runner.run(coroutine)
 
 
-def run_roles(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> int:
+def run_roles(prepare_settings: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> int:
     """Run some roles until the process is stopped. start: starts what they need. Returns the exit code."""
-    return run_reported(_serve(start, roles))
+    return run_and_report_errors(_serve_until_stopped(prepare_settings, roles))
 
 
-def run_reported(work: Coroutine[Any, Any, None]) -> int:
+def run_and_report_errors(coroutine: Coroutine[Any, Any, None]) -> int:
     """Run to the end; a reason not to start is told in a sentence."""
     try:
-        run(work)
+        run_on_uvloop(coroutine)
     except (SettingsError, EmbeddedError, EventStoreError, StartupError) as error:
         _log.error("cannot start", reason=str(error))
         return UNAVAILABLE if isinstance(error, NotConfigured) else FAILED
     return 0
 
 
-async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> None:
+async def _serve_until_stopped(
+    prepare_settings: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        settings = await start(stack)
+        settings = await prepare_settings(stack)
         if stopping.is_set():
             return
         database = await stack.enter_async_context(open_database(settings, "dreamforge"))
-        await _until(stopping, until_available("start", lambda: schema.check(database)))
+        await _await_unless_stopping(stopping, until_available("start", lambda: schema.check(database)))
         if stopping.is_set():
             return
-        core = Core(settings, database, stopping)
-        stack.push_async_callback(core.notifier.stop)
-        stack.push_async_callback(core.committer.stop)
-        core.notifier.start()
-        core.checks["start"] = _starting  # a role's health is served before the role itself
+        context = ProcessContext(settings, database, stopping)
+        stack.push_async_callback(context.notifier.stop)
+        stack.push_async_callback(context.committer.stop)
+        context.notifier.start()
+        context.checks["start"] = _fail_while_starting  # a role's health is served before the role itself
         for role in roles:
-            await role(core, stack)
-        del core.checks["start"]
+            await role(context, stack)
+        del context.checks["start"]
         _log.info("running", roles=[role.__name__.strip("_") for role in roles])
-        if core.url:
-            _log.info("open this page in a browser", page=f"{core.url}/")
+        if context.url:
+            _log.info("open this page in a browser", page=f"{context.url}/")
         await stopping.wait()
         _log.info("stopping")
     _log.info("stopped")
-    failed = [task.exception() for task in core.tasks if task.done() and not task.cancelled() and task.exception()]
+    failed = [task.exception() for task in context.tasks if task.done() and not task.cancelled() and task.exception()]
     if failed:
         raise StartupError("a role broke; see the log above")
 
 
-async def _starting() -> None:
+async def _fail_while_starting() -> None:
     raise NotReady("the process is still starting")
 
 
-async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
+async def _await_unless_stopping(stopping: asyncio.Event, awaitable: Awaitable[object]) -> None:
     """Await some work, unless the stop begins before it ends."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(awaitable)
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -189,29 +191,31 @@ async def _until(stopping: asyncio.Event, work: Awaitable[object]) -> None:
 def health_server(role: str, port: int) -> Role:
     """Serves /healthz, /readyz and /metrics on a port of the role's own. Before the role, so that it stops after it."""
 
-    async def health(core: Core, stack: AsyncExitStack) -> None:
-        host = core.settings.metrics_host
+    async def health(context: ProcessContext, stack: AsyncExitStack) -> None:
+        host = context.settings.metrics_host
         try:
-            bound = listen_nearby(host, port)
+            bound = listen_or_use_free_port(host, port)
         except OSError as error:
             raise StartupError(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
-        url = serve_http(core, stack, build_health(core.health, served_hosts(core.settings)), bound, "health")
+        url = serve_http(context, stack, build_health(context.health, served_hosts(context.settings)), bound, "health")
         _log.info("serving health", role=role, url=url)
 
     return health
 
 
-def serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: list[socket.socket], name: str) -> str:
+def serve_http(
+    context: ProcessContext, stack: AsyncExitStack, app: ASGIApp, sockets: list[socket.socket], name: str
+) -> str:
     """Serve an application on sockets that listen; answers where."""
-    server = Server(app)
-    serving = core.spawn(server.serve(sockets=bound), name)
+    server = HttpServer(app)
+    serving = context.spawn(server.serve(sockets=sockets), name)
 
     async def stop() -> None:
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=core.settings.shutdown_grace_s)
+        await asyncio.wait({serving}, timeout=context.settings.shutdown_grace_s)
 
     stack.push_async_callback(stop)
-    return url_of(bound[0])
+    return url_of_socket(sockets[0])
 
 
 def served_hosts(settings: Settings) -> Hosts:
@@ -221,7 +225,7 @@ def served_hosts(settings: Settings) -> Hosts:
     return Hosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
 
 
-def stop_with(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
+def cancel_on_exit(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
     """Cancel a task, and await its end, when the stack is left."""
 
     async def stop() -> None:

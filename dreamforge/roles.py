@@ -17,17 +17,17 @@ from dreamforge.engines import create_engine_process, create_fake_renderer
 from dreamforge.http_server import is_loopback, listen_all
 from dreamforge.operations import anchoring
 from dreamforge.process import (
-    Core,
     NotReady,
+    ProcessContext,
     Role,
     StartupError,
+    cancel_on_exit,
     health_server,
     open_database,
-    run_reported,
+    run_and_report_errors,
     run_roles,
     serve_http,
     served_hosts,
-    stop_with,
 )
 from dreamforge.schema import install
 from dreamforge.settings import Settings
@@ -38,7 +38,7 @@ from eventstore.metrics import SUBSCRIPTION_FAILED
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
-from model_registry.catalogue import Models
+from model_registry.catalogue import ModelCatalogue
 from orchestrator import codec, step_command
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
@@ -58,7 +58,7 @@ from runners.selection import NO_MODELS, Selection
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import Threads
 
-_HAND_BACK_S = 3.0
+_HAND_BACK_TIMEOUT_S = 3.0
 """How long a runner that stops may take to tell the log that it hands its steps back."""
 
 _log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ def up(settings: Settings) -> int:
     """Run every role in one process, on embedded backends where the settings name none."""
 
     async def start(stack: AsyncExitStack) -> Settings:
-        _expect_keys(settings)
+        _expect_keys_if_public(settings)
         found = await start_embedded_services(settings, stack)
         async with open_database(found, "dreamforge-install", bounded=False) as database:
             await install(database)
@@ -84,7 +84,7 @@ def api(settings: Settings) -> int:
     """Run the HTTP API alone."""
 
     def check(given: Settings) -> Settings:
-        _expect_keys(given)
+        _expect_keys_if_public(given)
         return require_db_and_s3(given)
 
     return _run_alone(settings, check, _api)
@@ -115,57 +115,57 @@ def install_schema(settings: Settings) -> int:
             done = await install(database)
         print("schema installed" if done else "schema is up to date")  # noqa: T201  # the command's answer
 
-    return run_reported(run())
+    return run_and_report_errors(run())
 
 
-def _run_alone(settings: Settings, check: Callable[[Settings], Settings], *roles: Role) -> int:
+def _run_alone(settings: Settings, check_settings: Callable[[Settings], Settings], *roles: Role) -> int:
     """Run roles on the services that the settings name. check: raises `NotConfigured` if one is missing."""
 
     async def start(_stack: AsyncExitStack) -> Settings:
-        return check(settings)
+        return check_settings(settings)
 
     return run_roles(start, roles)
 
 
-async def _api(core: Core, stack: AsyncExitStack) -> None:
-    settings = core.settings
-    store = core.store()
+async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
+    settings = context.settings
+    store = context.create_store()
     stack.push_async_callback(store.close)
     config = _api_config(settings)
-    reads = DatabaseWithDeadline(core.database, config.patience_s)
+    reads = DatabaseWithDeadline(context.database, config.patience_s)
     log = Log(reads)
-    tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
+    tailer = Tailer(log, context.notifier, poll_s=settings.sse_poll_ms / 1000)
     limits = Limits(
         queued=settings.max_queued_jobs, tenant_queued=settings.tenant_max_queued_jobs, rate=settings.tenant_rate
     )
     services = Services(
         log=log,
         reader=AuditReader(reads),
-        committer=core.committer,
-        jobs=JobService(core.log, core.committer, core.actor),
+        committer=context.committer,
+        jobs=JobService(context.log, context.committer, context.actor),
         tailer=tailer,
         queries=Queries(reads),
-        models=Models(log),
+        models=ModelCatalogue(log),
         keys=Keys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
         admission=Admission(reads, limits),
         presign=store.presign_many,
         config=config,
-        stopping=core.stopping,
+        stopping=context.stopping,
     )
     try:
         bound = listen_all(settings.host, settings.port)
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
-    core.checks["tailer"] = tailer.task.check
-    health = msgspec.structs.replace(core.health, needs_writes=False)
-    core.url = serve_http(core, stack, build(services, health), bound, "api")
+    context.checks["tailer"] = tailer.task.check
+    health = msgspec.structs.replace(context.health, needs_writes=False)
+    context.url = serve_http(context, stack, build(services, health), bound, "api")
     stack.push_async_callback(tailer.stop)
-    _log.info("listening", url=core.url)
+    _log.info("listening", url=context.url)
 
 
-def _expect_keys(settings: Settings) -> None:
+def _expect_keys_if_public(settings: Settings) -> None:
     """Refuse to serve strangers by mistake."""
     if settings.require_keys or settings.allow_anonymous or is_loopback(settings.host):
         return
@@ -186,25 +186,25 @@ def _api_config(settings: Settings) -> ApiConfig:
     )
 
 
-async def _orchestrator(core: Core, stack: AsyncExitStack) -> None:
-    settings = core.settings
-    key = anchoring.signing_key(settings)
-    _subscribe(core, stack, Orchestrator(core.log, core.committer, core.actor))
-    quarantine = Quarantine(core.log, core.actor)
-    core.notices["quarantine"] = quarantine.check
-    stop_with(stack, core.spawn(quarantine.run(), "quarantine"))
+async def _orchestrator(context: ProcessContext, stack: AsyncExitStack) -> None:
+    settings = context.settings
+    key = anchoring.load_signing_key(settings)
+    _subscribe(context, stack, Orchestrator(context.log, context.committer, context.actor))
+    quarantine = Quarantine(context.log, context.actor)
+    context.notices["quarantine"] = quarantine.check
+    cancel_on_exit(stack, context.spawn(quarantine.run(), "quarantine"))
     if key is None or settings.anchor_every_s is None:
         return
-    store = None if settings.s3_endpoint is None else core.store()
+    store = None if settings.s3_endpoint is None else context.create_store()
     if store is not None:
         stack.push_async_callback(store.close)
-    signing = anchoring.anchor_regularly(core.log, store, key, core.actor, settings.anchor_every_s)
-    stop_with(stack, core.spawn(signing, "anchors"))
+    signing = anchoring.sign_anchors_regularly(context.log, store, key, context.actor, settings.anchor_every_s)
+    cancel_on_exit(stack, context.spawn(signing, "anchors"))
 
 
-async def _projector(core: Core, stack: AsyncExitStack) -> None:
-    _subscribe(core, stack, Projector(core.database))
-    stop_with(stack, core.spawn(_rebuild_outdated(core.settings), "rebuild"))
+async def _projector(context: ProcessContext, stack: AsyncExitStack) -> None:
+    _subscribe(context, stack, Projector(context.database))
+    cancel_on_exit(stack, context.spawn(_rebuild_outdated(context.settings), "rebuild"))
 
 
 async def _rebuild_outdated(settings: Settings) -> None:
@@ -225,34 +225,34 @@ async def _rebuild_outdated(settings: Settings) -> None:
             _log.info("the read model was rebuilt", lag_s=round(lag, 3))
 
 
-def _subscribe(core: Core, stack: AsyncExitStack, handler: Handler) -> None:
-    subscription = Subscription(core.log, core.notifier, handler, codec.is_known, poll_s=core.settings.poll_s)
-    task = core.spawn(subscription.run(), handler.name)
+def _subscribe(context: ProcessContext, stack: AsyncExitStack, handler: Handler) -> None:
+    subscription = Subscription(context.log, context.notifier, handler, codec.is_known, poll_s=context.settings.poll_s)
+    task = context.spawn(subscription.run(), handler.name)
 
     async def check() -> None:
         for cursor in subscription.cursors.values():
             if cursor.failure is not None:
                 raise NotReady(f"partition {cursor.partition} is stalled: {cursor.failure}")
 
-    core.checks[handler.name] = check
+    context.checks[handler.name] = check
     SUBSCRIPTION_FAILED.labels(handler.name).set_function(
         lambda: float(any(cursor.failure is not None for cursor in subscription.cursors.values()))
     )
-    stop_with(stack, task)
+    cancel_on_exit(stack, task)
 
 
-async def _runner(core: Core, stack: AsyncExitStack) -> None:
-    settings = core.settings
-    store = core.store()
+async def _runner(context: ProcessContext, stack: AsyncExitStack) -> None:
+    settings = context.settings
+    store = context.create_store()
     stack.push_async_callback(store.close)
-    core.checks["object_store"] = store.check_ready
-    await _bucket(core, store)
-    item_renderer = _item_renderer(core)
-    if not settings.fake_runner and settings.model is None and await _no_generator(core):
+    context.checks["object_store"] = store.check_ready
+    await _create_bucket(context, store)
+    item_renderer = _create_item_renderer(context)
+    if not settings.fake_runner and settings.model is None and await _has_no_generator(context):
         _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
     stack.push_async_callback(item_renderer.stop)
     steps = StepRunner(
-        JobService(core.log, core.committer, core.actor),
+        JobService(context.log, context.committer, context.actor),
         store,
         item_renderer,
         retry=RetryPolicy(
@@ -262,13 +262,13 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
             timeout_s=settings.step_timeout_s,
             outage_s=settings.store_patience_s,
         ),
-        name=core.actor,
+        name=context.actor,
     )
     # What was begun is finished before anything new is begun.
-    outbox = Outbox(core.database, list(reversed(STEP_KINDS)), step_command.decode)
-    consumer = Consumer(outbox, core.notifier, steps.run, slots=settings.slots, lease_s=settings.lease_s)
-    running = core.spawn(consumer.run(), "runner")
-    core.checks["heartbeat"] = consumer.heartbeat.check
+    outbox = Outbox(context.database, list(reversed(STEP_KINDS)), step_command.decode)
+    consumer = Consumer(outbox, context.notifier, steps.run, slots=settings.slots, lease_s=settings.lease_s)
+    running = context.spawn(consumer.run(), "runner")
+    context.checks["heartbeat"] = consumer.heartbeat.check
     WORKER_READY.set_function(lambda: float(consumer.ready))
 
     async def stop() -> None:
@@ -276,31 +276,31 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
         consumer.stop()
         if not (await asyncio.wait({running}, timeout=settings.shutdown_grace_s))[0]:
             steps.give_up()
-            await asyncio.wait({running}, timeout=_HAND_BACK_S)
+            await asyncio.wait({running}, timeout=_HAND_BACK_TIMEOUT_S)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
     stack.push_async_callback(stop)
 
 
-async def _no_generator(core: Core) -> bool:
-    models = await until_available("models", Models(core.log).all)
+async def _has_no_generator(context: ProcessContext) -> bool:
+    models = await until_available("models", ModelCatalogue(context.log).all)
     return not any(model.available and model.kind == "generator" for model in models)
 
 
-def _item_renderer(core: Core) -> ItemRenderer:
-    settings = core.settings
+def _create_item_renderer(context: ProcessContext) -> ItemRenderer:
+    settings = context.settings
     return ItemRenderer(
         create_fake_renderer(settings, FaultPlan.parse(settings.fake_fail or "")),
         Threads(),
-        Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
+        Selection(ModelCatalogue(context.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
         BatchScheduler(create_engine_process(settings), batch_max=settings.batch_max),
     )
 
 
-async def _bucket(core: Core, store: ObjectStore) -> None:
+async def _create_bucket(context: ProcessContext, store: ObjectStore) -> None:
     """Make the bucket; a store that is away must not keep the runner from starting, puts are tried again."""
     try:
         await store.ensure_bucket()
     except Exception as error:  # noqa: BLE001  # whatever keeps it away is told, and shows in /readyz
-        _log.warning("can't reach the bucket yet", bucket=core.settings.s3_bucket, error=str(error))
+        _log.warning("can't reach the bucket yet", bucket=context.settings.s3_bucket, error=str(error))

@@ -9,10 +9,10 @@ from eventstore.database import Database
 
 async def install(database: Database, *, partitions: int = 8) -> bool:
     """Install this release's schema, or migrate to it, as `eventstore.schema.install` does."""
-    return await schema.install(database, application(), partitions=partitions)
+    return await schema.install(database, load_application(), partitions=partitions)
 
 
-def application() -> schema.Application:
+def load_application() -> schema.Application:
     """Dream Forge's part of the database."""
     package = resources.files("dreamforge")
     # In a wheel schema.sql lies in the package; in a checkout at the top, where its readers look for it.

@@ -1,7 +1,7 @@
 """Settings: the only module that reads the environment.
 
-`Settings` has the types and defaults; `VARIABLES` has each field's environment variable and its format. All other code
-receives values. `load` is pure; `from_process` passes it this process's environment.
+`Settings` has the types and defaults; `VARIABLES_BY_FIELD` has each field's environment variable and its format. All
+other code receives values. `load_settings` is pure; `load_process_settings` passes it this process's environment.
 """
 
 import difflib
@@ -20,10 +20,10 @@ from orchestrator.step_kinds import STEP_KINDS, default_weights
 from projections.keys import key_id_in
 from runners.faults import FaultPlan
 
-_PREFIX = "DF_"
-_TEST_PREFIX = "DF_TEST_"  # read by the tests; never reported as an unknown setting
+_VARIABLE_PREFIX = "DF_"
+_TEST_VARIABLE_PREFIX = "DF_TEST_"  # read by the tests; never reported as an unknown setting
 
-_DOTENV_LINE = re.compile(
+_DOTENV_LINE_PATTERN = re.compile(
     r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
     (?: '(?P<single>[^']*)' | "(?P<double>(?:[^"\\]|\\.)*)" | (?P<bare>(?!['"]).*?) )
     \s*(?:(?<=\s)\#.*)?""",
@@ -39,38 +39,41 @@ class NotConfigured(SettingsError):
     """A command needs a service that no setting names, and there is no home; the message says what to set."""
 
 
-class Form(msgspec.Struct, frozen=True):
+class ValueFormat(msgspec.Struct, frozen=True):
     """A variable's format. text: ends the sentence "must be …". parse: raises ValueError for an invalid text."""
 
     text: str
     parse: Callable[[str], Any]
 
 
-def integer(low: int, high: int, *, clamp: bool = False) -> Form:
+def integer_format(minimum: int, maximum: int, *, clamp: bool = False) -> ValueFormat:
     """An integer between two bounds. clamp: a value outside is moved to the nearer bound instead of rejected."""
 
     def parse(text: str) -> int:
         value = int(text)
-        if not clamp and not low <= value <= high:
+        if not clamp and not minimum <= value <= maximum:
             raise ValueError
-        return min(max(value, low), high)
+        return min(max(value, minimum), maximum)
 
-    return Form(f"a whole number {'clamped to' if clamp else 'from'} {low} to {high}", parse)
+    return ValueFormat(f"a whole number {'clamped to' if clamp else 'from'} {minimum} to {maximum}", parse)
 
 
-def number(low: float, high: float, *, above: bool = False) -> Form:
-    """A number between two bounds. above: the lower bound is excluded."""
+def number_format(low: float, high: float, *, exclude_low: bool = False) -> ValueFormat:
+    """A number between two bounds. exclude_low: the lower bound is excluded."""
 
     def parse(text: str) -> float:
         value = float(text)
-        if not low <= value <= high or (above and value == low):
+        if not low <= value <= high or (exclude_low and value == low):
             raise ValueError
         return value
 
-    return Form(f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}", parse)
+    return ValueFormat(
+        f"a number {'above' if exclude_low else 'from'} {low:g} {'and at most' if exclude_low else 'to'} {high:g}",
+        parse,
+    )
 
 
-def choice(*values: str) -> Form:
+def choice_format(*values: str) -> ValueFormat:
     """One of several words, case-insensitive."""
 
     def parse(text: str) -> str:
@@ -78,7 +81,7 @@ def choice(*values: str) -> Form:
             raise ValueError
         return text.lower()
 
-    return Form(f"one of {', '.join(values)}", parse)
+    return ValueFormat(f"one of {', '.join(values)}", parse)
 
 
 def _parse_flag(text: str) -> bool:
@@ -89,15 +92,15 @@ def _parse_flag(text: str) -> bool:
     raise ValueError
 
 
-def _parse_database(text: str) -> str:
+def _parse_database_url(text: str) -> str:
     match = re.fullmatch(r"(?:postgresql|postgres)(?:\+\w+)?(://.+)", text, re.DOTALL)
     if match is None:
         raise ValueError
     return f"postgresql{match[1]}"
 
 
-def _parse_listen(text: str) -> str:
-    return "" if text.lower() == "off" else _parse_database(text)
+def _parse_listen_url(text: str) -> str:
+    return "" if text.lower() == "off" else _parse_database_url(text)
 
 
 def _parse_url(text: str) -> str:
@@ -113,13 +116,13 @@ def _parse_bucket(text: str) -> str:
     return text
 
 
-def _parse_status(text: str) -> int:
+def _parse_create_status(text: str) -> int:
     if text not in {"200", "202"}:
         raise ValueError
     return int(text)
 
 
-def _parse_failure(text: str) -> str:
+def _parse_fault_plan(text: str) -> str:
     FaultPlan.parse(text)
     return text
 
@@ -135,61 +138,63 @@ def _parse_weights(text: str) -> dict[str, float]:
     return {name: weights[name] / total for name in STEP_KINDS}
 
 
-def _parse_list(text: str, pattern: str, end: str = " ") -> tuple[str, ...]:
+def _parse_comma_separated(text: str, pattern: str, stripped_characters: str = " ") -> tuple[str, ...]:
     """Values with commas between. Each is `*` or matches the pattern. end: a character to remove from their ends."""
-    values = tuple(value.strip().rstrip(end) for value in text.split(","))
+    values = tuple(value.strip().rstrip(stripped_characters) for value in text.split(","))
     if not all(value == "*" or re.fullmatch(pattern, value) for value in values):
         raise ValueError
     return values
 
 
 def _parse_origins(text: str) -> tuple[str, ...]:
-    return _parse_list(text, r"https?://[^\s/?#]+", end="/")
+    return _parse_comma_separated(text, r"https?://[^\s/?#]+", stripped_characters="/")
 
 
 def _parse_hosts(text: str) -> tuple[str, ...]:
-    return _parse_list(text.lower(), r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+    return _parse_comma_separated(text.lower(), r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 def _none_if_auto(text: str) -> str | None:
     return None if text.lower() == "auto" else text
 
 
-def _parse_key(text: str) -> str:
+def _parse_api_key(text: str) -> str:
     if key_id_in(text) is None:
         raise ValueError
     return text
 
 
-TEXT = Form("any text", str)
-PATH = Form("a path", lambda text: Path(text).expanduser())
-_DTYPES = choice("auto", "float32", "float16", "bfloat16")
-DTYPE = Form(_DTYPES.text, lambda text: _none_if_auto(_DTYPES.parse(text)))
-AUTO = Form("auto, or the name of a device", _none_if_auto)
-FLAG = Form("1, true, yes or on; or 0, false, no or off", _parse_flag)
-DATABASE = Form("a URL like postgresql://user:password@host:5432/database", _parse_database)
-LISTEN = Form(f"{DATABASE.text}, or off", _parse_listen)
-URL = Form("a URL like http://host:9000 or https://host", _parse_url)
-BUCKET = Form("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
-FAILURE = Form(
+TEXT_FORMAT = ValueFormat("any text", str)
+PATH_FORMAT = ValueFormat("a path", lambda text: Path(text).expanduser())
+_DTYPE_CHOICE_FORMAT = choice_format("auto", "float32", "float16", "bfloat16")
+DTYPE_FORMAT = ValueFormat(_DTYPE_CHOICE_FORMAT.text, lambda text: _none_if_auto(_DTYPE_CHOICE_FORMAT.parse(text)))
+DEVICE_FORMAT = ValueFormat("auto, or the name of a device", _none_if_auto)
+FLAG_FORMAT = ValueFormat("1, true, yes or on; or 0, false, no or off", _parse_flag)
+DATABASE_URL_FORMAT = ValueFormat("a URL like postgresql://user:password@host:5432/database", _parse_database_url)
+LISTEN_URL_FORMAT = ValueFormat(f"{DATABASE_URL_FORMAT.text}, or off", _parse_listen_url)
+HTTP_URL_FORMAT = ValueFormat("a URL like http://host:9000 or https://host", _parse_url)
+BUCKET_NAME_FORMAT = ValueFormat("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
+FAULT_PLAN_FORMAT = ValueFormat(
     f"{' or '.join(STEP_KINDS)}, then optionally =oom, =kill or =hang, :item and :times, "
     f"like {list(STEP_KINDS)[-1]}:2:1; or several",
-    _parse_failure,
+    _parse_fault_plan,
 )
-ORIGINS = Form("origins like https://app.example.org with commas between, or *", _parse_origins)
-HOSTS = Form("names like forge.example.org or *.example.org with commas between, or *", _parse_hosts)
-STATUS = Form("202 or 200", _parse_status)
-KEY = Form("an API key like df_…, as `dreamforge keys create` shows it once", _parse_key)
-SECONDS = number(0, 86400, above=True)
-_EXAMPLE = ",".join(f"{name}:{weight:g}" for name, weight in default_weights().items())
-WEIGHTS = Form(f"both steps with weights of 0 or more and a sum above 0, like {_EXAMPLE}", _parse_weights)
+CORS_ORIGINS_FORMAT = ValueFormat("origins like https://app.example.org with commas between, or *", _parse_origins)
+HOST_NAMES_FORMAT = ValueFormat("names like forge.example.org or *.example.org with commas between, or *", _parse_hosts)
+CREATE_STATUS_FORMAT = ValueFormat("202 or 200", _parse_create_status)
+API_KEY_FORMAT = ValueFormat("an API key like df_…, as `dreamforge keys create` shows it once", _parse_api_key)
+SECONDS_FORMAT = number_format(0, 86400, exclude_low=True)
+_WEIGHTS_EXAMPLE = ",".join(f"{name}:{weight:g}" for name, weight in default_weights().items())
+WEIGHTS_FORMAT = ValueFormat(
+    f"both steps with weights of 0 or more and a sum above 0, like {_WEIGHTS_EXAMPLE}", _parse_weights
+)
 
 
-class Var(msgspec.Struct, frozen=True):
+class SettingVariable(msgspec.Struct, frozen=True):
     """The environment variable of a setting: its name, an older name, and its format."""
 
     name: str
-    form: Form
+    value_format: ValueFormat
     doc: str
     alias: str | None = None
     secret: bool = False
@@ -202,7 +207,7 @@ class Var(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings of all roles; `VARIABLES` describes them. The service starts with the defaults alone."""
+    """All settings of all roles; `VARIABLES_BY_FIELD` describes them. The service starts with the defaults alone."""
 
     home: Path = Path(".dreamforge")
     db_url: str | None = None
@@ -281,187 +286,246 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The settings without secrets, which must not appear in tracebacks and logs."""
         fields = (
             f"{field}={'***' if var.secret and value is not None else repr(value)}"
-            for field, var in VARIABLES.items()
+            for field, var in VARIABLES_BY_FIELD.items()
             for value in [getattr(self, field)]
         )
         return f"Settings({', '.join(fields)})"
 
 
-_VARIABLES = (
-    Var("DF_HOME", PATH, "Where the embedded services keep their data."),
-    Var("DF_DB_URL", DATABASE, "The database; unset starts an embedded one.", secret=True),
-    Var(
+_VARIABLE_LIST = (
+    SettingVariable("DF_HOME", PATH_FORMAT, "Where the embedded services keep their data."),
+    SettingVariable("DF_DB_URL", DATABASE_URL_FORMAT, "The database; unset starts an embedded one.", secret=True),
+    SettingVariable(
         "DF_DB_LISTEN_URL",
-        LISTEN,
+        LISTEN_URL_FORMAT,
         "A direct connection for LISTEN, past any pooler; unset: DF_DB_URL, unless DF_DB_POOLER is set; off: poll.",
         secret=True,
     ),
-    Var("DF_DB_POOLER", choice("transaction"), "The mode of the pooler in front of the database, if there is one."),
-    Var(
+    SettingVariable(
+        "DF_DB_POOLER",
+        choice_format("transaction"),
+        "The mode of the pooler in front of the database, if there is one.",
+    ),
+    SettingVariable(
         "DF_DB_CONNECTIONS",
-        integer(2, 1000),
+        integer_format(2, 1000),
         "The most connections that one process opens, besides two for the notifier.",
     ),
-    Var("DF_S3_ENDPOINT", URL, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
-    Var("DF_S3_ACCESS_KEY", TEXT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True),
-    Var("DF_S3_SECRET_KEY", TEXT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True),
-    Var("DF_S3_BUCKET", BUCKET, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
-    Var("DF_S3_REGION", TEXT, "The object store's region.", "DF_MINIO_REGION"),
-    Var(
+    SettingVariable(
+        "DF_S3_ENDPOINT", HTTP_URL_FORMAT, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"
+    ),
+    SettingVariable(
+        "DF_S3_ACCESS_KEY", TEXT_FORMAT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True
+    ),
+    SettingVariable(
+        "DF_S3_SECRET_KEY", TEXT_FORMAT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True
+    ),
+    SettingVariable("DF_S3_BUCKET", BUCKET_NAME_FORMAT, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
+    SettingVariable("DF_S3_REGION", TEXT_FORMAT, "The object store's region.", "DF_MINIO_REGION"),
+    SettingVariable(
         "DF_S3_PUBLIC_ENDPOINT",
-        URL,
+        HTTP_URL_FORMAT,
         "The object store as clients reach it, for presigned URLs, under the same path; DF_S3_ENDPOINT if unset.",
         "DF_MINIO_PUBLIC_ENDPOINT",
     ),
-    Var("DF_PRESIGN_EXPIRES_S", integer(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."),
-    Var("DF_HOST", TEXT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
-    Var("DF_PORT", integer(0, 65535), "The port that the API listens on; 0 takes a free one."),
-    Var("DF_API_BASE", URL, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
-    Var("DF_API_KEY", KEY, "The API key that `dreamforge jobs` sends, if the service requires one.", secret=True),
-    Var("DF_CREATE_STATUS", STATUS, "The status of an accepted job; 200 is for clients of the old service."),
-    Var("DF_EAGER", FLAG, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"),
-    Var("DF_EAGER_TIMEOUT_S", SECONDS, "How long DF_EAGER waits for a job's end, in seconds."),
-    Var("DF_MAX_BODY_BYTES", integer(1024, 2**30), "The largest request body."),
-    Var("DF_MAX_PIXELS", integer(256, 2**40), "The largest image that a job may write, in pixels."),
-    Var(
+    SettingVariable(
+        "DF_PRESIGN_EXPIRES_S", integer_format(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
+    ),
+    SettingVariable("DF_HOST", TEXT_FORMAT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
+    SettingVariable("DF_PORT", integer_format(0, 65535), "The port that the API listens on; 0 takes a free one."),
+    SettingVariable(
+        "DF_API_BASE", HTTP_URL_FORMAT, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."
+    ),
+    SettingVariable(
+        "DF_API_KEY",
+        API_KEY_FORMAT,
+        "The API key that `dreamforge jobs` sends, if the service requires one.",
+        secret=True,
+    ),
+    SettingVariable(
+        "DF_CREATE_STATUS",
+        CREATE_STATUS_FORMAT,
+        "The status of an accepted job; 200 is for clients of the old service.",
+    ),
+    SettingVariable(
+        "DF_EAGER", FLAG_FORMAT, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"
+    ),
+    SettingVariable("DF_EAGER_TIMEOUT_S", SECONDS_FORMAT, "How long DF_EAGER waits for a job's end, in seconds."),
+    SettingVariable("DF_MAX_BODY_BYTES", integer_format(1024, 2**30), "The largest request body."),
+    SettingVariable("DF_MAX_PIXELS", integer_format(256, 2**40), "The largest image that a job may write, in pixels."),
+    SettingVariable(
         "DF_LOGS_TAIL_DEFAULT",
-        integer(1, 100_000),
+        integer_format(1, 100_000),
         "How many lines `/logs` returns without `tail`; DF_LOGS_TAIL_MAX limits it.",
     ),
-    Var("DF_LOGS_TAIL_MAX", integer(1, 100_000), "The largest `tail` that `/logs` accepts."),
-    Var("DF_REQUIRE_KEYS", FLAG, "Require an API key for every request under /v1."),
-    Var(
+    SettingVariable("DF_LOGS_TAIL_MAX", integer_format(1, 100_000), "The largest `tail` that `/logs` accepts."),
+    SettingVariable("DF_REQUIRE_KEYS", FLAG_FORMAT, "Require an API key for every request under /v1."),
+    SettingVariable(
         "DF_ALLOW_ANONYMOUS",
-        FLAG,
+        FLAG_FORMAT,
         "Allow an address other than loopback without DF_REQUIRE_KEYS: every client has all rights.",
     ),
-    Var(
+    SettingVariable(
         "DF_ALLOWED_HOSTS",
-        HOSTS,
+        HOST_NAMES_FORMAT,
         "The host names that every role accepts, besides addresses, localhost and the names in DF_HOST and "
         "DF_METRICS_HOST; unset with DF_REQUIRE_KEYS: any.",
     ),
-    Var(
+    SettingVariable(
         "DF_MAX_QUEUED_JOBS",
-        integer(1, 10**9),
+        integer_format(1, 10**9),
         "The most commands in the queues; new jobs above it are rejected (503).",
     ),
-    Var(
+    SettingVariable(
         "DF_TENANT_MAX_QUEUED_JOBS",
-        integer(1, 10**9),
+        integer_format(1, 10**9),
         "The most open jobs of one tenant; its new jobs above it are rejected (429); unset: no limit.",
     ),
-    Var(
+    SettingVariable(
         "DF_TENANT_RATE",
-        number(0, 10**6, above=True),
+        number_format(0, 10**6, exclude_low=True),
         "The most requests per second of one tenant to one process; more are rejected (429); unset: no limit.",
     ),
-    Var("DF_CORS_ORIGINS", ORIGINS, "The origins whose pages may call the API from a browser; unset allows none."),
-    Var(
+    SettingVariable(
+        "DF_CORS_ORIGINS",
+        CORS_ORIGINS_FORMAT,
+        "The origins whose pages may call the API from a browser; unset allows none.",
+    ),
+    SettingVariable(
         "DF_MAX_STREAMS",
-        integer(1, 1_000_000),
+        integer_format(1, 1_000_000),
         "The most live streams of one process; further ones are closed with a `retry` time.",
     ),
-    Var(
+    SettingVariable(
         "DF_STREAM_MAX_S",
-        SECONDS,
+        SECONDS_FORMAT,
         "How long a live stream lasts before its client must reconnect, in seconds; unset: no limit.",
     ),
-    Var(
+    SettingVariable(
         "DF_SSE_POLL_MS",
-        integer(1, 60_000),
+        integer_format(1, 60_000),
         "The longest delay of a stream after a lost notification, in milliseconds.",
     ),
-    Var("DF_SSE_HEARTBEAT_S", SECONDS, "The longest silence on a stream, in seconds."),
-    Var("DF_PROGRESS_WEIGHTS", WEIGHTS, "Each step's share of a job's progress.", lenient=True),
-    Var("DF_POLL_S", SECONDS, "How long a subscription waits for a notification before it polls, in seconds."),
-    Var(
+    SettingVariable("DF_SSE_HEARTBEAT_S", SECONDS_FORMAT, "The longest silence on a stream, in seconds."),
+    SettingVariable("DF_PROGRESS_WEIGHTS", WEIGHTS_FORMAT, "Each step's share of a job's progress.", lenient=True),
+    SettingVariable(
+        "DF_POLL_S", SECONDS_FORMAT, "How long a subscription waits for a notification before it polls, in seconds."
+    ),
+    SettingVariable(
         "DF_LEASE_S",
-        number(3, 86400, above=True),
+        number_format(3, 86400, exclude_low=True),
         "The lease of a claimed command, in seconds: the longest time from a runner's death to the next attempt.",
     ),
-    Var(
+    SettingVariable(
         "DF_STEP_TIMEOUT_S",
-        SECONDS,
+        SECONDS_FORMAT,
         "The longest time of one attempt of a step, in seconds; the next attempt keeps its artifacts.",
     ),
-    Var(
+    SettingVariable(
         "DF_STORE_PATIENCE_S",
-        number(0, 86400),
+        number_format(0, 86400),
         "How long an attempt waits for an unavailable object store before it fails, in seconds.",
     ),
-    Var("DF_MAX_ATTEMPTS", integer(1, 10_000), "Attempts in a row without a new artifact before a step fails."),
-    Var(
-        "DF_RETRY_BASE_S", number(0, 86400), "The pause before a step's first retry, in seconds; it doubles each time."
+    SettingVariable(
+        "DF_MAX_ATTEMPTS", integer_format(1, 10_000), "Attempts in a row without a new artifact before a step fails."
     ),
-    Var("DF_RETRY_MAX_S", number(0, 86400), "The longest pause before a retry, in seconds."),
-    Var(
+    SettingVariable(
+        "DF_RETRY_BASE_S",
+        number_format(0, 86400),
+        "The pause before a step's first retry, in seconds; it doubles each time.",
+    ),
+    SettingVariable("DF_RETRY_MAX_S", number_format(0, 86400), "The longest pause before a retry, in seconds."),
+    SettingVariable(
         "DF_RUNNER_SLOTS",
-        integer(1, 1024),
+        integer_format(1, 1024),
         "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 2 without models.",
     ),
-    Var("DF_FAKE_RUNNER", FLAG, "Use the fake engine instead of models."),
-    Var(
+    SettingVariable("DF_FAKE_RUNNER", FLAG_FORMAT, "Use the fake engine instead of models."),
+    SettingVariable(
         "DF_MODEL",
-        TEXT,
+        TEXT_FORMAT,
         "The default model: a folder, a .safetensors file, or a hub repository; unset: the first registered and "
         "enabled model, or the fake engine if there is none.",
     ),
-    Var(
+    SettingVariable(
         "DF_MODELS_DIR",
-        PATH,
+        PATH_FORMAT,
         "The folder of models that `dreamforge models add` fetches or copies; unset: `models` in DF_HOME.",
     ),
-    Var("DF_DEVICE", AUTO, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."),
-    Var(
+    SettingVariable(
+        "DF_DEVICE", DEVICE_FORMAT, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."
+    ),
+    SettingVariable(
         "DF_DTYPE",
-        DTYPE,
+        DTYPE_FORMAT,
         "The precision of models; auto: the best one for the device.",
     ),
-    Var("DF_BATCH_MAX", integer(1, 64), "The most images that a runner renders at once."),
-    Var(
+    SettingVariable("DF_BATCH_MAX", integer_format(1, 64), "The most images that a runner renders at once."),
+    SettingVariable(
         "DF_MODEL_BYTES",
-        integer(0, 2**50),
+        integer_format(0, 2**50),
         "The most bytes of open models besides the one in use; unset: half of the device's memory.",
     ),
-    Var(
+    SettingVariable(
         "DF_ENGINE_STALL_S",
-        SECONDS,
+        SECONDS_FORMAT,
         "How long an engine process may send no message while it renders before it is killed, in seconds; opening a "
         "model may take an hour.",
     ),
-    Var("DF_FAKE_FAIL", FAILURE, "Make the fake runner fail, for tests."),
-    Var("DF_ANCHOR_KEY", PATH, "The file of the key that signs anchors; see `dreamforge audit key`."),
-    Var("DF_ANCHOR_EVERY_S", SECONDS, "How often the orchestrator signs an anchor, in seconds; unset: never."),
-    Var("DF_LOG_LEVEL", choice("debug", "info", "warning", "error"), "The lowest level of log lines."),
-    Var(
+    SettingVariable("DF_FAKE_FAIL", FAULT_PLAN_FORMAT, "Make the fake runner fail, for tests."),
+    SettingVariable(
+        "DF_ANCHOR_KEY", PATH_FORMAT, "The file of the key that signs anchors; see `dreamforge audit key`."
+    ),
+    SettingVariable(
+        "DF_ANCHOR_EVERY_S", SECONDS_FORMAT, "How often the orchestrator signs an anchor, in seconds; unset: never."
+    ),
+    SettingVariable(
+        "DF_LOG_LEVEL", choice_format("debug", "info", "warning", "error"), "The lowest level of log lines."
+    ),
+    SettingVariable(
         "DF_LOG_FORMAT",
-        choice("auto", "json", "console"),
+        choice_format("auto", "json", "console"),
         "The format of log lines; auto is console on a terminal, else json.",
     ),
-    Var("DF_METRICS_HOST", TEXT, "The address on which roles without an API serve /metrics, /healthz and /readyz."),
-    Var(
-        "DF_WORKER_METRICS_PORT", integer(0, 65535), "The runner's port on DF_METRICS_HOST; if it is taken, a free one."
+    SettingVariable(
+        "DF_METRICS_HOST",
+        TEXT_FORMAT,
+        "The address on which roles without an API serve /metrics, /healthz and /readyz.",
     ),
-    Var("DF_ORCHESTRATOR_METRICS_PORT", integer(0, 65535), "The orchestrator's port on DF_METRICS_HOST, likewise."),
-    Var("DF_PROJECTOR_METRICS_PORT", integer(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."),
-    Var("DF_SHUTDOWN_GRACE_S", number(0, 3600), "How long a stopping process waits for its running work, in seconds."),
+    SettingVariable(
+        "DF_WORKER_METRICS_PORT",
+        integer_format(0, 65535),
+        "The runner's port on DF_METRICS_HOST; if it is taken, a free one.",
+    ),
+    SettingVariable(
+        "DF_ORCHESTRATOR_METRICS_PORT",
+        integer_format(0, 65535),
+        "The orchestrator's port on DF_METRICS_HOST, likewise.",
+    ),
+    SettingVariable(
+        "DF_PROJECTOR_METRICS_PORT", integer_format(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."
+    ),
+    SettingVariable(
+        "DF_SHUTDOWN_GRACE_S",
+        number_format(0, 3600),
+        "How long a stopping process waits for its running work, in seconds.",
+    ),
 )
-VARIABLES = {var.name.removeprefix(_PREFIX).lower(): var for var in _VARIABLES}
+VARIABLES_BY_FIELD = {var.name.removeprefix(_VARIABLE_PREFIX).lower(): var for var in _VARIABLE_LIST}
 """The variables by the field of `Settings` that each one sets."""
 
 
-def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settings, list[str]]:
+def load_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settings, list[str]]:
     """The settings from an environment and a .env file, and warnings. The environment has precedence."""
-    texts = _non_empty(_read_dotenv(dotenv)) | _non_empty(environ)
+    texts = _strip_and_drop_empty(_read_dotenv(dotenv)) | _strip_and_drop_empty(environ)
     values: dict[str, Any] = {}
     warnings = _unknown_setting_warnings(texts)
-    for field, var in VARIABLES.items():
+    for field, var in VARIABLES_BY_FIELD.items():
         name = next((name for name in var.names if name in texts), None)
         if name is None:
             continue
         try:
-            values[field] = var.form.parse(texts[name])
+            values[field] = var.value_format.parse(texts[name])
         except ValueError:
             message = _invalid_value_message(name, texts[name], var)
             if not var.lenient:
@@ -471,13 +535,13 @@ def load(environ: Mapping[str, str], dotenv: Path | None = None) -> tuple[Settin
         values.setdefault("db_listen_url", values["db_url"])
     values["db_listen_url"] = values.get("db_listen_url") or None
     settings = Settings(**values)
-    _expect_same_path(settings)
+    _expect_same_s3_path(settings)
     if "api_base" not in values:
         settings = msgspec.structs.replace(settings, api_base=_loopback_url(settings.host, settings.port))
     return settings, warnings
 
 
-def _expect_same_path(settings: Settings) -> None:
+def _expect_same_s3_path(settings: Settings) -> None:
     """Check that both S3 endpoints have the same path. The signature of a presigned URL includes the path."""
     public = settings.s3_public_endpoint
     if public is not None and urlsplit(public).path != urlsplit(settings.s3_endpoint or "").path:
@@ -487,17 +551,17 @@ def _expect_same_path(settings: Settings) -> None:
         )
 
 
-def from_process(dotenv: Path | None = None) -> tuple[Settings, list[str]]:
+def load_process_settings(dotenv: Path | None = None) -> tuple[Settings, list[str]]:
     """The settings of this process, and warnings about them."""
-    return load(os.environ, dotenv)
+    return load_settings(os.environ, dotenv)
 
 
 def unconfigured_environ() -> dict[str, str]:
     """This process's environment without settings and AWS variables, for a child process with defaults."""
-    return {name: value for name, value in os.environ.items() if not name.startswith((_PREFIX, "AWS_"))}
+    return {name: value for name, value in os.environ.items() if not name.startswith((_VARIABLE_PREFIX, "AWS_"))}
 
 
-def _non_empty(environ: Mapping[str, str]) -> dict[str, str]:
+def _strip_and_drop_empty(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value.strip() for name, value in environ.items() if value.strip()}
 
 
@@ -509,7 +573,7 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        match = _DOTENV_LINE.fullmatch(text)
+        match = _DOTENV_LINE_PATTERN.fullmatch(text)
         if match is None:
             raise SettingsError(f"{path}, line {position}: this is no NAME=value.")
         values[match["name"]] = _dotenv_value(match)
@@ -523,19 +587,19 @@ def _dotenv_value(match: re.Match[str]) -> str:
 
 
 def _unknown_setting_warnings(names: Iterable[str]) -> list[str]:
-    known = [name for var in VARIABLES.values() for name in var.names]
+    known = [name for var in VARIABLES_BY_FIELD.values() for name in var.names]
     warnings = []
     for name in sorted(names):
-        if not name.startswith(_PREFIX) or name.startswith(_TEST_PREFIX) or name in known:
+        if not name.startswith(_VARIABLE_PREFIX) or name.startswith(_TEST_VARIABLE_PREFIX) or name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         warnings.append(f"{name} is no setting of this release{f'; is {close[0]} meant?' if close else '.'}")
     return warnings
 
 
-def _invalid_value_message(name: str, text: str, var: Var) -> str:
+def _invalid_value_message(name: str, text: str, var: SettingVariable) -> str:
     value = "has an invalid value" if var.secret else f"is {text!r}"
-    return f"{name} {value}; it must be {var.form.text}."
+    return f"{name} {value}; it must be {var.value_format.text}."
 
 
 def _loopback_url(host: str, port: int) -> str:

@@ -4,18 +4,18 @@ import importlib.util
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("api", "artifacts", "eventstore", "model_registry", "orchestrator", "projections", "runners")
-_ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_NAMES = ("api", "artifacts", "eventstore", "model_registry", "orchestrator", "projections", "runners")
+_PACKAGES_FOLDER = Path(__file__).resolve().parent.parent
 _ADVICE = (
     "Install Dream Forge into an environment of its own, and start it where neither PYTHONPATH nor the current folder "
     "has such a package."
 )
 
 
-def shadowed(root: Path = _ROOT) -> str | None:
+def find_shadowed_package(root: Path = _PACKAGES_FOLDER) -> str | None:
     """Which package is shadowed and what to do, as a message; None if none is. root: the folder of the packages."""
-    for name in PACKAGES:
-        actual, expected = _origin(name), root / name / "__init__.py"
+    for name in PACKAGE_NAMES:
+        actual, expected = _package_init_path(name), root / name / "__init__.py"
         if actual != expected:
             origin = f"it would be imported from {actual.parent}" if actual else "it can't be found"
             return f"the package {name!r} is not that of Dream Forge, {expected.parent}: {origin}. {_ADVICE}"
@@ -27,7 +27,7 @@ def shadowed(root: Path = _ROOT) -> str | None:
     return None
 
 
-def _origin(name: str) -> Path | None:
+def _package_init_path(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     if spec is None:
         return None

@@ -3,11 +3,11 @@
 from uuid import UUID
 
 from eventstore.log import Log
-from model_registry.view import ModelView, evolve, in_default_order
+from model_registry.view import ModelView, evolve, sort_in_default_order
 from orchestrator.service import fold_or_none
 
 
-class Models:
+class ModelCatalogue:
     """The models of a log. Reads are never stale. Every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, log: Log) -> None:
@@ -17,7 +17,7 @@ class Models:
         """Every model, in order."""
         histories = await self._log.category("model")
         views = (fold_or_none(evolve, history) for history in histories.values())
-        return in_default_order(model for model in views if model is not None)
+        return sort_in_default_order(model for model in views if model is not None)
 
     async def model(self, model_id: UUID) -> ModelView | None:
         """One model; None if no model has this id."""

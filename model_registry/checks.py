@@ -11,21 +11,21 @@ import msgspec
 
 from orchestrator.events import ModelKind
 
-_LFS_POINTER = b"version https://git-lfs"
-_MAX_POINTER_BYTES = 1024
-_MAX_HEADER_BYTES = 100_000_000
+_LFS_POINTER_PREFIX = b"version https://git-lfs"
+_MAX_LFS_POINTER_BYTES = 1024
+_MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
-_CHECKPOINT_PREFIX = "model.diffusion_model."
+_UNET_TENSOR_PREFIX = "model.diffusion_model."
 """Prefix of the tensor names of the UNet in a Stable Diffusion 1, 2 or XL checkpoint."""
 
 _IGNORED_COMPONENTS = {"safety_checker", "feature_extractor", "image_encoder"}
 """Components that a generator does not load."""
 
-_CLASSES_WITHOUT_WEIGHTS = ("Tokenizer", "TokenizerFast", "Processor", "Scheduler", "Extractor")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_CLASS_SUFFIXES_WITHOUT_WEIGHTS = ("Tokenizer", "TokenizerFast", "Processor", "Scheduler", "Extractor")
+_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
-_WEIGHTS_FILES = {
+_WEIGHTS_FILE_NAMES = {
     "diffusers": (
         "diffusion_pytorch_model.safetensors.index.json",
         "diffusion_pytorch_model.safetensors",
@@ -45,7 +45,7 @@ class BadModelFiles(Exception):
     """A model's files do not fit its kind; the message says why."""
 
 
-class _Tensor(msgspec.Struct, frozen=True):
+class _TensorHeader(msgspec.Struct, frozen=True):
     """A tensor's entry in the safetensors header. data_offsets: its start and end, relative to the header's end."""
 
     dtype: str
@@ -64,9 +64,9 @@ def check_files(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: boo
         _reject_lfs_pointer(name, file)
         if file.suffix.lower() == ".safetensors":
             tensors[name] = _read_tensors(name, file)
-    is_checkpoint = any(tensor.startswith(_CHECKPOINT_PREFIX) for names in tensors.values() for tensor in names)
+    is_checkpoint = any(tensor.startswith(_UNET_TENSOR_PREFIX) for names in tensors.values() for tensor in names)
     if kind == "gan-upscaler":
-        known = (".safetensors", *_PICKLES) if root.is_file() else (".safetensors", ".pth")
+        known = (".safetensors", *_PICKLE_SUFFIXES) if root.is_file() else (".safetensors", ".pth")
         networks = [name for name in files if name.lower().endswith(known)]
         if len(networks) != 1:
             raise BadModelFiles(f"a GAN is one .safetensors or .pth file; found are {len(networks)}")
@@ -79,19 +79,19 @@ def check_files(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: boo
         raise BadModelFiles("a diffusion upscaler is a folder in diffusers' layout")
     elif not is_checkpoint:
         raise BadModelFiles(
-            f"it is no complete checkpoint, since none of its tensors' names begins with {_CHECKPOINT_PREFIX}: it may "
+            f"it is no complete checkpoint, since none of its tensors' names begins with {_UNET_TENSOR_PREFIX}: it may "
             "be a LoRA or a part of a pipeline"
         )
 
 
 def _reject_lfs_pointer(name: str, file: Path) -> None:
-    if file.stat().st_size <= _MAX_POINTER_BYTES and file.read_bytes().startswith(_LFS_POINTER):
+    if file.stat().st_size <= _MAX_LFS_POINTER_BYTES and file.read_bytes().startswith(_LFS_POINTER_PREFIX):
         raise BadModelFiles(f"{name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`")
 
 
 def _check_torch_file(name: str, file: Path) -> None:
     """Check the start and end of a file of torch: a ZIP archive, or an older pickle, whose end cannot be checked."""
-    if file.suffix.lower() not in _PICKLES:
+    if file.suffix.lower() not in _PICKLE_SUFFIXES:
         return
     with file.open("rb") as stream:
         begin = stream.read(2)
@@ -101,18 +101,18 @@ def _check_torch_file(name: str, file: Path) -> None:
         raise BadModelFiles(f"{name} is cut off: the end of its archive is missing")
 
 
-def _read_tensors(name: str, file: Path) -> Mapping[str, _Tensor]:
+def _read_tensors(name: str, file: Path) -> Mapping[str, _TensorHeader]:
     """The tensors of a safetensors file: eight bytes of header length, a JSON header, and tensors without gaps."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+        if size < 8 or length > min(_MAX_SAFETENSORS_HEADER_BYTES, size - 8):
             raise BadModelFiles(f"{name} is no safetensors file, or is cut off: it has no whole header")
         header = stream.read(length)
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        tensors = {tensor: msgspec.json.decode(raw, type=_Tensor) for tensor, raw in entries.items()}
+        tensors = {tensor: msgspec.json.decode(raw, type=_TensorHeader) for tensor, raw in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadModelFiles(f"{name} is no safetensors file: its header can't be read ({error})") from error
     if not tensors:
@@ -134,17 +134,17 @@ class _PipelineFolder:
 
     def __init__(self, files: Mapping[str, Path], *, trust: bool) -> None:
         self._files = files
-        self._weights = (".safetensors", *_PICKLES) if trust else (".safetensors",)
+        self._weights_suffixes = (".safetensors", *_PICKLE_SUFFIXES) if trust else (".safetensors",)
 
     def check(self, kind: ModelKind) -> None:
         """Check that the index matches the files and, if diffusers is installed, that it has the index's classes."""
         if "model_index.json" not in self._files:
             raise BadModelFiles("it holds no model_index.json, and is no pipeline in diffusers' layout")
-        index = self._json("model_index.json")
+        index = self._read_json_object("model_index.json")
         name = index.get("_class_name")
         if not isinstance(name, str | list):
             raise BadModelFiles("model_index.json names no _class_name")
-        _check_class("model_index.json", name)
+        _check_diffusers_class("model_index.json", name)
         if kind == "diffusion-upscaler" and "low_res_scheduler" not in index:
             raise BadModelFiles(f"{name} has no low_res_scheduler: it enlarges no image by 4")
         if kind == "generator" and "low_res_scheduler" in index:
@@ -161,7 +161,7 @@ class _PipelineFolder:
             case _:  # a setting, or an empty component
                 return
         if library == "diffusers":
-            _check_class(component, kind)
+            _check_diffusers_class(component, kind)
         own = [path for path in self._files if PurePosixPath(path).parts[0] == component]
         if not own:
             raise BadModelFiles(f"model_index.json names {component}, and there is no folder of it")
@@ -169,52 +169,54 @@ class _PipelineFolder:
         if library == "diffusers" and f"{component}/{needed}" not in self._files:
             raise BadModelFiles(f"{component} holds no {needed}")
         if f"{component}/{needed}" in self._files:
-            config = self._json(f"{component}/{needed}")
+            config = self._read_json_object(f"{component}/{needed}")
             # The model's own code may open any file, and a configuration may name one.
             may_open_others = f"{component}/{library}.py" in self._files or "transformers_weights" in config
-            if not kind.endswith(_CLASSES_WITHOUT_WEIGHTS) and not may_open_others:
-                self._check_weights(component, _WEIGHTS_FILES.get(library, tuple(chain(*_WEIGHTS_FILES.values()))))
+            if not kind.endswith(_CLASS_SUFFIXES_WITHOUT_WEIGHTS) and not may_open_others:
+                self._check_weights(
+                    component, _WEIGHTS_FILE_NAMES.get(library, tuple(chain(*_WEIGHTS_FILE_NAMES.values())))
+                )
 
     def _check_weights(self, component: str, names: Sequence[str]) -> None:
         """Check the first of these files that exists. Later ones do not matter: an index may be left from a fetch."""
         file_name = next((path for name in names if (path := f"{component}/{name}") in self._files), None)
         if file_name is None:
-            wanted = [name for name in names if name.endswith(self._weights)]
+            wanted = [name for name in names if name.endswith(self._weights_suffixes)]
             problem = f"{component} holds no {' or '.join(wanted)}"
             variants = [f"{component}/{name.replace('.', '.*.')}" for name in wanted]
             if variant := next((path for path in self._files if any(map(PurePosixPath(path).match, variants))), None):
                 problem += f"; {variant} is a variant, and is not opened: fetch the other file, or rename this one"
             raise BadModelFiles(problem)
-        for path in self._parts(file_name):
+        for path in self._weights_part_paths(file_name):
             if path not in self._files:
                 raise BadModelFiles(f"{path} is missing, which {file_name} names")
             _check_torch_file(path, self._files[path])
 
-    def _parts(self, weights: str) -> list[str]:
+    def _weights_part_paths(self, weights_path: str) -> list[str]:
         """The files that a weights index names; for weights in one file, that file."""
-        if not weights.endswith(".index.json"):
-            return [weights]
-        parts = self._json(weights).get("weight_map")
+        if not weights_path.endswith(".index.json"):
+            return [weights_path]
+        parts = self._read_json_object(weights_path).get("weight_map")
         if not isinstance(parts, dict):
-            raise BadModelFiles(f"{weights} has no weight_map")
-        return sorted({(PurePosixPath(weights).parent / str(part)).as_posix() for part in parts.values()})
+            raise BadModelFiles(f"{weights_path} has no weight_map")
+        return sorted({(PurePosixPath(weights_path).parent / str(part)).as_posix() for part in parts.values()})
 
-    def _json(self, path: str) -> dict[str, Any]:
+    def _read_json_object(self, path: str) -> dict[str, Any]:
         try:
             return msgspec.json.decode(self._files[path].read_bytes(), type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadModelFiles(f"{path} is no JSON object: {error}") from error
 
 
-def _check_class(where: str, name: str | list[Any]) -> None:
+def _check_diffusers_class(where: str, name: str | list[Any]) -> None:
     """Check that diffusers has a class. A list names the model's own code, which cannot be checked."""
-    known = _diffusers_classes()
+    known = _diffusers_class_names()
     if isinstance(name, str) and known is not None and name not in known:
         raise BadModelFiles(f"{where} wants {name}, which the installed diffusers does not have")
 
 
 @lru_cache(maxsize=1)
-def _diffusers_classes() -> frozenset[str] | None:
+def _diffusers_class_names() -> frozenset[str] | None:
     """The public names of diffusers; None if it cannot be imported."""
     try:
         import diffusers  # noqa: PLC0415 - it comes with an extra

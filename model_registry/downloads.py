@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from model_registry.files import HUB_CACHE
+from model_registry.files import HUB_CACHE_FOLDER
 from model_registry.registry import RegistryError
 
 
@@ -36,22 +36,24 @@ class ExpectedFile(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     size: int
     digest: str
-    as_git: bool = False
+    is_git_blob_sha1: bool = False
 
     def matches(self, path: Path) -> bool:
         """Whether the path is a file with this size and digest. Reads the whole file."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
-        hashed = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False) if self.as_git else hashlib.sha256()
+        hashed = (
+            hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False) if self.is_git_blob_sha1 else hashlib.sha256()
+        )
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashed).hexdigest() == self.digest
 
 
-AppendRest = Callable[[BinaryIO, ExpectedFile], None]
+AppendMissingBytes = Callable[[BinaryIO, ExpectedFile], None]
 """Appends the missing bytes to a file; its position is the number of bytes that exist."""
 
 
-def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: AppendRest) -> None:
+def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: AppendMissingBytes) -> None:
     """Transfer files into a folder, with a progress bar on a terminal. Files that exist and match are skipped.
 
     Raises `OSError`, and `RegistryError` if a path leads out of the folder, another process transfers the same file, or
@@ -63,8 +65,10 @@ def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: App
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts:
             raise RegistryError(f"{file.path!r} leads out of the model's folder.")
-        if path.is_relative_to(HUB_CACHE):
-            raise RegistryError(f"{file.path!r} can't be a model's file: a file in {HUB_CACHE} is not registered.")
+        if path.is_relative_to(HUB_CACHE_FOLDER):
+            raise RegistryError(
+                f"{file.path!r} can't be a model's file: a file in {HUB_CACHE_FOLDER} is not registered."
+            )
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=sum(file.size for file in files))
         done = 0
@@ -95,7 +99,9 @@ class _PartFile(io.FileIO):
         return len(data)
 
 
-def _transfer_file(path: Path, file: ExpectedFile, append_rest: AppendRest, on_growth: Callable[[int], None]) -> None:
+def _transfer_file(
+    path: Path, file: ExpectedFile, append_rest: AppendMissingBytes, on_growth: Callable[[int], None]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
     with _PartFile(unfinished, on_growth) as part:

@@ -12,7 +12,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 _MAX_REASON_LENGTH = 200
-_CACHED_SCHEMAS = 256
+_MAX_CACHED_VALIDATORS = 256
 
 
 class BadSchema(Exception):
@@ -26,30 +26,30 @@ class SchemaViolation(msgspec.Struct, frozen=True):
     reason: str
 
 
-def check(schema: Mapping[str, Any]) -> None:
+def expect_valid_schema(schema: Mapping[str, Any]) -> None:
     """Raise `BadSchema` unless the schema is valid and self-contained. Remote references are never fetched."""
-    _validator(msgspec.json.encode(schema))
+    _create_validator(msgspec.json.encode(schema))
 
 
-def violation(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> SchemaViolation | None:
+def find_violation(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> SchemaViolation | None:
     """The most relevant violation of a schema; None if the parameters are valid. Raises `BadSchema`."""
-    error = best_match(_validator(msgspec.json.encode(schema)).iter_errors(parameters))
+    error = best_match(_create_validator(msgspec.json.encode(schema)).iter_errors(parameters))
     if error is None:
         return None
     parameter = str(error.absolute_path[0]) if error.absolute_path else None
     return SchemaViolation(parameter, error.message[:_MAX_REASON_LENGTH])
 
 
-@lru_cache(maxsize=_CACHED_SCHEMAS)
-def _validator(text: bytes) -> Draft202012Validator:
-    schema = msgspec.json.decode(text)
+@lru_cache(maxsize=_MAX_CACHED_VALIDATORS)
+def _create_validator(schema_json: bytes) -> Draft202012Validator:
+    schema = msgspec.json.decode(schema_json)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise BadSchema(f"{error.json_path}: {error.message[:_MAX_REASON_LENGTH]}") from None
     registry: Registry[Any] = Registry().with_resource("", DRAFT202012.create_resource(schema))
     resolver = registry.resolver()
-    for reference in _references(schema):
+    for reference in _find_references(schema):
         try:
             resolver.lookup(reference)
         except Unresolvable:
@@ -57,14 +57,14 @@ def _validator(text: bytes) -> Draft202012Validator:
     return Draft202012Validator(schema, registry=registry)
 
 
-def _references(part: Any) -> Iterator[str]:
+def _find_references(part: Any) -> Iterator[str]:
     """Every `$ref` and `$dynamicRef` in a schema, also where it is plain data."""
     match part:
         case dict():
             for name, value in part.items():
                 if name in {"$ref", "$dynamicRef"} and isinstance(value, str):
                     yield value
-                yield from _references(value)
+                yield from _find_references(value)
         case list():
             for value in part:
-                yield from _references(value)
+                yield from _find_references(value)

@@ -15,8 +15,8 @@ import msgspec
 from eventstore.ids import derived_id
 from eventstore.log import Append, Batch, Log
 from model_registry import parameters
-from model_registry.catalogue import Models
-from model_registry.files import HUB_CACHE, unsafe_files
+from model_registry.catalogue import ModelCatalogue
+from model_registry.files import HUB_CACHE_FOLDER, select_unsafe_files
 from model_registry.view import ModelView, files_digest
 from orchestrator.events import (
     DomainEvent,
@@ -31,9 +31,9 @@ from orchestrator.events import (
 from orchestrator.service import event
 from orchestrator.step_kinds import STEP_KINDS
 
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SCHEMA_DIALECT_URI = "https://json-schema.org/draft/2020-12/schema"
 # Request fields that select a model; the others are its parameters.
-_MODEL_FIELDS = {"type", "model_id", "provider", "engine", "impl"}
+_MODEL_SELECTION_FIELDS = {"type", "model_id", "provider", "engine", "impl"}
 
 
 class RegistryError(Exception):
@@ -44,7 +44,7 @@ class NoSuchModel(RegistryError):
     """There is no such model."""
 
 
-def registration(
+def make_registration_event(
     source: str,
     kind: ModelKind,
     *,
@@ -60,9 +60,9 @@ def registration(
     path. trust: allow files that may run code when they are opened.
     """
     path = resolve_path(source)
-    files = inventory(path)
+    files = hash_model_files(path)
     if not trust:
-        expect_safe(source, (file.path for file in files))
+        expect_safe_files(source, (file.path for file in files))
     if kind == "generator" and path.is_file() and path.suffix.lower() != ".safetensors":
         raise RegistryError(f"{source}: a generator is a folder in diffusers' layout, or one .safetensors file.")
     name = name or (path.stem if path.is_file() else path.name)
@@ -70,7 +70,7 @@ def registration(
         _require_utf8(text)
     if parameters_schema is not None:
         try:
-            parameters.check(parameters_schema)
+            parameters.expect_valid_schema(parameters_schema)
         except parameters.BadSchema as error:
             raise RegistryError(f"the parameters' schema can't be used: {error}.") from None
     return ModelRegistered(
@@ -94,9 +94,9 @@ def resolve_path(source: str) -> Path:
         raise RegistryError(f"{source} can't be found: {error}.") from error
 
 
-def expect_safe(source: str, paths: Iterable[str]) -> None:
+def expect_safe_files(source: str, paths: Iterable[str]) -> None:
     """Raise `RegistryError` if one of a model's files may run code when it is opened."""
-    if found := unsafe_files(PurePosixPath(path) for path in paths):
+    if found := select_unsafe_files(PurePosixPath(path) for path in paths):
         raise RegistryError(
             f"{source} holds {found[0]}, which may run code of its own when it is opened; choose one in safetensors, "
             "or say --trust if you trust whoever made it."
@@ -107,12 +107,12 @@ def default_schema(kind: ModelKind) -> dict[str, Any]:
     """The default JSON Schema of the parameters of a model of this kind: the bounds of the request."""
     request = next(step.request for step in STEP_KINDS.values() if kind in step.model_kinds)
     schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
-    properties = {name: value for name, value in schema["properties"].items() if name not in _MODEL_FIELDS}
+    properties = {name: value for name, value in schema["properties"].items() if name not in _MODEL_SELECTION_FIELDS}
     required = [name for name in schema["required"] if name in properties]
-    return {"$schema": _DIALECT, "type": "object", "properties": properties, "required": required}
+    return {"$schema": _SCHEMA_DIALECT_URI, "type": "object", "properties": properties, "required": required}
 
 
-def inventory(path: Path) -> list[ModelFile]:
+def hash_model_files(path: Path) -> list[ModelFile]:
     """The files of a folder, hashed and ordered by path, or a single file. Raises `RegistryError`.
 
     The folder `.cache/huggingface`, with huggingface_hub's own download state, is excluded.
@@ -130,10 +130,10 @@ def inventory(path: Path) -> list[ModelFile]:
         raise RegistryError(f"{path} can't be read: {error}.") from error
 
 
-def file_problems(model: ModelView) -> list[str]:
+def find_file_problems(model: ModelView) -> list[str]:
     """The differences between a model's files and those that were registered; empty if it is intact."""
     try:
-        current = {file.path: file for file in inventory(Path(model.local_path))}
+        current = {file.path: file for file in hash_model_files(Path(model.local_path))}
     except RegistryError as error:
         return [str(error).rstrip(".")]
     registered = {file.path: file for file in model.files}
@@ -143,7 +143,7 @@ def file_problems(model: ModelView) -> list[str]:
     return missing + changed + added
 
 
-class Registry:
+class ModelRegistry:
     """Changes to the models of a log. actor: the name of this process in the events' meta.
 
     Every method may raise `DatabaseUnavailable`. Methods that take a model's id or name may raise `NoSuchModel`.
@@ -151,7 +151,7 @@ class Registry:
 
     def __init__(self, log: Log, actor: str) -> None:
         self._log = log
-        self._models = Models(log)
+        self._models = ModelCatalogue(log)
         self._actor = actor
 
     async def all(self) -> list[ModelView]:
@@ -161,7 +161,7 @@ class Registry:
     async def find(self, id_or_name: str) -> ModelView:
         """The model with this id, or the only model with this name."""
         models = await self._models.all()
-        matches = [model for model in models if model.model_id == _uuid(id_or_name)]
+        matches = [model for model in models if model.model_id == _parse_uuid_or_none(id_or_name)]
         matches = matches or [model for model in models if model.name == id_or_name]
         if not matches:
             raise NoSuchModel(f"There is no model {id_or_name}; see `dreamforge models list --all`.")
@@ -177,42 +177,42 @@ class Registry:
         """
         identity = (model.kind, model.local_path, files_digest(model.files), *(["trusted"] if model.trusted else []))
         model_id = derived_id(b"model", *(part.encode() for part in identity))
-        is_new = await self._append(model_id, 0, [model, ModelEnabled()] if enabled else [model])
-        return await self._load(model_id), is_new
+        is_new = await self._append_events(model_id, 0, [model, ModelEnabled()] if enabled else [model])
+        return await self._load_model(model_id), is_new
 
     async def enable(self, model_id: UUID) -> tuple[ModelView, bool]:
         """Let jobs use a model; returns it, and whether it was disabled before."""
-        return await self._change(model_id, lambda model: None if model.enabled else ModelEnabled())
+        return await self._append_decided_event(model_id, lambda model: None if model.enabled else ModelEnabled())
 
     async def disable(self, model_id: UUID) -> tuple[ModelView, bool]:
         """Stop new jobs from using a model; returns it, and whether it was enabled before."""
-        return await self._change(model_id, lambda model: ModelDisabled() if model.enabled else None)
+        return await self._append_decided_event(model_id, lambda model: ModelDisabled() if model.enabled else None)
 
     async def verify(self, model: ModelView) -> ModelView:
         """Read a model's files again, and record whether they match the registration."""
-        problems = await asyncio.to_thread(file_problems, model)
+        problems = await asyncio.to_thread(find_file_problems, model)
         verified = ModelVerified(intact=not problems, problems=problems)
-        return (await self._change(model.model_id, lambda _: verified))[0]
+        return (await self._append_decided_event(model.model_id, lambda _: verified))[0]
 
-    async def _change(
+    async def _append_decided_event(
         self, model_id: UUID, decide: Callable[[ModelView], DomainEvent | None]
     ) -> tuple[ModelView, bool]:
         """Decide on the newest state and append; retry after a conflict. Returns the model, and whether it changed."""
         while True:
-            model = await self._load(model_id)
+            model = await self._load_model(model_id)
             body = decide(model)
             if body is None:
                 await self._log.confirm_replicated()
                 return model, False
-            if await self._append(model_id, model.stream_version, [body]):
-                return await self._load(model_id), True
+            if await self._append_events(model_id, model.stream_version, [body]):
+                return await self._load_model(model_id), True
 
-    async def _append(self, model_id: UUID, expected: int, bodies: Sequence[DomainEvent]) -> bool:
+    async def _append_events(self, model_id: UUID, expected: int, bodies: Sequence[DomainEvent]) -> bool:
         events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
         append = Append(stream=model_id, category="model", expected=expected, events=events)
         return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed
 
-    async def _load(self, model_id: UUID) -> ModelView:
+    async def _load_model(self, model_id: UUID) -> ModelView:
         model = await self._models.model(model_id)
         if model is None:
             raise NoSuchModel(f"There is no model {model_id}.")
@@ -227,7 +227,7 @@ def _walk_files(folder: Path, root: Path) -> Iterator[Path]:
         if entry.is_file():
             yield entry
         elif entry.is_dir():
-            if not entry.is_symlink() and entry != root / HUB_CACHE:
+            if not entry.is_symlink() and entry != root / HUB_CACHE_FOLDER:
                 yield from _walk_files(entry, root)
         else:
             raise RegistryError(f"{entry} is neither a file nor a folder.")
@@ -247,7 +247,7 @@ def _require_utf8(text: str) -> None:
         raise RegistryError(f"{text!r} is not valid UTF-8; choose another name for it.") from None
 
 
-def _uuid(text: str) -> UUID | None:
+def _parse_uuid_or_none(text: str) -> UUID | None:
     try:
         return UUID(text)
     except ValueError:

@@ -85,7 +85,7 @@ def evolve(model: ModelView | None, event: DecodedEvent) -> ModelView | None:
             return model
 
 
-def in_default_order(models: Iterable[ModelView]) -> list[ModelView]:
+def sort_in_default_order(models: Iterable[ModelView]) -> list[ModelView]:
     """Generators first, then by registration time. The first available generator is the default model."""
     return sorted(models, key=lambda model: ("generate" not in model.capabilities, model.registered_at, model.model_id))
 

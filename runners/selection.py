@@ -7,8 +7,8 @@ from uuid import UUID
 
 import msgspec
 
-from model_registry.catalogue import Models
-from model_registry.files import model_files
+from model_registry.catalogue import ModelCatalogue
+from model_registry.files import find_model_files
 from model_registry.view import ModelView
 from orchestrator.events import ModelKind
 from orchestrator.step_errors import ProviderError, StepError
@@ -36,7 +36,7 @@ class Selection:
     default: the generator of jobs that name none: a path, or a hub's id.
     """
 
-    def __init__(self, models: Models | None, *, default: str | None = None) -> None:
+    def __init__(self, models: ModelCatalogue | None, *, default: str | None = None) -> None:
         self.models = models
         self.default = default
 
@@ -95,7 +95,7 @@ class ModelFiles:
 def _expect_no_more(view: ModelView, folder: Path) -> None:
     """Raise `ProviderError` if a model's folder holds a file more: libraries prefer some to those they know."""
     known = {file.path for file in view.files}
-    if added := sorted({path.relative_to(folder).as_posix() for path in model_files(folder)} - known):
+    if added := sorted({path.relative_to(folder).as_posix() for path in find_model_files(folder)} - known):
         raise ProviderError(_unusable(view, f"{added[0]} is new"))
 
 

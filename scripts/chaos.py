@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--restart", action="store_true", help="run again what was run before")
     parser.add_argument("--results", type=Path, default=Path("chaos-results.jsonl"), help="where the outcomes go")
     args = parser.parse_args()
-    logs.configure("warning", "auto")
+    logs.configure_logging("warning", "auto")
     known = {} if args.restart else read(args.results)
     names = [args.only] if args.only else list(CAMPAIGNS)
     outcomes = []

@@ -47,8 +47,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "03-no-page-is-named",
         "dreamforge/process.py",
-        '        if core.url:\n            _log.info("open this page',
-        '        if not core.url:\n            _log.info("open this page',
+        '        if context.url:\n            _log.info("open this page',
+        '        if not context.url:\n            _log.info("open this page',
         "tests/flow/test_up.py -k naming",
     ),
     Mutant(
@@ -480,7 +480,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "14-the-trace-in-archived-commands",
         "dreamforge/operations/erasure.py",
-        "    for table in _COMMANDS:\n",
+        "    for table in _COMMAND_TABLES:\n",
         "    for table in ():\n",
         "tests/flow/test_erasure.py -k nothing_is_left",
     ),
@@ -536,8 +536,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "16-idle-connection-has-a-heads-time",
         "dreamforge/http_protocol.py",
-        "self.timeout_keep_alive if idle else self._head_s",
-        "self._head_s",
+        "self.timeout_keep_alive if idle else self._head_timeout_s",
+        "self._head_timeout_s",
         "tests/http/test_protocol.py -k rest_of_a_body",
     ),
     Mutant(
@@ -662,14 +662,14 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "22-one-address-of-localhost",
         "dreamforge/http_server.py",
-        '    if host != "localhost":\n        return [listen(host, port)]\n',
-        "    if host:\n        return [listen(host, port)]\n",
+        '    if host != "localhost":\n        return [listen_on(host, port)]\n',
+        "    if host:\n        return [listen_on(host, port)]\n",
         "tests/flow/test_up.py -k loopback_name",
     ),
     Mutant(
         "22-public-endpoint-with-a-path",
         "dreamforge/settings.py",
-        "    _expect_same_path(settings)\n",
+        "    _expect_same_s3_path(settings)\n",
         "",
         "tests/unit/test_settings.py -k public_endpoint",
     ),

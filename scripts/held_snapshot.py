@@ -247,7 +247,7 @@ def main() -> int:
     parser.add_argument("--window", type=float, default=15, help="seconds of each window (15)")
     parser.add_argument("--results", type=Path, default=Path("held-snapshot.jsonl"), help="where the windows go")
     args = parser.parse_args()
-    logs.configure("warning", "auto")
+    logs.configure_logging("warning", "auto")
     args.results.unlink(missing_ok=True)
     asyncio.run(measure(args.minutes, args.window, args.results))
     _say(summary(args.results))

@@ -104,7 +104,7 @@ def main(description: str, validate: Callable[[Client, Report], None]) -> int:
     parser.add_argument("--base", help="where the service is; DF_API_BASE or http://127.0.0.1:8001 unless given")
     args = parser.parse_args()
     try:
-        base = args.base or settings.from_process()[0].api_base
+        base = args.base or settings.load_process_settings()[0].api_base
     except SettingsError as error:
         parser.error(str(error))
     report = Report()

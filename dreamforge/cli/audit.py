@@ -88,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "diff": _with_verify_advice(_compare_versions),
             "export": _with_verify_advice(_export_bundle),
             "verify": verification.run,
-            "erase": erasure.erase,
-            "scrub": erasure.scrub,
+            "erase": erasure.erase_jobs,
+            "scrub": erasure.scrub_tables,
             "reproduce": _with_verify_advice(reproduction.run),
             "anchor": _sign_anchor,
             "key": _create_key,
@@ -297,11 +297,11 @@ def _sign_anchor(_args: argparse.Namespace, settings: Settings) -> int:
         return print_message(
             INVALID, "DF_ANCHOR_KEY names no key; make one by `dreamforge audit key FILE`, and name FILE"
         )
-    key = anchoring.read_key(settings.anchor_key)
+    key = anchoring.read_anchor_key(settings.anchor_key)
 
     async def sign(database: Database, store: ObjectStore) -> Anchor:
         await store.ensure_bucket()
-        return await anchoring.anchor(Log(database), store, key, user_at_host())
+        return await anchoring.sign_anchor(Log(database), store, key, user_at_host())
 
     print(msgspec.json.encode(run_with_backends(settings, "audit", sign)).decode())
     return OK
@@ -309,7 +309,7 @@ def _sign_anchor(_args: argparse.Namespace, settings: Settings) -> int:
 
 def _create_key(args: argparse.Namespace, _settings: Settings) -> int:
     try:
-        key = anchoring.create_key(args.file)
+        key = anchoring.create_anchor_key(args.file)
     except FileExistsError:
         return print_message(INVALID, f"{args.file} is there already, and is not written over")
     print(anchors.public_key(key))

@@ -9,7 +9,7 @@ from rich.table import Table
 from dreamforge.cli import arguments
 from dreamforge.cli.console import FAILED, OK, print_message, print_result
 from dreamforge.cli.handlers import set_handler
-from dreamforge.operations.doctor import Finding, examine
+from dreamforge.operations.doctor import Finding, run_checks
 from dreamforge.settings import Settings
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _handle_doctor(args: argparse.Namespace, settings: Settings) -> int:
-    findings = examine(settings)
+    findings = run_checks(settings)
     print_result(args.output, findings, _findings_table(findings))
     failed = [finding.check for finding in findings if finding.state == "bad"]
     return print_message(FAILED, f"not well: {', '.join(failed)}") if failed else OK

@@ -45,7 +45,7 @@ def set_handler(
 def _run_handler(
     handler: Handler, errors: ExitCodeByError, log_level: str, args: argparse.Namespace, settings: Settings
 ) -> int:
-    logs.configure(log_level, settings.log_format)
+    logs.configure_logging(log_level, settings.log_format)
     try:
         return handler(args, settings)
     except tuple(errors) as error:

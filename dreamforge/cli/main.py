@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler: Handler = args.handler
     is_role = handler is _run_role
     try:
-        found, warnings = settings.from_process(args.env_file)
+        found, warnings = settings.load_process_settings(args.env_file)
         if is_role:
-            logs.configure(found.log_level, found.log_format)
+            logs.configure_logging(found.log_level, found.log_format)
         for warning in warnings:
             _log_or_print_warning(warning, to_log=is_role)
         code = handler(args, found)

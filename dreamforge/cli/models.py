@@ -20,7 +20,7 @@ from dreamforge.cli.show import titled_table
 from dreamforge.settings import Settings
 from eventstore.log import Log
 from model_registry.checks import BadModelFiles, check_files
-from model_registry.registry import NoSuchModel, Registry, RegistryError, registration
+from model_registry.registry import ModelRegistry, NoSuchModel, RegistryError, make_registration_event
 from model_registry.sources import fetch_model
 from model_registry.view import ModelView
 from orchestrator.events import ModelKind
@@ -93,7 +93,7 @@ def _add_model(args: argparse.Namespace, settings: Settings) -> int:
     expect_database(settings)
     schema = None if args.parameters_schema is None else _read_json_object(args.parameters_schema)
     found = fetch_model(args.path, settings.models_folder, copy=args.copy, trust=args.trust)
-    registered = registration(
+    registered = make_registration_event(
         found.path,
         args.kind,
         name=args.name or found.name,
@@ -114,7 +114,7 @@ def _add_model(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _list_models(args: argparse.Namespace, settings: Settings) -> int:
-    models = [model for model in _call_registry(settings, Registry.all) if args.all or model.available]
+    models = [model for model in _call_registry(settings, ModelRegistry.all) if args.all or model.available]
     print_result(args.output, [summary(model) for model in models], _models_table(models))
     return OK
 
@@ -126,7 +126,7 @@ def _show_model(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _verify_models(args: argparse.Namespace, settings: Settings) -> int:
-    async def verify(registry: Registry) -> list[ModelView]:
+    async def verify(registry: ModelRegistry) -> list[ModelView]:
         models = await registry.all() if args.model is None else [await registry.find(args.model)]
         return [await registry.verify(model) for model in models]
 
@@ -143,20 +143,20 @@ def _verify_models(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _enable_model(args: argparse.Namespace, settings: Settings) -> int:
-    return _set_enabled(args, settings, "enabled", Registry.enable)
+    return _set_enabled(args, settings, "enabled", ModelRegistry.enable)
 
 
 def _disable_model(args: argparse.Namespace, settings: Settings) -> int:
-    return _set_enabled(args, settings, "disabled", Registry.disable)
+    return _set_enabled(args, settings, "disabled", ModelRegistry.disable)
 
 
 def _set_enabled(
     args: argparse.Namespace,
     settings: Settings,
     state: str,
-    enable_or_disable: Callable[[Registry, UUID], Awaitable[tuple[ModelView, bool]]],
+    enable_or_disable: Callable[[ModelRegistry, UUID], Awaitable[tuple[ModelView, bool]]],
 ) -> int:
-    async def find_and_switch(registry: Registry) -> tuple[ModelView, bool]:
+    async def find_and_switch(registry: ModelRegistry) -> tuple[ModelView, bool]:
         return await enable_or_disable(registry, (await registry.find(args.model)).model_id)
 
     model, new = _call_registry(settings, find_and_switch)
@@ -167,8 +167,8 @@ def _set_enabled(
     return OK
 
 
-def _call_registry(settings: Settings, call: Callable[[Registry], Awaitable[T]]) -> T:
-    return run_with_database(settings, "models", lambda database: call(Registry(Log(database), user_at_host())))
+def _call_registry(settings: Settings, call: Callable[[ModelRegistry], Awaitable[T]]) -> T:
+    return run_with_database(settings, "models", lambda database: call(ModelRegistry(Log(database), user_at_host())))
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

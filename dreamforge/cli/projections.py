@@ -17,7 +17,7 @@ from dreamforge.backends import run_with_database
 from dreamforge.cli import arguments
 from dreamforge.cli.console import CONFLICT, FAILED, OK, PipeConsole, plain_table, print_message, print_result
 from dreamforge.cli.handlers import set_handlers
-from dreamforge.operations.rebuild import fill, show_progress
+from dreamforge.operations.rebuild import fill_in_processes, show_progress
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from orchestrator.copying import copied
@@ -208,7 +208,7 @@ def _rebuild_read_model(args: argparse.Namespace, settings: Settings) -> int:
         began = time.monotonic()
         async with _show_progress_bar(rebuilder, quiet=args.output == "json"):
             await rebuilder.begin()
-            await fill(rebuilder, database, args.workers)
+            await fill_in_processes(rebuilder, database, args.workers)
             under_way = (await rebuilder.state()).rebuild
             async for _ in rebuilder.index():
                 pass

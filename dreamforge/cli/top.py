@@ -17,7 +17,15 @@ from dreamforge.backends import run_with_database
 from dreamforge.cli import arguments
 from dreamforge.cli.console import OK, UNAVAILABLE, PipeConsole, print_json_line, print_message, print_result
 from dreamforge.cli.handlers import set_handler
-from dreamforge.operations.snapshot import JobCounts, Lag, Queue, Rate, Runner, Snapshot, Steps
+from dreamforge.operations.snapshot import (
+    EventRate,
+    JobCounts,
+    ProjectionLag,
+    QueueCounts,
+    RunnerActivity,
+    Snapshot,
+    StepCounts,
+)
 from dreamforge.operations.snapshot_reader import SnapshotReader
 from dreamforge.settings import Settings
 from eventstore.database import Database
@@ -134,7 +142,7 @@ def _place_side_by_side(left: Table, right: Table) -> Table:
     return grid
 
 
-def _rates_table(rates: dict[str, Rate]) -> Table:
+def _rates_table(rates: dict[str, EventRate]) -> Table:
     table = _empty_table("RATES", "NOW/S", "MEAN/S", "COUNT")
     for name, rate in rates.items():
         now = "-" if rate.now is None else f"{rate.now:.1f}"
@@ -142,7 +150,7 @@ def _rates_table(rates: dict[str, Rate]) -> Table:
     return table
 
 
-def _jobs_and_steps_table(jobs: JobCounts, steps: Steps) -> Table:
+def _jobs_and_steps_table(jobs: JobCounts, steps: StepCounts) -> Table:
     table = _empty_table("JOBS", "", "STEPS", "")
     table.add_row("queued", f"{jobs.queued:,}", "succeeded", f"{steps.succeeded:,}")
     table.add_row("running", f"{jobs.running:,}", "retried", _highlight_nonzero(steps.retried, "yellow"))
@@ -151,7 +159,7 @@ def _jobs_and_steps_table(jobs: JobCounts, steps: Steps) -> Table:
     return table
 
 
-def _projections_table(lags: Sequence[Lag]) -> Table:
+def _projections_table(lags: Sequence[ProjectionLag]) -> Table:
     table = _empty_table("PROJECTION", "LAG", "WAITING")
     for one in lags:
         style = "red" if one.lag_s is not None and one.lag_s > _HIGHLIGHTED_LAG_S else None
@@ -159,14 +167,14 @@ def _projections_table(lags: Sequence[Lag]) -> Table:
     return table
 
 
-def _queues_table(queues: Sequence[Queue]) -> Table:
+def _queues_table(queues: Sequence[QueueCounts]) -> Table:
     table = _empty_table("QUEUE", "VISIBLE", "HIDDEN", "OLDEST")
     for one in queues:
         table.add_row(one.queue, f"{one.visible:,}", f"{one.hidden:,}", _seconds_text(one.oldest_s))
     return table
 
 
-def _runners_table(runners: Sequence[Runner]) -> Table:
+def _runners_table(runners: Sequence[RunnerActivity]) -> Table:
     table = _empty_table("RUNNER", "RUNNING", "IMAGES", "HEARD")
     for one in runners:
         heard = f"{one.heard_s:.0f} s ago"

@@ -26,7 +26,7 @@ from projections.anchor_queries import ANCHOR_STREAM, newest_anchors
 _log = structlog.get_logger(__name__)
 
 
-def create_key(file: Path) -> Ed25519PrivateKey:
+def create_anchor_key(file: Path) -> Ed25519PrivateKey:
     """Create a key in a new file that only its owner can read: PKCS #8 in PEM (RFC 5958, RFC 8410)."""
     key = Ed25519PrivateKey.generate()
     file.touch(mode=0o600, exist_ok=False)
@@ -34,7 +34,7 @@ def create_key(file: Path) -> Ed25519PrivateKey:
     return key
 
 
-def read_key(file: Path) -> Ed25519PrivateKey:
+def read_anchor_key(file: Path) -> Ed25519PrivateKey:
     """Read the key from a file. Raises `SettingsError`."""
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
@@ -47,7 +47,7 @@ def read_key(file: Path) -> Ed25519PrivateKey:
     return key
 
 
-async def anchor(log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
+async def sign_anchor(log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
     """Sign the log's current heads. Appends the anchor to the log, and writes it to the object store if given."""
     head = await log.head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
@@ -61,30 +61,30 @@ async def anchor(log: Log, object_store: ObjectStore | None, key: Ed25519Private
     return signed
 
 
-def signing_key(settings: Settings) -> Ed25519PrivateKey | None:
+def load_signing_key(settings: Settings) -> Ed25519PrivateKey | None:
     """The anchor key; None if the settings request no anchors. Raises `SettingsError`."""
     if settings.anchor_every_s is None:
         return None
     if settings.anchor_key is None:
         raise SettingsError("DF_ANCHOR_EVERY_S asks for anchors, and DF_ANCHOR_KEY names no key to sign them with.")
-    return read_key(settings.anchor_key)
+    return read_anchor_key(settings.anchor_key)
 
 
-async def anchor_regularly(
+async def sign_anchors_regularly(
     log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str, every_s: float
 ) -> None:
     """Sign an anchor every `every_s` seconds, unless there are no new events. Runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         try:
-            if await _is_due(log, every_s):
-                signed = await anchor(log, object_store, key, actor)
+            if await _is_anchor_due(log, every_s):
+                signed = await sign_anchor(log, object_store, key, actor)
                 _log.info("anchor signed", anchor=msgspec.to_builtins(signed))
         except (EventStoreError, ObjectStoreUnavailable) as error:
             _log.warning("no anchor could be signed", error=str(error))
 
 
-async def _is_due(log: Log, every_s: float) -> bool:
+async def _is_anchor_due(log: Log, every_s: float) -> bool:
     """Whether there are events after the last anchor, and it is older than half the interval."""
     newest = await newest_anchors(log, 1)
     if not newest:

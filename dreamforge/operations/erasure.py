@@ -1,4 +1,4 @@
-"""`dreamforge audit erase` and `scrub`: remove private text. Every hash still verifies afterwards."""
+"""`dreamforge audit erase` and `scrub_tables`: remove private text. Every hash still verifies afterwards."""
 
 import argparse
 import asyncio
@@ -44,11 +44,11 @@ from orchestrator.step_kinds import STEP_KINDS
 from projections.rebuild import Rebuild
 
 # Commands of earlier releases carry the client's traceparent.
-_COMMANDS = tuple(f"pgmq.{table}_{step}" for table in "aq" for step in STEP_KINDS)
-_REMOVE_TRACEPARENT = (
+_COMMAND_TABLES = tuple(f"pgmq.{table}_{step}" for table in "aq" for step in STEP_KINDS)
+_REMOVE_TRACEPARENT_SQL = (
     "update {} set message = message - 'traceparent' where message @> $1::jsonb and message ? 'traceparent'"
 )
-_TABLES_WITH_TEXT = """
+_TABLES_WITH_TEXT_SQL = """
 select format('%I.%I', schemaname, tablename) as name,
     pg_has_role(current_user, tableowner, 'usage') as own
 from pg_tables
@@ -58,7 +58,7 @@ where (schemaname, tablename) = ('eventstore', 'events')
 order by 1
 """
 # VACUUM FULL also copies rows that an old snapshot may still see.
-_SNAPSHOT_HOLDERS = """
+_SNAPSHOT_HOLDERS_SQL = """
 select string_agg(who, ', ') as who from (
     select format('process %s (%s)', pid, application_name) as who from pg_stat_activity
     where pid <> pg_backend_pid() and age(backend_xmin) > age($1::text::xid)
@@ -69,12 +69,12 @@ select string_agg(who, ', ') as who from (
     where greatest(age(xmin), age(catalog_xmin)) > age($1::text::xid)
 ) as holders
 """
-_SECONDS_SINCE_LAST_EVENT = """
+_SECONDS_SINCE_LAST_EVENT_SQL = """
 select extract(epoch from clock_timestamp() - max(recorded_at))::float8 as seconds
 from eventstore.events where stream_id = $1
 """
 _SNAPSHOT_TIMEOUT_S = 20.0
-_TABLE_SIZE = "select pg_total_relation_size($1::regclass) as bytes"
+_TABLE_SIZE_SQL = "select pg_total_relation_size($1::regclass) as bytes"
 
 
 class ErasedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +106,7 @@ class ScrubResult(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
 
 
-def erase(args: argparse.Namespace, settings: Settings) -> int:
+def erase_jobs(args: argparse.Namespace, settings: Settings) -> int:
     """Erase the private text of some jobs; returns the exit code."""
     found: list[ErasedJob] = []
 
@@ -132,14 +132,14 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
         return OK, ""
 
     code, reason = run_with_backends(settings, "audit", run)
-    print_result(args.output, found, _erased_table(found))
+    print_result(args.output, found, _erased_jobs_table(found))
     if reason:
         return print_message(code, reason)
     damaged = [key for one in found for key in one.damaged]
     return print_message(FAILED, f"damaged, and may hold text: delete {', '.join(damaged)}") if damaged else OK
 
 
-def scrub(args: argparse.Namespace, settings: Settings) -> int:
+def scrub_tables(args: argparse.Namespace, settings: Settings) -> int:
     """Rewrite the tables that had private text, and the embedded store's volumes; returns the exit code."""
 
     async def run(database: Database, _store: ObjectStore) -> ScrubResult:
@@ -150,7 +150,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
             return ScrubResult(
                 tables=[], problem="a rebuild is under way, and may hold the text: scrub when it has ended"
             )
-        rows = await database.read(_TABLES_WITH_TEXT, _COMMANDS)
+        rows = await database.read(_TABLES_WITH_TEXT_SQL, _COMMAND_TABLES)
         if foreign := [row["name"] for row in rows if not row["own"]]:
             return ScrubResult(
                 tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login"
@@ -160,7 +160,7 @@ def scrub(args: argparse.Namespace, settings: Settings) -> int:
         return ScrubResult(tables=tables, problem=problem or await _remove_old_wal(database))
 
     found = run_with_backends(settings, "audit", run)
-    print_result(args.output, found, _scrub_table(found))
+    print_result(args.output, found, _scrub_result_table(found))
     return FAILED if found.problem else OK
 
 
@@ -174,18 +174,18 @@ async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, j
         if state.finished not in {None, "succeeded"}:  # otherwise all objects are written
             await _wait_for_lease_end(database, job, lease_s)
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
-        keys = await _object_keys(store, state.tenant, job, written)
-        rewritten = () if state.erased or state.finished is None else await _rewritten_artifacts(store, written)
+        keys = await _list_object_keys(store, state.tenant, job, written)
+        rewritten = () if state.erased or state.finished is None else await _artifact_rewritten_events(store, written)
         state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=user_at_host()))
         version = state.version
     rows = await database.call("select eventstore.erase($1) as events", job)
     await database.call("select projector.forget($1)", job)
-    for table in _COMMANDS:
-        await database.call(_REMOVE_TRACEPARENT.format(table), msgspec.json.encode({"job_id": job}).decode())
+    for table in _COMMAND_TABLES:
+        await database.call(_REMOVE_TRACEPARENT_SQL.format(table), msgspec.json.encode({"job_id": job}).decode())
     files, damaged = 0, []
     for key in keys:
         try:
-            anonymous = await _without_text(store, key)
+            anonymous = await _get_without_private_text(store, key)
         except (InvalidSource, ObjectChanged):
             damaged.append(key)
             continue
@@ -207,37 +207,39 @@ async def _append_erasure_events(
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
         for body in [
-            *await _rewritten_artifacts(store, list(written.values())),
+            *await _artifact_rewritten_events(store, list(written.values())),
             JobErased(erased=list(PRIVATE_FIELDS)),
         ]:
             await append_unconditionally(log, job, "job", body, user_at_host(), tenant=tenant)
     else:
         await log.confirm_replicated()
     newest = await log.newest(job)
-    keys = await _object_keys(store, tenant, job, written.values())
+    keys = await _list_object_keys(store, tenant, job, written.values())
     return keys, len(history) if newest is None else newest.version
 
 
-async def _object_keys(store: ObjectStore, tenant: str, job: UUID, written: Iterable[ArtifactEvent]) -> list[str]:
+async def _list_object_keys(
+    store: ObjectStore, tenant: str, job: UUID, artifacts: Iterable[ArtifactEvent]
+) -> list[str]:
     """The keys of a job's objects: listed ones, which include those of interrupted attempts, and recorded ones.
 
     Recorded keys are included even if the store does not list them: after a SIGKILL, SeaweedFS can serve an object that
     it does not list.
     """
     listed = await store.list_keys(object_prefix(tenant, job))
-    return sorted({*listed, *(artifact.s3_key for artifact in written)})
+    return sorted({*listed, *(artifact.s3_key for artifact in artifacts)})
 
 
 async def _wait_for_lease_end(database: Database, job: UUID, lease_s: float) -> None:
     """Wait until the lease of a stopped runner has ended, so that it writes no more objects."""
-    [ended] = await database.read(_SECONDS_SINCE_LAST_EVENT, job)
+    [ended] = await database.read(_SECONDS_SINCE_LAST_EVENT_SQL, job)
     await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
-async def _rewritten_artifacts(store: ObjectStore, written: Sequence[ArtifactEvent]) -> list[ArtifactRewritten]:
+async def _artifact_rewritten_events(store: ObjectStore, artifacts: Sequence[ArtifactEvent]) -> list[ArtifactRewritten]:
     """The events for a job's files that contain private text, with the size and hash that they have without it."""
     events = []
-    for artifact in written:
+    for artifact in artifacts:
         try:
             body = await store.get_verified(artifact.s3_key, StoredObject(artifact.bytes, artifact.sha256))
             anonymous = remove_private_text(body)
@@ -250,7 +252,7 @@ async def _rewritten_artifacts(store: ObjectStore, written: Sequence[ArtifactEve
     return events
 
 
-async def _without_text(store: ObjectStore, key: str) -> bytes | None:
+async def _get_without_private_text(store: ObjectStore, key: str) -> bytes | None:
     """A file's bytes without private text; None if it is missing or has none. Raises `InvalidSource`."""
     try:
         body = await store.get(key)
@@ -264,7 +266,7 @@ async def _wait_for_snapshots(database: Database) -> str | None:
     """Wait until no snapshot can see the erased rows. Returns a problem if one remains; else None."""
     [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
     deadline = time.monotonic() + _SNAPSHOT_TIMEOUT_S
-    while (who := (await database.read(_SNAPSHOT_HOLDERS, now["xid"]))[0]["who"]) is not None:
+    while (who := (await database.read(_SNAPSHOT_HOLDERS_SQL, now["xid"]))[0]["who"]) is not None:
         if time.monotonic() > deadline:
             return f"rows of before may have been copied for {who}: end it, and scrub again"
         await asyncio.sleep(0.2)
@@ -273,10 +275,10 @@ async def _wait_for_snapshots(database: Database) -> str | None:
 
 async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
     """Rewrite a table into a new file. A plain VACUUM would leave bytes of removed rows in the pages."""
-    [before] = await database.read(_TABLE_SIZE, table)
+    [before] = await database.read(_TABLE_SIZE_SQL, table)
     began = time.monotonic()
     await database.call(f"vacuum (full, analyze) {table}")
-    [after] = await database.read(_TABLE_SIZE, table)
+    [after] = await database.read(_TABLE_SIZE_SQL, table)
     return ScrubbedTable(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
 
 
@@ -293,12 +295,12 @@ async def _remove_old_wal(database: Database) -> str | None:
     return None
 
 
-def _erased_table(found: Sequence[ErasedJob]) -> Table:
-    rows = [(one.job_id, one.version, one.events or "none was left", one.files) for one in found]
+def _erased_jobs_table(erased_jobs: Sequence[ErasedJob]) -> Table:
+    rows = [(one.job_id, one.version, one.events or "none was left", one.files) for one in erased_jobs]
     return plain_table("JOB", "VERSION", "TEXTS ERASED", "FILES", rows=rows)
 
 
-def _scrub_table(found: ScrubResult) -> RenderableType:
-    rows = [(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}") for one in found.tables]
+def _scrub_result_table(scrub_result: ScrubResult) -> RenderableType:
+    rows = [(one.table, decimal(one.before), decimal(one.after), f"{one.seconds:.1f}") for one in scrub_result.tables]
     table = plain_table("TABLE", "BEFORE", "AFTER", "SECONDS", rows=rows)
-    return table if found.problem is None else Group(table, "", found.problem)
+    return table if scrub_result.problem is None else Group(table, "", scrub_result.problem)

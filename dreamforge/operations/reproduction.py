@@ -18,7 +18,7 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
-from model_registry.catalogue import Models
+from model_registry.catalogue import ModelCatalogue
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, DecodedEvent, ModelSelected, Rendering
 from orchestrator.service import readable
@@ -31,7 +31,7 @@ from runners.selection import ModelFiles, model_ref
 from runners.worker import worker
 
 
-class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
+class ReproducedImage(msgspec.Struct, frozen=True, kw_only=True):
     """A reproduced image. difference: the largest of any pixel's channel, of 255; None if it was not reproduced.
 
     pixels: how many differ. environment: differences in versions, device and so on. problem: why it was not reproduced.
@@ -56,7 +56,7 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Reproduce a job; returns the exit code."""
 
-    async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[Reproduced]]:
+    async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[ReproducedImage]]:
         history = [event for event in await AuditReader(database).stream(args.job) if event.category == "job"]
         if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
@@ -64,14 +64,22 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         events = [codec.decode_event(event) for event in history]
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
-        async with _engine(settings) as batches:
-            reproducer = _Reproducer(job, events, store, batches, Models(Log(database)), settings)
-            return OK, "", [await reproducer.item(step, item) for step in job.steps for item in _items(step)]
+        async with _run_engine(settings) as batches:
+            reproducer = _JobReproducer(job, events, store, batches, ModelCatalogue(Log(database)), settings)
+            return (
+                OK,
+                "",
+                [
+                    await reproducer.reproduce_item(step, item)
+                    for step in job.steps
+                    for item in _artifacts_in_order(step)
+                ],
+            )
 
     code, reason, results = run_with_backends(settings, "audit", ask)
     if code != OK:
         return print_message(code, reason)
-    print_result(args.output, results, _table(results))
+    print_result(args.output, results, _results_table(results))
     if not results:
         return print_message(FAILED, f"nothing was compared: job {args.job} has no image")
     differ = sum(not one.identical for one in results)
@@ -83,7 +91,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 @asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
+async def _run_engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
     """An engine process as a runner with these settings has it. It starts at its first work."""
     batches = BatchScheduler(create_engine_process(settings), batch_max=1)
     try:
@@ -92,7 +100,7 @@ async def _engine(settings: Settings) -> AsyncIterator[BatchScheduler]:
         await batches.stop()
 
 
-class _Reproducer:
+class _JobReproducer:
     """Reproduces the images of one job."""
 
     def __init__(
@@ -101,7 +109,7 @@ class _Reproducer:
         events: Sequence[DecodedEvent],
         store: ObjectStore,
         batches: BatchScheduler,
-        models: Models,
+        models: ModelCatalogue,
         settings: Settings,
     ) -> None:
         self._job = job
@@ -117,7 +125,7 @@ class _Reproducer:
             if isinstance(event.body, ModelSelected)
         }
 
-    async def item(self, step: StepState, written: ArtifactWritten) -> Reproduced:
+    async def reproduce_item(self, step: StepState, written: ArtifactWritten) -> ReproducedImage:
         """Reproduce an item and compare it. A failure is returned as a problem."""
         identity: dict[str, Any] = {"step": step.name, "item_index": written.item_index, "s3_key": written.s3_key}
         try:
@@ -125,14 +133,14 @@ class _Reproducer:
             before = self._decode(body)
             after, rendering = await self._render_again(step, written)
         except StepError as error:
-            return Reproduced(**identity, difference=None, pixels=0, environment=[], problem=str(error))
+            return ReproducedImage(**identity, difference=None, pixels=0, environment=[], problem=str(error))
         environment = _environment_differences(written.rendering, rendering)
         identity["changed"] = stored_object(body) != StoredObject(written.bytes, written.sha256)
         if before.size != after.size:
             sizes = f"it was {before.width}x{before.height}, and is {after.width}x{after.height}"
-            return Reproduced(**identity, difference=None, pixels=0, environment=environment, problem=sizes)
+            return ReproducedImage(**identity, difference=None, pixels=0, environment=environment, problem=sizes)
         largest, pixels = _compare_pixels(before, after)
-        return Reproduced(**identity, difference=largest, pixels=pixels, environment=environment)
+        return ReproducedImage(**identity, difference=largest, pixels=pixels, environment=environment)
 
     async def _render_again(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
         item, before = written.item_index, self._job.before(step)
@@ -144,18 +152,18 @@ class _Reproducer:
         if original is None:
             self._expect_no_model(step, written)
             return self._decode(self._renderer.render(self._job, step.name, item, source)), None
-        model = await self._model(step, written, original)
+        model = await self._find_original_model(step, written, original)
         work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), original)
         pixels = await self._batches.render(work, item, AttemptBuffer(step))  # its reports are dropped
-        return self._as_written(pixels), pixels.rendering
+        return self._encode_and_decode(pixels), pixels.rendering
 
-    async def _model(self, step: StepState, written: ArtifactWritten, original: Rendering) -> ModelRef:
+    async def _find_original_model(self, step: StepState, written: ArtifactWritten, rendering: Rendering) -> ModelRef:
         """The model that rendered the original. Raises `StepError` if it is missing or has changed."""
-        if original.model_id is None:
+        if rendering.model_id is None:
             return ModelRef(kind="generator", path=self._selected[step.step_id, written.attempt].source)
-        view = await self._models.model(original.model_id)
+        view = await self._models.model(rendering.model_id)
         if view is None:
-            raise StepError(f"model {original.model_id} is not registered any more")
+            raise StepError(f"model {rendering.model_id} is not registered any more")
         self._files.check(view)
         return model_ref(view)
 
@@ -165,7 +173,7 @@ class _Reproducer:
         if selected is not None and selected.engine not in {"fake", "image"}:
             raise StepError("an attempt before the one that recorded it made it, and its file does not tell how")
 
-    def _as_written(self, pixels: Pixels) -> Image.Image:
+    def _encode_and_decode(self, pixels: Pixels) -> Image.Image:
         """An image after encoding and decoding, since JPEG is lossy."""
         return self._decode(encode(pixels.image(), self._job.generate.format))
 
@@ -173,7 +181,7 @@ class _Reproducer:
         return decode(body, self._settings.max_pixels).convert("RGB")
 
 
-def _items(step: StepState) -> list[ArtifactWritten]:
+def _artifacts_in_order(step: StepState) -> list[ArtifactWritten]:
     return [step.artifacts[index] for index in sorted(step.artifacts)]
 
 
@@ -197,7 +205,7 @@ def _environment_differences(then: Rendering | None, now: Rendering | None) -> l
     return [f"{name}: {old} then, {new} now" for name, old, new in pairs if old != new]
 
 
-def _table(results: Sequence[Reproduced]) -> Table:
+def _results_table(results: Sequence[ReproducedImage]) -> Table:
     rows = []
     for one in results:
         result = "identical"

@@ -1,25 +1,25 @@
 """Reads what `dreamforge top` shows. The cost of its statements does not depend on the length of the log."""
 
 from dreamforge.operations.snapshot import (
-    WINDOW,
+    WINDOW_LENGTH,
     DatabaseState,
-    Queue,
+    QueueCounts,
     RunningStep,
     Snapshot,
     WindowEvent,
     make_snapshot,
     previous_if_same_log,
+    select_window_events,
     start_positions,
-    window_events,
 )
 from eventstore.database import Database, DatabaseWithDeadline
 from orchestrator.step_kinds import STEP_KINDS, select_queues
 from projections.subscription_status import subscription_statuses
 
-_PATIENCE_S = 5.0
-_MOST_CLAIMS = 1000
+_READ_TIMEOUT_S = 5.0
+_MAX_RUNNING_STEPS = 1000
 
-_HEADS = """
+_HEADS_SQL = """
 select clock_timestamp() as at, p as partition, coalesce(h.position, 0) as position
 from eventstore.log
 cross join generate_series(0, partitions - 1) as p
@@ -28,7 +28,7 @@ left join lateral (
 ) as h on true
 """
 # Positions have no gaps, so the limit selects the events up to the head. It makes the planner use the primary key.
-_EVENTS = """
+_EVENTS_SQL = """
 select e.partition, e.position, e.recorded_at, e.code,
     case when e.code in ('step.finish', 'job.finish') then e.data ->> 'status' end as status,
     case when e.code in ('step.start', 'model.selected', 'artifact.written', 'step.retry', 'step.finish', 'error')
@@ -41,7 +41,7 @@ cross join lateral (
 where e.recorded_at > $4
 """
 # Skips from tenant to tenant in the index of open and failed jobs, so that succeeded jobs are not read.
-_JOBS = """
+_JOBS_SQL = """
 with recursive tenants as (
     (select tenant from readmodel.jobs where status <> 'succeeded' order by tenant limit 1)
     union all
@@ -59,7 +59,7 @@ cross join lateral (
 ) as open
 group by s.status
 """
-_QUEUES = f"""
+_QUEUES_SQL = f"""
 select queue, count(*) filter (where visible) as visible, count(*) filter (where not visible) as hidden,
     extract(epoch from clock_timestamp() - min(enqueued_at) filter (where visible))::float8 as oldest_s
 from unnest($1::text[]) as q (queue)
@@ -68,7 +68,7 @@ group by queue order by queue
 """  # noqa: S608  # constants
 # A hidden command is claimed or deferred: the job's last runner event says which. Those that become visible first are
 # read first, since leases are shorter than most deferrals. The `case`: an unreadable command has no valid job id.
-_RUNNING = f"""
+_RUNNING_STEPS_SQL = f"""
 select last.runner, last.recorded_at as heard_at
 from (
     select message ->> 'job_id' as job_id from (
@@ -90,30 +90,30 @@ class SnapshotReader:
     """Reads successive snapshots. A read may raise `EventStoreError`; the next one may succeed."""
 
     def __init__(self, database: Database) -> None:
-        self._database = DatabaseWithDeadline(database, _PATIENCE_S)
-        self._before: DatabaseState | None = None
+        self._database = DatabaseWithDeadline(database, _READ_TIMEOUT_S)
+        self._previous_state: DatabaseState | None = None
 
     async def next_snapshot(self) -> Snapshot:
         """Read the database, and compute a snapshot from this and the previous state."""
-        after = await self._read()
-        before, self._before = self._before, after
+        after = await self._read_state()
+        before, self._previous_state = self._previous_state, after
         return make_snapshot(before, after)
 
-    async def _read(self) -> DatabaseState:
-        rows = await self._database.read(_HEADS)
+    async def _read_state(self) -> DatabaseState:
+        rows = await self._database.read(_HEADS_SQL)
         at, heads = rows[0]["at"], {row["partition"]: row["position"] for row in rows}
-        before = previous_if_same_log(self._before, heads)
+        before = previous_if_same_log(self._previous_state, heads)
         starts = start_positions(heads, before)
         ranges = (list(heads), [starts[partition] for partition in heads], list(heads.values()))
-        fresh = [WindowEvent(**row) for row in await self._database.read(_EVENTS, *ranges, at - WINDOW)]
-        since, events = window_events(at, before, starts, fresh)
+        fresh = [WindowEvent(**row) for row in await self._database.read(_EVENTS_SQL, *ranges, at - WINDOW_LENGTH)]
+        since, events = select_window_events(at, before, starts, fresh)
         return DatabaseState(
             at=at,
             heads=heads,
             since=since,
             events=events,
-            open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS)},
-            queues=[Queue(**row) for row in await self._database.read(_QUEUES, list(STEP_KINDS))],
-            running=[RunningStep(**row) for row in await self._database.read(_RUNNING, _MOST_CLAIMS)],
+            open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS_SQL)},
+            queues=[QueueCounts(**row) for row in await self._database.read(_QUEUES_SQL, list(STEP_KINDS))],
+            running=[RunningStep(**row) for row in await self._database.read(_RUNNING_STEPS_SQL, _MAX_RUNNING_STEPS)],
             subscription_statuses=await subscription_statuses(self._database),
         )

@@ -14,7 +14,7 @@ from artifacts.errors import ObjectMissing
 from artifacts.object_store import ObjectStore, StoredObject
 from dreamforge.backends import run_with_backends, run_with_database
 from dreamforge.cli.console import FAILED, INVALID, NOT_FOUND, OK, print_message, print_result
-from dreamforge.operations.anchoring import read_key
+from dreamforge.operations.anchoring import read_anchor_key
 from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.integrity import anchors, bundle
@@ -24,7 +24,7 @@ from eventstore.integrity.verifier import AuditEvent, IntegrityViolation, LogIde
 from orchestrator import codec
 from orchestrator.events import AnchorSigned, ArtifactEvent, ArtifactRewritten, ArtifactWritten
 
-_CONCURRENT_READS = 8
+_MAX_CONCURRENT_READS = 8
 """How many images are read at once."""
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Verify a job, the whole log, or an exported file; returns the exit code."""
     trusted = set(args.keys)
     if settings.anchor_key is not None:
-        trusted.add(anchors.public_key(read_key(settings.anchor_key)))
+        trusted.add(anchors.public_key(read_anchor_key(settings.anchor_key)))
     try:
         given_anchors = [_load_anchor(file, trusted) for file in args.anchors]
         if isinstance(args.target, Path):
@@ -68,13 +68,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return print_message(FAILED, str(error))
 
 
-def _load_anchor(file: Path, trusted: set[str]) -> Anchor:
+def _load_anchor(file: Path, trusted_keys: set[str]) -> Anchor:
     """Read an anchor from a file, as `dreamforge audit anchor` prints it. Raises `BadAnchor`."""
     try:
         anchor = msgspec.json.decode(file.read_bytes(), type=Anchor)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise anchors.BadAnchor(f"{file} holds no anchor: {error}") from None
-    anchors.check(anchor, trusted)
+    anchors.check(anchor, trusted_keys)
     return anchor
 
 
@@ -86,19 +86,19 @@ def _verify_bundle(args: argparse.Namespace, given_anchors: Sequence[Anchor]) ->
     counts = f"{report.events:,} event(s) of {args.target}"
     if given_anchors and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
-    print_result(args.output, report, _result_text(counts, report.flaws, empty=not report.events))
-    return _exit_code(report.flaws, empty=not report.events)
+    print_result(args.output, report, _result_text(counts, report.flaws, is_empty=not report.events))
+    return _exit_code(report.flaws, is_empty=not report.events)
 
 
 def _verify_log(
-    args: argparse.Namespace, settings: Settings, given_anchors: Sequence[Anchor], trusted: set[str]
+    args: argparse.Namespace, settings: Settings, given_anchors: Sequence[Anchor], trusted_keys: set[str]
 ) -> int:
     async def verify(database: Database, store: ObjectStore | None) -> VerificationResult:
         reader = AuditReader(database)
-        audit = _LogVerification(await reader.identity(), trusted, store, whole=args.all)
+        audit = _LogVerification(await reader.identity(), trusted_keys, store, whole=args.all)
         async for page in _all_pages(reader) if args.all else _job_pages(reader, args.target):
-            await audit.check(page)
-        return await audit.report(reader, given_anchors)
+            await audit.verify_page(page)
+        return await audit.make_result(reader, given_anchors)
 
     if args.artifacts:
         found = run_with_backends(settings, "audit", verify)
@@ -107,11 +107,11 @@ def _verify_log(
     if not (args.all or found.events):
         return print_message(NOT_FOUND, f"the log has no job {args.target}")
     wrong = [*found.flaws, *found.bad_artifacts]
-    print_result(args.output, found, _result_text(_counts(found), wrong, empty=not found.events))
-    return _exit_code(wrong, empty=not found.events)
+    print_result(args.output, found, _result_text(_counts_text(found), wrong, is_empty=not found.events))
+    return _exit_code(wrong, is_empty=not found.events)
 
 
-def _counts(found: VerificationResult) -> str:
+def _counts_text(found: VerificationResult) -> str:
     counts = {"event": found.events, "artifact": found.artifacts, "anchor": found.anchors}
     return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
 
@@ -143,19 +143,19 @@ class _LogVerification:
         self._flaws: list[IntegrityViolation] = []
         self._bad_artifacts: dict[str, BadArtifact] = {}
 
-    async def check(self, page: Sequence[AuditEvent]) -> None:
+    async def verify_page(self, page: Sequence[AuditEvent]) -> None:
         """Verify the next events, and their images."""
         for event in page:
             self._events += 1
             self._flaws += self._verifier.check(event)
             if event.code == AnchorSigned.code:
-                self._keep_anchor(event)
+                self._collect_trusted_anchor(event)
         if self._store is not None:
-            await self._read(self._store, [event for event in page if event.code == ArtifactWritten.code])
+            await self._check_images(self._store, [event for event in page if event.code == ArtifactWritten.code])
             for event in page:
-                await self._check_rewritten(self._store, event)
+                await self._check_rewritten_image(self._store, event)
 
-    async def report(self, reader: AuditReader, given_anchors: Sequence[Anchor]) -> VerificationResult:
+    async def make_result(self, reader: AuditReader, given_anchors: Sequence[Anchor]) -> VerificationResult:
         """The result after the last page. given_anchors: checked in addition to those in the log."""
         all_anchors = [*given_anchors, *self._anchors]
         for anchor in all_anchors:
@@ -169,15 +169,15 @@ class _LogVerification:
             bad_artifacts=list(self._bad_artifacts.values()),
         )
 
-    def _keep_anchor(self, event: AuditEvent) -> None:
+    def _collect_trusted_anchor(self, event: AuditEvent) -> None:
         """Keep an anchor from the log if its signer is trusted."""
         signed = codec.body_if_readable(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
             anchors.check(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
 
-    async def _read(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:
-        semaphore = asyncio.Semaphore(_CONCURRENT_READS)
+    async def _check_images(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:
+        semaphore = asyncio.Semaphore(_MAX_CONCURRENT_READS)
 
         async def read(event: AuditEvent) -> BadArtifact | None:
             async with semaphore:
@@ -187,11 +187,11 @@ class _LogVerification:
         bad = [one for one in await asyncio.gather(*map(read, events)) if one is not None]
         self._bad_artifacts |= {one.s3_key: one for one in bad}
 
-    async def _check_rewritten(self, store: ObjectStore, event: AuditEvent) -> None:
+    async def _check_rewritten_image(self, store: ObjectStore, event: AuditEvent) -> None:
         """Check an image against its rewritten event, which replaces the original one after an erasure."""
         if event.code != ArtifactRewritten.code:
             return
-        body = _artifact(event)
+        body = _artifact_event(event)
         if body is not None:
             self._bad_artifacts.pop(body.s3_key, None)
         bad = await _check_image(store, event)
@@ -199,14 +199,14 @@ class _LogVerification:
             self._bad_artifacts[bad.s3_key] = bad
 
 
-def _artifact(event: AuditEvent) -> ArtifactEvent | None:
+def _artifact_event(event: AuditEvent) -> ArtifactEvent | None:
     body = codec.body_if_readable(event)
     return body if isinstance(body, ArtifactEvent) else None
 
 
 async def _check_image(store: ObjectStore, event: AuditEvent) -> BadArtifact | None:
     """Compare the image of an event with the event. None if they match."""
-    written = _artifact(event)
+    written = _artifact_event(event)
     if written is None:
         return None
     try:
@@ -222,13 +222,13 @@ async def _check_image(store: ObjectStore, event: AuditEvent) -> BadArtifact | N
     return BadArtifact(job_id=event.stream_id, version=event.version, s3_key=written.s3_key, problem=problem)
 
 
-def _exit_code(wrong: Sequence[object], *, empty: bool) -> int:
-    if wrong or not empty:
-        return FAILED if wrong else OK
+def _exit_code(flaws: Sequence[object], *, is_empty: bool) -> int:
+    if flaws or not is_empty:
+        return FAILED if flaws else OK
     return print_message(FAILED, "nothing was verified: there is no event; is this the log that was meant?")
 
 
-def _result_text(counts: str, wrong: Sequence[object], *, empty: bool) -> RenderableType:
-    if not wrong:
-        return f"{'Empty' if empty else 'Intact'}: {counts}."
-    return Group(*(escape(str(one)) for one in wrong), "", f"{len(wrong)} flaw(s) in {counts}.")
+def _result_text(counts: str, flaws: Sequence[object], *, is_empty: bool) -> RenderableType:
+    if not flaws:
+        return f"{'Empty' if is_empty else 'Intact'}: {counts}."
+    return Group(*(escape(str(one)) for one in flaws), "", f"{len(flaws)} flaw(s) in {counts}.")

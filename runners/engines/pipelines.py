@@ -11,7 +11,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model_registry.files import unsafe_files
+from model_registry.files import select_unsafe_files
 from orchestrator.step_errors import InvalidInput, ProviderError
 from runners.engines.memory import release_memory
 from runners.engines.protocol import ModelRef
@@ -129,7 +129,7 @@ def expect_safe(ref: ModelRef, path: Path) -> None:
     if ref.trusted:
         return
     files = [path] if path.is_file() else path.rglob("*")
-    if found := unsafe_files(files):
+    if found := select_unsafe_files(files):
         raise ProviderError(
             f"model {ref.path} holds {found[0].name}, which may run code of its own when it is opened; use one in "
             "safetensors, or add it with --trust"

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from model_registry.parameters import violation
+from model_registry.parameters import find_violation
 from orchestrator.events import ModelKind, Rendering
 from orchestrator.parameters import UpscaleParams
 from orchestrator.step_errors import InvalidInput
@@ -24,7 +24,7 @@ class UpscaleWorker:
             return _RESAMPLING
         engine = "gan" if asked.impl == "auto" else asked.impl
         kind, wanted = _KINDS[engine], {"scale": asked.scale}
-        found = await selection.first(kind, lambda one: violation(one.parameters_schema, wanted) is None)
+        found = await selection.first(kind, lambda one: find_violation(one.parameters_schema, wanted) is None)
         if found is not None:
             return selected(engine, found)
         if asked.impl == "auto":

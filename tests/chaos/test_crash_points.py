@@ -21,7 +21,7 @@ import pytest
 
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from dreamforge import process, roles
-from dreamforge.settings import Settings, load
+from dreamforge.settings import Settings, load_settings
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
 from eventstore.events import RecordedEvent
@@ -128,7 +128,7 @@ class FusedStore(ObjectStore):
         return await self._fuse.through("s3 get", partial(self._store.get_verified, key, written))
 
 
-class FusedCore(process.Core):
+class FusedCore(process.ProcessContext):
     """What the roles of a process share, all of it behind a fuse."""
 
     def __init__(self, settings: Settings, database: Database, case: "Case", fuse: Fuse) -> None:
@@ -176,7 +176,7 @@ def sides_of(effect: str) -> tuple[Side, ...]:
 async def live(case: Case, fuse: Fuse) -> None:
     """One process with every role, from its start until it dies, or the job's last trace is settled and checked."""
     settings = msgspec.structs.replace(
-        load(roles_environ(case.url, case.config))[0], lease_s=1.5, max_attempts=100, shutdown_grace_s=0
+        load_settings(roles_environ(case.url, case.config))[0], lease_s=1.5, max_attempts=100, shutdown_grace_s=0
     )
     # What a backend of the server has to learn first takes longer than all that the process asks of it.
     database = Database(settings.db_url or "", size=2)

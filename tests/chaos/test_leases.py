@@ -15,7 +15,7 @@ from PIL import Image
 
 from artifacts.object_store import S3Config
 from dreamforge import process, roles
-from dreamforge.settings import load
+from dreamforge.settings import load_settings
 from eventstore.database import Database
 from runners.consumer import visibility
 from runners.generation import GenerateWorker
@@ -106,7 +106,7 @@ async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
     """Given a runner with a slow engine and an idle one that waits for work, then there is one attempt."""
     monkeypatch.setattr(GenerateWorker, "render", slowly)
     environ = roles_environ(db_url, s3_config)
-    settings = replace(load(environ)[0], lease_s=SLOW_LEASE_S)
+    settings = replace(load_settings(environ)[0], lease_s=SLOW_LEASE_S)
     database = Database(settings.db_url or "")
     with ExitStack() as processes:
         fleet = Fleet(environ, processes)
@@ -114,7 +114,7 @@ async def test_a_step_ten_times_longer_than_the_visibility_runs_once(
         fleet.start("orchestrator")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
-            core = process.Core(settings, database, asyncio.Event())
+            core = process.ProcessContext(settings, database, asyncio.Event())
             stack.push_async_callback(core.committer.stop)
             await roles._runner(core, stack)
             job_id = await asyncio.to_thread(api.create, scale=None)

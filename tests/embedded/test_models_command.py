@@ -10,7 +10,7 @@ import pytest
 
 from dreamforge.cli import main as cli
 from dreamforge.embedded import EmbeddedPostgres, Home
-from dreamforge.settings import VARIABLES, unconfigured_environ
+from dreamforge.settings import VARIABLES_BY_FIELD, unconfigured_environ
 from tests import processes
 from tests.embedded.conftest import of_home
 from tests.kit import NOBODY
@@ -22,10 +22,10 @@ Json = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings but a test's own, and a model to register."""
-    for var in VARIABLES.values():
+    for var in VARIABLES_BY_FIELD.values():
         for name in var.names:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
+    monkeypatch.setattr("dreamforge.logs.configure_logging", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     lay(Path("castles"), PIPELINE)
     Path("weights.safetensors").write_bytes(safetensors())

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dreamforge.cli import main as cli
-from dreamforge.settings import VARIABLES
+from dreamforge.settings import VARIABLES_BY_FIELD
 from eventstore.integrity.bundle import Header, Writer
 from eventstore.integrity.verifier import AuditEvent
 from tests import memory_log
@@ -78,10 +78,10 @@ MAKES_ONE = ("up",)
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of somebody who has no settings, with some files to work on."""
-    for var in VARIABLES.values():
+    for var in VARIABLES_BY_FIELD.values():
         for name in var.names:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
+    monkeypatch.setattr("dreamforge.logs.configure_logging", lambda *_: None)
     monkeypatch.setenv("DF_API_BASE", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
     Path("castles").mkdir()

@@ -13,7 +13,7 @@ import pytest
 
 from artifacts.object_store import S3Config
 from dreamforge import process, roles
-from dreamforge.settings import load
+from dreamforge.settings import load_settings
 from eventstore.database import Database
 from tests.kit import TERMINAL, eventually, roles_environ
 
@@ -57,11 +57,11 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
     db_url: str, s3_config: S3Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Given API, orchestrator and runner with no projector, when one job of one item runs, then count."""
-    settings, _ = load(roles_environ(db_url, s3_config))
+    settings, _ = load_settings(roles_environ(db_url, s3_config))
     database = Counted(db_url)
     stopping = asyncio.Event()
     async with AsyncExitStack() as stack:
-        core = process.Core(settings, database, stopping)
+        core = process.ProcessContext(settings, database, stopping)
         stack.push_async_callback(database.close)
         stack.push_async_callback(core.notifier.stop)
         stack.push_async_callback(core.committer.stop)

@@ -16,7 +16,7 @@ from api.openapi.document import document
 from api.routing import ApiRoute
 from api.stream_tokens import Claims, encode
 from artifacts.object_store import S3Config
-from dreamforge.operations.anchoring import anchor
+from dreamforge.operations.anchoring import sign_anchor
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
@@ -253,7 +253,7 @@ def test_a_log_of_others_alone_is_passed_by(realm: Realm, alice: httpx.Client, j
 async def test_every_tenants_auditors_see_the_anchors(realm: Realm, alice: httpx.Client, bob: httpx.Client) -> None:
     """They are the operator's events, and tell nothing of anybody's jobs."""
     store = Store(realm.url, listen=False)
-    signed = await anchor(store.log, None, Ed25519PrivateKey.generate(), "test")
+    signed = await sign_anchor(store.log, None, Ed25519PrivateKey.generate(), "test")
     await store.close()
     for client in (alice, bob):
         assert client.get("/v1/anchors").json()["items"][0] == msgspec.to_builtins(signed)

@@ -25,7 +25,7 @@ class Anchored(msgspec.Struct, frozen=True):
 
     async def sign(self) -> Anchor:
         """A new anchor."""
-        return await anchoring.anchor(self.store.log, None, KEY, "test")
+        return await anchoring.sign_anchor(self.store.log, None, KEY, "test")
 
     def items(self, **params: int) -> list[bytes]:
         """The texts of the items that the list answers."""

@@ -12,7 +12,7 @@ import pytest
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
-from model_registry.registry import Registry, registration
+from model_registry.registry import ModelRegistry, make_registration_event
 from model_registry.view import ModelView
 from orchestrator.events import ModelEnabled, ModelKind
 from tests.conftest import Backends, fresh_database
@@ -39,11 +39,11 @@ class Models:
 
 
 @asynccontextmanager
-async def registry(url: str) -> AsyncIterator[Registry]:
+async def registry(url: str) -> AsyncIterator[ModelRegistry]:
     """The registry of a database, as a command would hold it."""
     store = Store(url, listen=False)
     try:
-        yield Registry(store.log, "test")
+        yield ModelRegistry(store.log, "test")
     finally:
         await store.close()
 
@@ -63,7 +63,7 @@ async def register(url: str, folder: Path) -> dict[str, ModelView]:
         for name, kind in kinds.items():
             (folder / name).mkdir()
             (folder / name / "weights.safetensors").write_text(name)
-            wanted = registration(str(folder / name), kind, version="1")
+            wanted = make_registration_event(str(folder / name), kind, version="1")
             models[name], _ = await held.add(wanted, enabled=name != "disabled")
         (folder / "damaged" / "weights.safetensors").unlink()
         await held.verify(models["damaged"])
@@ -134,7 +134,7 @@ async def test_a_model_takes_what_its_schema_admits(db_url: str, s3_config: S3Co
     """Given a model's own bounds, then a job beyond them is rejected, in either form, and the field named."""
     schema = {"properties": {"width": {"maximum": 256}, "steps": {"maximum": 4}, "scheduler": {"enum": ["euler"]}}}
     (tmp_path / "weights.safetensors").write_text("tiny")
-    wanted = registration(str(tmp_path), "generator", name="tiny", parameters_schema=schema)
+    wanted = make_registration_event(str(tmp_path), "generator", name="tiny", parameters_schema=schema)
     async with registry(db_url) as held:
         model, _ = await held.add(wanted, enabled=True)
     body = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2}

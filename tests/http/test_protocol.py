@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from dreamforge import process
-from dreamforge.http_protocol import HEAD_BYTES, HEAD_S
-from dreamforge.http_server import Server, listen
+from dreamforge.http_protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES
+from dreamforge.http_server import HttpServer, listen_on
 from tests.kit import Api, eventually
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\nUpgrade: h2c\r\n"
@@ -38,7 +38,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 class Client:
     """A client that speaks bytes."""
 
-    def __init__(self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, server: HttpServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.server = server
         self.reader = reader
         self.writer = writer
@@ -58,8 +58,8 @@ class Client:
 @asynccontextmanager
 async def connected(**settings: Any) -> AsyncIterator[Client]:
     """A connection to the server that every role has, in front of the echo."""
-    bound = listen("127.0.0.1", 0)
-    server = Server(echo, **settings)
+    bound = listen_on("127.0.0.1", 0)
+    server = HttpServer(echo, **settings)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     reader, writer = await asyncio.open_connection("127.0.0.1", bound.getsockname()[1])
     try:
@@ -172,9 +172,9 @@ async def test_trailers_are_no_headers() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 2 * HEAD_BYTES),
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: %b" % (b"a" * 8 * HEAD_BYTES),
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * HEAD_BYTES,
+        b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 2 * MAX_HEAD_BYTES),
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: %b" % (b"a" * 8 * MAX_HEAD_BYTES),
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES,
     ],
     ids=["target", "header", "headers"],
 )
@@ -196,7 +196,7 @@ async def test_a_head_without_end_is_rejected(head: bytes, pieces: int) -> None:
 async def test_a_body_is_no_head() -> None:
     """Given a body longer than a head may be, and a request behind it in the same breath, then both are served."""
     async with connected() as client:
-        body = b"a" * 3 * HEAD_BYTES
+        body = b"a" * 3 * MAX_HEAD_BYTES
         client.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + NEXT[:-2])
         assert len((await client.answer())[1]["body"]) == len(body)
         client.writer.write(NEXT[-2:])
@@ -234,11 +234,11 @@ async def test_the_rest_of_a_body_that_was_answered_already_is_no_head() -> None
             late: asyncio.TimerHandle | None = connection._timeout_handle
             return 0.0 if late is None else late.when() - connection.loop.time()
 
-        assert await eventually(kept_s, what="the timer of an idle connection") > HEAD_S
+        assert await eventually(kept_s, what="the timer of an idle connection") > HEAD_TIMEOUT_S
         client.writer.write(NEXT[:9])
 
         async def has_a_heads_time() -> bool:
-            return 0 < await kept_s() <= HEAD_S
+            return 0 < await kept_s() <= HEAD_TIMEOUT_S
 
         await eventually(has_a_heads_time, what="the timer of a head")
         client.writer.write(NEXT[9:])
@@ -277,7 +277,7 @@ async def test_answers_are_sent_at_once() -> None:
 
 def test_answers_are_sent_at_once_on_uvloop() -> None:
     """Given the loop of the service's processes, then the same."""
-    assert process.run(accepted_without_delay())
+    assert process.run_on_uvloop(accepted_without_delay())
 
 
 def test_the_services_processes_run_on_uvloop() -> None:
@@ -287,5 +287,5 @@ def test_the_services_processes_run_on_uvloop() -> None:
     async def work() -> None:
         loops.append(asyncio.get_running_loop())
 
-    assert process.run_reported(work()) == 0
+    assert process.run_and_report_errors(work()) == 0
     assert isinstance(loops[0], uvloop.Loop)

@@ -13,12 +13,12 @@ from api.app import build
 from api.health import Health
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
-from dreamforge.http_server import Server, listen, url_of
+from dreamforge.http_server import HttpServer, listen_on, url_of_socket
 from eventstore.integrity.reader import AuditReader
 from eventstore.metrics import Backlog
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
-from model_registry.catalogue import Models
+from model_registry.catalogue import ModelCatalogue
 from orchestrator.events import JobFinish, StepRetry
 from orchestrator.service import JobService
 from projections.queries import Queries
@@ -38,7 +38,7 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         jobs=JobService(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),
         queries=Queries(store.database),
-        models=Models(store.log),
+        models=ModelCatalogue(store.log),
         keys=None,
         tokens=StreamTokens(store.database),
         admission=Admission(store.database, Limits()),
@@ -46,11 +46,11 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         config=ApiConfig(slow_client_s=0.5),
         stopping=asyncio.Event(),
     )
-    bound = listen("127.0.0.1", 0)
-    server = Server(build(services, Health({}, Backlog(store.database), WriteProbe(store.database))))
+    bound = listen_on("127.0.0.1", 0)
+    server = HttpServer(build(services, Health({}, Backlog(store.database), WriteProbe(store.database))))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
-        yield url_of(bound)
+        yield url_of_socket(bound)
     finally:
         services.stopping.set()
         server.should_exit = True

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import ApiError
 from api.inputs import json_body
-from dreamforge.http_server import Server, listen
+from dreamforge.http_server import HttpServer, listen_on
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -25,8 +25,8 @@ async def answers(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def connected(head_s: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server that waits so long for a request's head."""
-    bound = listen("127.0.0.1", 0)
-    server = Server(answers, head_s=head_s)
+    bound = listen_on("127.0.0.1", 0)
+    server = HttpServer(answers, head_timeout_s=head_s)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     reader, writer = await asyncio.open_connection("127.0.0.1", bound.getsockname()[1])
     try:

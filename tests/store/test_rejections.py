@@ -8,7 +8,7 @@ from eventstore import schema
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Move
 from eventstore.subscription import Subscription
-from model_registry.catalogue import Models
+from model_registry.catalogue import ModelCatalogue
 from orchestrator import codec
 from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
 from orchestrator.process_manager import Orchestrator
@@ -178,7 +178,7 @@ async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, mo
     key = Append(stream=new_id(), category="key", expected=0, events=(event(created),))
     model = Append(stream=new_id(), category="model", expected=0, events=(event(model_registered()),))
     await store.log.commit(Batch(appends=[key, model]))
-    keys, models = Keys(store.log), Models(store.log)
+    keys, models = Keys(store.log), ModelCatalogue(store.log)
     assert (len(await keys.all()), len(await models.all())) == (1, 1)
     monkeypatch.setattr("projections.key_queries.evolve", lambda *_: 1 / 0)
     monkeypatch.setattr("model_registry.catalogue.evolve", lambda *_: 1 / 0)

@@ -14,7 +14,7 @@ import pytest
 from dreamforge.cli import jobs
 from dreamforge.cli import main as cli
 from dreamforge.client.api_client import Client
-from dreamforge.settings import VARIABLES, Settings
+from dreamforge.settings import VARIABLES_BY_FIELD, Settings
 
 JOB = {
     "id": "j1",
@@ -58,7 +58,7 @@ Serve = Callable[[dict[str, Any]], list[httpx.Request]]
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings but a test's own."""
-    for var in VARIABLES.values():
+    for var in VARIABLES_BY_FIELD.values():
         for name in var.names:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -523,6 +523,6 @@ def test_a_role_gets_the_settings_and_gives_the_exit_code(
         return 7
 
     monkeypatch.setattr("dreamforge.roles.up", up)
-    monkeypatch.setattr("dreamforge.logs.configure", lambda *_: None)
+    monkeypatch.setattr("dreamforge.logs.configure_logging", lambda *_: None)
     assert cli.main(arguments) == 7
     assert (started[0].host, started[0].port) == (host, port)

@@ -17,7 +17,7 @@ import orchestrator.quarantine_log
 import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS
-from dreamforge.settings import VARIABLES, Settings, Var
+from dreamforge.settings import VARIABLES_BY_FIELD, Settings, SettingVariable
 from orchestrator.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
 from tests.kit import project_root
 
@@ -30,13 +30,13 @@ METRICS_HEADING = "| metric | type | labels | what it means |"
 def settings_table() -> list[str]:
     """The table of all settings, in the order in which the code lists them."""
     defaults = Settings()
-    rows = [_row(var, getattr(defaults, field)) for field, var in VARIABLES.items()]
+    rows = [_row(var, getattr(defaults, field)) for field, var in VARIABLES_BY_FIELD.items()]
     return [HEADING, "|---|---|---|---|", *rows]
 
 
-def _row(var: Var, default: Any) -> str:
+def _row(var: SettingVariable, default: Any) -> str:
     old = f" Old name: `{var.alias}`." if var.alias else ""
-    accepted = var.form.text.replace("|", r"\|")
+    accepted = var.value_format.text.replace("|", r"\|")
     return f"| `{var.name}` | {var.doc}{old} | {accepted} | {_written(default)} |"
 
 

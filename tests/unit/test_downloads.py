@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from model_registry.downloads import ExpectedFile, transfer_files
-from model_registry.registry import RegistryError, inventory
+from model_registry.registry import RegistryError, hash_model_files
 from model_registry.sources import fetch_model
 
 WORDS = b"weights of a model"
@@ -76,7 +76,9 @@ def test_a_damaged_file_is_brought_again(tmp_path: Path) -> None:
 def test_gits_digest_of_a_file_is_known(tmp_path: Path) -> None:
     """`git hash-object` of this very text."""
     text = b"what is up, doc?"
-    known = ExpectedFile(path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", as_git=True)
+    known = ExpectedFile(
+        path="doc", size=len(text), digest="bd9dbf5aae1a3862dd1526723246b20206e5fc37", is_git_blob_sha1=True
+    )
     (tmp_path / "doc").write_bytes(text)
     assert known.matches(tmp_path / "doc")
 
@@ -109,12 +111,12 @@ def test_a_copy_goes_on_where_it_was_interrupted_and_leaves_whole_files_alone(tm
     (model / "a.json").write_bytes(b"{}")
     (model / "b.safetensors").write_bytes(WORDS)
     copy = Path(fetch_model(str(model), tmp_path / "kept", copy=True).path)
-    assert inventory(copy) == inventory(model)
+    assert hash_model_files(copy) == hash_model_files(model)
     (copy / "b.safetensors").unlink()
     (copy / "b.safetensors.part").write_bytes(WORDS[:5])
     before = (copy / "a.json").stat()
     assert fetch_model(str(model), tmp_path / "kept", copy=True).path == str(copy)
-    assert inventory(copy) == inventory(model)
+    assert hash_model_files(copy) == hash_model_files(model)
     assert (copy / "a.json").stat().st_mtime_ns == before.st_mtime_ns
 
 

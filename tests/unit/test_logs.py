@@ -28,7 +28,7 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
 
 def test_structlog_and_the_standard_library_share_one_form(stream: io.StringIO) -> None:
     """Without a terminal that is JSON, one object a line."""
-    logs.configure("info", "auto", stream)
+    logs.configure_logging("info", "auto", stream)
     structlog.get_logger("forge").info("started", port=1)
     logging.getLogger("uvicorn.error").warning("%s left", "somebody")
     first, second = lines(stream)
@@ -38,14 +38,14 @@ def test_structlog_and_the_standard_library_share_one_form(stream: io.StringIO) 
 
 
 def test_the_level_holds_and_talkative_libraries_are_quiet(stream: io.StringIO) -> None:
-    logs.configure("info", "json", stream)
+    logs.configure_logging("info", "json", stream)
     structlog.get_logger("forge").debug("too much")
     logging.getLogger("botocore.endpoint").info("a request with its headers")
     assert lines(stream) == []
 
 
 def test_tracebacks_show_neither_secrets_nor_local_variables(stream: io.StringIO) -> None:
-    logs.configure("info", "console", stream)
+    logs.configure_logging("info", "console", stream)
     prompt = "a private dream"
     try:
         raise ValueError("postgresql://forge:hunter2@db/forge refused")  # noqa: TRY301 - the case
@@ -70,4 +70,4 @@ def test_tracebacks_show_neither_secrets_nor_local_variables(stream: io.StringIO
     ],
 )
 def test_redaction(given: dict[str, object], shown: dict[str, object]) -> None:
-    assert logs.redact(None, "info", given) == shown
+    assert logs.redact_event(None, "info", given) == shown

@@ -9,7 +9,7 @@ import pytest
 
 from eventstore.ids import new_id
 from model_registry.registry import default_schema
-from model_registry.view import ModelView, evolve, in_default_order
+from model_registry.view import ModelView, evolve, sort_in_default_order
 from orchestrator import codec
 from orchestrator.events import DomainEvent, JobFinish, ModelDisabled, ModelEnabled, ModelFile, ModelVerified
 from orchestrator.parameters import Generate
@@ -104,7 +104,7 @@ def test_an_event_of_a_later_release_is_passed_over_and_counted() -> None:
 def test_generators_come_before_upscalers_each_as_they_were_registered() -> None:
     gan, late = model("gan-upscaler", "upscale", 0), model("generator", "generate", 3)
     diffusion, early = model("diffusion-upscaler", "upscale", 2), model("generator", "generate", 1)
-    assert in_default_order([gan, late, diffusion, early]) == [early, late, gan, diffusion]
+    assert sort_in_default_order([gan, late, diffusion, early]) == [early, late, gan, diffusion]
 
 
 def test_a_generators_schema_has_the_bounds_of_a_request() -> None:

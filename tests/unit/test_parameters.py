@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from model_registry.parameters import BadSchema, SchemaViolation, check, violation
+from model_registry.parameters import BadSchema, SchemaViolation, expect_valid_schema, find_violation
 from model_registry.registry import default_schema
 
 SMALL = {
@@ -28,18 +28,18 @@ SMALL = {
     ],
 )
 def test_what_a_schema_does_not_admit_is_named(asked: dict[str, Any], found: SchemaViolation | None) -> None:
-    assert violation(SMALL, asked) == found
+    assert find_violation(SMALL, asked) == found
 
 
 def test_what_no_single_parameter_is_to_blame_for_is_told() -> None:
     square = {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}
-    found = violation(square, {})
+    found = find_violation(square, {})
     assert found is not None
     assert found.parameter is None
 
 
 def test_a_long_text_is_not_repeated_whole() -> None:
-    found = violation({"properties": {"prompt": {"maxLength": 3}}}, {"prompt": "x" * 4000})
+    found = find_violation({"properties": {"prompt": {"maxLength": 3}}}, {"prompt": "x" * 4000})
     assert found is not None
     assert len(found.reason) <= 200
 
@@ -57,11 +57,11 @@ def test_a_long_text_is_not_repeated_whole() -> None:
 def test_a_schema_that_cannot_be_used_is_rejected(schema: dict[str, Any], reason: str) -> None:
     """Given one that is none, or that needs what lies elsewhere, then it is told what is wrong, and nothing fetched."""
     with pytest.raises(BadSchema, match=reason):
-        check(schema)
+        expect_valid_schema(schema)
     with pytest.raises(BadSchema, match=reason):
-        violation(schema, {})
+        find_violation(schema, {})
 
 
 @pytest.mark.parametrize("kind", ["generator", "gan-upscaler", "diffusion-upscaler"])
 def test_the_schemas_of_models_without_one_can_be_used(kind: Any) -> None:
-    check(default_schema(kind))
+    expect_valid_schema(default_schema(kind))

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.services import ApiConfig
-from dreamforge.settings import VARIABLES, Settings, SettingsError, load
+from dreamforge.settings import VARIABLES_BY_FIELD, Settings, SettingsError, load_settings
 
 
 def settings(**environ: str) -> Settings:
     """The settings of an environment that gives no cause for a warning."""
-    found, warnings = load(environ)
+    found, warnings = load_settings(environ)
     assert warnings == []
     return found
 
@@ -24,8 +24,8 @@ def test_nothing_set_gives_the_defaults() -> None:
 
 
 def test_every_field_has_exactly_one_variable() -> None:
-    assert list(VARIABLES) == [field.name for field in msgspec.structs.fields(Settings)]
-    names = [name for var in VARIABLES.values() for name in var.names]
+    assert list(VARIABLES_BY_FIELD) == [field.name for field in msgspec.structs.fields(Settings)]
+    names = [name for var in VARIABLES_BY_FIELD.values() for name in var.names]
     assert len(names) == len(set(names))
 
 
@@ -97,7 +97,7 @@ def test_flags(text: str, meant: bool) -> None:  # noqa: FBT001 - a value under 
 def test_a_value_that_cannot_be_read_stops_the_start(name: str, text: str, form: str) -> None:
     """The message names the variable, its value and the accepted form."""
     with pytest.raises(SettingsError) as raised:
-        load({name: text})
+        load_settings({name: text})
     assert name in str(raised.value)
     assert repr(text) in str(raised.value)
     assert form in str(raised.value)
@@ -105,12 +105,12 @@ def test_a_value_that_cannot_be_read_stops_the_start(name: str, text: str, form:
 
 def test_an_old_name_is_named_in_its_own_error() -> None:
     with pytest.raises(SettingsError, match="DF_MINIO_BUCKET"):
-        load({"DF_MINIO_BUCKET": "No_Good"})
+        load_settings({"DF_MINIO_BUCKET": "No_Good"})
 
 
 def test_secrets_stay_out_of_messages() -> None:
     with pytest.raises(SettingsError) as raised:
-        load({"DF_DB_URL": "mysql://root:hunter2@db/forge"})
+        load_settings({"DF_DB_URL": "mysql://root:hunter2@db/forge"})
     assert "DF_DB_URL" in str(raised.value)
     assert "hunter2" not in str(raised.value)
     shown = repr(settings(DF_DB_URL="postgresql://u:hunter2@db/forge", DF_S3_SECRET_KEY="hunter2"))
@@ -150,7 +150,7 @@ def test_progress_weights_are_divided_by_their_sum(text: str, weights: dict[str,
     ],
 )
 def test_progress_weights_of_another_form_warn_once_and_give_the_default(text: str) -> None:
-    found, warnings = load({"DF_PROGRESS_WEIGHTS": text})
+    found, warnings = load_settings({"DF_PROGRESS_WEIGHTS": text})
     assert found.progress_weights == {"generate": 0.5, "upscale": 0.5}
     assert len(warnings) == 1
     assert "DF_PROGRESS_WEIGHTS" in warnings[0]
@@ -158,13 +158,15 @@ def test_progress_weights_of_another_form_warn_once_and_give_the_default(text: s
 
 @given(st.text(max_size=40))
 def test_progress_weights_never_stop_the_start(text: str) -> None:
-    found, warnings = load({"DF_PROGRESS_WEIGHTS": text})
+    found, warnings = load_settings({"DF_PROGRESS_WEIGHTS": text})
     assert sum(found.progress_weights.values()) == pytest.approx(1.0)
     assert len(warnings) <= 1
 
 
 def test_unknown_names_warn_and_suggest() -> None:
-    found, warnings = load({"DF_PROT": "9", "DF_WHATEVER": "1", "DF_TEST_DB_URL": "x", "HOME": "/", "AWS_PROFILE": "p"})
+    found, warnings = load_settings(
+        {"DF_PROT": "9", "DF_WHATEVER": "1", "DF_TEST_DB_URL": "x", "HOME": "/", "AWS_PROFILE": "p"}
+    )
     assert found == Settings()
     assert warnings == [
         "DF_PROT is no setting of this release; is DF_PORT meant?",
@@ -193,7 +195,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
         "PATH=/elsewhere\n",
         "utf-8",
     )
-    found, warnings = load({"DF_S3_BUCKET": "mine", "DF_PORT": ""}, dotenv)
+    found, warnings = load_settings({"DF_S3_BUCKET": "mine", "DF_PORT": ""}, dotenv)
     assert warnings == []
     assert (found.port, found.s3_bucket, found.host) == (9000, "mine", "127.0.0.1")
     assert (found.s3_secret_key, found.s3_access_key) == ('a "word" # and all', "key#1")
@@ -203,12 +205,12 @@ def test_a_dotenv_line_that_is_no_assignment_is_named(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("DF_PORT=1\nDF_S3_SECRET_KEY='hunter2\n", "utf-8")
     with pytest.raises(SettingsError, match="line 2") as raised:
-        load({}, dotenv)
+        load_settings({}, dotenv)
     assert "hunter2" not in str(raised.value)
 
 
 def test_a_missing_dotenv_file_is_no_matter(tmp_path: Path) -> None:
-    assert load({}, tmp_path / ".env") == (Settings(), [])
+    assert load_settings({}, tmp_path / ".env") == (Settings(), [])
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dreamforge.shadowing import PACKAGES, shadowed
+from dreamforge.shadowing import PACKAGE_NAMES, find_shadowed_package
 from tests.kit import outside, project_root
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", PACKAGE_NAMES)
 @pytest.mark.parametrize("file", ["__init__.py", "models.py"])
 def test_a_package_of_the_same_name_is_named(tmp_path: Path, name: str, file: str) -> None:
     """Given one that comes first on the path; without an __init__.py it comes last, and does no harm."""
@@ -31,7 +31,7 @@ def test_a_package_of_the_same_name_is_named(tmp_path: Path, name: str, file: st
 def test_files_that_another_distribution_wrote_over_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given an installation whose record tells what size each file had."""
     record = []
-    for name in PACKAGES:
+    for name in PACKAGE_NAMES:
         shutil.copytree(project_root() / name, tmp_path / name)
         size = (tmp_path / name / "__init__.py").stat().st_size
         record.append(f"{name}/__init__.py,,{size}")
@@ -40,14 +40,14 @@ def test_files_that_another_distribution_wrote_over_are_named(tmp_path: Path, mo
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: dream-forge\nVersion: 1\n")
     (about / "RECORD").write_text("\n".join(record))
     monkeypatch.syspath_prepend(tmp_path)
-    for name in PACKAGES:
+    for name in PACKAGE_NAMES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert shadowed(tmp_path) is None
+    assert find_shadowed_package(tmp_path) is None
     (tmp_path / "runners" / "__init__.py").write_text("# another\n")
-    told = shadowed(tmp_path)
+    told = find_shadowed_package(tmp_path)
     assert told is not None
     assert told.startswith(f"{tmp_path / 'runners' / '__init__.py'} is not Dream Forge's any more")
 
 
 def test_our_own_packages_are_ours() -> None:
-    assert shadowed() is None
+    assert find_shadowed_package() is None

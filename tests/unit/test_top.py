@@ -7,13 +7,13 @@ import pytest
 
 from dreamforge.operations import snapshot
 from dreamforge.operations.snapshot import (
-    WINDOW,
+    WINDOW_LENGTH,
     DatabaseState,
     RunningStep,
     WindowEvent,
     make_snapshot,
+    select_window_events,
     start_positions,
-    window_events,
 )
 from projections.subscription_status import SubscriptionStatus
 from tests.kit import NOON
@@ -35,7 +35,7 @@ def reading(second: float = 0, *events: WindowEvent, **more: Any) -> DatabaseSta
         partition: max((e.position for e in events if e.partition == partition), default=0) for partition in (0, 1)
     }
     at = NOON + timedelta(seconds=second)
-    given: dict[str, Any] = {"at": at, "heads": heads, "since": at - WINDOW, "events": events}
+    given: dict[str, Any] = {"at": at, "heads": heads, "since": at - WINDOW_LENGTH, "events": events}
     given |= {"open_jobs": {}, "queues": [], "running": [], "subscription_statuses": []}
     return DatabaseState(**given | more)
 
@@ -136,8 +136,8 @@ def test_a_reading_begins_where_the_last_one_ended_and_reads_no_more_than_it_hol
 def test_the_window_keeps_what_was_read_before_and_lets_go_of_what_is_old() -> None:
     before = reading(0, happened(1, second=-50), happened(2, second=0))
     at = NOON + timedelta(seconds=20)
-    since, events = window_events(at, before, {0: 2, 1: 0}, [happened(3, second=19)])
-    assert since == at - WINDOW
+    since, events = select_window_events(at, before, {0: 2, 1: 0}, [happened(3, second=19)])
+    assert since == at - WINDOW_LENGTH
     assert [one.position for one in events] == [2, 3]
 
 
@@ -146,14 +146,14 @@ def test_the_window_begins_where_all_is_known(start: int, seen: int, since: floa
     """Given a partition of which older events were left out, then the other's of that time don't count either."""
     before = reading(0, heads={0: seen, 1: 0})
     fresh = [happened(start + 1, second=0.5), happened(start + 2, second=1), happened(1, partition=1)]
-    found, events = window_events(NOON + timedelta(seconds=1), before, {0: start, 1: 0}, fresh)
+    found, events = select_window_events(NOON + timedelta(seconds=1), before, {0: start, 1: 0}, fresh)
     assert found == NOON + timedelta(seconds=since)
     assert len(events) == (3 if start == seen else 2)
 
 
 def test_the_window_holds_no_more_than_so_many_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "MOST_EVENTS", 3)
+    monkeypatch.setattr(snapshot, "MAX_WINDOW_EVENTS", 3)
     fresh = [happened(n, second=n) for n in range(1, 6)]
-    since, events = window_events(NOON + timedelta(seconds=6), None, {0: 0, 1: 0}, fresh)
+    since, events = select_window_events(NOON + timedelta(seconds=6), None, {0: 0, 1: 0}, fresh)
     assert since == NOON + timedelta(seconds=3)
     assert [one.position for one in events] == [3, 4, 5]

@@ -106,7 +106,7 @@ def resolve_backends(settings: Settings, *, with_store: bool = False) -> Iterato
     """The settings of a command that needs the database: the one that they name, or else the home's.
 
     The home's is shared with whoever runs it; where nobody does, it is started for as long as this lasts. A home is
-    never made: a command in the wrong folder would answer for an empty one. store: the same for the object store.
+    never made: a command in the wrong folder would answer for an empty one. with_store: the same for the object store.
     """
     running = _settings_of_running_services(settings, with_store=with_store)
     if running is not None:

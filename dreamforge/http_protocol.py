@@ -28,7 +28,7 @@ class BadRequest(Exception):
 
 
 class HttpConnection(HttpToolsProtocol):
-    """Serves the requests of one connection. head_s: the longest time for a request's head, in seconds.
+    """Serves the requests of one connection. head_timeout_s: the longest time for a request's head, in seconds.
 
     For the first request, the time starts when the connection opens.
     """

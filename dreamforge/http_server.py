@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 class HttpServer(uvicorn.Server):
     """Serves one application. It handles no signals: the process stops its roles in order.
 
-    head_s: the longest time for a request's head. idle_s: the longest time of an idle connection.
+    head_timeout_s: the longest time for a request's head. idle_timeout_s: the longest time of an idle connection.
     """
 
     def __init__(

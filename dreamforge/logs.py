@@ -29,7 +29,7 @@ _VERBOSE_LOGGERS = ("asyncio", "boto3", "botocore", "httpcore", "httpx", "PIL", 
 def configure_logging(level: str = "info", log_format: str = "auto", stream: TextIO | None = None) -> None:
     """Send every log line of the process to `stream` (stderr). A second call replaces the configuration.
 
-    `level` and `form` are those of `DF_LOG_LEVEL` and `DF_LOG_FORMAT`.
+    `level` and `log_format` are those of `DF_LOG_LEVEL` and `DF_LOG_FORMAT`.
     """
     target = sys.stderr if stream is None else stream
     threshold = logging.getLevelNamesMapping()[level.upper()]

@@ -123,7 +123,7 @@ def run_on_uvloop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def run_roles(prepare_settings: Callable[[AsyncExitStack], Awaitable[Settings]], roles: Sequence[Role]) -> int:
-    """Run some roles until the process is stopped. start: starts what they need. Returns the exit code."""
+    """Run some roles until the process is stopped. prepare_settings: starts what they need. Returns the exit code."""
     return run_and_report_errors(_serve_until_stopped(prepare_settings, roles))
 
 

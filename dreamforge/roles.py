@@ -119,7 +119,7 @@ def install_schema(settings: Settings) -> int:
 
 
 def _run_alone(settings: Settings, check_settings: Callable[[Settings], Settings], *roles: Role) -> int:
-    """Run roles on the services that the settings name. check: raises `NotConfigured` if one is missing."""
+    """Run roles on the services that the settings name. check_settings: raises `NotConfigured` if one is missing."""
 
     async def start(_stack: AsyncExitStack) -> Settings:
         return check_settings(settings)

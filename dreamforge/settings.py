@@ -40,9 +40,9 @@ class NotConfigured(SettingsError):
 
 
 class ValueFormat(msgspec.Struct, frozen=True):
-    """A variable's format. text: ends the sentence "must be …". parse: raises ValueError for an invalid text."""
+    """A variable's format. requirement: ends the sentence "must be …". parse: raises ValueError for an invalid text."""
 
-    text: str
+    requirement: str
     parse: Callable[[str], Any]
 
 
@@ -139,7 +139,7 @@ def _parse_weights(text: str) -> dict[str, float]:
 
 
 def _parse_comma_separated(text: str, pattern: str, stripped_characters: str = " ") -> tuple[str, ...]:
-    """Values with commas between. Each is `*` or matches the pattern. end: a character to remove from their ends."""
+    """Values with commas between. Each is `*` or matches the pattern. stripped_characters: removed at their ends."""
     values = tuple(value.strip().rstrip(stripped_characters) for value in text.split(","))
     if not all(value == "*" or re.fullmatch(pattern, value) for value in values):
         raise ValueError
@@ -167,11 +167,13 @@ def _parse_api_key(text: str) -> str:
 TEXT_FORMAT = ValueFormat("any text", str)
 PATH_FORMAT = ValueFormat("a path", lambda text: Path(text).expanduser())
 _DTYPE_CHOICE_FORMAT = choice_format("auto", "float32", "float16", "bfloat16")
-DTYPE_FORMAT = ValueFormat(_DTYPE_CHOICE_FORMAT.text, lambda text: _none_if_auto(_DTYPE_CHOICE_FORMAT.parse(text)))
+DTYPE_FORMAT = ValueFormat(
+    _DTYPE_CHOICE_FORMAT.requirement, lambda text: _none_if_auto(_DTYPE_CHOICE_FORMAT.parse(text))
+)
 DEVICE_FORMAT = ValueFormat("auto, or the name of a device", _none_if_auto)
 FLAG_FORMAT = ValueFormat("1, true, yes or on; or 0, false, no or off", _parse_flag)
 DATABASE_URL_FORMAT = ValueFormat("a URL like postgresql://user:password@host:5432/database", _parse_database_url)
-LISTEN_URL_FORMAT = ValueFormat(f"{DATABASE_URL_FORMAT.text}, or off", _parse_listen_url)
+LISTEN_URL_FORMAT = ValueFormat(f"{DATABASE_URL_FORMAT.requirement}, or off", _parse_listen_url)
 HTTP_URL_FORMAT = ValueFormat("a URL like http://host:9000 or https://host", _parse_url)
 BUCKET_NAME_FORMAT = ValueFormat("a bucket name: 3-63 of a-z, 0-9, '.' and '-'", _parse_bucket)
 FAULT_PLAN_FORMAT = ValueFormat(
@@ -195,10 +197,12 @@ class SettingVariable(msgspec.Struct, frozen=True):
 
     name: str
     value_format: ValueFormat
-    doc: str
+    description: str
     alias: str | None = None
     secret: bool = False
-    lenient: bool = False  # an invalid value logs a warning and is replaced by the default, instead of an error
+    default_if_invalid: bool = (
+        False  # an invalid value logs a warning and is replaced by the default, instead of an error
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -407,7 +411,9 @@ _VARIABLE_LIST = (
         "The longest delay of a stream after a lost notification, in milliseconds.",
     ),
     SettingVariable("DF_SSE_HEARTBEAT_S", SECONDS_FORMAT, "The longest silence on a stream, in seconds."),
-    SettingVariable("DF_PROGRESS_WEIGHTS", WEIGHTS_FORMAT, "Each step's share of a job's progress.", lenient=True),
+    SettingVariable(
+        "DF_PROGRESS_WEIGHTS", WEIGHTS_FORMAT, "Each step's share of a job's progress.", default_if_invalid=True
+    ),
     SettingVariable(
         "DF_POLL_S", SECONDS_FORMAT, "How long a subscription waits for a notification before it polls, in seconds."
     ),
@@ -528,7 +534,7 @@ def load_settings(environ: Mapping[str, str], dotenv: Path | None = None) -> tup
             values[field] = var.value_format.parse(texts[name])
         except ValueError:
             message = _invalid_value_message(name, texts[name], var)
-            if not var.lenient:
+            if not var.default_if_invalid:
                 raise SettingsError(message) from None
             warnings.append(f"{message} The default is used.")
     if values.get("db_url") and not values.get("db_pooler"):  # LISTEN does not work through a pooler
@@ -599,7 +605,7 @@ def _unknown_setting_warnings(names: Iterable[str]) -> list[str]:
 
 def _invalid_value_message(name: str, text: str, var: SettingVariable) -> str:
     value = "has an invalid value" if var.secret else f"is {text!r}"
-    return f"{name} {value}; it must be {var.value_format.text}."
+    return f"{name} {value}; it must be {var.value_format.requirement}."
 
 
 def _loopback_url(host: str, port: int) -> str:

@@ -84,47 +84,49 @@ def check_files(root: Path, kind: ModelKind, paths: Iterable[str], *, trust: boo
         )
 
 
-def _reject_lfs_pointer(name: str, file: Path) -> None:
-    if file.stat().st_size <= _MAX_LFS_POINTER_BYTES and file.read_bytes().startswith(_LFS_POINTER_PREFIX):
-        raise BadModelFiles(f"{name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`")
+def _reject_lfs_pointer(file_name: str, path: Path) -> None:
+    if path.stat().st_size <= _MAX_LFS_POINTER_BYTES and path.read_bytes().startswith(_LFS_POINTER_PREFIX):
+        raise BadModelFiles(
+            f"{file_name} is a pointer of Git LFS, and not the file that it stands for: run `git lfs pull`"
+        )
 
 
-def _check_torch_file(name: str, file: Path) -> None:
+def _check_torch_file(file_name: str, path: Path) -> None:
     """Check the start and end of a file of torch: a ZIP archive, or an older pickle, whose end cannot be checked."""
-    if file.suffix.lower() not in _PICKLE_SUFFIXES:
+    if path.suffix.lower() not in _PICKLE_SUFFIXES:
         return
-    with file.open("rb") as stream:
+    with path.open("rb") as stream:
         begin = stream.read(2)
     if not begin.startswith((b"PK", b"\x80")):
-        raise BadModelFiles(f"{name} is no file of torch's: it begins neither as a ZIP archive nor as a pickle")
-    if begin == b"PK" and not zipfile.is_zipfile(file):
-        raise BadModelFiles(f"{name} is cut off: the end of its archive is missing")
+        raise BadModelFiles(f"{file_name} is no file of torch's: it begins neither as a ZIP archive nor as a pickle")
+    if begin == b"PK" and not zipfile.is_zipfile(path):
+        raise BadModelFiles(f"{file_name} is cut off: the end of its archive is missing")
 
 
-def _read_tensors(name: str, file: Path) -> Mapping[str, _TensorHeader]:
+def _read_tensors(file_name: str, path: Path) -> Mapping[str, _TensorHeader]:
     """The tensors of a safetensors file: eight bytes of header length, a JSON header, and tensors without gaps."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(_MAX_SAFETENSORS_HEADER_BYTES, size - 8):
-            raise BadModelFiles(f"{name} is no safetensors file, or is cut off: it has no whole header")
+            raise BadModelFiles(f"{file_name} is no safetensors file, or is cut off: it has no whole header")
         header = stream.read(length)
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         tensors = {tensor: msgspec.json.decode(raw, type=_TensorHeader) for tensor, raw in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadModelFiles(f"{name} is no safetensors file: its header can't be read ({error})") from error
+        raise BadModelFiles(f"{file_name} is no safetensors file: its header can't be read ({error})") from error
     if not tensors:
-        raise BadModelFiles(f"{name} holds no tensor")
+        raise BadModelFiles(f"{file_name} holds no tensor")
     end = 0
     for start, stop in sorted(tensor.data_offsets for tensor in tensors.values()):
         if start != end or stop < start:
-            raise BadModelFiles(f"{name} is no valid safetensors file: its tensors overlap or leave gaps")
+            raise BadModelFiles(f"{file_name} is no valid safetensors file: its tensors overlap or leave gaps")
         end = stop
     if size != 8 + length + end:
         raise BadModelFiles(
-            f"{name} has {size:,} bytes, and by its header {8 + length + end:,}: it is cut off or damaged"
+            f"{file_name} has {size:,} bytes, and by its header {8 + length + end:,}: it is cut off or damaged"
         )
     return tensors
 
@@ -208,11 +210,11 @@ class _PipelineFolder:
             raise BadModelFiles(f"{path} is no JSON object: {error}") from error
 
 
-def _check_diffusers_class(where: str, name: str | list[Any]) -> None:
+def _check_diffusers_class(mentioned_in: str, class_name: str | list[Any]) -> None:
     """Check that diffusers has a class. A list names the model's own code, which cannot be checked."""
     known = _diffusers_class_names()
-    if isinstance(name, str) and known is not None and name not in known:
-        raise BadModelFiles(f"{where} wants {name}, which the installed diffusers does not have")
+    if isinstance(class_name, str) and known is not None and class_name not in known:
+        raise BadModelFiles(f"{mentioned_in} wants {class_name}, which the installed diffusers does not have")
 
 
 @lru_cache(maxsize=1)

@@ -30,7 +30,7 @@ from model_registry.registry import RegistryError
 class ExpectedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file to transfer. path: relative, with slashes. size: in bytes. digest: SHA-256, lower-case hex.
 
-    as_git: the digest is the SHA-1 of a git blob instead.
+    is_git_blob_sha1: the digest is the SHA-1 of a git blob instead.
     """
 
     path: str
@@ -53,7 +53,7 @@ AppendMissingBytes = Callable[[BinaryIO, ExpectedFile], None]
 """Appends the missing bytes to a file; its position is the number of bytes that exist."""
 
 
-def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: AppendMissingBytes) -> None:
+def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_missing_bytes: AppendMissingBytes) -> None:
     """Transfer files into a folder, with a progress bar on a terminal. Files that exist and match are skipped.
 
     Raises `OSError`, and `RegistryError` if a path leads out of the folder, another process transfers the same file, or
@@ -75,13 +75,15 @@ def transfer_files(folder: Path, files: Sequence[ExpectedFile], append_rest: App
         for file in files:
             progress.update(bar, description=PurePosixPath(file.path).name, completed=done)
             if not file.matches(folder / file.path):
-                _transfer_file(folder / file.path, file, append_rest, partial(_update_bar, progress, bar, done))
+                _transfer_file(
+                    folder / file.path, file, append_missing_bytes, partial(_update_bar, progress, bar, done)
+                )
             done += file.size
         progress.update(bar, completed=done)
 
 
-def _update_bar(progress: Progress, bar: TaskID, before: int, size: int) -> None:
-    progress.update(bar, completed=before + size)
+def _update_bar(progress: Progress, bar: TaskID, completed_bytes: int, file_bytes: int) -> None:
+    progress.update(bar, completed=completed_bytes + file_bytes)
 
 
 class _PartFile(io.FileIO):
@@ -100,7 +102,7 @@ class _PartFile(io.FileIO):
 
 
 def _transfer_file(
-    path: Path, file: ExpectedFile, append_rest: AppendMissingBytes, on_growth: Callable[[int], None]
+    path: Path, expected_file: ExpectedFile, append_missing_bytes: AppendMissingBytes, on_growth: Callable[[int], None]
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.part")
@@ -109,11 +111,13 @@ def _transfer_file(
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RegistryError(f"another process is bringing {path}; wait for it.") from None
-        if part.tell() > file.size:
+        if part.tell() > expected_file.size:
             part.truncate(0)
             part.seek(0)
-        append_rest(cast("BinaryIO", part), file)
-        if not file.matches(unfinished):
+        append_missing_bytes(cast("BinaryIO", part), expected_file)
+        if not expected_file.matches(unfinished):
             unfinished.unlink()
-            raise RegistryError(f"{file.path} did not come as it should have; what came is thrown away. Try again.")
+            raise RegistryError(
+                f"{expected_file.path} did not come as it should have; what came is thrown away. Try again."
+            )
         unfinished.replace(path)

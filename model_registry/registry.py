@@ -207,9 +207,9 @@ class ModelRegistry:
             if await self._append_events(model_id, model.stream_version, [body]):
                 return await self._load_model(model_id), True
 
-    async def _append_events(self, model_id: UUID, expected: int, bodies: Sequence[DomainEvent]) -> bool:
-        events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
-        append = Append(stream=model_id, category="model", expected=expected, events=events)
+    async def _append_events(self, model_id: UUID, expected_version: int, event_bodies: Sequence[DomainEvent]) -> bool:
+        events = tuple(event(body, Meta(actor=self._actor)) for body in event_bodies)
+        append = Append(stream=model_id, category="model", expected=expected_version, events=events)
         return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed
 
     async def _load_model(self, model_id: UUID) -> ModelView:
@@ -219,25 +219,25 @@ class ModelRegistry:
         return model
 
 
-def _walk_files(folder: Path, root: Path) -> Iterator[Path]:
+def _walk_files(folder: Path, root_folder: Path) -> Iterator[Path]:
     """Every file below a folder. A link may point to a file within the root; links to folders are not followed."""
     for entry in folder.iterdir():
-        if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+        if entry.is_symlink() and not entry.resolve().is_relative_to(root_folder):
             raise RegistryError(f"{entry} is a link that leads out of the folder; put a copy in its place (cp -rL).")
         if entry.is_file():
             yield entry
         elif entry.is_dir():
-            if not entry.is_symlink() and entry != root / HUB_CACHE_FOLDER:
-                yield from _walk_files(entry, root)
+            if not entry.is_symlink() and entry != root_folder / HUB_CACHE_FOLDER:
+                yield from _walk_files(entry, root_folder)
         else:
             raise RegistryError(f"{entry} is neither a file nor a folder.")
 
 
-def _hash_file(path: Path, name: str) -> ModelFile:
-    _require_utf8(name)
+def _hash_file(path: Path, relative_path: str) -> ModelFile:
+    _require_utf8(relative_path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return ModelFile(path=name, sha256=digest, size=file.tell())
+        return ModelFile(path=relative_path, sha256=digest, size=file.tell())
 
 
 def _require_utf8(text: str) -> None:

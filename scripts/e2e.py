@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dreamforge.demo.stack import Stack, StackError, exit_on_signals
+from dreamforge.demo.stack import DemoStack, StackError, exit_on_signals
 
 VALIDATORS = ("validate_m4.py", "validate_m5.py")
 
@@ -21,7 +21,7 @@ def main() -> int:
     try:
         if base:
             return validate(base)
-        with tempfile.TemporaryDirectory(prefix="dreamforge-") as home, Stack(Path(home)) as stack:
+        with tempfile.TemporaryDirectory(prefix="dreamforge-") as home, DemoStack(Path(home)) as stack:
             print(f"A stack of its own runs at {stack.base_url}.", flush=True)  # noqa: T201  # for whoever waits
             return validate(stack.base_url)
     except StackError as error:

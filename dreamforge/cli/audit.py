@@ -316,27 +316,27 @@ def _create_key(args: argparse.Namespace, _settings: Settings) -> int:
     return OK
 
 
-async def _iterate_job_events(database: Database, job: UUID) -> AsyncIterator[AuditEvent]:
-    for event in await _read_job_events(database, job):
+async def _iterate_job_events(database: Database, job_id: UUID) -> AsyncIterator[AuditEvent]:
+    for event in await _read_job_events(database, job_id):
         yield event
 
 
-async def _iterate_events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
+async def _iterate_events_since(reader: AuditReader, since: datetime) -> AsyncIterator[AuditEvent]:
     for partition in await reader.partitions():
-        after = await reader.start(partition, moment)
+        after = await reader.start(partition, since)
         async for page in reader.pages(partition, after=after):
             for event in page:
                 yield event
 
 
-def _load_job_events(settings: Settings, job: UUID) -> list[AuditEvent]:
-    return run_with_database(settings, "audit", lambda database: _read_job_events(database, job))
+def _load_job_events(settings: Settings, job_id: UUID) -> list[AuditEvent]:
+    return run_with_database(settings, "audit", lambda database: _read_job_events(database, job_id))
 
 
-async def _read_job_events(database: Database, job: UUID) -> list[AuditEvent]:
-    events = await AuditReader(database).stream(job)
+async def _read_job_events(database: Database, job_id: UUID) -> list[AuditEvent]:
+    events = await AuditReader(database).stream(job_id)
     if not events or events[0].category != "job":
-        raise NoSuchJob(f"the log has no job {job}")
+        raise NoSuchJob(f"the log has no job {job_id}")
     return events
 
 

@@ -22,7 +22,7 @@ class PipeConsole(Console):
 
 
 def print_result(output_format: str, result: object, renderable: object) -> None:
-    """Print a command's result: as JSON if `output` is json, else `shown`, a text or a table."""
+    """Print a command's result: as JSON if `output_format` is json, else `renderable`, a text or a table."""
     if output_format == "json":
         print(msgspec.json.format(msgspec.json.encode(result)).decode())
         return

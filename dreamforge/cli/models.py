@@ -184,7 +184,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def _models_table(models: Sequence[ModelView]) -> Table:
     table = titled_table("Models", "id", "name", "kind", "version", "installed", "enabled")
     for model in models:
-        states = [_yes_no(value=model.installed), _yes_no(value=model.enabled)]
+        states = [_yes_or_no_text(value=model.installed), _yes_or_no_text(value=model.enabled)]
         table.add_row(str(model.model_id), escape(model.name), model.kind, escape(model.version), *states)
     return table
 
@@ -197,8 +197,8 @@ def _model_table(model: ModelView) -> Table:
         "kind": model.kind,
         "version": model.version,
         "capabilities": ", ".join(model.capabilities),
-        "installed": _yes_no(value=model.installed),
-        "enabled": _yes_no(value=model.enabled),
+        "installed": _yes_or_no_text(value=model.installed),
+        "enabled": _yes_or_no_text(value=model.enabled),
         "trusted": "yes" if model.trusted else "",
         "source": model.source_uri,
         "path": model.local_path,
@@ -215,9 +215,9 @@ def _verification_table(results: Sequence[ModelVerification]) -> Table:
     table = titled_table("Models", "id", "name", "intact", "problems")
     for result in results:
         problems = escape("\n".join(result.problems))
-        table.add_row(result.id, escape(result.name), _yes_no(value=result.intact), problems)
+        table.add_row(result.id, escape(result.name), _yes_or_no_text(value=result.intact), problems)
     return table
 
 
-def _yes_no(*, value: bool) -> str:
+def _yes_or_no_text(*, value: bool) -> str:
     return "yes" if value else "no"

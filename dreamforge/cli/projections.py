@@ -249,12 +249,12 @@ def _resume_projection(args: argparse.Namespace, settings: Settings) -> int:
     return _set_paused(args, settings, f"{args.name} goes on within some seconds.", paused=False)
 
 
-def _set_paused(args: argparse.Namespace, settings: Settings, text: str, *, paused: bool) -> int:
+def _set_paused(args: argparse.Namespace, settings: Settings, message: str, *, paused: bool) -> int:
     if not run_with_database(
         settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)
     ):
-        text = f"{args.name} has not run yet: there is nothing to pause."
-    print_result(args.output, {"projection": args.name, "paused": paused}, text)
+        message = f"{args.name} has not run yet: there is nothing to pause."
+    print_result(args.output, {"projection": args.name, "paused": paused}, message)
     return OK
 
 
@@ -339,17 +339,19 @@ def _read_model_state_text(state: ReadModelState) -> str:
     return text
 
 
-def _verification_text(found: ReadModelVerification) -> RenderableType:
-    if not (found.jobs or found.wrong):
+def _verification_text(verification: ReadModelVerification) -> RenderableType:
+    if not (verification.jobs or verification.wrong):
         return "Empty: 0 job(s)."
-    if not found.wrong:
+    if not verification.wrong:
         waiting = (
-            f" {found.waiting:,} event(s) wait for the projector: those were not compared." if found.waiting else ""
+            f" {verification.waiting:,} event(s) wait for the projector: those were not compared."
+            if verification.waiting
+            else ""
         )
-        return f"The read model agrees with the log: {found.jobs:,} job(s).{waiting}"
+        return f"The read model agrees with the log: {verification.jobs:,} job(s).{waiting}"
     rows: list[tuple[object, ...]] = []
-    for disagreement in found.disagreements:
+    for disagreement in verification.disagreements:
         rows.append((disagreement.job_id, disagreement.problem))
         rows += [("", "", one.path, str(one.before), str(one.after)) for one in disagreement.differences]
     table = plain_table("JOB", "PROBLEM", "PLACE", "LOG", "READ MODEL", rows=rows)
-    return Group(table, "", f"{found.wrong:,} of {found.jobs:,} job(s) disagree.")
+    return Group(table, "", f"{verification.wrong:,} of {verification.jobs:,} job(s) disagree.")

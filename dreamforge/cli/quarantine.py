@@ -106,9 +106,9 @@ async def _find_job(quarantine: Quarantine, id_or_prefix: str) -> QuarantinedJob
     return matches[0] if matches else None
 
 
-def _quarantined_jobs_table(found: Sequence[QuarantinedJob]) -> Table:
+def _quarantined_jobs_table(quarantined_jobs: Sequence[QuarantinedJob]) -> Table:
     rows = [
         (one.job_id, one.tenant, f"{one.since:%Y-%m-%d %H:%M:%S}", one.state, one.reader, one.at_version, one.reason)
-        for one in found
+        for one in quarantined_jobs
     ]
     return plain_table("JOB", "TENANT", "SINCE", "STATE", "READER", "VERSION", "REASON", rows=rows)

@@ -73,7 +73,7 @@ class Client:
         self._authorization = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._patience_s = patience_s
         self._transport = transport
-        self._connections: dict[bool, httpx.Client] = {}
+        self._http_clients: dict[bool, httpx.Client] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +83,7 @@ class Client:
 
     def close(self) -> None:
         """Close every connection."""
-        for connections in self._connections.values():
+        for connections in self._http_clients.values():
             connections.close()
 
     def is_ready(self) -> bool:
@@ -345,15 +345,15 @@ class Client:
     def _http_client_for(self, url: str) -> httpx.Client:
         # A proxy from the environment cannot reach loopback addresses of this machine.
         trust_env = not _is_loopback(url)
-        if trust_env not in self._connections:
-            self._connections[trust_env] = httpx.Client(
+        if trust_env not in self._http_clients:
+            self._http_clients[trust_env] = httpx.Client(
                 trust_env=trust_env, timeout=_REQUEST_TIMEOUT, transport=self._transport, follow_redirects=True
             )
-        return self._connections[trust_env]
+        return self._http_clients[trust_env]
 
 
 class _StreamPosition(msgspec.Struct):
-    """The position in a stream, across reconnects. ends: whether a message is the last one of the stream."""
+    """The position in a stream, across reconnects. is_last_message: whether a message is the last one of the stream."""
 
     last_event_id: str
     is_last_message: Callable[[ServerSentEvent], bool] = lambda _message: False

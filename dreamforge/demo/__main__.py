@@ -18,7 +18,7 @@ from dreamforge.client.api_client import Client
 from dreamforge.client.responses import ClientError, JsonObject
 from dreamforge.demo import contact_sheet
 from dreamforge.demo.contact_sheet import LabelledImage
-from dreamforge.demo.stack import Stack, StackError, exit_on_signals
+from dreamforge.demo.stack import DemoStack, StackError, exit_on_signals
 from orchestrator.step_kinds import STEP_KINDS
 
 DEMO_HOME = Path(".demo")
@@ -75,7 +75,7 @@ def run(spec: DemoJobSpec, console: Console) -> None:
     rendered, enlarged = ("{}x{}".format(*spec.size(step)) for step in STEPS)
     console.print(f'"{spec.prompt}": {spec.count} in {rendered}, then enlarged to {enlarged}.')
     started_at = time.monotonic()
-    with Stack(DEMO_HOME) as stack, Client(stack.base_url, patience_s=10) as client:
+    with DemoStack(DEMO_HOME) as stack, Client(stack.base_url, patience_s=10) as client:
         console.print(
             f"PostgreSQL, S3 and the service run in {DEMO_HOME}/, started in {time.monotonic() - started_at:.1f} s."
         )

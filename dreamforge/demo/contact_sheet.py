@@ -25,7 +25,7 @@ class LabelledImage(msgspec.Struct, frozen=True):
 
 
 def write_contact_sheet(path: Path, title: str, image_pairs: Sequence[tuple[LabelledImage, LabelledImage]]) -> None:
-    """Write the sheet as PNG. pairs: upper and lower image."""
+    """Write the sheet as PNG. image_pairs: upper and lower image."""
     columns = min(len(image_pairs), _MAX_COLUMNS)
     rows = -(-len(image_pairs) // columns)
     width, height = _scaled_size(image_pairs[0][0].path)

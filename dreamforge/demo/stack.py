@@ -32,7 +32,7 @@ class StackError(Exception):
     """The stack did not start, or did not stop; the message says why."""
 
 
-class Stack:
+class DemoStack:
     """`dreamforge up` as a child process. A `with` block starts it and waits until it is ready; its end stops it."""
 
     def __init__(self, home: Path) -> None:

@@ -90,12 +90,12 @@ class EmbeddedPostgres(EmbeddedService):
     def start(cls, home: Path, programs_folder: Path | None = None) -> "EmbeddedPostgres":
         """Start the home's PostgreSQL, or adopt it if it outlived its parent process. Waits until it is up.
 
-        programs: the directory of another PostgreSQL's programs, instead of the wheel's.
+        programs_folder: that of another PostgreSQL's programs, instead of the wheel's.
         """
         with wrap_os_errors(cls, home):
             postgres = cls(home, programs_folder)
-            postgres.create()
-            return postgres.run()
+            postgres.create_data_folder()
+            return postgres.adopt_or_start()
 
     @classmethod
     def running_url(cls, home: Path) -> str | None:
@@ -119,7 +119,7 @@ class EmbeddedPostgres(EmbeddedService):
             else None
         )
 
-    def create(self) -> None:
+    def create_data_folder(self) -> None:
         """Create the data directory unless it exists."""
         if self.data.exists():
             if self._account is not None:

@@ -81,7 +81,7 @@ class EmbeddedSeaweed(EmbeddedService):
     def start(cls, home: Path) -> "EmbeddedSeaweed":
         """Start the home's object store, or adopt it if it outlived its parent process. Waits until it is up."""
         with wrap_os_errors(cls, home):
-            return cls(home).run()
+            return cls(home).adopt_or_start()
 
     @classmethod
     def find_running(cls, home: Path) -> "EmbeddedSeaweed | None":

@@ -59,7 +59,7 @@ class EmbeddedService(ABC):
         """The process id of the server."""
         return self.server.pid
 
-    def run(self) -> Self:
+    def adopt_or_start(self) -> Self:
         """Adopt the server that still runs, or start one. Waits until it is up. Prefers the ports of the last run."""
         for _ in range(_MAX_START_ATTEMPTS):
             self.adopted = self.adopt()

@@ -61,7 +61,7 @@ def change_owner(directory: Path, account: Account) -> None:
 
 
 def command_as_user(command: Sequence[str | Path], account: Account, readable_paths: Iterable[Path]) -> list[str]:
-    """The command that runs a command as a user. reads: paths that the user must be able to read."""
+    """The command that runs a command as a user. readable_paths: those that the user must be able to read."""
     capabilities = ",".join(map(str, _needed_capabilities(account, Path(command[0]), readable_paths)))
     launcher = [sys.executable, "-I", "-S", __file__, str(account.uid), str(account.gid), capabilities]
     return [*launcher, *map(str, command)]

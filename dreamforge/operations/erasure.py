@@ -155,7 +155,7 @@ def scrub_tables(args: argparse.Namespace, settings: Settings) -> int:
             return ScrubResult(
                 tables=[], problem=f"only their owner can write {', '.join(foreign)} anew: use its login"
             )
-        problem = await _wait_for_snapshots(database)
+        problem = await _wait_for_old_snapshots(database)
         tables = [await _vacuum_full(database, row["name"]) for row in rows]
         return ScrubResult(tables=tables, problem=problem or await _remove_old_wal(database))
 
@@ -164,24 +164,28 @@ def scrub_tables(args: argparse.Namespace, settings: Settings) -> int:
     return FAILED if found.problem else OK
 
 
-async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, job: UUID, lease_s: float) -> ErasedJob:
+async def _erase_job(
+    database: Database, store: ObjectStore, jobs: JobService, job_id: UUID, lease_s: float
+) -> ErasedJob:
     # The event first: after a crash, the erasure can be repeated. Without it, missing text would look like damage.
     try:
-        state = await jobs.load(job)
+        state = await jobs.load(job_id)
     except SetAside:
-        keys, version = await _append_erasure_events(database, store, job, lease_s)
+        keys, version = await _append_erasure_events(database, store, job_id, lease_s)
     else:
         if state.finished not in {None, "succeeded"}:  # otherwise all objects are written
-            await _wait_for_lease_end(database, job, lease_s)
+            await _wait_for_lease_end(database, job_id, lease_s)
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
-        keys = await _list_object_keys(store, state.tenant, job, written)
+        keys = await _list_object_keys(store, state.tenant, job_id, written)
         rewritten = () if state.erased or state.finished is None else await _artifact_rewritten_events(store, written)
-        state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=user_at_host()))
+        state = await jobs.request(
+            state.tenant, job_id, RequestErasure(rewritten=rewritten), Meta(actor=user_at_host())
+        )
         version = state.version
-    rows = await database.call("select eventstore.erase($1) as events", job)
-    await database.call("select projector.forget($1)", job)
+    rows = await database.call("select eventstore.erase($1) as events", job_id)
+    await database.call("select projector.forget($1)", job_id)
     for table in _COMMAND_TABLES:
-        await database.call(_REMOVE_TRACEPARENT_SQL.format(table), msgspec.json.encode({"job_id": job}).decode())
+        await database.call(_REMOVE_TRACEPARENT_SQL.format(table), msgspec.json.encode({"job_id": job_id}).decode())
     files, damaged = 0, []
     for key in keys:
         try:
@@ -192,17 +196,17 @@ async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, j
         if anonymous is not None:
             await store.replace(key, anonymous, content_type("jpg" if key.endswith(".jpg") else "png"))
             files += 1
-    return ErasedJob(job_id=job, version=version, events=rows[0]["events"], files=files, damaged=damaged)
+    return ErasedJob(job_id=job_id, version=version, events=rows[0]["events"], files=files, damaged=damaged)
 
 
 async def _append_erasure_events(
-    database: Database, store: ObjectStore, job: UUID, lease_s: float
+    database: Database, store: ObjectStore, job_id: UUID, lease_s: float
 ) -> tuple[list[str], int]:
     """Append the events of an erasure to a quarantined job, from its readable events. Returns its keys and version."""
     log = Log(database)
-    history = await log.stream(job)
+    history = await log.stream(job_id)
     tenant = history[0].tenant
-    await _wait_for_lease_end(database, job, lease_s)
+    await _wait_for_lease_end(database, job_id, lease_s)
     bodies = [codec.body_if_readable(event) for event in history]
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
@@ -210,29 +214,29 @@ async def _append_erasure_events(
             *await _artifact_rewritten_events(store, list(written.values())),
             JobErased(erased=list(PRIVATE_FIELDS)),
         ]:
-            await append_unconditionally(log, job, "job", body, user_at_host(), tenant=tenant)
+            await append_unconditionally(log, job_id, "job", body, user_at_host(), tenant=tenant)
     else:
         await log.confirm_replicated()
-    newest = await log.newest(job)
-    keys = await _list_object_keys(store, tenant, job, written.values())
+    newest = await log.newest(job_id)
+    keys = await _list_object_keys(store, tenant, job_id, written.values())
     return keys, len(history) if newest is None else newest.version
 
 
 async def _list_object_keys(
-    store: ObjectStore, tenant: str, job: UUID, artifacts: Iterable[ArtifactEvent]
+    store: ObjectStore, tenant: str, job_id: UUID, artifacts: Iterable[ArtifactEvent]
 ) -> list[str]:
     """The keys of a job's objects: listed ones, which include those of interrupted attempts, and recorded ones.
 
     Recorded keys are included even if the store does not list them: after a SIGKILL, SeaweedFS can serve an object that
     it does not list.
     """
-    listed = await store.list_keys(object_prefix(tenant, job))
+    listed = await store.list_keys(object_prefix(tenant, job_id))
     return sorted({*listed, *(artifact.s3_key for artifact in artifacts)})
 
 
-async def _wait_for_lease_end(database: Database, job: UUID, lease_s: float) -> None:
+async def _wait_for_lease_end(database: Database, job_id: UUID, lease_s: float) -> None:
     """Wait until the lease of a stopped runner has ended, so that it writes no more objects."""
-    [ended] = await database.read(_SECONDS_SINCE_LAST_EVENT_SQL, job)
+    [ended] = await database.read(_SECONDS_SINCE_LAST_EVENT_SQL, job_id)
     await asyncio.sleep(max(0.0, lease_s - ended["seconds"]))
 
 
@@ -262,7 +266,7 @@ async def _get_without_private_text(store: ObjectStore, key: str) -> bytes | Non
     return None if anonymous == body else anonymous
 
 
-async def _wait_for_snapshots(database: Database) -> str | None:
+async def _wait_for_old_snapshots(database: Database) -> str | None:
     """Wait until no snapshot can see the erased rows. Returns a problem if one remains; else None."""
     [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
     deadline = time.monotonic() + _SNAPSHOT_TIMEOUT_S

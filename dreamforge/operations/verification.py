@@ -111,8 +111,8 @@ def _verify_log(
     return _exit_code(wrong, is_empty=not found.events)
 
 
-def _counts_text(found: VerificationResult) -> str:
-    counts = {"event": found.events, "artifact": found.artifacts, "anchor": found.anchors}
+def _counts_text(result: VerificationResult) -> str:
+    counts = {"event": result.events, "artifact": result.artifacts, "anchor": result.anchors}
     return ", ".join(f"{count:,} {name}(s)" for name, count in counts.items() if count is not None)
 
 
@@ -122,8 +122,8 @@ async def _all_pages(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]
             yield page
 
 
-async def _job_pages(reader: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
-    yield await reader.stream(job)
+async def _job_pages(reader: AuditReader, job_id: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
+    yield await reader.stream(job_id)
 
 
 class _LogVerification:

@@ -36,8 +36,8 @@ def settings_table() -> list[str]:
 
 def _row(var: SettingVariable, default: Any) -> str:
     old = f" Old name: `{var.alias}`." if var.alias else ""
-    accepted = var.value_format.text.replace("|", r"\|")
-    return f"| `{var.name}` | {var.doc}{old} | {accepted} | {_written(default)} |"
+    accepted = var.value_format.requirement.replace("|", r"\|")
+    return f"| `{var.name}` | {var.description}{old} | {accepted} | {_written(default)} |"
 
 
 def _written(default: Any) -> str:

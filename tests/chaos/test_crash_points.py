@@ -136,7 +136,7 @@ class FusedCore(process.ProcessContext):
         self._case = case
         self._fuse = fuse
 
-    def store(self) -> ObjectStore:
+    def create_store(self) -> ObjectStore:
         """The case's objects, behind the fuse."""
         return FusedStore(self._case.config, self._case.store, self._fuse)
 

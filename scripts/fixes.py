@@ -40,8 +40,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "02-nothing-is-intact",
         "dreamforge/operations/verification.py",
-        "    if wrong or not empty:",
-        "    if wrong or empty or not empty:",
+        "    if flaws or not is_empty:",
+        "    if flaws or is_empty or not is_empty:",
         "tests/flow/test_homes.py -k nothing_is_never",
     ),
     Mutant(
@@ -466,7 +466,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "14-the-lists-files-only",
         "dreamforge/operations/erasure.py",
-        "    return sorted({*listed, *(artifact.s3_key for artifact in written)})",
+        "    return sorted({*listed, *(artifact.s3_key for artifact in artifacts)})",
         "    return listed",
         "tests/flow/test_erasure.py -k not_list",
     ),
@@ -613,8 +613,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "19-weights-under-any-name",
         "model_registry/checks.py",
-        "                self._check_weights(component,",
-        "                (lambda *_: None)(component,",
+        "                self._check_weights(\n",
+        "                (lambda *_: None)(\n",
         "tests/embedded/test_models_command.py -k rejected_by_name",
     ),
     Mutant(
@@ -732,8 +732,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "23-whole-ids-alone",
         "dreamforge/client/api_client.py",
-        "        if not _JOB_ID_PREFIX_PATTERN.fullmatch(text):\n            return text\n",
-        "        return text\n",
+        "        if not _JOB_ID_PREFIX_PATTERN.fullmatch(id_or_prefix):\n            return id_or_prefix\n",
+        "        return id_or_prefix\n",
         "tests/unit/test_cli.py -k beginning_of_its_id",
     ),
     Mutant(
@@ -746,8 +746,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "24-shadowed-without-a-word",
         "dreamforge/__main__.py",
-        "    reason = shadowed()\n",
-        "    reason = None\n    shadowed()\n",
+        "    reason = find_shadowed_package()\n",
+        "    reason = None\n    find_shadowed_package()\n",
         "tests/unit/test_shadowing.py -k 'same_name and runners'",
     ),
     Mutant(

@@ -24,9 +24,9 @@ from api.routing import post
 from api.services import Services
 from api.waiting import preference_applied, preferred_wait, wait_until_terminal
 from eventstore.committer import Transition
-from eventstore.database import within
+from eventstore.database import run_within
 from eventstore.events import RecordedEvent
-from eventstore.ids import derived_id, new_id
+from eventstore.ids import derive_id, new_id
 from eventstore.log import Append
 from model_registry import parameters
 from model_registry.view import ModelView
@@ -82,16 +82,16 @@ async def stream_token(request: Request, services: Services) -> Response:
 
 async def _accept_once(request: Request, services: Services, submission: requests.Submission, key: bytes) -> _Accepted:
     """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
-    job = derived_id(caller(request).tenant.encode(), key)
+    job = derive_id(caller(request).tenant.encode(), key)
     idempotency = submission.idempotency(key)
-    earlier = await services.log.stream(job, limit=1)
+    earlier = await services.log.read_stream(job, limit=1)
     if earlier:
         # The earlier request may have ended before its commit was replicated.
         await _within_patience(services, services.log.confirm_replicated())
         return _replay(earlier[0], idempotency)
     accepted = await _accept(request, services, submission, job, idempotency)
     if accepted.replayed:
-        return _replay((await services.log.stream(job, limit=1))[0], idempotency)
+        return _replay((await services.log.read_stream(job, limit=1))[0], idempotency)
     return accepted
 
 
@@ -207,7 +207,7 @@ def _unreadable(job: UUID) -> ApiError:
 async def _within_patience(services: Services, write: Coroutine[Any, Any, T]) -> T:
     """Await a write; raise 503 if the database takes too long."""
     try:
-        return await within(services.config.patience_s, write)
+        return await run_within(services.config.patience_s, write)
     except TimeoutError:
         raise unavailable() from None
 

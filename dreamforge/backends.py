@@ -81,7 +81,7 @@ async def _database(found: Settings, role: str, *, install_schema: bool) -> Asyn
     database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
     try:
         # A home may be an earlier release's, or its first start was cut off: the first process installs the schema.
-        await (install(database) if install_schema else schema.check(database))
+        await (install(database) if install_schema else schema.check_release(database))
         yield database
     finally:
         await database.close()

@@ -34,7 +34,7 @@ from eventstore.committer import Committer
 from eventstore.database import Database, until_available
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
-from eventstore.metrics import Backlog
+from eventstore.metrics import BacklogGauges
 from eventstore.notifier import Notifier
 from eventstore.write_probe import WriteProbe
 from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS
@@ -70,12 +70,15 @@ class Core:
         self.committer = Committer(self.log, self.notifier)
         self.url = ""
         self.checks: dict[str, Check] = {
-            "database": lambda: schema.check(database),
+            "database": lambda: schema.check_release(database),
             "committer": self.committer.task.check,
         }
         self.notices: dict[str, Check] = {}
         self.health = Health(
-            self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
+            self.checks,
+            BacklogGauges(database, {QUARANTINED_JOBS: QUARANTINED}),
+            WriteProbe(database),
+            notices=self.notices,
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -147,7 +150,7 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
         if stopping.is_set():
             return
         database = await stack.enter_async_context(open_database(settings, "dreamforge"))
-        await _until(stopping, until_available("start", lambda: schema.check(database)))
+        await _until(stopping, until_available("start", lambda: schema.check_release(database)))
         if stopping.is_set():
             return
         core = Core(settings, database, stopping)

@@ -38,7 +38,7 @@ class UnknownEvent(EventStoreError):
         )
 
 
-class Undecodable(EventStoreError):
+class UndecodableEvent(EventStoreError):
     """An event's text is not what its code and schema version promise."""
 
     def __init__(self, code: str, schema_version: int, version: int, problem: str) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.ids import derived_id
+from eventstore.ids import derive_id
 from eventstore.log import Append, Batch, Log
 from model_registry import parameters
 from model_registry.catalogue import Models
@@ -176,7 +176,7 @@ class Registry:
         These three, and `trusted`, determine its id. Of two concurrent calls, the log therefore accepts one.
         """
         identity = (model.kind, model.local_path, files_digest(model.files), *(["trusted"] if model.trusted else []))
-        model_id = derived_id(b"model", *(part.encode() for part in identity))
+        model_id = derive_id(b"model", *(part.encode() for part in identity))
         is_new = await self._append(model_id, 0, [model, ModelEnabled()] if enabled else [model])
         return await self._load(model_id), is_new
 

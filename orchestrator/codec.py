@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.errors import Undecodable
+from eventstore.errors import UndecodableEvent
 from eventstore.events import EventRow, NewEvent
 from orchestrator.events import (
     AnchorSigned,
@@ -76,7 +76,7 @@ def is_known(code: str, schema_version: int) -> bool:
 def body(event: EventRow) -> DomainEvent | None:
     """Decode an event's data, lifting older schema versions; None for a code or version this release doesn't know.
 
-    Raises `Undecodable`, as `meta`, `private` and `decode_event` do.
+    Raises `UndecodableEvent`, as `meta`, `private` and `decode_event` do.
     """
     if not is_known(event.code, event.schema_version):
         return None
@@ -96,7 +96,7 @@ def body_if_readable(event: EventRow) -> DomainEvent | None:
     """For whoever only shows events: None for one that can't be decoded, too."""
     try:
         return body(event)
-    except Undecodable:
+    except UndecodableEvent:
         return None
 
 
@@ -117,8 +117,8 @@ def _decode(decoder: msgspec.json.Decoder[T], event: EventRow, text: str) -> T:
         raise _undecodable(event, error) from error
 
 
-def _undecodable(event: EventRow, error: Exception) -> Undecodable:
-    return Undecodable(event.code, event.schema_version, event.version, str(error) or type(error).__name__)
+def _undecodable(event: EventRow, error: Exception) -> UndecodableEvent:
+    return UndecodableEvent(event.code, event.schema_version, event.version, str(error) or type(error).__name__)
 
 
 def fold(evolve: Callable[[T | None, DecodedEvent], T | None], events: Iterable[DecodedEvent]) -> T | None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from eventstore.committer import Committer
-from eventstore.errors import EventRejected, Undecodable
+from eventstore.errors import EventRejected, UndecodableEvent
 from eventstore.events import NewEvent, RecordedEvent
-from eventstore.log import Append, Batch, Log, Move, Moved, Send
+from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Log, Send
 from orchestrator import codec
 from orchestrator.decisions import decide
 from orchestrator.quarantine import is_set_aside
@@ -31,7 +31,9 @@ class Orchestrator:
         self._actor = actor
         self._quarantine = Quarantine(log, actor)
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         """React to the events; None if none of them has a reaction."""
         jobs = [event for event in events if event.category == "job"]
         # Read even where nothing is to be done: what can't be read is passed only when its job is set aside.
@@ -39,7 +41,7 @@ class Orchestrator:
         due = [event for event in jobs if event.code in REACTED]
         if not due and not broken:
             return None
-        histories = await self._log.streams(list({event.stream_id for event in due} | broken.keys()))
+        histories = await self._log.read_streams(list({event.stream_id for event in due} | broken.keys()))
         appends: list[Append] = []
         sends: list[Send] = []
         for job_id, history in histories.items():
@@ -54,14 +56,14 @@ class Orchestrator:
                 raise EventRejected(to_react[0], error) from error
             appends.extend(appended)
             sends.extend(sent)
-        answers = await self._committer.react(Batch(appends=appends, sends=sends, moves=moves))
+        answers = await self._committer.commit_batch(Batch(appends=appends, sends=sends, moves=moves))
         return answers.moves
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """Move checkpoints past events that had no reaction."""
-        return (await self._committer.react(Batch(moves=moves))).moves
+        return (await self._committer.commit_batch(Batch(moves=moves))).moves
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         """Set the job of an event aside."""
         event = rejected.event
         return await self._quarantine.add(
@@ -113,6 +115,6 @@ def _undecodable(events: Sequence[RecordedEvent]) -> dict[UUID, EventRejected]:
     for event in events:
         try:
             codec.decode_event(event)
-        except Undecodable as error:
+        except UndecodableEvent as error:
             found.setdefault(event.stream_id, EventRejected(event, error))
     return found

@@ -19,7 +19,7 @@ from eventstore import schema
 from eventstore.database import Backoff, Row
 from eventstore.errors import EventStoreError
 from eventstore.events import RecordedEvent
-from eventstore.log import COLUMNS, Log, recorded
+from eventstore.log import EVENT_COLUMNS, Log, recorded_events
 from orchestrator import codec
 from orchestrator.events import JobQuarantined, JobReleased
 from orchestrator.quarantine import is_set_aside
@@ -27,7 +27,7 @@ from orchestrator.service import append_unconditionally
 
 _LOOK_S = 1.0
 _MARKS = f"""
-select {COLUMNS} from eventstore.events
+select {EVENT_COLUMNS} from eventstore.events
 where code in ('job.quarantined', 'job.released') order by stream_id, version
 """  # noqa: S608  # constants
 # What was reported before the job was released says nothing of it since.
@@ -84,11 +84,11 @@ class Quarantine:
         [newest] = await self._log.database.read(_RELEASE)
         if newest["release"] != schema.RELEASE:
             return False
-        if not is_set_aside(await self._log.stream(job_id)):
+        if not is_set_aside(await self._log.read_stream(job_id)):
             body = JobQuarantined(reader=reader, at_version=at_version, reason=reason)
             await append_unconditionally(self._log, job_id, "job", body, self._actor, tenant=tenant)
             _log.error("job set aside", job_id=str(job_id), reader=reader, at_version=at_version, reason=reason)
-        await self._log.database.call(_FORGET, job_id)
+        await self._log.database.execute_once(_FORGET, job_id)
         return True
 
     async def run(self) -> None:
@@ -107,7 +107,7 @@ class Quarantine:
     async def _set_aside(self, reported: Row) -> None:
         job_id = reported["stream_id"]
         if reported["outdated"]:
-            await self._log.database.call(_FORGET, job_id)
+            await self._log.database.execute_once(_FORGET, job_id)
             return
         why = {"reader": reported["reader"], "at_version": reported["version"], "reason": reported["reason"]}
         await self.add(job_id, reported["tenant"], **why)
@@ -120,7 +120,7 @@ class Quarantine:
 
     async def all(self) -> list[QuarantinedJob]:
         """Every job that was set aside and does not go on, the last first."""
-        marks = recorded(await self._log.database.read(_MARKS))
+        marks = recorded_events(await self._log.database.read(_MARKS))
         found = [_quarantined_job(list(own)) for _, own in groupby(marks, key=lambda event: event.stream_id)]
         return sorted((one for one in found if one is not None), key=lambda one: one.since, reverse=True)
 

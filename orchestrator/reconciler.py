@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from eventstore.database import Database, Row
-from eventstore.ids import derived_id
-from eventstore.log import COLUMNS, Batch, Log, Send, recorded
+from eventstore.ids import derive_id
+from eventstore.log import EVENT_COLUMNS, Batch, Log, Send, recorded_events
 from orchestrator.copying import copied
 from orchestrator.events import DomainEvent, OutboxPurged, OutboxRebuilt, StepName
 from orchestrator.process_manager import Orchestrator
@@ -27,7 +27,7 @@ from orchestrator.step_kinds import STEP_KINDS, select_queues
 
 T = TypeVar("T")
 
-STREAM = derived_id(b"outbox")
+STREAM = derive_id(b"outbox")
 """The stream of what operators did to the queues."""
 
 _log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ select stream_id from (
 """
 # As far as the orchestrator has come: what it has not seen yet, it will send by itself.
 _REACTED = f"""
-select {COLUMNS} from eventstore.events
+select {EVENT_COLUMNS} from eventstore.events
 join (select partition as reached_partition, position as reached from eventstore.standings where subscription = $2) s
     on reached_partition = partition and position <= reached
 where stream_id = any ($1::uuid[]) order by stream_id, version
@@ -128,7 +128,7 @@ class OutboxReconciler:
         rows = await self._database.read("select queue, commands from eventstore.queue_lengths()")
         commands = {row["queue"]: row["commands"] for row in rows}
         await self._append(OutboxPurged(commands=commands))
-        purged = await self._database.call("select queue, commands from eventstore.purge()")
+        purged = await self._database.execute_once("select queue, commands from eventstore.purge()")
         return {row["queue"]: row["commands"] for row in purged}
 
     async def _compare_with_queues(self) -> tuple[list[Missing], list[Row]]:
@@ -153,7 +153,7 @@ class OutboxReconciler:
 
 
 def _pending(rows: Sequence[Row], unreadable: list[Unreadable]) -> Iterable[Missing]:
-    for job_id, group in groupby(recorded(rows), key=lambda event: event.stream_id):
+    for job_id, group in groupby(recorded_events(rows), key=lambda event: event.stream_id):
         history = list(group)
         if is_set_aside(history):
             continue

@@ -36,7 +36,7 @@ async def append_unconditionally(
     """Append an event at the end of a stream, whatever its version: nothing was decided on its history."""
     noted = event(body, Meta(actor=actor))
     while True:
-        newest = await log.newest(stream)
+        newest = await log.newest_event(stream)
         expected = 0 if newest is None else newest.version
         append = Append(stream=stream, category=category, tenant=tenant, expected=expected, events=(noted,))
         if (await log.commit(Batch(appends=[append]))).streams[stream].committed:
@@ -106,7 +106,7 @@ class JobService:
 
         Waits while the database is away; raises `NoSuchJob`, `SetAside` and `Unreadable`.
         """
-        history = await until_available("job", lambda: self._log.stream(job_id))
+        history = await until_available("job", lambda: self._log.read_stream(job_id))
         if not history or history[0].category != "job" or tenant not in {None, history[0].tenant}:
             raise NoSuchJob(f"there is no job {job_id}" if tenant is None else f"tenant {tenant} has no job {job_id}")
         if is_set_aside(history):

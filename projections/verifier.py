@@ -82,7 +82,7 @@ class ReadModelVerifier:
         # The order matters: a checkpoint is never ahead of the rows, and the rows are never ahead of the log.
         checkpoints = await self._log.checkpoints(LIVE)
         rows = await self.rows(jobs)
-        histories = await self._log.streams(jobs)
+        histories = await self._log.read_streams(jobs)
         compared = (_compare(job, rows.get(job), histories[job], checkpoints) for job in jobs)
         return [disagreement for disagreement in compared if disagreement is not None]
 

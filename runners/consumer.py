@@ -14,7 +14,7 @@ import structlog
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable
 from eventstore.notifier import Notifier
-from eventstore.supervision import Supervised
+from eventstore.supervision import SupervisedTask
 from orchestrator.step_command import StepClaim, StepOutbox
 from runners.metrics import LEASES_LOST
 
@@ -51,9 +51,9 @@ class Consumer:
         self._slots = slots
         self._visibility = visibility(lease_s)
         self._active: dict[StepClaim, asyncio.Task[None]] = {}
-        self._wake_signal = notifier.wake_signal()
+        self._wake_signal = notifier.add_wake_signal()
         self._stopping = False
-        self.heartbeat = Supervised("heartbeat", self._heartbeat)
+        self.heartbeat = SupervisedTask("heartbeat", self._heartbeat)
         self.available = False
 
     async def run(self) -> None:
@@ -90,7 +90,7 @@ class Consumer:
             for task in self._active.values():
                 task.cancel()
             await asyncio.gather(*self._active.values(), return_exceptions=True)
-            self._notifier.remove(self._wake_signal)
+            self._notifier.remove_wake_signal(self._wake_signal)
 
     @property
     def ready(self) -> bool:

@@ -155,7 +155,7 @@ class StepRunner:
         """The state with the new attempt, and what renders it; None if it does not start. Raises `StaleAttempt`."""
         try:
             selected = await until_available("selection", lambda: self._item_renderer.select(state, step))
-            if time.monotonic() > claim.expires:
+            if time.monotonic() > claim.expires_at_s:
                 _log.warning("claim is over before its step began", job_id=str(state.job_id), step=step.name)
                 return None
             started = await self._start(state, step, selected, claim)

@@ -138,15 +138,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-warnings-kept-from-a-pooled-login",
         "eventstore/database.py",
-        "                        init=_expect_warnings if self.pooled else None,\n",
+        "                        init=_expect_warnings_enabled if self.pooled else None,\n",
         "",
         "tests/flow/test_standby.py -k settings",
     ),
     Mutant(
         "04-warnings-kept-from-the-login",
         "eventstore/database.py",
-        "self._session |= _WARNINGS | (_BOUNDS if bounded else {})",
-        "self._session |= _BOUNDS if bounded else {}",
+        "self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if bounded else {})",
+        "self._session |= _SERVER_TIMEOUT_SETTINGS if bounded else {}",
         "tests/flow/test_standby.py -k settings",
     ),
     Mutant(
@@ -173,7 +173,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-partition-stops-for-one-job",
         "eventstore/subscription.py",
-        "        if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):",
+        "        if cursor.failures >= _TRIES_BEFORE_QUARANTINE and await self._handler.quarantine(rejected):",
         "        if False:",
         "tests/flow/test_quarantine.py -k 'cannot_be_read_is or breaks_the_code'",
     ),
@@ -222,7 +222,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unstorable-stops-a-partition",
         "projections/projector.py",
-        "        except UNSTORABLE_ERRORS as error:\n",
+        "        except UNSTORABLE_VALUE_ERRORS as error:\n",
         "        except ZeroDivisionError as error:\n",
         "tests/store/test_rejections.py -k stored",
     ),

@@ -189,7 +189,7 @@ MUTANTS = (
     Mutant(
         "claim-never-runs-out",
         "runners/steps.py",
-        "        if time.monotonic() > claim.expires:",
+        "        if time.monotonic() > claim.expires_at_s:",
         "        if False:",
         "tests/store/test_step_runner.py -k ran_out",
     ),

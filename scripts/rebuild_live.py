@@ -215,7 +215,7 @@ async def measure(count: int, rate: float) -> None:
         say(f"filling the log with {count:,} events")
         known = await fill(log, count)
         # As autovacuum would have left it by the time.
-        await database.call("analyze")
+        await database.execute_once("analyze")
 
         say("nobody else there")
         for workers in ("1", "2"):

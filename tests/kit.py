@@ -220,12 +220,12 @@ class Store:
 
     async def codes(self, stream: UUID) -> list[str]:
         """The codes of a stream's events."""
-        return [one.code for one in await self.log.stream(stream)]
+        return [one.code for one in await self.log.read_stream(stream)]
 
     async def state(self, job_id: UUID) -> JobState:
         """The folded state of a job."""
         state: JobState | None = None
-        for one in await self.log.stream(job_id):
+        for one in await self.log.read_stream(job_id):
             state = apply(state, codec.decode_event(one))
         assert state is not None
         return state

@@ -26,10 +26,10 @@ from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
 from dreamforge.settings import Settings
 from eventstore.database import Database
-from eventstore.errors import Undecodable
+from eventstore.errors import UndecodableEvent
 from eventstore.integrity import anchors
 from eventstore.integrity.anchors import Anchor
-from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.bundle import BundleHeader, BundleWriter
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
@@ -206,7 +206,7 @@ def _with_advice(handler: Handler) -> Handler:
     def run(args: argparse.Namespace, settings: Settings) -> int:
         try:
             return handler(args, settings)
-        except (Undecodable, Unreadable) as error:
+        except (UndecodableEvent, Unreadable) as error:
             return print_message(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
 
     return run
@@ -262,14 +262,14 @@ def _diff(args: argparse.Namespace, settings: Settings) -> int:
 def _export(args: argparse.Namespace, settings: Settings) -> int:
     async def write(database: Database) -> int:
         reader = AuditReader(database)
-        header = Header(
-            log=await reader.identity(),
+        header = BundleHeader(
+            log=await reader.read_log_identity(),
             exported_at=datetime.now(UTC),
             stream=args.job,
             since=args.since,
             private=args.private,
         )
-        writer = Writer(header)
+        writer = BundleWriter(header)
         events = _job_events(database, args.job) if args.job else _events_since(reader, args.since)
         first = await anext(events, None)  # raises NoSuchJob before the file is created
         with _output_file(args.file) as file:
@@ -305,7 +305,7 @@ def _key(args: argparse.Namespace, _settings: Settings) -> int:
         key = anchoring.create_key(args.file)
     except FileExistsError:
         return print_message(INVALID, f"{args.file} is there already, and is not written over")
-    print(anchors.public_key(key))
+    print(anchors.public_key_hex(key))
     return OK
 
 
@@ -315,9 +315,9 @@ async def _job_events(database: Database, job: UUID) -> AsyncIterator[AuditEvent
 
 
 async def _events_since(reader: AuditReader, moment: datetime) -> AsyncIterator[AuditEvent]:
-    for partition in await reader.partitions():
-        after = await reader.start(partition, moment)
-        async for page in reader.pages(partition, after=after):
+    for partition in await reader.nonempty_partitions():
+        after = await reader.position_before(partition, moment)
+        async for page in reader.read_pages(partition, after=after):
             for event in page:
                 yield event
 
@@ -327,7 +327,7 @@ def _history(settings: Settings, job: UUID) -> list[AuditEvent]:
 
 
 async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
-    events = await AuditReader(database).stream(job)
+    events = await AuditReader(database).read_stream(job)
     if not events or events[0].category != "job":
         raise NoSuchJob(f"the log has no job {job}")
     return events

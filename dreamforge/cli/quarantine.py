@@ -69,7 +69,7 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
         found = await _find_job(quarantine, args.job_id)
         if found is None:
             return None
-        if resume and any(event.code == JobErased.code for event in await log.stream(found.job_id)):
+        if resume and any(event.code == JobErased.code for event in await log.read_stream(found.job_id)):
             raise PromptErased
         if resume or found.state == "quarantined":
             await quarantine.release(found, resume=resume)

@@ -13,7 +13,7 @@ from dreamforge.backends import actor, object_store, resolve_backends
 from dreamforge.settings import Settings
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.errors import EventStoreError, Undecodable
+from eventstore.errors import EventStoreError, UndecodableEvent
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator import codec
@@ -150,7 +150,7 @@ async def _server(context: DoctorContext) -> Outcome:
 
 
 async def _schema(context: DoctorContext) -> Outcome:
-    await schema.check(context.database)
+    await schema.check_release(context.database)
     return Outcome("ok", f"release {schema.RELEASE}")
 
 
@@ -208,7 +208,7 @@ async def _quarantine(context: DoctorContext) -> Outcome:
     others = [
         f"{category} {stream}"
         for category in ("model", "key", "outbox", "anchor")
-        for stream, history in (await log.category(category)).items()
+        for stream, history in (await log.read_category(category)).items()
         if any(codec.is_known(event.code, event.schema_version) and _is_broken(event) for event in history)
     ]
     if not (jobs or others):
@@ -223,7 +223,7 @@ async def _quarantine(context: DoctorContext) -> Outcome:
 def _is_broken(event: RecordedEvent) -> bool:
     try:
         codec.decode_event(event)
-    except Undecodable:
+    except UndecodableEvent:
         return True
     return False
 

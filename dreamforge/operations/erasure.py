@@ -178,10 +178,10 @@ async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, j
         rewritten = () if state.erased or state.finished is None else await _rewritten_artifacts(store, written)
         state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
         version = state.version
-    rows = await database.call("select eventstore.erase($1) as events", job)
-    await database.call("select projector.forget($1)", job)
+    rows = await database.execute_once("select eventstore.erase($1) as events", job)
+    await database.execute_once("select projector.forget($1)", job)
     for table in _COMMANDS:
-        await database.call(_REMOVE_TRACEPARENT.format(table), msgspec.json.encode({"job_id": job}).decode())
+        await database.execute_once(_REMOVE_TRACEPARENT.format(table), msgspec.json.encode({"job_id": job}).decode())
     files, damaged = 0, []
     for key in keys:
         try:
@@ -200,7 +200,7 @@ async def _append_erasure_events(
 ) -> tuple[list[str], int]:
     """Append the events of an erasure to a quarantined job, from its readable events. Returns its keys and version."""
     log = Log(database)
-    history = await log.stream(job)
+    history = await log.read_stream(job)
     tenant = history[0].tenant
     await _wait_for_lease_end(database, job, lease_s)
     bodies = [codec.body_if_readable(event) for event in history]
@@ -213,7 +213,7 @@ async def _append_erasure_events(
             await append_unconditionally(log, job, "job", body, actor(), tenant=tenant)
     else:
         await log.confirm_replicated()
-    newest = await log.newest(job)
+    newest = await log.newest_event(job)
     keys = await _object_keys(store, tenant, job, written.values())
     return keys, len(history) if newest is None else newest.version
 
@@ -262,7 +262,7 @@ async def _without_text(store: ObjectStore, key: str) -> bytes | None:
 
 async def _wait_for_snapshots(database: Database) -> str | None:
     """Wait until no snapshot can see the erased rows. Returns a problem if one remains; else None."""
-    [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
+    [now] = await database.execute_once("select pg_current_xact_id()::xid::text as xid")
     deadline = time.monotonic() + _SNAPSHOT_TIMEOUT_S
     while (who := (await database.read(_SNAPSHOT_HOLDERS, now["xid"]))[0]["who"]) is not None:
         if time.monotonic() > deadline:
@@ -275,7 +275,7 @@ async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
     """Rewrite a table into a new file. A plain VACUUM would leave bytes of removed rows in the pages."""
     [before] = await database.read(_TABLE_SIZE, table)
     began = time.monotonic()
-    await database.call(f"vacuum (full, analyze) {table}")
+    await database.execute_once(f"vacuum (full, analyze) {table}")
     [after] = await database.read(_TABLE_SIZE, table)
     return ScrubbedTable(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
 
@@ -283,8 +283,8 @@ async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
 async def _remove_old_wal(database: Database) -> str | None:
     """Make the server remove its old write-ahead log. Returns a problem if it may not have; else None."""
     try:
-        await database.call("select pg_switch_wal()")
-        await database.call("checkpoint")
+        await database.execute_once("select pg_switch_wal()")
+        await database.execute_once("checkpoint")
         [recycled] = await database.read("select current_setting('wal_recycle')::boolean as recycled")
     except DatabaseAccessDenied as error:
         return f"the write-ahead log stays until the server's next checkpoints: {error}"

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Reproduce a job; returns the exit code."""
 
     async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[Reproduced]]:
-        history = [event for event in await AuditReader(database).stream(args.job) if event.category == "job"]
+        history = [event for event in await AuditReader(database).read_stream(args.job) if event.category == "job"]
         if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
         job = readable(history)

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Verify a job, the whole log, or an exported file; returns the exit code."""
     trusted = set(args.keys)
     if settings.anchor_key is not None:
-        trusted.add(anchors.public_key(read_key(settings.anchor_key)))
+        trusted.add(anchors.public_key_hex(read_key(settings.anchor_key)))
     try:
         given_anchors = [_load_anchor(file, trusted) for file in args.anchors]
         if isinstance(args.target, Path):
@@ -74,7 +74,7 @@ def _load_anchor(file: Path, trusted: set[str]) -> Anchor:
         anchor = msgspec.json.decode(file.read_bytes(), type=Anchor)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise anchors.BadAnchor(f"{file} holds no anchor: {error}") from None
-    anchors.check(anchor, trusted)
+    anchors.check_signature(anchor, trusted)
     return anchor
 
 
@@ -95,7 +95,7 @@ def _verify_log(
 ) -> int:
     async def verify(database: Database, store: ObjectStore | None) -> VerificationResult:
         reader = AuditReader(database)
-        audit = _LogVerification(await reader.identity(), trusted, store, whole=args.all)
+        audit = _LogVerification(await reader.read_log_identity(), trusted, store, whole=args.all)
         async for page in _all_pages(reader) if args.all else _job_pages(reader, args.target):
             await audit.check(page)
         return await audit.report(reader, given_anchors)
@@ -117,13 +117,13 @@ def _counts(found: VerificationResult) -> str:
 
 
 async def _all_pages(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
-    for partition in await reader.partitions():
-        async for page in reader.pages(partition):
+    for partition in await reader.nonempty_partitions():
+        async for page in reader.read_pages(partition):
             yield page
 
 
 async def _job_pages(reader: AuditReader, job: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
-    yield await reader.stream(job)
+    yield await reader.read_stream(job)
 
 
 class _LogVerification:
@@ -159,8 +159,8 @@ class _LogVerification:
         """The result after the last page. given_anchors: checked in addition to those in the log."""
         all_anchors = [*given_anchors, *self._anchors]
         for anchor in all_anchors:
-            chains = await reader.chains({end.partition: end.position for end in anchor.ends})
-            self._flaws += anchors.differences(anchor, self._log_identity.log_id, chains)
+            chains = await reader.chain_hashes({end.partition: end.position for end in anchor.ends})
+            self._flaws += anchors.find_violations(anchor, self._log_identity.log_id, chains)
         return VerificationResult(
             events=self._events,
             anchors=len(all_anchors),
@@ -173,7 +173,7 @@ class _LogVerification:
         """Keep an anchor from the log if its signer is trusted."""
         signed = codec.body_if_readable(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
-            anchors.check(signed.anchor, self._trusted)
+            anchors.check_signature(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
 
     async def _read(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:

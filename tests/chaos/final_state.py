@@ -17,7 +17,7 @@ from artifacts.errors import ObjectMissing
 from artifacts.object_store import ObjectStore, S3Config
 from eventstore.database import Database
 from eventstore.events import RecordedEvent
-from eventstore.log import COLUMNS, recorded
+from eventstore.log import EVENT_COLUMNS, recorded_events
 from orchestrator import codec
 from orchestrator.events import (
     ArtifactWritten,
@@ -37,7 +37,7 @@ from tests.store.test_hash_chain import broken
 
 B = TypeVar("B", bound=DomainEvent)
 
-_EVENTS = f"select {COLUMNS} from eventstore.events order by partition, position"
+_EVENTS = f"select {EVENT_COLUMNS} from eventstore.events order by partition, position"
 _ROWS = """
 select json_build_object('job', row_to_json(j),
     'steps', coalesce((
@@ -156,7 +156,7 @@ async def gather(
     database = Database(url, bounded=False)
     try:
         log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
-        events = recorded(await database.read(_EVENTS))
+        events = recorded_events(await database.read(_EVENTS))
         rows = [to_view(msgspec.json.decode(row["rows"], type=Rows)) for row in await database.read(_ROWS)]
         sizes = (await database.read(_SIZES))[0]
         commands = [row["found"] for row in await database.read(_COMMANDS)]

@@ -1,8 +1,8 @@
 """A process dies at every boundary of its effects, just before a statement is sent or just after it was committed.
 
-Every effect of a process goes through `Database.call` or the object store, so a substituted subclass of each is all
-that it takes; the service itself knows nothing of it. After its death nothing of the process has an effect, nor sees an
-answer, as after a SIGKILL; then a second process must bring the job to its end, as if nothing had been.
+Every effect of a process goes through `Database.execute_once` or the object store, so a substituted subclass of each is
+all that it takes; the service itself knows nothing of it. After its death nothing of the process has an effect, nor
+sees an answer, as after a SIGKILL; then a second process must bring the job to its end, as if nothing had been.
 """
 
 import asyncio
@@ -102,9 +102,9 @@ class FusedDatabase(Database):
         self._database = database
         self._fuse = fuse
 
-    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
+    async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
         """As the other's."""
-        return await self._fuse.through(named(sql), partial(self._database.call, sql, *args, seconds=seconds))
+        return await self._fuse.through(named(sql), partial(self._database.execute_once, sql, *args, seconds=seconds))
 
 
 class FusedStore(ObjectStore):
@@ -245,11 +245,11 @@ async def settled(database: Database, job_id: UUID) -> bool:
 async def check(case: Case, database: Database) -> None:
     """Everything happened once, and log, read model and objects agree."""
     log = Log(database)
-    history = await log.stream(case.job_id)
+    history = await log.read_stream(case.job_id)
     check_history(history)
-    head = await log.head()
+    head = await log.read_head()
     partition = history[0].partition
-    assert broken(head.log_id, (await log.after({partition: 0}, limit=1000))[partition]) == []
+    assert broken(head.log_id, (await log.read_after({partition: 0}, limit=1000))[partition]) == []
     kept = await Queries(database).job(DEFAULT_TENANT, case.job_id, artifacts=True)
     assert kept is not None
     assert in_order(kept) == in_order(view(map(codec.decode_event, history)))

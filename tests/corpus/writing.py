@@ -24,7 +24,7 @@ from dreamforge.embedded import EmbeddedPostgres
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.integrity import anchors
-from eventstore.integrity.bundle import Header, Writer, events
+from eventstore.integrity.bundle import BundleHeader, BundleWriter, events
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
@@ -229,18 +229,23 @@ async def _written(url: str) -> list[AuditEvent]:
             Batch(appends=[Append(stream=job.job_id, category="job", expected=0, events=tuple(facts), tenant="acme")])
         )
         if facts[-1].code == JobErased.code:
-            await database.call("select eventstore.erase($1)", job.job_id)
+            await database.execute_once("select eventstore.erase($1)", job.job_id)
     for category, bodies in _others():
         facts = [event(body, meta=meta) for body in bodies]
         await log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=tuple(facts), category=category)]))
-    head = await log.head()
+    head = await log.read_head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
-    signed = anchors.sign(Ed25519PrivateKey.generate(), head.log_id, ends, datetime.now(UTC))
+    signed = anchors.sign_anchor(Ed25519PrivateKey.generate(), head.log_id, ends, datetime.now(UTC))
     anchor = Append(stream=new_id(), expected=0, events=(event(AnchorSigned(anchor=signed)),), category="anchor")
     await log.commit(Batch(appends=[anchor]))
 
     archive = AuditReader(database)
-    found = [one for partition in await archive.partitions() async for page in archive.pages(partition) for one in page]
+    found = [
+        one
+        for partition in await archive.nonempty_partitions()
+        async for page in archive.read_pages(partition)
+        for one in page
+    ]
     await database.close()
     return found
 
@@ -249,9 +254,9 @@ async def _bundle(url: str) -> tuple[bytes, list[AuditEvent]]:
     found = await _written(url)
     database = Database(url)
     now = datetime.now(UTC)
-    log = await AuditReader(database).identity()
+    log = await AuditReader(database).read_log_identity()
     await database.close()
-    writer = Writer(Header(log=log, exported_at=now, stream=None, since=now, private=True))
+    writer = BundleWriter(BundleHeader(log=log, exported_at=now, stream=None, since=now, private=True))
     return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found
 
 

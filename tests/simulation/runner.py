@@ -230,7 +230,7 @@ class Runner(Process):
             return
         state = await jobs.load(claim.command.job_id)
         step = state.step(claim.command.step_id)
-        if self.world.now > claim.expires:
+        if self.world.now > claim.expires_at_s:
             return
         await Effect("looked at its clock", lambda: None)  # it may freeze here, and start after its lease has ended
         try:
@@ -399,7 +399,7 @@ def finishes(bodies: Sequence[DomainEvent]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)
 
 
-def claim_of(message: Message, expires: float) -> StepClaim:
+def claim_of(message: Message, expires_at_s: float) -> StepClaim:
     """A claim as `Outbox.claim` returns it."""
     return StepClaim(
         queue=message.queue,
@@ -407,5 +407,5 @@ def claim_of(message: Message, expires: float) -> StepClaim:
         read_ct=message.read_ct,
         enqueued_at=NOON,
         command=message.command,
-        expires=expires,
+        expires_at_s=expires_at_s,
     )

@@ -58,12 +58,12 @@ async def test_erasure_takes_the_private_text_and_every_hash_still_verifies(stor
     first = event(job_created(), private=Private(prompt="a castle"))
     second = event(job_created(), private=Private(prompt="a moat"))
     await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first, second))]))
-    before = await store.log.stream(stream)
+    before = await store.log.read_stream(stream)
     assert [codec.private(one).prompt for one in before] == ["a castle", "a moat"]
 
-    await store.database.call("select eventstore.erase($1)", stream)
+    await store.database.execute_once("select eventstore.erase($1)", stream)
 
-    after = await store.log.stream(stream)
+    after = await store.log.read_stream(stream)
     assert [one.private for one in after] == [None, None]
     assert [one.hash for one in after] == [one.hash for one in before]
     previous = STREAM_GENESIS
@@ -78,5 +78,5 @@ async def test_erasing_again_changes_nothing(store: Store) -> None:
     first = event(job_created(), private=Private(prompt="a castle"))
     await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first,))]))
     erased = "select eventstore.erase($1) as count"
-    assert (await store.database.call(erased, stream))[0]["count"] == 1
-    assert (await store.database.call(erased, stream))[0]["count"] == 0
+    assert (await store.database.execute_once(erased, stream))[0]["count"] == 1
+    assert (await store.database.execute_once(erased, stream))[0]["count"] == 0

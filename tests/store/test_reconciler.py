@@ -8,7 +8,7 @@ import pytest
 
 from eventstore.ids import new_id
 from eventstore.integrity.chain import partition_of
-from eventstore.log import Append, Batch, Move, Send
+from eventstore.log import Append, Batch, CheckpointMove, Send
 from eventstore.outbox import Outbox
 from orchestrator import codec, step_command
 from orchestrator.events import (
@@ -60,11 +60,11 @@ async def write(store: Store, history: History, *, reacted: bool = True) -> None
         codec.new_event(new_id(), NOON, one.body, Meta(), one.private) for one in history.events if one.body is not None
     )
     append = Append(stream=history.job_id, category="job", expected=0, events=events)
-    moves: Sequence[Move] = ()
+    moves: Sequence[CheckpointMove] = ()
     if reacted:
         partition = partition_of(history.job_id, 8)
         start = (await store.log.checkpoints("orchestrator"))[partition]
-        moves = [Move(subscription="orchestrator", partition=partition, start=start, end=start)]
+        moves = [CheckpointMove(subscription="orchestrator", partition=partition, start=start, end=start)]
     assert (await store.log.commit(Batch(appends=[append], moves=moves))).streams[history.job_id].committed
 
 
@@ -84,7 +84,7 @@ def _step(message: str) -> UUID:
 
 async def notes(store: Store) -> list[DomainEvent | None]:
     """What the log says was done to the queues."""
-    return [codec.body(one) for one in await store.log.stream(STREAM)]
+    return [codec.body(one) for one in await store.log.read_stream(STREAM)]
 
 
 @pytest.mark.parametrize("name", JOBS)

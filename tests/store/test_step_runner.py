@@ -66,7 +66,7 @@ async def left(store: Store) -> list[tuple[int, bool]]:
 
 async def test_a_claim_that_ran_out_before_the_fold_starts_nothing(store: Store) -> None:
     """Given a runner frozen past its lease, then it leaves the step to whoever holds the lease by now."""
-    claim = replace(await claimed(store), expires=time.monotonic() - 1)
+    claim = replace(await claimed(store), expires_at_s=time.monotonic() - 1)
     await runner(JobService(store.log, store.committer, "late")).run(claim)
     assert await store.codes(claim.command.job_id) == ["job.created"]
     assert await left(store) == [(1, False)]

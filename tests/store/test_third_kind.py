@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from artifacts.encoding import size_of
 from artifacts.lineage import Derived, read_lineage
 from artifacts.object_store import ObjectStore, S3Config
-from eventstore.errors import Undecodable
+from eventstore.errors import UndecodableEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from eventstore.outbox import Outbox
@@ -126,24 +126,24 @@ class Chain:
 
         async def sent() -> bool:
             await self._run_next()
-            await self._subscription.step()
+            await self._subscription.poll_once()
             return bool(await self._store.database.read(f"select from pgmq.q_{step}"))
 
         await eventually(sent, what="the command")
 
     async def _run_next(self) -> None:
-        await self._subscription.step()
+        await self._subscription.poll_once()
         for claim in await self._outbox.claim(1, 60):
             self.claimed.append(claim.command)
             await self._runner.run(claim)
 
     async def history(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [body for one in await self._store.log.read_stream(self.job_id) if (body := codec.body(one)) is not None]
 
     async def view(self) -> JobView:
         """The job as its users see it."""
-        view = of_history(await self._store.log.stream(self.job_id))
+        view = of_history(await self._store.log.read_stream(self.job_id))
         assert view is not None
         return view
 
@@ -249,6 +249,6 @@ async def test_a_process_that_does_not_know_the_kind_rejects_the_job(
 ) -> None:
     """Given a release without its entry in the table, then the job's first event can't be decoded."""
     monkeypatch.delitem(STEP_KINDS, SHARPEN.name)
-    [created] = await store.log.stream(chain.job_id)
-    with pytest.raises(Undecodable, match="unknown kind of step 'sharpen'"):
+    [created] = await store.log.read_stream(chain.job_id)
+    with pytest.raises(UndecodableEvent, match="unknown kind of step 'sharpen'"):
         codec.decode_event(created)

@@ -169,7 +169,7 @@ class Bench:
 
     async def bodies(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [body for one in await self._store.log.read_stream(self.job_id) if (body := codec.body(one)) is not None]
 
     async def codes(self) -> list[str]:
         """Their codes."""

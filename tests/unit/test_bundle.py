@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from eventstore.integrity.bundle import BundleReport, Header, Writer, verify
+from eventstore.integrity.bundle import BundleHeader, BundleReport, BundleWriter, verify
 from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
 from tests import memory_log
@@ -28,7 +28,7 @@ def written(rows: Sequence[AuditEvent], **changes: object) -> list[bytes]:
         "since": NOON,
         "private": False,
     }
-    writer = Writer(Header(**given | changes))  # type: ignore[arg-type]  # of several types, each in its place
+    writer = BundleWriter(BundleHeader(**given | changes))  # type: ignore[arg-type]  # of several types, each in its place
     return [writer.begin(), *map(writer.event, rows), writer.end()]
 
 
@@ -120,7 +120,7 @@ def test_what_is_no_bundle_is_told(text: bytes) -> None:
 
 def test_another_format_is_rejected() -> None:
     """A later release's bundle is no damaged one: the message says what it is."""
-    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, stream=None, since=None, private=False))
+    writer = BundleWriter(BundleHeader(log=memory_log.LOG, exported_at=NOON, stream=None, since=None, private=False))
     writer._header = msgspec.structs.replace(writer._header, format="dreamforge-bundle/9")
     assert "dreamforge-bundle/9" in told(verify([writer.begin()]))[0][1]
 

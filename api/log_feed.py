@@ -156,9 +156,11 @@ def _codes(request: Request) -> frozenset[str] | None:
     if "codes" not in request.query_params:
         return None
     codes = comma_separated(request, "codes")
-    unknown = sorted(codes - codec.CODES)
+    unknown = sorted(codes - codec.EVENT_CODES)
     if unknown:
-        raise invalid("codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.CODES))}")
+        raise invalid(
+            "codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.EVENT_CODES))}"
+        )
     return codes
 
 

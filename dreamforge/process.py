@@ -37,7 +37,7 @@ from eventstore.log import Log
 from eventstore.metrics import BacklogGauges
 from eventstore.notifier import Notifier
 from eventstore.write_probe import WriteProbe
-from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS
+from orchestrator.quarantine_log import QUARANTINED_JOBS, QUARANTINED_JOBS_COUNT_SQL
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Core:
         self.notices: dict[str, Check] = {}
         self.health = Health(
             self.checks,
-            BacklogGauges(database, {QUARANTINED_JOBS: QUARANTINED}),
+            BacklogGauges(database, {QUARANTINED_JOBS: QUARANTINED_JOBS_COUNT_SQL}),
             WriteProbe(database),
             notices=self.notices,
         )

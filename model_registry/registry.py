@@ -28,7 +28,7 @@ from orchestrator.events import (
     ModelRegistered,
     ModelVerified,
 )
-from orchestrator.service import event
+from orchestrator.service import make_event
 from orchestrator.step_kinds import STEP_KINDS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -105,7 +105,7 @@ def expect_safe(source: str, paths: Iterable[str]) -> None:
 
 def default_schema(kind: ModelKind) -> dict[str, Any]:
     """The default JSON Schema of the parameters of a model of this kind: the bounds of the request."""
-    request = next(step.request for step in STEP_KINDS.values() if kind in step.model_kinds)
+    request = next(step.request_type for step in STEP_KINDS.values() if kind in step.model_kinds)
     schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
     properties = {name: value for name, value in schema["properties"].items() if name not in _MODEL_FIELDS}
     required = [name for name in schema["required"] if name in properties]
@@ -208,7 +208,7 @@ class Registry:
                 return await self._load(model_id), True
 
     async def _append(self, model_id: UUID, expected: int, bodies: Sequence[DomainEvent]) -> bool:
-        events = tuple(event(body, Meta(actor=self._actor)) for body in bodies)
+        events = tuple(make_event(body, Meta(actor=self._actor)) for body in bodies)
         append = Append(stream=model_id, category="model", expected=expected, events=events)
         return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed
 

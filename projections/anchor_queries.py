@@ -12,5 +12,5 @@ ANCHOR_STREAM = derive_id(b"anchors")
 
 async def newest_anchors(log: Log, limit: int) -> list[Anchor]:
     """The newest anchors that this release can read, newest first. Raises `DatabaseUnavailable`."""
-    bodies = map(codec.body_if_readable, await log.latest_events(ANCHOR_STREAM, limit=limit))
+    bodies = map(codec.decode_body_or_none, await log.latest_events(ANCHOR_STREAM, limit=limit))
     return [body.anchor for body in bodies if isinstance(body, AnchorSigned)]

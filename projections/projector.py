@@ -13,7 +13,7 @@ from eventstore.events import RecordedEvent
 from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log
 from orchestrator import codec
 from orchestrator.events import JobReleased
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections import job_view
 from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, artifact_rows, job_row, json_text, step_rows, to_view
@@ -73,7 +73,7 @@ class Projector:
         view: the one that is stored. Raises `EventRejected` if the job is not quarantined.
         """
         history = await self._log.read_stream(event.stream_id)
-        if not is_set_aside(history):
+        if not is_quarantined(history):
             raise EventRejected(event, error) from error
         newest = of_history(history)
         return [] if newest is None else [job_view.least(newest, view)]
@@ -93,7 +93,7 @@ class Projector:
             raise
         except Exception as error:  # a fold may raise anything on unexpected data
             history = await self._log.read_stream(new[0].stream_id)
-            if not is_set_aside(history):
+            if not is_quarantined(history):
                 raise EventRejected(new[0], error) from error
             return of_history(history)
 

@@ -22,7 +22,7 @@ from eventstore.log import Log
 from eventstore.notifier import Notifier
 from eventstore.subscription import Subscription, SubscriptionGone
 from orchestrator import codec
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections import job_view
 from projections.job_view import JobView
 from projections.projector import SHADOW, Projector
@@ -236,7 +236,7 @@ class Rebuild:
                 for job in jobs:
                     await self._copy_all(connection, [job])
                 return
-            if not is_set_aside(await Log(self._database).read_stream(jobs[0].job_id)):
+            if not is_quarantined(await Log(self._database).read_stream(jobs[0].job_id)):
                 raise _rebuild_error(jobs[0].job_id, error) from error
             await self._copy(connection, [job_view.least(jobs[0], None)])
 

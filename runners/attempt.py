@@ -9,9 +9,17 @@ import msgspec
 import structlog
 
 from orchestrator.decisions import ProgressEvent
-from orchestrator.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
+from orchestrator.events import (
+    ArtifactWritten,
+    DeviceMemory,
+    EngineLost,
+    MemoryMeasure,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
+)
 from orchestrator.state import StepState
-from orchestrator.step_errors import StepError, Unexpected, classified
+from orchestrator.step_errors import StepFailure, Unexpected, to_step_error
 
 _TICK_S = 1.0
 """Seconds between two recorded sampling ticks of a step, at least."""
@@ -23,7 +31,7 @@ class Failure(msgspec.Struct, frozen=True):
     """Why an attempt failed. item_index: the item that failed; None for the attempt as a whole."""
 
     item_index: int | None
-    cause: StepError
+    cause: StepFailure
 
 
 class AttemptBatch(msgspec.Struct, frozen=True):
@@ -56,7 +64,7 @@ class AttemptBuffer:
         self._closed = True
         self._changed.set()
 
-    def give_up(self, cause: StepError | None = None) -> None:
+    def give_up(self, cause: StepFailure | None = None) -> None:
         """End the attempt now. Only what was added before is committed."""
         self.given_up = True
         if cause is not None and self.failure is None:
@@ -80,7 +88,7 @@ class AttemptBuffer:
         try:
             yield
         except Exception as error:  # noqa: BLE001  # an engine may break in any way
-            cause = classified(error)
+            cause = to_step_error(error)
             if isinstance(cause, Unexpected):
                 _log.exception("item failed unexpectedly", item_index=item_index)
         else:
@@ -97,11 +105,13 @@ class AttemptBuffer:
             self._ticked_at = now
             self._report(SamplingTick(**self._step.identity, items=items, done=done, of=of))
 
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: DeviceMemory | None) -> None:
         """Report that items were rendered in a batch of `size` images."""
         self._report(SamplingBatch(**self._step.identity, items=items, size=size, memory=memory))
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Report that memory ran out, and the measure that is tried next."""
         self._report(
             SamplingOom(

@@ -17,7 +17,7 @@ class Renderer:
         self._max_pixels = max_pixels
 
     def item(self, job: JobState, step: str, index: int, source: bytes | None) -> Item:
-        """An item to render. source: the file of the step before. Raises `StepError` if the item is to fail."""
+        """An item to render. source: the file of the step before. Raises `StepFailure` if the item is to fail."""
         injected = self._faults.check(step, index, job.job_id)
         return Item(job, step, index, None if source is None else decode(source, self._max_pixels), injected)
 

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 from PIL import Image
 
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import Rendering
 from orchestrator.parameters import GenerateParams
 from orchestrator.step_errors import ProviderError
@@ -41,7 +41,7 @@ class GenerateWorker:
 
     def request(self, model: ModelRef, item: Item, again: Rendering | None = None) -> Render:
         """Request one image of a batch."""
-        work = Render(sampling=copied(item.asked, Sampling, model=model), specs=[item.spec])
+        work = Render(sampling=copy_fields(item.asked, Sampling, model=model), specs=[item.spec])
         if again is None:
             return work
         return replace(work, as_batch_of=again.batch_size, from_index=again.batch_index, measures=again.measures)

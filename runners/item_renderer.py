@@ -67,7 +67,7 @@ class ItemRenderer:
         return 2 * self._batches.batch_max if selected.model.kind == "generator" else 2
 
     async def check(self, selected: Selected) -> None:
-        """Raise `StepError` unless what was selected can be used."""
+        """Raise `StepFailure` unless what was selected can be used."""
         if selected.problem is not None:
             raise selected.problem
         if selected.view is not None:
@@ -82,7 +82,7 @@ class ItemRenderer:
         source: bytes | None,
         report: AttemptListener,
     ) -> RenderedImage:
-        """Render an item of a step. source: the file of the step before. Raises `StepError`."""
+        """Render an item of a step. source: the file of the step before. Raises `StepFailure`."""
         if selected.model is None or self._batches is None:
             body = await self._in_thread(partial(self._renderer.render, job, step, index, source))
             return _with_lineage(job, step, index, body, None)

@@ -11,7 +11,7 @@ from model_registry.catalogue import Models
 from model_registry.files import model_files
 from model_registry.view import ModelView
 from orchestrator.events import ModelKind
-from orchestrator.step_errors import ProviderError, StepError
+from orchestrator.step_errors import ProviderError, StepFailure
 from runners.engines.protocol import ModelRef
 
 
@@ -27,7 +27,7 @@ class Selected(msgspec.Struct, frozen=True, kw_only=True):
     model_id: UUID | None = None
     model: ModelRef | None = None
     view: ModelView | None = None
-    problem: StepError | None = None
+    problem: StepFailure | None = None
 
 
 class Selection:

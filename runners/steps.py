@@ -19,7 +19,7 @@ from eventstore.errors import EventStoreError
 from orchestrator.decisions import (
     FailAttempt,
     FailStart,
-    HandBack,
+    HandBackStep,
     JobCommand,
     RecordItems,
     RecordProgress,
@@ -27,10 +27,10 @@ from orchestrator.decisions import (
     StartStep,
 )
 from orchestrator.events import DomainEvent, StepFinish
-from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable
+from orchestrator.service import JobInQuarantine, JobService, NoSuchJob, UnreadableJob
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim
-from orchestrator.step_errors import OutOfTime, StepError, Unexpected, classified
+from orchestrator.step_errors import OutOfTime, StepFailure, Unexpected, to_step_error
 from runners import metrics
 from runners.attempt import AttemptBuffer, Failure
 from runners.item_renderer import ItemRenderer
@@ -94,10 +94,10 @@ class StepRunner:
         arrived = self._item_renderer.announce_request()
         try:
             await self._run(claim, arrived)
-        except Unreadable as error:
+        except UnreadableJob as error:
             # Nothing can be decided on it: the command goes back, later each time, until the job is set aside.
             _log.exception("the job's history can't be read", job_id=str(claim.command.job_id))
-            await self._jobs.report(error, "runner")
+            await self._jobs.report_unreadable(error, "runner")
             await self._jobs.settle(claim.defer(self._retry.delay(claim.read_ct)))
         finally:
             arrived()
@@ -140,7 +140,7 @@ class StepRunner:
             _log.warning("command without a job", job_id=str(job_id), error=str(error))
             await self._jobs.settle(claim.ack())
             return None
-        except SetAside as error:
+        except JobInQuarantine as error:
             _log.warning("command of a job that is set aside", job_id=str(job_id), error=str(error))
             await self._jobs.settle(claim.ack())
             return None
@@ -164,18 +164,18 @@ class StepRunner:
         except Exception as error:  # noqa: BLE001  # whatever it was, it must count, or it would come back forever
             _log.exception("a step could not start", job_id=str(state.job_id), step=step.name)
             try:
-                await self._fail_start(state, step, claim, classified(error))
+                await self._fail_start(state, step, claim, to_step_error(error))
             except (StaleAttempt, EventStoreError):
                 raise
             except Exception as broke:  # it can't count, so nobody else would ever hear of it
-                raise Unreadable(state.job_id, state.version, broke) from broke
+                raise UnreadableJob(state.job_id, state.version, broke) from broke
             return None
         return None if started is None else (started, selected)
 
-    async def _fail_start(self, state: JobState, step: StepState, claim: StepClaim, cause: StepError) -> None:
+    async def _fail_start(self, state: JobState, step: StepState, claim: StepClaim, cause: StepFailure) -> None:
         command = FailStart(
             step_id=step.step_id,
-            after=step.attempt,
+            claimed_attempt=step.attempt,
             error_code=cause.error_code,
             error_message=str(cause),
             retryable=cause.retryable,
@@ -190,7 +190,7 @@ class StepRunner:
         """The state with the new attempt; None if the step isn't pending, or ended instead of starting."""
         command = StartStep(
             step_id=step.step_id,
-            after=step.attempt,
+            claimed_attempt=step.attempt,
             runner=self._name,
             engine=selected.engine,
             source=selected.source,
@@ -252,7 +252,7 @@ class StepRunner:
         # An attempt that ends early for no reason is a bug, and counts: a hand-back would come back forever.
         failure = buffer.failure or Failure(None, Unexpected(RuntimeError()))
         if self._stopping.is_set() and (buffer.failure is None or failure.cause.retryable):
-            await self._execute(state, HandBack(step_id=step.step_id, attempt=step.attempt), claim)
+            await self._execute(state, HandBackStep(step_id=step.step_id, attempt=step.attempt), claim)
         else:
             await self._fail(state, claim, step, failure)
 
@@ -282,7 +282,7 @@ class StepRunner:
             with buffer.item(None):
                 await self._item_renderer.check(selected)
             for index in range(state.generate.count):
-                if step.has(index):
+                if step.has_item(index):
                     continue
                 await places.acquire()
                 await rendering.acquire()

@@ -49,7 +49,7 @@ class ImageStorage:
 
     async def source(self, state: JobState, step: StepState, index: int) -> bytes | None:
         """The file of an item of the step before; None for the first step."""
-        before = state.before(step)
+        before = state.step_before(step)
         if before is None:
             return None
         parent = before.artifacts[index]
@@ -57,7 +57,7 @@ class ImageStorage:
         return await self._patiently(state, partial(self._store.get_verified, parent.s3_key, written))
 
     async def put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
-        """Store an item's file. Raises `StepError`, also where another file lies under its key."""
+        """Store an item's file. Raises `StepFailure`, also where another file lies under its key."""
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
         size = rendered.size
@@ -113,7 +113,7 @@ class ImageStorage:
 
         None if the store is away, or the step needs none.
         """
-        before = state.before(step)
+        before = state.step_before(step)
         written = {} if before is None else before.artifacts
         turns = asyncio.Semaphore(UPLOADS)
 

@@ -194,7 +194,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-reports-unheard",
         "orchestrator/quarantine_log.py",
-        "                for row in await self._log.database.read(_REPORTED):",
+        "                for row in await self._log.database.read(_REPORTED_REJECTIONS_SQL):",
         "                for row in ():",
         "tests/flow/test_quarantine.py -k 'breaks_the_code and readmodel'",
     ),
@@ -215,7 +215,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unreadable-to-the-api-alone",
         "api/job_commands.py",
-        '        await _within_patience(services, services.jobs.report(error, "api"))\n',
+        '        await _within_patience(services, services.jobs.report_unreadable(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
@@ -236,7 +236,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "06-failed-starts-count",
         "runners/steps.py",
-        "                await self._fail_start(state, step, claim, classified(error))\n",
+        "                await self._fail_start(state, step, claim, to_step_error(error))\n",
         "                raise\n",
         "tests/store/test_troubled_steps.py -k never_starts",
     ),

@@ -36,7 +36,7 @@ from eventstore.subscription import Handler, Subscription
 from orchestrator import codec, step_command
 from orchestrator.events import Meta
 from orchestrator.process_manager import Orchestrator
-from orchestrator.service import JobService, event
+from orchestrator.service import JobService, make_event
 from orchestrator.state import JobState
 from projections.projector import Projector
 from runners.consumer import Consumer
@@ -146,7 +146,7 @@ class Arm:
         transitions = []
         for _ in range(free):
             created, private = requests.events(submission, seed=7, step_ids=(new_id(), new_id()), max_pixels=10**9)
-            first = event(created, Meta(), private=private)
+            first = make_event(created, Meta(), private=private)
             transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         self._submitted += free
         await asyncio.gather(*(self._committer.commit(one) for one in transitions))

@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         "start-not-fenced",
         "orchestrator/decisions.py",
-        "    if step.attempt != after:",
+        "    if step.attempt != claimed_attempt:",
         "    if False:",
         "tests/unit/test_decisions.py -k since_the_claim",
     ),
@@ -302,8 +302,8 @@ MUTANTS = (
     Mutant(
         "rebuild-sends-what-is-there",
         "orchestrator/reconciler.py",
-        "return [one for one in wanted if str(one.step_id) not in there]",
-        "return list(wanted)",
+        "return [command for command in pending_commands if str(command.step_id) not in there]",
+        "return list(pending_commands)",
         "tests/store/test_reconciler.py",
     ),
 )

@@ -35,8 +35,8 @@ from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.events import JobErased
-from orchestrator.quarantine import mark
-from orchestrator.service import Unreadable
+from orchestrator.quarantine import last_quarantine_mark
+from orchestrator.service import UnreadableJob
 from projections.comparison import Difference, differences
 from projections.job_view import JobView, as_of, evolve, of_history
 from projections.progress import progress
@@ -206,7 +206,7 @@ def _with_advice(handler: Handler) -> Handler:
     def run(args: argparse.Namespace, settings: Settings) -> int:
         try:
             return handler(args, settings)
-        except (UndecodableEvent, Unreadable) as error:
+        except (UndecodableEvent, UnreadableJob) as error:
             return print_message(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
 
     return run
@@ -231,12 +231,12 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     events, found = ask_database(settings, "audit", ask)
     steps = []
     job: JobView | None = None
-    strict = mark(events) is None
+    strict = last_quarantine_mark(events) is None
     for count, event in enumerate(events, 1):
         try:
             job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
         except Exception as error:  # a fold may raise anything on unexpected data
-            raise Unreadable(args.job, event.version, error) from error
+            raise UnreadableJob(args.job, event.version, error) from error
         if job is not None:
             done = progress(job).progress
             steps.append(ReplayStep(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
@@ -347,7 +347,7 @@ def _private_text(events: Sequence[AuditEvent]) -> str:
         return ""
     if created.private is None:
         erased = next((event for event in events if event.code == JobErased.code), None)
-        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.meta(erased).actor}"
+        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.decode_meta(erased).actor}"
         return f"Prompts and metadata were erased{when}; their hash stands."
     return f"Private: {escape(created.private)}"
 

@@ -19,9 +19,9 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
-from orchestrator.service import event
+from orchestrator.service import make_event
 from projections.key_queries import Keys
 from projections.keys import TENANT, KeyView, digest, key_text
 
@@ -150,7 +150,7 @@ def _revoke(args: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _append(database: Database, tenant: str, key_id: UUID, version: int, body: KeyEvent) -> None:
-    recorded = event(body, Meta(actor=actor()))
+    recorded = make_event(body, Meta(actor=actor()))
     append = Append(stream=key_id, category="key", tenant=tenant, expected=version, events=(recorded,))
     # A conflict means that another process has revoked the same key.
     await Log(database).commit(Batch(appends=[append]))
@@ -168,7 +168,7 @@ def _select_key(keys: Sequence[KeyView], text: str) -> KeyView:
 
 
 def _key_output(key: KeyView) -> Key:
-    return copied(key, Key, id=key.key_id, scopes=sorted(key.scopes))
+    return copy_fields(key, Key, id=key.key_id, scopes=sorted(key.scopes))
 
 
 def _table(keys: Sequence[KeyView]) -> Table:

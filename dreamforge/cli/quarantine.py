@@ -46,7 +46,7 @@ class PromptErased(Exception):
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    found = ask_database(settings, "quarantine", lambda database: Quarantine(Log(database), actor()).all())
+    found = ask_database(settings, "quarantine", lambda database: Quarantine(Log(database), actor()).quarantined_jobs())
     shown = [one for one in found if args.all or one.state == "quarantined"]
     print_result(args.output, shown, _table(shown) if shown else "No job is set aside.")
     return OK
@@ -72,7 +72,7 @@ def _end(args: argparse.Namespace, settings: Settings, *, resume: bool) -> int:
         if resume and any(event.code == JobErased.code for event in await log.read_stream(found.job_id)):
             raise PromptErased
         if resume or found.state == "quarantined":
-            await quarantine.release(found, resume=resume)
+            await quarantine.release_job(found, resume=resume)
         else:
             await log.confirm_replicated()
         return found
@@ -95,7 +95,7 @@ async def _find_job(quarantine: Quarantine, text: str) -> QuarantinedJob | None:
     prefix = text.lower().replace("-", "")
     if len(prefix) < _MIN_PREFIX_LENGTH:
         return None
-    matches = [job for job in await quarantine.all() if job.job_id.hex.startswith(prefix)]
+    matches = [job for job in await quarantine.quarantined_jobs() if job.job_id.hex.startswith(prefix)]
     if len(matches) > 1:
         raise AmbiguousId(f"{len(matches)} jobs that are set aside have an id that begins with {text}")
     return matches[0] if matches else None

@@ -19,7 +19,7 @@ from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
-from orchestrator.step_kinds import STEP_KINDS, select_queues
+from orchestrator.step_kinds import STEP_KINDS, all_queues_sql
 from projections.projector import SHADOW
 from projections.subscription_status import subscription_statuses
 
@@ -180,7 +180,7 @@ async def _clocks(context: DoctorContext) -> Outcome:
 
 
 async def _queues(context: DoctorContext) -> Outcome:
-    queues = await OutboxReconciler(context.database, actor()).status()
+    queues = await OutboxReconciler(context.database, actor()).queue_statuses()
     missing = sum(queue.missing for queue in queues)
     text = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
@@ -191,7 +191,7 @@ async def _queues(context: DoctorContext) -> Outcome:
 
 
 async def _archived_commands(context: DoctorContext) -> Outcome:
-    rows = await context.database.read(select_queues("count(*) as commands", "a"))
+    rows = await context.database.read(all_queues_sql("count(*) as commands", "a"))
     commands = sum(row["commands"] for row in rows)
     if not commands:
         return Outcome("ok", "none")
@@ -204,7 +204,7 @@ async def _archived_commands(context: DoctorContext) -> Outcome:
 
 async def _quarantine(context: DoctorContext) -> Outcome:
     log = Log(context.database)
-    jobs = [str(one.job_id) for one in await Quarantine(log, actor()).all() if one.state == "quarantined"]
+    jobs = [str(one.job_id) for one in await Quarantine(log, actor()).quarantined_jobs() if one.state == "quarantined"]
     others = [
         f"{category} {stream}"
         for category in ("model", "key", "outbox", "anchor")

@@ -35,11 +35,11 @@ from eventstore.errors import DatabaseAccessDenied
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.decisions import CommandRejected, RequestErasure
 from orchestrator.events import PRIVATE_FIELDS, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
-from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
+from orchestrator.service import JobInQuarantine, JobService, NoSuchJob, UnreadableJob, append_unconditionally
 from orchestrator.step_kinds import STEP_KINDS
 from projections.rebuild import Rebuild
 
@@ -123,8 +123,8 @@ def erase(args: argparse.Namespace, settings: Settings) -> int:
                     return NOT_FOUND, str(error)
                 except CommandRejected as error:
                     return CONFLICT, f"job {job}: {error}"
-                except Unreadable as error:
-                    await jobs.report(error, "audit")
+                except UnreadableJob as error:
+                    await jobs.report_unreadable(error, "audit")
                     return UNAVAILABLE, f"{error}; it is being set aside, and can be erased then: try again"
         finally:
             await committer.stop()
@@ -168,15 +168,15 @@ async def _erase_job(database: Database, store: ObjectStore, jobs: JobService, j
     # The event first: after a crash, the erasure can be repeated. Without it, missing text would look like damage.
     try:
         state = await jobs.load(job)
-    except SetAside:
+    except JobInQuarantine:
         keys, version = await _append_erasure_events(database, store, job, lease_s)
     else:
-        if state.finished not in {None, "succeeded"}:  # otherwise all objects are written
+        if state.outcome not in {None, "succeeded"}:  # otherwise all objects are written
             await _wait_for_lease_end(database, job, lease_s)
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
         keys = await _object_keys(store, state.tenant, job, written)
-        rewritten = () if state.erased or state.finished is None else await _rewritten_artifacts(store, written)
-        state = await jobs.request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
+        rewritten = () if state.erased or state.outcome is None else await _rewritten_artifacts(store, written)
+        state = await jobs.commit_request(state.tenant, job, RequestErasure(rewritten=rewritten), Meta(actor=actor()))
         version = state.version
     rows = await database.execute_once("select eventstore.erase($1) as events", job)
     await database.execute_once("select projector.forget($1)", job)
@@ -203,7 +203,7 @@ async def _append_erasure_events(
     history = await log.read_stream(job)
     tenant = history[0].tenant
     await _wait_for_lease_end(database, job, lease_s)
-    bodies = [codec.body_if_readable(event) for event in history]
+    bodies = [codec.decode_body_or_none(event) for event in history]
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
         for body in [
@@ -246,7 +246,7 @@ async def _rewritten_artifacts(store: ObjectStore, written: Sequence[ArtifactEve
         if anonymous == body:
             continue
         sha256 = hashlib.sha256(anonymous).hexdigest()
-        events.append(copied(artifact, ArtifactRewritten, bytes=len(anonymous), sha256=sha256, rendering=None))
+        events.append(copy_fields(artifact, ArtifactRewritten, bytes=len(anonymous), sha256=sha256, rendering=None))
     return events
 
 

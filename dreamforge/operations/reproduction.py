@@ -21,9 +21,9 @@ from eventstore.log import Log
 from model_registry.catalogue import Models
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, DecodedEvent, ModelSelected, Rendering
-from orchestrator.service import readable
+from orchestrator.service import fold_history
 from orchestrator.state import JobState, StepState
-from orchestrator.step_errors import StepError
+from orchestrator.step_errors import StepFailure
 from runners.attempt import AttemptBuffer
 from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         history = [event for event in await AuditReader(database).read_stream(args.job) if event.category == "job"]
         if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
-        job = readable(history)
+        job = fold_history(history)
         events = [codec.decode_event(event) for event in history]
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
@@ -124,7 +124,7 @@ class _Reproducer:
             body = await self._store.get(written.s3_key)
             before = self._decode(body)
             after, rendering = await self._render_again(step, written)
-        except StepError as error:
+        except StepFailure as error:
             return Reproduced(**identity, difference=None, pixels=0, environment=[], problem=str(error))
         environment = _environment_differences(written.rendering, rendering)
         identity["changed"] = stored_object(body) != StoredObject(written.bytes, written.sha256)
@@ -135,7 +135,7 @@ class _Reproducer:
         return Reproduced(**identity, difference=largest, pixels=pixels, environment=environment)
 
     async def _render_again(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
-        item, before = written.item_index, self._job.before(step)
+        item, before = written.item_index, self._job.step_before(step)
         original = written.rendering
         source = None
         if before is not None:
@@ -150,20 +150,20 @@ class _Reproducer:
         return self._as_written(pixels), pixels.rendering
 
     async def _model(self, step: StepState, written: ArtifactWritten, original: Rendering) -> ModelRef:
-        """The model that rendered the original. Raises `StepError` if it is missing or has changed."""
+        """The model that rendered the original. Raises `StepFailure` if it is missing or has changed."""
         if original.model_id is None:
             return ModelRef(kind="generator", path=self._selected[step.step_id, written.attempt].source)
         view = await self._models.model(original.model_id)
         if view is None:
-            raise StepError(f"model {original.model_id} is not registered any more")
+            raise StepFailure(f"model {original.model_id} is not registered any more")
         self._files.check(view)
         return model_ref(view)
 
     def _expect_no_model(self, step: StepState, written: ArtifactWritten) -> None:
-        """Raise `StepError` if a model rendered an image whose rendering is not recorded."""
+        """Raise `StepFailure` if a model rendered an image whose rendering is not recorded."""
         selected = self._selected.get((step.step_id, written.attempt))
         if selected is not None and selected.engine not in {"fake", "image"}:
-            raise StepError("an attempt before the one that recorded it made it, and its file does not tell how")
+            raise StepFailure("an attempt before the one that recorded it made it, and its file does not tell how")
 
     def _as_written(self, pixels: Pixels) -> Image.Image:
         """An image after encoding and decoding, since JPEG is lossy."""

@@ -82,7 +82,7 @@ def _verify_bundle(args: argparse.Namespace, given_anchors: Sequence[Anchor]) ->
     if args.artifacts:
         return print_message(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
     with args.target.open("rb") as lines:
-        report = bundle.verify(lines, given_anchors, codec.VOCABULARY)
+        report = bundle.verify(lines, given_anchors, codec.COLUMN_VOCABULARY)
     counts = f"{report.events:,} event(s) of {args.target}"
     if given_anchors and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
@@ -135,7 +135,7 @@ class _LogVerification:
     def __init__(self, log: LogIdentity, trusted: set[str], store: ObjectStore | None, *, whole: bool) -> None:
         self._log_identity = log
         self._trusted = trusted
-        self._verifier = Verifier(log, whole=whole, vocabulary=codec.VOCABULARY)
+        self._verifier = Verifier(log, whole=whole, vocabulary=codec.COLUMN_VOCABULARY)
         self._store = store
         self._anchors: list[Anchor] = []
         self._events = 0
@@ -171,7 +171,7 @@ class _LogVerification:
 
     def _keep_anchor(self, event: AuditEvent) -> None:
         """Keep an anchor from the log if its signer is trusted."""
-        signed = codec.body_if_readable(event)
+        signed = codec.decode_body_or_none(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
             anchors.check_signature(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
@@ -200,7 +200,7 @@ class _LogVerification:
 
 
 def _artifact(event: AuditEvent) -> ArtifactEvent | None:
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     return body if isinstance(body, ArtifactEvent) else None
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
-from orchestrator.step_errors import OutOfMemory, ProviderError, StepError, Unexpected
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
+from orchestrator.step_errors import OutOfMemory, ProviderError, StepFailure, Unexpected
 from runners.engines.process import EngineConfig, encode_frame
 from runners.engines.protocol import (
     Cancel,
@@ -97,11 +97,13 @@ class ProgressReporter:
             raise RenderCancelled
         self._runner.send(StepDone(items=items, done=done, of=of))
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Report that memory ran out, and the measure that is tried next."""
         self._runner.send(MemoryExhausted(items=items, size=size, next=measure, memory=memory))
 
-    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> None:
         """Send an image."""
         self.unanswered.discard(item)
         self._runner.send(Pixels.of(item, image, rendering, memory))
@@ -122,7 +124,7 @@ class ProgressReporter:
 
 
 RenderFunction = Callable[[Work, ProgressReporter], None]
-"""Does some work. May raise `StepError`, `RenderCancelled`, and any exception of a library."""
+"""Does some work. May raise `StepFailure`, `RenderCancelled`, and any exception of a library."""
 
 
 def serve(descriptor: int, create_engine: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
@@ -146,7 +148,7 @@ def _run(parent: ParentConnection, work: Work, render: RenderFunction) -> bool:
         render(work, listener)
     except RenderCancelled:
         return False
-    except StepError as error:
+    except StepFailure as error:
         failure = error
     except MemoryError:
         failure = OutOfMemory("the image did not fit into the memory")

@@ -18,8 +18,8 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
-from orchestrator.events import ErrorCode, Measure, Memory
-from orchestrator.step_errors import StepError, Unexpected
+from orchestrator.events import DeviceMemory, ErrorCode, MemoryMeasure
+from orchestrator.step_errors import StepFailure, Unexpected
 from runners import metrics
 from runners.engines.process import EngineProcess, EngineProcessDied
 from runners.engines.protocol import (
@@ -45,31 +45,33 @@ class AttemptListener(Protocol):
     def step_done(self, items: list[int], done: int, of: int) -> None:
         """`done` of `of` sampling steps are done."""
 
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: DeviceMemory | None) -> None:
         """The items were rendered in a batch of `size` images. `render` returns them afterwards."""
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Memory ran out with a batch of `size` images. measure: tried next; None if nothing is left."""
 
     def engine_lost(self, items: list[int], reason: str) -> None:
         """The engine process died, or hung and was killed."""
 
 
-class EngineLost(StepError):
+class EngineLost(StepFailure):
     """The engine process died or hung while it rendered an attempt's items."""
 
     error_code = "provider_error"
     retryable = True
 
 
-class RunnerStopping(StepError):
+class RunnerStopping(StepFailure):
     """The runner is stopping and starts no new batch."""
 
     error_code = "infra_unavailable"
     retryable = True
 
 
-class _ItemFailed(StepError):
+class _ItemFailed(StepFailure):
     """The engine reported that an item failed."""
 
     error_code: ErrorCode  # type: ignore[misc]  # of the instance: the engine sends it with each failure
@@ -120,7 +122,7 @@ class BatchScheduler:
         return withdraw
 
     async def render(self, work: Work, item_index: int, listener: AttemptListener) -> Pixels:
-        """Render or enlarge an item, possibly in a batch with others. work: for that one image. Raises `StepError`."""
+        """Render or enlarge an item, possibly in a batch with others. work: for that image. Raises `StepFailure`."""
         if self._stopping:
             raise RunnerStopping("the runner stops")
         request = _Request(item_index, work, listener)
@@ -306,6 +308,6 @@ def _deliver_images(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
     rendered.clear()
 
 
-def _fail_request(request: _Request, error: StepError) -> None:
+def _fail_request(request: _Request, error: StepFailure) -> None:
     if not request.image.done():
         request.image.set_exception(error)

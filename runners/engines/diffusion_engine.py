@@ -14,8 +14,8 @@ from importlib.metadata import version
 import torch
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
-from orchestrator.step_errors import OutOfMemory, ProviderError, StepError
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
+from orchestrator.step_errors import OutOfMemory, ProviderError, StepFailure
 from runners.engines.cache import ModelCache, keepalive_while_opening
 from runners.engines.memory import MemoryMeter, device_name, free_bytes, is_out_of_memory, memory_text, release_memory
 from runners.engines.pipelines import Pipeline, open_pipeline
@@ -39,7 +39,7 @@ class DiffusionEngine:
         torch.backends.cudnn.deterministic = True
 
     def render(self, work: Render, listener: RenderListener) -> None:
-        """Render a batch in parts that fit into memory. Raises `StepError` and `RenderCancelled`.
+        """Render a batch in parts that fit into memory. Raises `StepFailure` and `RenderCancelled`.
 
         After a part fails or is cancelled, the other parts are still rendered: they may belong to other jobs.
         """
@@ -49,13 +49,13 @@ class DiffusionEngine:
         fallback = MemoryFallback(pipeline, self._models, work)
         size = work.as_batch_of or self._batch_size(shape)
         pending = list(range(len(work.specs)))
-        failure: StepError | RenderCancelled | None = None
+        failure: StepFailure | RenderCancelled | None = None
         try:
             while pending:
                 part = pending[:size]
                 try:
                     done = self._render_part(pipeline, work, part, fallback, listener)
-                except (StepError, RenderCancelled) as error:
+                except (StepFailure, RenderCancelled) as error:
                     failure = error if failure is None or isinstance(failure, RenderCancelled) else failure
                     done = True
                 if done:
@@ -86,7 +86,7 @@ class DiffusionEngine:
             return False
         memory = meter.read()
         self._record_memory(shape, memory, len(part), fallback.measures)
-        failure: StepError | None = None
+        failure: StepFailure | None = None
         for n, (index, pixels) in enumerate(zip(part, images, strict=True)):
             try:
                 image = to_image(pixels, shape)
@@ -158,7 +158,9 @@ class DiffusionEngine:
             return self._batch_max
         return min(self._batch_max, max(1, int(free * _HEADROOM) // each))
 
-    def _record_memory(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
+    def _record_memory(
+        self, shape: Sampling, memory: DeviceMemory | None, images: int, measures: Sequence[MemoryMeasure]
+    ) -> None:
         if memory is None:
             return
         if {"tiling", "offload"} & set(measures):
@@ -178,11 +180,11 @@ class MemoryFallback:
         self._models = models
         self._fixed = work.as_batch_of
         self.size = 1
-        self.measures: list[Measure] = []
+        self.measures: list[MemoryMeasure] = []
         for measure in work.measures:
             self._apply(measure)
 
-    def next_measure(self, part: list[int], memory: Memory | None, listener: RenderListener) -> None:
+    def next_measure(self, part: list[int], memory: DeviceMemory | None, listener: RenderListener) -> None:
         """Apply the next measure after a part did not fit. Raises `OutOfMemory` if there is none."""
         size = self._fixed or len(part)
         self._models.close_others()
@@ -204,7 +206,7 @@ class MemoryFallback:
             pipe.remove_all_hooks()
             pipe.to(self._pipeline.device)
 
-    def _next(self, size: int) -> Measure | None:
+    def _next(self, size: int) -> MemoryMeasure | None:
         if size > 1 and self._fixed is None:
             return "smaller_batch"
         if "tiling" not in self.measures and hasattr(getattr(self._pipeline.pipe, "vae", None), "enable_tiling"):
@@ -213,7 +215,7 @@ class MemoryFallback:
             return "offload"
         return None
 
-    def _apply(self, measure: Measure) -> None:
+    def _apply(self, measure: MemoryMeasure) -> None:
         if measure not in self.measures:
             self.measures.append(measure)
         pipe = self._pipeline.pipe

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
 from orchestrator.step_errors import InvalidInput, OutOfMemory
 from runners.engines.memory import MemoryMeter, device_name, is_out_of_memory, memory_text, release_memory
 from runners.engines.protocol import Enlarge, ImageSpec, RenderListener
@@ -57,7 +57,7 @@ def enlarge(network: Network, work: Enlarge, listener: RenderListener, close_unu
     passes = _passes(network.scale, work)
     tile = work.tile or network.tile
     source = Image.frombytes("RGB", (work.width, work.height), work.pixels)
-    measures: list[Measure] = []
+    measures: list[MemoryMeasure] = []
     while True:
         meter = MemoryMeter(network.device)
         try:
@@ -117,7 +117,7 @@ def _enlarge_repeatedly(
     return image
 
 
-def _smaller_tile(tile: int, work: Enlarge, listener: RenderListener, memory: Memory | None) -> int:
+def _smaller_tile(tile: int, work: Enlarge, listener: RenderListener, memory: DeviceMemory | None) -> int:
     """Half the tile's side. Raises `OutOfMemory` if that is too small."""
     possible = work.tile is None and tile // 2 >= _SMALLEST_TILE
     listener.memory_exhausted([0], 1, "tiling" if possible else None, memory)

@@ -28,7 +28,7 @@ from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
 from orchestrator import codec
-from orchestrator.events import ArtifactWritten, JobFinish, Private, StepFinish
+from orchestrator.events import ArtifactWritten, JobFinish, PersonalText, StepFinish
 from projections.job_view import JobView, view
 from projections.queries import Queries
 from tests.conftest import Backends, fresh_database
@@ -226,7 +226,7 @@ async def run(core: FusedCore, case: Case, stack: AsyncExitStack) -> None:
 
 async def submit(committer: Committer, job_id: UUID) -> None:
     """Append the first event; a conflict says that an earlier try did."""
-    created = event(job_created(count=ITEMS, width=16, height=16), private=Private(prompt="a castle"))
+    created = event(job_created(count=ITEMS, width=16, height=16), private=PersonalText(prompt="a castle"))
     await committer.commit(Transition(append=Append(stream=job_id, category="job", expected=0, events=(created,))))
 
 
@@ -260,7 +260,7 @@ async def check(case: Case, database: Database) -> None:
 
 def check_history(history: list[RecordedEvent]) -> None:
     """The job succeeded; each item has one artifact, each step one end, the job one."""
-    bodies = [codec.body(one) for one in history]
+    bodies = [codec.decode_body(one) for one in history]
     written = Counter((body.step, body.item_index) for body in bodies if isinstance(body, ArtifactWritten))
     assert written == {(step, index): 1 for step in ("generate", "upscale") for index in range(ITEMS)}
     ends = [(body.step, body.status) for body in bodies if isinstance(body, StepFinish)]

@@ -34,6 +34,7 @@ from orchestrator.events import (
     AnchorSigned,
     CancelRequested,
     Category,
+    DeviceMemory,
     DomainEvent,
     EngineLost,
     ErrorCode,
@@ -43,7 +44,6 @@ from orchestrator.events import (
     JobReleased,
     KeyCreated,
     KeyRevoked,
-    Memory,
     Meta,
     ModelDisabled,
     ModelEnabled,
@@ -51,7 +51,7 @@ from orchestrator.events import (
     ModelVerified,
     OutboxPurged,
     OutboxRebuilt,
-    Private,
+    PersonalText,
     Rendering,
     RetryReason,
     RetryRequested,
@@ -138,7 +138,7 @@ def _jobs() -> list[History]:
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
     erased.add(erased.rewritten("generate", 0), erased.rewritten("upscale", 0))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
-    return [succeeded, failed, cancelled, erased, _sampled(), _repaired(), *_set_aside()]
+    return [succeeded, failed, cancelled, erased, _sampled(), _repaired(), *_quarantined()]
 
 
 def _repaired() -> History:
@@ -160,7 +160,7 @@ def _repaired() -> History:
     return job.add(JobFinish(status="succeeded"))
 
 
-def _set_aside() -> list[History]:
+def _quarantined() -> list[History]:
     """Jobs that were set aside: one that still is, one that stays failed, one that went on."""
     reason = "event 2, 'step.start' in schema version 1, can't be decoded: Object missing required field `runner`"
     histories = [
@@ -178,7 +178,7 @@ def _sampled() -> History:
     job = History(count=2, scale=None).started("generate")
     step: dict[str, Any] = {"step_id": job.step_id("generate"), "step_name": "generate", "attempt": 1}
     model_id, digest = new_id(), "5d" * 32
-    memory = Memory(before=2_000_000_000, peak=7_500_000_000, after=2_100_000_000, total=8_000_000_000)
+    memory = DeviceMemory(before=2_000_000_000, peak=7_500_000_000, after=2_100_000_000, total=8_000_000_000)
     job.add(
         ModelSelected(**step, model_id=model_id, engine="diffusers", source="file:///models/sd15", model_sha256=digest),
         SamplingTick(**step, items=[0, 1], done=7, of=30),
@@ -219,7 +219,7 @@ async def _written(url: str) -> list[AuditEvent]:
     log = Log(database)
     meta = Meta(request_id="req-1", actor="runner-1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
     for job in _jobs():
-        private = Private(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
+        private = PersonalText(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
         facts = [
             event(fact.body, meta=meta, private=private if fact.version == 1 else None)
             for fact in job.events

@@ -143,7 +143,7 @@ async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair
     cancel = Append(stream=created.stream, category="job", expected=1, events=(event(CancelRequested()),))
     await cut_short(pair, store.log.commit(Batch(appends=[cancel])))
     jobs = JobService(store.log, store.committer, "test")
-    asked = jobs.request("default", created.stream, RequestCancel(), Meta())
+    asked = jobs.commit_request("default", created.stream, RequestCancel(), Meta())
     assert (await expect_waits(pair, asked)).cancel_pending
     await store.close()
 
@@ -170,7 +170,7 @@ async def test_a_repeated_command_on_a_job_set_aside_waits_for_the_standby(
     """Given a job that was left failed, then erased, and is in no read model, then each again waits all the same."""
     store, job = Store(primary), new_id()
     await poison.append(primary, job, 0, *poison.UNKNOWN_VALUE)
-    await Quarantine(store.log, "test").add(job, "default", reader="test", at_version=1, reason="poison")
+    await Quarantine(store.log, "test").quarantine_job(job, "default", reader="test", at_version=1, reason="poison")
     await store.close()
     environ = roles_environ(primary, s3_config, DF_DB_URL=primary, DF_LEASE_S="4")
     for command in (["jobs", "quarantine", "fail"], ["audit", "erase"]):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from model_registry.checks import BadModelFiles, check_files
-from orchestrator.events import Memory
+from orchestrator.events import DeviceMemory
 from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
 from runners.engine_host.host import EngineHost
 from runners.engine_host.server import ProgressReporter as ChildReporter
@@ -259,7 +259,7 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
 
 def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given room for two images, after one fallback batches are of two; what fits only tiled is alone."""
-    used = Memory(before=100, peak=300, after=100, total=1000)
+    used = DeviceMemory(before=100, peak=300, after=100, total=1000)
     monkeypatch.setattr(MemoryMeter, "read", lambda _: used)
     monkeypatch.setattr(diffusion_engine, "free_bytes", lambda _: 250)
     engine_host = EngineHost(EngineConfig(device="cpu", batch_max=4))

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from eventstore.committer import Transition
 from eventstore.log import Ack, AppendOutcome, Batch, BatchOutcome, CheckpointMove, Defer
-from orchestrator.decisions import FailAttempt, FailStart, HandBack, JobCommand, RecordItems, StaleAttempt
+from orchestrator.decisions import FailAttempt, FailStart, HandBackStep, JobCommand, RecordItems, StaleAttempt
 from orchestrator.events import DomainEvent
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
@@ -113,7 +113,7 @@ class Unfenced(Runner):
         try:
             return await super()._execute(run, state, command)
         except StaleAttempt:
-            if not isinstance(command, RecordItems | FailAttempt | HandBack):
+            if not isinstance(command, RecordItems | FailAttempt | HandBackStep):
                 raise
             state = await run.jobs.load(state.job_id)
             current = replace(command, attempt=state.step(command.step_id).attempt)

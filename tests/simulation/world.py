@@ -12,7 +12,7 @@ from uuid import UUID
 from eventstore import subscription
 from eventstore.events import NewEvent
 from orchestrator import codec, service
-from orchestrator.events import DomainEvent, Meta, Private
+from orchestrator.events import DomainEvent, Meta, PersonalText
 from tests.kit import NOON
 from tests.simulation.effects import EffectOutcome
 from tests.simulation.storage import Storage
@@ -53,7 +53,7 @@ class World:
         """A random id from the seed."""
         return UUID(int=self.dice.getrandbits(128))
 
-    def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
+    def event(self, body: DomainEvent, meta: Meta, *, private: PersonalText | None = None) -> NewEvent:
         """As `service.event`, in this world's time."""
         now = NOON + timedelta(seconds=self.now)
         return codec.new_event(self.new_id(), now, body, meta, private)

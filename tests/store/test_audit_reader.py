@@ -11,14 +11,14 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import IntegrityViolation, Verifier
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
 async def flaws(store: Store) -> list[IntegrityViolation]:
     """What a verification of the whole log finds."""
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.read_log_identity(), whole=True, vocabulary=codec.VOCABULARY)
+    verifier = Verifier(await reader.read_log_identity(), whole=True, vocabulary=codec.COLUMN_VOCABULARY)
     found: list[IntegrityViolation] = []
     for partition in await reader.nonempty_partitions():
         async for page in reader.read_pages(partition):
@@ -30,7 +30,7 @@ async def flaws(store: Store) -> list[IntegrityViolation]:
 async def written(store: Store) -> UUID:
     """Partition 4 with two streams interleaved, and something elsewhere; answers the first stream."""
     first, second = stream_in(4), stream_in(4)
-    private = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
+    private = PersonalText(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
     created = Append(stream=first, category="job", expected=0, events=(event(job_created(), private=private),))
     await store.log.commit(Batch(appends=[created]))
     await store.log.commit(Batch(appends=[some_append(second, count=2), some_append(first, expected=1, count=3)]))
@@ -98,14 +98,14 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
     first = await written(store)
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.VOCABULARY)
+    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.COLUMN_VOCABULARY)
     events = await reader.read_stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
     assert await reader.read_stream(first, after=1, limit=2) == events[1:3]
     assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
     assert await reader.read_stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
-    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.VOCABULARY)
+    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.COLUMN_VOCABULARY)
     assert [flaw for one in await reader.read_stream(first) for flaw in verifier.check(one)] + verifier.end() == []
 
 

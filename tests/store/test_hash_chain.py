@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.log import Append, Batch
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
@@ -29,7 +29,7 @@ def broken(log_id: UUID, events: list[RecordedEvent]) -> list[int]:
 async def written(store: Store) -> tuple[UUID, list[RecordedEvent]]:
     """A partition with two streams interleaved, private text and text beyond ASCII among it."""
     first, second = stream_in(4), stream_in(4)
-    prompt = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
+    prompt = PersonalText(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
     await store.log.commit(
         Batch(
             appends=[Append(stream=first, category="job", expected=0, events=(event(job_created(), private=prompt),))]

@@ -7,7 +7,7 @@ import pytest
 from eventstore.log import Append, Batch
 from eventstore.subscription import Subscription
 from orchestrator import codec
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from projections.projector import Projector
 from projections.verifier import Disagreement, ReadModelVerifier
 from tests.kit import History, Store, event
@@ -18,7 +18,7 @@ async def projected(store: Store, *histories: History) -> None:
     for history in histories:
         known = len(await store.log.read_stream(history.job_id))
         bodies = [decoded.body for decoded in history.events[known:] if decoded.body is not None]
-        private = Private(prompt="a castle") if known == 0 else None
+        private = PersonalText(prompt="a castle") if known == 0 else None
         events = tuple(event(body, private=private if n == 0 else None) for n, body in enumerate(bodies))
         await store.log.commit(
             Batch(appends=[Append(stream=history.job_id, category="job", expected=known, events=events)])

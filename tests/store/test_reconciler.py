@@ -21,7 +21,7 @@ from orchestrator.events import (
     StepName,
     StepRetry,
 )
-from orchestrator.reconciler import STREAM, OutboxReconciler
+from orchestrator.reconciler import OUTBOX_STREAM, OutboxReconciler
 from orchestrator.step_command import StepCommand
 from tests.kit import NOON, History, Store
 
@@ -84,7 +84,7 @@ def _step(message: str) -> UUID:
 
 async def notes(store: Store) -> list[DomainEvent | None]:
     """What the log says was done to the queues."""
-    return [codec.body(one) for one in await store.log.read_stream(STREAM)]
+    return [codec.decode_body(one) for one in await store.log.read_stream(OUTBOX_STREAM)]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -118,10 +118,10 @@ async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
         command = StepCommand(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
         await store.log.commit(Batch(sends=[Send(stream=one.job_id, queue="generate", message=command)]))
     reconciler = OutboxReconciler(store.database, "operator")
-    [generate, upscale] = await reconciler.status()
+    [generate, upscale] = await reconciler.queue_statuses()
     assert (generate.visible, generate.idle, generate.missing, upscale.visible) == (2, 1, 0, 0)
     assert await reconciler.purge() == {"generate": 2, "upscale": 0}
-    [generate, _] = await reconciler.status()
+    [generate, _] = await reconciler.queue_statuses()
     assert (generate.visible, generate.missing, generate.oldest) == (0, 1, None)
     await reconciler.rebuild(0)
     [claim] = await Outbox(store.database, ["generate", "upscale"], step_command.decode).claim(5, 60)

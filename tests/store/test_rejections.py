@@ -10,7 +10,7 @@ from eventstore.log import Append, Batch, CheckpointMove
 from eventstore.subscription import Subscription
 from model_registry.catalogue import Models
 from orchestrator import codec
-from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
+from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, PersonalText, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.key_queries import Keys
@@ -99,7 +99,9 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
         f"stream {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
     )
     assert subscription.cursors[1].checkpoint == 1
-    await Quarantine(store.log, "test").add(broken.stream, "default", reader="readmodel", at_version=1, reason="range")
+    await Quarantine(store.log, "test").quarantine_job(
+        broken.stream, "default", reader="readmodel", at_version=1, reason="range"
+    )
     ends = [(before.stream, 1, "queued"), (broken.stream, 2, "failed"), (behind.stream, 1, "queued")]
 
     async def kept() -> bool:
@@ -135,7 +137,7 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
     await eventually(reported)
     [found] = await ReadModelVerifier(store.database).check([history.job_id])
     assert "the row can't be read: Invalid enum value 'lost'" in found.problem
-    await Quarantine(store.log, "test").add(history.job_id, "default", reader="x", at_version=2, reason="x")
+    await Quarantine(store.log, "test").quarantine_job(history.job_id, "default", reader="x", at_version=2, reason="x")
 
     async def kept() -> bool:
         await subscription.poll_once()
@@ -167,7 +169,7 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
 
 async def test_a_prompt_that_no_text_column_takes_is_listed(store: Store) -> None:
     """Given U+0000 in a prompt, which a json column takes from a rebuild, then the tenant's list is whole."""
-    created = event(job_created(), private=Private(prompt="a\0castle"))
+    created = event(job_created(), private=PersonalText(prompt="a\0castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(created,))]))
     await rebuilt(store)
     listed = await Queries(store.database).jobs("default", status=None, before=None, limit=5)

@@ -181,7 +181,7 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     assert failure is not None
     assert code in failure
     # Readers, unlike subscriptions, are given it as it is.
-    assert codec.body((await store.log.read_after({3: 1}, limit=1))[3][0]) is None
+    assert codec.decode_body((await store.log.read_after({3: 1}, limit=1))[3][0]) is None
 
 
 async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: str) -> None:
@@ -278,7 +278,7 @@ async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store
         await subscription.poll_once()
     assert slipped
     assert (await store.codes(job_id))[3:] == ["job.cancel_requested", "job.finish"]
-    assert (await store.state(job_id)).finished == "failed"
+    assert (await store.state(job_id)).outcome == "failed"
 
 
 async def test_a_zombie_that_folds_again_is_rejected(store: Store) -> None:
@@ -286,7 +286,9 @@ async def test_a_zombie_that_folds_again_is_rejected(store: Store) -> None:
     jobs, job_id, step_id = await running_job(store)
     zombie = await jobs.load(job_id)
     other = await jobs.load(job_id)
-    command = StartStep(step_id=step_id, after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
+    command = StartStep(
+        step_id=step_id, claimed_attempt=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3
+    )
     await jobs.execute(other, command, CLAIM)
     history = History(scale=None)
     item = RecordItems(step_id=step_id, attempt=1, items=[replace(history.item("generate", 0), step_id=step_id)])

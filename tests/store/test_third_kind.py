@@ -18,12 +18,12 @@ from eventstore.log import Append, Batch
 from eventstore.outbox import Outbox
 from eventstore.subscription import Subscription
 from orchestrator import codec, step_command
-from orchestrator.events import DomainEvent, PlannedStep, Private
+from orchestrator.events import DomainEvent, PersonalText, PlannedStep
 from orchestrator.process_manager import Orchestrator
 from orchestrator.reconciler import OutboxReconciler
 from orchestrator.service import JobService
 from orchestrator.step_command import StepCommand
-from orchestrator.step_kinds import STEP_KINDS, Size, StepKind
+from orchestrator.step_kinds import STEP_KINDS, ImageSize, StepKind
 from projections.job_view import JobView, of_history
 from projections.progress import Stage, progress
 from runners import metrics
@@ -68,15 +68,15 @@ class SharpenWorker:
         raise NotImplementedError
 
 
-def sharpened(asked: SharpenParams, before: Size) -> Size:
+def sharpened(asked: SharpenParams, before: ImageSize) -> ImageSize:
     return before[0] - 2 * asked.margin, before[1] - 2 * asked.margin
 
 
 SHARPEN = StepKind(
     name="sharpen",
-    request=SharpenParams,
-    recorded=SharpenParams,
-    shown=("percent",),
+    request_type=SharpenParams,
+    recorded_type=SharpenParams,
+    shown_parameters=("percent",),
     weight=1.0,
     output_size=sharpened,
     worker=f"{__name__}:SharpenWorker",
@@ -107,7 +107,7 @@ class Chain:
 
     async def submit(self) -> None:
         """Create the job."""
-        created = event(self.created, private=Private(prompt="a castle"))
+        created = event(self.created, private=PersonalText(prompt="a castle"))
         first = Append(stream=self.job_id, category="job", expected=0, events=(created,))
         await self._store.log.subscribe(Orchestrator.name)
         await self._store.log.commit(Batch(appends=[first]))
@@ -117,7 +117,7 @@ class Chain:
 
         async def ended() -> bool:
             await self._run_next()
-            return (await self._store.state(self.job_id)).finished is not None
+            return (await self._store.state(self.job_id)).outcome is not None
 
         await eventually(ended, what="the job's end")
 
@@ -139,7 +139,11 @@ class Chain:
 
     async def history(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.read_stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [
+            body
+            for one in await self._store.log.read_stream(self.job_id)
+            if (body := codec.decode_body(one)) is not None
+        ]
 
     async def view(self) -> JobView:
         """The job as its users see it."""
@@ -236,7 +240,7 @@ async def test_a_lost_command_of_a_third_step_is_sent_again(chain: Chain, store:
     await chain.run_up_to("sharpen")
     await execute(db_url, "delete from pgmq.q_sharpen")
     reconciler = OutboxReconciler(store.database, "operator")
-    assert {queue.queue: queue.missing for queue in await reconciler.status()} == dict.fromkeys(SIZES, 0) | {
+    assert {queue.queue: queue.missing for queue in await reconciler.queue_statuses()} == dict.fromkeys(SIZES, 0) | {
         "sharpen": 1
     }
     assert [one.step for one in await reconciler.rebuild(0)] == ["sharpen"]

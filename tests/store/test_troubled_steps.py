@@ -30,7 +30,7 @@ from orchestrator.events import (
     StepRetry,
     StepStart,
 )
-from orchestrator.service import JobService, Unreadable
+from orchestrator.service import JobService, UnreadableJob
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim, StepCommand
 from runners.fake_renderer import Renderer
@@ -101,7 +101,7 @@ class Baffled(JobService):
     """Can't fold any history."""
 
     async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
-        raise Unreadable(job_id, 1, KeyError(tenant))
+        raise UnreadableJob(job_id, 1, KeyError(tenant))
 
 
 class Undecided(JobService):
@@ -169,7 +169,11 @@ class Bench:
 
     async def bodies(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.read_stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [
+            body
+            for one in await self._store.log.read_stream(self.job_id)
+            if (body := codec.decode_body(one)) is not None
+        ]
 
     async def codes(self) -> list[str]:
         """Their codes."""

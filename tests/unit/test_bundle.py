@@ -41,7 +41,7 @@ def told(report: BundleReport) -> list[tuple[int, str]]:
 def test_a_whole_bundle_verifies(private: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """With and without the personal text; a bundle without it does not hold it anywhere."""
     lines = written(ROWS, private=private)
-    report = verify(lines, vocabulary=codec.VOCABULARY)
+    report = verify(lines, vocabulary=codec.COLUMN_VOCABULARY)
     assert told(report) == []
     assert report.events == len(ROWS)
     assert report.header is not None
@@ -107,7 +107,7 @@ def test_a_forger_who_seals_anew_is_told_by_the_chains() -> None:
 
 def test_a_changed_event_under_a_new_seal_names_its_field() -> None:
     rows = [replace(ROWS[0], code="job.finish" if ROWS[0].code != "job.finish" else "error"), *ROWS[1:]]
-    line, problem = told(verify(written(rows), vocabulary=codec.VOCABULARY))[0]
+    line, problem = told(verify(written(rows), vocabulary=codec.COLUMN_VOCABULARY))[0]
     assert (line, problem.split(":")[0]) == (2, "code")
 
 

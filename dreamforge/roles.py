@@ -54,9 +54,9 @@ from runners.engines.batching import BatchScheduler
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
-from runners.selection import NO_MODELS, Selection
+from runners.selection import NO_MODELS, ModelChoices
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
+from runners.threads import ThreadPerCallExecutor
 
 _HAND_BACK_S = 3.0
 """How long a runner that stops may take to tell the log that it hands its steps back."""
@@ -292,8 +292,8 @@ def _item_renderer(core: Core) -> ItemRenderer:
     settings = core.settings
     return ItemRenderer(
         fake_engine(settings, FaultPlan.parse(settings.fake_fail or "")),
-        Threads(),
-        Selection(Models(core.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
+        ThreadPerCallExecutor(),
+        ModelChoices(Models(core.log), default_generator=settings.model) if not settings.fake_runner else NO_MODELS,
         BatchScheduler(engine_process(settings), batch_max=settings.batch_max),
     )
 

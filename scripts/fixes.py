@@ -296,7 +296,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "08-sent-before-the-pipe-broke",
         "runners/engines/process.py",
-        "            while data := self._duplicate.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT):\n",
+        "            while data := self._duplicate.recv(_DRAIN_CHUNK_BYTES, socket.MSG_DONTWAIT):\n",
         '            while data := b"":\n',
         "tests/store/test_batches.py -k dead_process",
     ),
@@ -310,7 +310,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-adopts-anything",
         "runners/item_renderer.py",
-        "        return await self._in_thread(partial(_adopt, job, step, item_index, body, size))",
+        "        return await self._run_in_thread(partial(_read_stored_rendering, job, step, item_index, body, size))",
         "        found = read_lineage(body) if body[:4] == b'\\x89PNG' else None\n"
         "        return None if found is None else found.last[1]",
         "tests/store/test_stored_images.py -k adopted",

@@ -40,11 +40,11 @@ from orchestrator.service import JobService, make_event
 from orchestrator.state import JobState
 from projections.projector import Projector
 from runners.consumer import Consumer
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
+from runners.threads import ThreadPerCallExecutor
 
 IN_FLIGHT = 300
 READERS = 4
@@ -56,7 +56,7 @@ from pg_stat_user_tables where n_live_tup + n_dead_tup > 0 order by n_dead_tup d
 """
 
 
-class NoPixels(Renderer):
+class NoPixels(FakeRenderer):
     """Renders at once."""
 
     def __init__(self) -> None:
@@ -103,7 +103,9 @@ class Arm:
         self._committer = Committer(self._log, self._notifier)
         jobs = JobService(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
-        self._steps = StepRunner(jobs, NoStore(), ItemRenderer(NoPixels(), Threads()), retry=policy, name="bench")
+        self._steps = StepRunner(
+            jobs, NoStore(), ItemRenderer(NoPixels(), ThreadPerCallExecutor()), retry=policy, name="bench"
+        )
         self._submitted = 0
         self._done = 0
 

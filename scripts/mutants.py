@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "fenced-run-keeps-its-message",
         "runners/steps.py",
-        "            await self._jobs.settle(claim.ack())\n\n    async def _pending",
-        "\n    async def _pending",
+        "            await self._jobs.settle(claim.ack())\n\n    async def _load_claimed_step",
+        "\n    async def _load_claimed_step",
         "tests/store/test_troubled_steps.py -k fenced",
     ),
     Mutant(

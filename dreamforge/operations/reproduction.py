@@ -27,8 +27,8 @@ from orchestrator.step_errors import StepFailure
 from runners.attempt import AttemptBuffer
 from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels
-from runners.selection import ModelFiles, model_ref
-from runners.worker import worker
+from runners.selection import ModelFilesChecker, model_ref
+from runners.worker import worker_for
 
 
 class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class _Reproducer:
         self._models = models
         self._settings = settings
         self._renderer = fake_engine(settings)
-        self._files = ModelFiles()
+        self._files = ModelFilesChecker()
         self._selected = {
             (event.body.step_id, event.body.attempt): event.body
             for event in events
@@ -145,7 +145,9 @@ class _Reproducer:
             self._expect_no_model(step, written)
             return self._decode(self._renderer.render(self._job, step.name, item, source)), None
         model = await self._model(step, written, original)
-        work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), original)
+        work = worker_for(step.name).build_request(
+            model, self._renderer.build_item(self._job, step.name, item, source), original
+        )
         pixels = await self._batches.render(work, item, AttemptBuffer(step))  # its reports are dropped
         return self._as_written(pixels), pixels.rendering
 

@@ -63,8 +63,8 @@ class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     sampling: Sampling
     specs: list[ImageSpec]
-    as_batch_of: int | None = None
-    from_index: int = 0
+    original_batch_size: int | None = None
+    original_batch_index: int = 0
     measures: list[MemoryMeasure] = []
 
 
@@ -127,7 +127,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory: DeviceMemory | None
 
     @classmethod
-    def of(cls, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> "Pixels":
+    def from_image(cls, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> "Pixels":
         """The message for an image, converted to RGB."""
         opaque = image if image.mode == "RGB" else image.convert("RGB")
         return cls(

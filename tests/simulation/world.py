@@ -66,8 +66,8 @@ class World:
     def patched_service(self) -> Iterator[None]:
         """Patch the service's code to use this world's time and random numbers."""
         with (
-            patch.object(service, "event", self.event),
+            patch.object(service, "make_event", self.event),
             patch.object(subscription, "time", SimpleNamespace(monotonic=self.clock)),
-            patch.object(subscription, "_pause", lambda: 2.0 + 2.0 * self.dice.random()),
+            patch.object(subscription, "_conflict_retry_delay_s", lambda: 2.0 + 2.0 * self.dice.random()),
         ):
             yield

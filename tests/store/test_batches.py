@@ -15,7 +15,7 @@ import pytest
 from dreamforge.settings import unconfigured_environ
 from orchestrator.events import DeviceMemory, MemoryMeasure
 from orchestrator.step_errors import StepFailure
-from runners.engines.batching import BatchScheduler, EngineLost, RunnerStopping
+from runners.engines.batching import BatchScheduler, EngineLostFailure, RunnerStopping
 from runners.engines.landscape import paint
 from runners.engines.process import EngineConfig, EngineProcess, EngineProcessDied, encode_frame
 from runners.engines.protocol import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
@@ -135,7 +135,7 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
             batches.render(render(sampling(), spec(2)), 0, stranger),
             return_exceptions=True,
         )
-        assert isinstance(bad, EngineLost)
+        assert isinstance(bad, EngineLostFailure)
         assert bad.retryable
         assert isinstance(good, Pixels)
         expect_picture(good, 2)
@@ -159,7 +159,7 @@ async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
         assert isinstance(pixels, Pixels)
         assert pixels.rendering.batch_size == 3
         expect_picture(pixels, seed)
-    assert isinstance(bad, EngineLost)
+    assert isinstance(bad, EngineLostFailure)
     died = "it was ended by SIGKILL"
     assert other.heard == ["rendered [1, 2] of 3"]
     assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
@@ -174,7 +174,7 @@ async def test_a_single_jobs_pictures_are_kept_likewise() -> None:
             return_exceptions=True,
         )
     assert isinstance(good, Pixels)
-    assert isinstance(bad, EngineLost)
+    assert isinstance(bad, EngineLostFailure)
     assert told.heard == ["rendered [0] of 2", "lost [1]: it was ended by SIGKILL"]
 
 
@@ -236,7 +236,7 @@ async def test_a_standstill_is_ended() -> None:
         told = Told()
         expect_picture(await batches.render(render(sampling(), spec(1)), 0, told), 1)
         before = process.pid
-        with pytest.raises(EngineLost, match=r"it said nothing for 1\.5 s"):
+        with pytest.raises(EngineLostFailure, match=r"it said nothing for 1\.5 s"):
             await batches.render(render(sampling(), spec(2, "hang")), 1, told)
         expect_picture(await batches.render(render(sampling(), spec(3)), 2, told), 3)
         assert process.pid != before

@@ -19,7 +19,7 @@ from orchestrator.events import ModelDisabled
 from orchestrator.process_manager import Orchestrator
 from orchestrator.step_errors import ProviderError
 from projections.projector import Projector
-from runners.selection import ModelFiles, model_ref
+from runners.selection import ModelFilesChecker, model_ref
 from tests.kit import Store, connect, event, job_created
 
 
@@ -193,7 +193,7 @@ async def test_a_damaged_model_is_not_installed_until_it_is_whole_again(registry
 async def test_a_file_that_was_added_keeps_a_model_from_being_rendered_with(registry: Registry, folder: Path) -> None:
     """Libraries prefer some files to those that were registered; the hub's own notes are none of them."""
     model = await added(registry, folder)
-    files = ModelFiles()
+    files = ModelFilesChecker()
     files.check(model)
     notes = folder / ".cache" / "huggingface"
     notes.mkdir(parents=True)

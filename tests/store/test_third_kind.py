@@ -28,13 +28,13 @@ from projections.job_view import JobView, of_history
 from projections.progress import Stage, progress
 from runners import metrics
 from runners.engines.protocol import ModelRef, Work
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.selection import Selected, Selection
+from runners.selection import ModelChoices, SelectedEngine
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
-from runners.worker import Item
+from runners.threads import ThreadPerCallExecutor
+from runners.worker import StepItem
 from tests.kit import Store, connect, event, eventually, job_created
 
 SIZES = {"generate": (64, 48), "upscale": (128, 96), "sharpen": (120, 88)}
@@ -51,25 +51,25 @@ class SharpenParams(Struct, frozen=True, kw_only=True):
 class SharpenWorker:
     """Sharpens with Pillow."""
 
-    async def select(self, selection: Selection, asked: SharpenParams) -> Selected:
+    async def select(self, selection: ModelChoices, parameters: SharpenParams) -> SelectedEngine:
         """Nothing to choose from."""
-        del selection, asked
-        return Selected(engine="pillow", source="fake")
+        del selection, parameters
+        return SelectedEngine(engine="pillow", source="fake")
 
-    def render(self, item: Item) -> Image.Image:
+    def render(self, item: StepItem) -> Image.Image:
         """Sharpen the image of the step before, without its frame."""
-        asked: SharpenParams = item.asked
+        parameters: SharpenParams = item.parameters
         width, height = item.source.size
-        inner = (asked.margin, asked.margin, width - asked.margin, height - asked.margin)
-        return item.source.filter(ImageFilter.UnsharpMask(percent=asked.percent)).crop(inner)
+        inner = (parameters.margin, parameters.margin, width - parameters.margin, height - parameters.margin)
+        return item.source.filter(ImageFilter.UnsharpMask(percent=parameters.percent)).crop(inner)
 
-    def request(self, model: ModelRef, item: Item, again: Any = None) -> Work:
+    def build_request(self, model: ModelRef, item: StepItem, previous_rendering: Any = None) -> Work:
         """No model can do it."""
         raise NotImplementedError
 
 
-def sharpened(asked: SharpenParams, before: ImageSize) -> ImageSize:
-    return before[0] - 2 * asked.margin, before[1] - 2 * asked.margin
+def sharpened(parameters: SharpenParams, before: ImageSize) -> ImageSize:
+    return before[0] - 2 * parameters.margin, before[1] - 2 * parameters.margin
 
 
 SHARPEN = StepKind(
@@ -95,7 +95,7 @@ class Chain:
         self._runner = StepRunner(
             JobService(store.log, store.committer, "r"),
             objects,
-            ItemRenderer(Renderer(faults=FaultPlan(), max_pixels=1_000_000), Threads()),
+            ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1_000_000), ThreadPerCallExecutor()),
             retry=RetryPolicy(max_attempts=1, first_delay_s=0, longest_delay_s=0),
             name="r",
         )
@@ -170,7 +170,11 @@ async def chain(
     made = Chain(store, objects)
     await made.submit()
     yield made
-    for counters in (metrics.STARTED, metrics.SUCCEEDED, metrics.FAILED):  # those of the process, for other tests
+    for counters in (
+        metrics.STEPS_STARTED,
+        metrics.STEPS_SUCCEEDED,
+        metrics.STEPS_FAILED,
+    ):  # those of the process, for other tests
         if (counter := counters.pop(SHARPEN.name, None)) is not None:
             REGISTRY.unregister(counter)
 

@@ -31,7 +31,7 @@ from dreamforge.http_server import Server, listen_nearby, url_of
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
-from eventstore.database import Database, until_available
+from eventstore.database import Database, retry_until_available
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from eventstore.metrics import BacklogGauges
@@ -150,7 +150,7 @@ async def _serve(start: Callable[[AsyncExitStack], Awaitable[Settings]], roles: 
         if stopping.is_set():
             return
         database = await stack.enter_async_context(open_database(settings, "dreamforge"))
-        await _until(stopping, until_available("start", lambda: schema.check_release(database)))
+        await _until(stopping, retry_until_available("start", lambda: schema.check_release(database)))
         if stopping.is_set():
             return
         core = Core(settings, database, stopping)

@@ -31,7 +31,7 @@ from dreamforge.process import (
 )
 from dreamforge.schema import install
 from dreamforge.settings import Settings
-from eventstore.database import DatabaseWithDeadline, until_available
+from eventstore.database import DatabaseWithDeadline, retry_until_available
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED
@@ -211,14 +211,14 @@ async def _rebuild_outdated(settings: Settings) -> None:
     """If this release keeps other things of a job than what serves, build its read model, and let it take over."""
     async with open_database(settings, "dreamforge-rebuild", bounded=False) as database:
         rebuild = Rebuild(database)
-        serving = (await until_available("rebuild", rebuild.state)).views_version
+        serving = (await retry_until_available("rebuild", rebuild.state)).views_version
         if serving > job_view.VERSION:
             _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
         if serving >= job_view.VERSION:
             return
         _log.info("rebuilding the read model", views_version=job_view.VERSION, serving=serving)
         try:
-            lag = await until_available("rebuild", rebuild.run)
+            lag = await retry_until_available("rebuild", rebuild.run)
         except RebuildFailed as error:
             _log.warning("the read model was not rebuilt; what serves serves on", reason=str(error))
         else:
@@ -284,7 +284,7 @@ async def _runner(core: Core, stack: AsyncExitStack) -> None:
 
 
 async def _no_generator(core: Core) -> bool:
-    models = await until_available("models", Models(core.log).all)
+    models = await retry_until_available("models", Models(core.log).all)
     return not any(model.available and model.kind == "generator" for model in models)
 
 

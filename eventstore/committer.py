@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.database import until_available
+from eventstore.database import retry_until_available
 from eventstore.errors import DatabaseUnavailable
 from eventstore.integrity.chain import partition_of
 from eventstore.log import Ack, Append, AppendOutcome, Batch, BatchOutcome, Defer, Log
@@ -95,7 +95,7 @@ class Committer:
                 await self._arrived.wait()
                 continue
             try:
-                partitions = await until_available("committer", self._log.partitions)
+                partitions = await retry_until_available("committer", self._log.partitions)
             except Exception as error:  # noqa: BLE001  # each caller gets it; the committer continues
                 _fail_pending(self._pending, error)
                 self._pending.clear()
@@ -141,7 +141,7 @@ class Committer:
             defers=[t.settle for t in transitions if type(t.settle) is Defer],
         )
         try:
-            answers = await until_available("committer", lambda: self._log.commit(batch))
+            answers = await retry_until_available("committer", lambda: self._log.commit(batch))
         except asyncio.CancelledError:
             for pending in batch_pending:
                 pending.answer.cancel()

@@ -275,7 +275,7 @@ class Backoff:
         await asyncio.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311  # jitter, no secret
 
 
-async def until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
     """Repeat an attempt until the database is available. The attempt must be safe to repeat."""
     backoff = Backoff()
     while True:

@@ -58,7 +58,7 @@ group by c.subscription
 class BacklogGauges:
     """Keeps the gauges that only the database can tell: of the queues, and of every subscription's lag.
 
-    counts: gauges of the application's, each with the query of its one value, in the column `count`.
+    count_queries: gauges of the application's, each with the query of its one value, in the column `count`.
     """
 
     def __init__(self, database: Database, count_queries: Mapping[Gauge, str] = {}) -> None:

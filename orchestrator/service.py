@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 
 from eventstore.committer import Committer, Transition
-from eventstore.database import until_available
+from eventstore.database import retry_until_available
 from eventstore.errors import EventStoreError
 from eventstore.events import EventRow, NewEvent, RecordedEvent
 from eventstore.ids import new_id
@@ -106,7 +106,7 @@ class JobService:
 
         Waits while the database is away; raises `NoSuchJob`, `JobInQuarantine` and `UnreadableJob`.
         """
-        history = await until_available("job", lambda: self._log.read_stream(job_id))
+        history = await retry_until_available("job", lambda: self._log.read_stream(job_id))
         if not history or history[0].category != "job" or tenant not in {None, history[0].tenant}:
             raise NoSuchJob(f"there is no job {job_id}" if tenant is None else f"tenant {tenant} has no job {job_id}")
         if is_quarantined(history):
@@ -117,7 +117,7 @@ class JobService:
 
     async def report_unreadable(self, error: UnreadableJob, reader: str) -> None:
         """Report a job that can't be read here to the orchestrator, which sets it aside."""
-        await until_available(
+        await retry_until_available(
             "report", lambda: self._log.report_rejection(error.job_id, reader, error.version, error.reason)
         )
 
@@ -133,7 +133,7 @@ class JobService:
             state = await self.load(job_id, tenant=tenant)
             bodies = decide(state, request)
             if not bodies:
-                await until_available("request", self._log.confirm_replicated)
+                await retry_until_available("request", self._log.confirm_replicated)
                 return state
             appended, after = prepare_append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
@@ -143,7 +143,7 @@ class JobService:
     async def settle(self, settlement: Ack | Defer) -> None:
         """Acknowledge or defer a command without an event. Waits while the database is away."""
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
-        await until_available("settle", lambda: self._log.commit(batch))
+        await retry_until_available("settle", lambda: self._log.commit(batch))
 
     async def execute(
         self, state: JobState, command: JobCommand, claim: StepClaim

@@ -14,7 +14,7 @@ import structlog
 
 from artifacts.errors import ObjectChanged, ObjectMissing
 from artifacts.object_store import ObjectStore
-from eventstore.database import until_available
+from eventstore.database import retry_until_available
 from eventstore.errors import EventStoreError
 from orchestrator.decisions import (
     FailAttempt,
@@ -156,7 +156,7 @@ class StepRunner:
     ) -> tuple[JobState, SelectedEngine] | None:
         """The state with the new attempt, and what renders it; None if it does not start. Raises `StaleAttempt`."""
         try:
-            selected = await until_available("selection", lambda: self._item_renderer.select(state, step))
+            selected = await retry_until_available("selection", lambda: self._item_renderer.select(state, step))
             if time.monotonic() > claim.expires_at_s:
                 _log.warning("claim is over before its step began", job_id=str(state.job_id), step=step.name)
                 return None
@@ -330,9 +330,9 @@ class StepRunner:
 
 def _log_fields(state: JobState, step: str) -> dict[str, str]:
     """What a log line tells of the step that it is about."""
-    new_results = {"job_id": str(state.job_id), "step": step, "tenant": state.tenant}
+    fields = {"job_id": str(state.job_id), "step": step, "tenant": state.tenant}
     trace = (state.traceparent or "").split("-")[1:2]
-    return new_results | ({"trace_id": trace[0]} if trace else {})
+    return fields | ({"trace_id": trace[0]} if trace else {})
 
 
 def _has_step_finish(bodies: Sequence[DomainEvent]) -> bool:

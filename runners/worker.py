@@ -53,13 +53,13 @@ class Worker(Protocol):
     """Renders the items of one kind of step. It has no state: one object serves all steps and threads."""
 
     async def select(self, selection: ModelChoices, parameters: Any) -> SelectedEngine:
-        """Select what renders a step. asked: its recorded parameters. May raise `DatabaseUnavailable`."""
+        """Select what renders a step. parameters: its recorded parameters. May raise `DatabaseUnavailable`."""
 
     def render(self, item: StepItem) -> Image.Image:
         """Render an item without a model. Blocks."""
 
     def build_request(self, model: ModelRef, item: StepItem, previous_rendering: Rendering | None = None) -> Work:
-        """Build the request for the engine process. again: how the item was made, to make the same pixels again."""
+        """Build the request for the engine process. previous_rendering: to make the same pixels again."""
 
 
 def worker_for(step: str) -> Worker:

@@ -124,7 +124,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-repeated-request-waits-for-nothing",
         "orchestrator/service.py",
-        '                await until_available("request", self._log.confirm_replicated)\n',
+        '                await retry_until_available("request", self._log.confirm_replicated)\n',
         "",
         "tests/flow/test_standby.py -k repeated_request",
     ),

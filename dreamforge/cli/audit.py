@@ -273,12 +273,12 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
         events = _job_events(database, args.job) if args.job else _events_since(reader, args.since)
         first = await anext(events, None)  # raises NoSuchJob before the file is created
         with _output_file(args.file) as file:
-            file.write(writer.begin())
+            file.write(writer.header_line())
             if first is not None:
-                file.write(writer.event(first))
+                file.write(writer.event_line(first))
             async for event in events:
-                file.write(writer.event(event))
-            file.write(writer.end())
+                file.write(writer.event_line(event))
+            file.write(writer.end_line())
         return writer.events
 
     count = ask_database(settings, "audit", write)

@@ -82,7 +82,7 @@ def _verify_bundle(args: argparse.Namespace, given_anchors: Sequence[Anchor]) ->
     if args.artifacts:
         return print_message(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
     with args.target.open("rb") as lines:
-        report = bundle.verify(lines, given_anchors, codec.COLUMN_VOCABULARY)
+        report = bundle.verify_bundle(lines, given_anchors, codec.COLUMN_VOCABULARY)
     counts = f"{report.events:,} event(s) of {args.target}"
     if given_anchors and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
@@ -147,7 +147,7 @@ class _LogVerification:
         """Verify the next events, and their images."""
         for event in page:
             self._events += 1
-            self._flaws += self._verifier.check(event)
+            self._flaws += self._verifier.check_event(event)
             if event.code == AnchorSigned.code:
                 self._keep_anchor(event)
         if self._store is not None:
@@ -164,7 +164,7 @@ class _LogVerification:
         return VerificationResult(
             events=self._events,
             anchors=len(all_anchors),
-            flaws=self._flaws + self._verifier.end(),
+            flaws=self._flaws + self._verifier.take_open_violations(),
             artifacts=None if self._store is None else self._artifacts,
             bad_artifacts=list(self._bad_artifacts.values()),
         )

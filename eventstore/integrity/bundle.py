@@ -87,28 +87,28 @@ class BundleReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleWriter:
-    """Makes the lines of a bundle, each with its newline: `begin`, an `event` for each, `end`."""
+    """Makes the lines of a bundle, each with its newline: `header_line`, an `event_line` for each, `end_line`."""
 
     def __init__(self, header: BundleHeader) -> None:
         self._header = header
         self.events = 0
 
-    def begin(self) -> bytes:
+    def header_line(self) -> bytes:
         """The header's line."""
         return _sealed_line(1, "header", msgspec.json.encode(self._header))
 
-    def event(self, event: AuditEvent) -> bytes:
+    def event_line(self, event: AuditEvent) -> bytes:
         """The line of the next event, without its personal text unless the header says otherwise."""
         self.events += 1
         shown = event if self._header.private else replace(event, private=None, private_salt=None)
         return _sealed_line(self.events + 1, "event", msgspec.json.encode(shown))
 
-    def end(self) -> bytes:
+    def end_line(self) -> bytes:
         """The last line."""
         return _sealed_line(self.events + 2, "end", msgspec.json.encode(BundleEnd(self.events)))
 
 
-def verify(
+def verify_bundle(
     lines: Iterable[bytes],
     anchors: Sequence[Anchor] = (),
     vocabulary: Vocabulary = NO_VOCABULARY,
@@ -125,7 +125,7 @@ def verify(
     return reader.report()
 
 
-def events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
+def read_events(lines: Iterable[bytes]) -> Iterator[AuditEvent]:
     """The events of a bundle that was verified."""
     for number, line in enumerate(lines, 1):
         kind, content = _unseal(number, line)
@@ -162,7 +162,7 @@ class _BundleReader:
 
     def report(self) -> BundleReport:
         """What there is to say, now that no line is left."""
-        self._add_violations(self._verifier.end() if self._verifier else [])
+        self._add_violations(self._verifier.take_open_violations() if self._verifier else [])
         if self._end is None and not self._flaws:
             self._lines += 1
             self._add_problem("is missing: the bundle has no end, so it was cut off")
@@ -232,7 +232,7 @@ class _BundleReader:
         if (event.partition, event.position) in self._anchored:
             self._seen[event.partition, event.position] = event.chain
         if self._verifier is not None:
-            self._add_violations(self._verifier.check(event))
+            self._add_violations(self._verifier.check_event(event))
 
     def _add_violations(self, flaws: Iterable[IntegrityViolation]) -> None:
         for flaw in flaws:

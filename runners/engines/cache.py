@@ -30,7 +30,7 @@ M = TypeVar("M", bound=OpenModel)
 
 
 class ModelCache:
-    """Open models in the order of last use. budget: bytes for all models except the last used one; None: unlimited."""
+    """Open models in the order of last use. budget_bytes: for all models except the last used; None: unlimited."""
 
     def __init__(self, budget_bytes: int | None) -> None:
         self._budget_bytes = budget_bytes

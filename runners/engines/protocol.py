@@ -57,8 +57,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Render a batch of images. Messages about it number the items by their index in `specs`.
 
-    as_batch_of, from_index, measures: reproduce images of an earlier batch: its size, the index of the first spec in
-    it, and the measures that were applied. None: as many images at once as fit.
+    original_batch_size, original_batch_index, measures: reproduce images of an earlier batch: its size, the index of
+    the first spec in it, and the measures that were applied. None: as many images at once as fit.
     """
 
     sampling: Sampling

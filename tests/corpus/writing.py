@@ -24,7 +24,7 @@ from dreamforge.embedded import EmbeddedPostgres
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.integrity import anchors
-from eventstore.integrity.bundle import BundleHeader, BundleWriter, events
+from eventstore.integrity.bundle import BundleHeader, BundleWriter, read_events
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
@@ -87,7 +87,7 @@ def folded(histories: list[AuditEvent]) -> dict[str, Any]:
 def read(file: Path) -> list[AuditEvent]:
     """The events of a file, by partition and position."""
     with file.open("rb") as lines:
-        return list(events(lines))
+        return list(read_events(lines))
 
 
 def _retry(
@@ -257,7 +257,7 @@ async def _bundle(url: str) -> tuple[bytes, list[AuditEvent]]:
     log = await AuditReader(database).read_log_identity()
     await database.close()
     writer = BundleWriter(BundleHeader(log=log, exported_at=now, stream=None, since=now, private=True))
-    return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found
+    return b"".join([writer.header_line(), *map(writer.event_line, found), writer.end_line()]), found
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def bundle(rows: Sequence[AuditEvent]) -> bytes:
     """An exported log."""
     writer = BundleWriter(BundleHeader(log=memory_log.LOG, exported_at=NOON, stream=None, since=NOON, private=False))
-    return b"".join([writer.begin(), *map(writer.event, rows), writer.end()])
+    return b"".join([writer.header_line(), *map(writer.event_line, rows), writer.end_line()])
 
 
 def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[str]:

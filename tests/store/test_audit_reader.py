@@ -23,8 +23,8 @@ async def flaws(store: Store) -> list[IntegrityViolation]:
     for partition in await reader.nonempty_partitions():
         async for page in reader.read_pages(partition):
             for one in page:
-                found += verifier.check(one)
-    return found + verifier.end()
+                found += verifier.check_event(one)
+    return found + verifier.take_open_violations()
 
 
 async def written(store: Store) -> UUID:
@@ -102,11 +102,13 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     events = await reader.read_stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
     assert await reader.read_stream(first, after=1, limit=2) == events[1:3]
-    assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
+    assert [flaw for one in events for flaw in verifier.check_event(one)] + verifier.take_open_violations() == []
     assert await reader.read_stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
     verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.COLUMN_VOCABULARY)
-    assert [flaw for one in await reader.read_stream(first) for flaw in verifier.check(one)] + verifier.end() == []
+    assert [
+        flaw for one in await reader.read_stream(first) for flaw in verifier.check_event(one)
+    ] + verifier.take_open_violations() == []
 
 
 async def test_pages_follow_each_other(store: Store) -> None:

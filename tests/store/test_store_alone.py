@@ -176,7 +176,7 @@ async def test_a_bank_is_verified_and_exported(bank: Bank, empty_url: str) -> No
     account = new_id()
     await opened(bank, account)
     assert await violations(bank) == []
-    report = bundle.verify(await exported(bank, account))
+    report = bundle.verify_bundle(await exported(bank, account))
     assert (report.flaws, report.events) == ([], 3)
     assert b"Ada Byron" not in b"".join(await exported(bank, account))
 
@@ -185,7 +185,7 @@ async def test_a_bank_is_verified_and_exported(bank: Bank, empty_url: str) -> No
     await connection.execute("""update eventstore.events set data = '{"amount":9000}' where version = 2""")
     await connection.close()
     assert [flaw.split(" (")[0] for flaw in await violations(bank)] == ["envelope"]
-    assert len(bundle.verify(await exported(bank, account)).flaws) == 1
+    assert len(bundle.verify_bundle(await exported(bank, account)).flaws) == 1
 
 
 async def violations(bank: Bank) -> list[str]:
@@ -197,9 +197,9 @@ async def violations(bank: Bank) -> list[str]:
         for partition in await reader.nonempty_partitions()
         async for page in reader.read_pages(partition)
         for event in page
-        for violation in verifier.check(event)
+        for violation in verifier.check_event(event)
     ]
-    return [violation.field for violation in [*found, *verifier.end()]]
+    return [violation.field for violation in [*found, *verifier.take_open_violations()]]
 
 
 async def exported(bank: Bank, account: UUID) -> list[bytes]:
@@ -209,7 +209,7 @@ async def exported(bank: Bank, account: UUID) -> list[bytes]:
         log=await reader.read_log_identity(), exported_at=datetime.now(UTC), stream=account, since=None, private=False
     )
     writer = BundleWriter(header)
-    return [writer.begin(), *map(writer.event, await reader.read_stream(account)), writer.end()]
+    return [writer.header_line(), *map(writer.event_line, await reader.read_stream(account)), writer.end_line()]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)

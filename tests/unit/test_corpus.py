@@ -15,7 +15,7 @@ FILES = sorted(PLACE.glob("*.jsonl"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_earlier_releases_histories_verify(file: Path) -> None:
     with file.open("rb") as lines:
-        assert bundle.verify(lines).flaws == []
+        assert bundle.verify_bundle(lines).flaws == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -24,15 +24,15 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def flaws(rows: Sequence[AuditEvent]) -> list[IntegrityViolation]:
     """What a verification of the whole log says of some rows."""
     verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.COLUMN_VOCABULARY)
-    found = [flaw for row in memory_log.read(memory_log.ordered(rows)) for flaw in verifier.check(row)]
-    return found + verifier.end()
+    found = [flaw for row in memory_log.read(memory_log.ordered(rows)) for flaw in verifier.check_event(row)]
+    return found + verifier.take_open_violations()
 
 
 def stream_flaws(rows: Sequence[AuditEvent], stream: UUID) -> list[IntegrityViolation]:
     """What a verification of one stream says."""
     verifier = Verifier(memory_log.LOG, whole=False, vocabulary=codec.COLUMN_VOCABULARY)
     own = sorted((row for row in memory_log.read(rows) if row.stream_id == stream), key=lambda row: row.version)
-    return [flaw for row in own for flaw in verifier.check(row)] + verifier.end()
+    return [flaw for row in own for flaw in verifier.check_event(row)] + verifier.take_open_violations()
 
 
 def other(rng: random.Random, value: Any) -> Any:
@@ -152,7 +152,7 @@ def test_a_sound_log_is_never_blamed() -> None:
             assert stream_flaws(rows, stream) == []
         verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.COLUMN_VOCABULARY)
         later = [row for row in memory_log.read(memory_log.ordered(rows)) if row.position > 3]
-        assert [flaw for row in later for flaw in verifier.check(row)] + verifier.end() == []
+        assert [flaw for row in later for flaw in verifier.check_event(row)] + verifier.take_open_violations() == []
 
 
 NAMED = ["code", "category", "schema_version", "private_digest", "hash", "chain", "recorded_at", "private"]

@@ -78,7 +78,7 @@ def actor() -> str:
 @asynccontextmanager
 async def _database(found: Settings, role: str, *, install_schema: bool) -> AsyncIterator[Database]:
     pooled = found.db_pooler == "transaction"
-    database = Database(found.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
+    database = Database(found.db_url or "", pooled=pooled, time_limited=False, application_name=f"dreamforge-{role}")
     try:
         # A home may be an earlier release's, or its first start was cut off: the first process installs the schema.
         await (install(database) if install_schema else schema.check_release(database))

@@ -108,10 +108,10 @@ async def open_database(settings: Settings, role: str, *, bounded: bool = True) 
     database = Database(
         settings.db_url or "",
         listen_url=settings.db_listen_url,
-        size=settings.db_connections,
+        max_connections=settings.db_connections,
         pooled=settings.db_pooler == "transaction",
-        bounded=bounded,
-        role=role,
+        time_limited=bounded,
+        application_name=role,
     )
     try:
         yield database

@@ -68,7 +68,7 @@ class Database:
 
     url: PostgreSQL URL. listen_url: one that reaches the server directly, for LISTEN; None turns LISTEN off.
     pooled: the URL leads through a pooler in transaction mode, so statements must not be cached by the client.
-    bounded: the server, too, ends a statement that takes over a minute, and a transaction left open for as long.
+    time_limited: the server, too, ends a statement that takes over a minute, and a transaction left open for as long.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Database:
         url: str,
         *,
         listen_url: str | None = None,
-        size: int = 8,
+        max_connections: int = 8,
         pooled: bool = False,
-        bounded: bool = True,
-        role: str = "dreamforge",
+        time_limited: bool = True,
+        application_name: str = "dreamforge",
     ) -> None:
         self.url = url
         self.listen_url = listen_url
         self.pooled = pooled
-        self._size = size
-        self._role = role
+        self._size = max_connections
+        self._role = application_name
         self._statement_cache_size = 0 if pooled else 100
-        self._session = {"timezone": "UTC", "application_name": role}
+        self._session = {"timezone": "UTC", "application_name": application_name}
         if not pooled:  # a pooler rejects parameters that it can't pass on
-            self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if bounded else {})
-        self._command_timeout_s: float | None = _STATEMENT_TIMEOUT_S if bounded else None
+            self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if time_limited else {})
+        self._command_timeout_s: float | None = _STATEMENT_TIMEOUT_S if time_limited else None
         self._pool: asyncpg.Pool | None = None
         self._closed = False
         self._opening = asyncio.Lock()

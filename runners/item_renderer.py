@@ -25,7 +25,7 @@ T = TypeVar("T")
 class RenderedImage(msgspec.Struct, frozen=True):
     """An item's file. size: width and height in pixels; rendering: how it was made, None without a model."""
 
-    body: bytes
+    file_bytes: bytes
     size: tuple[int, int]
     rendering: Rendering | None = None
 

@@ -286,7 +286,7 @@ class StepRunner:
                     rendered = await self._item_renderer.render(selected, state, step.name, index, source, buffer)
                 finally:
                     rendering.release()
-                buffer.add_item(await self._storage.put(state, step, index, rendered))
+                buffer.add_item(await self._storage.put_image(state, step, index, rendered))
             places.release()
 
         try:

@@ -56,7 +56,7 @@ class ImageStorage:
         written = StoredObject(parent.bytes, parent.sha256)
         return await self._retry_while_store_away(state, partial(self._store.get_verified, parent.s3_key, written))
 
-    async def put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
+    async def put_image(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
         """Store an item's file. Raises `StepFailure`, also where another file lies under its key."""
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
@@ -66,12 +66,12 @@ class ImageStorage:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = stored_object(rendered.body), rendered.rendering
+        ours, made = stored_object(rendered.file_bytes), rendered.rendering
         if index in step.lost:
             stored = ours
             await self._replace_lost(state, step.artifacts[index], key, rendered)
         else:
-            put = partial(self._store.put, key, rendered.body, content_type(generate.format))
+            put = partial(self._store.put, key, rendered.file_bytes, content_type(generate.format))
             stored = await self._retry_while_store_away(state, put)
         if stored != ours:
             made = await self._read_found_rendering(state, step, index, rendered, key, stored)
@@ -93,7 +93,7 @@ class ImageStorage:
         """Store an image that was lost: over whatever lies under its key, which was found to be another's."""
         if key != lost.s3_key:
             raise ProviderError(f"{lost.s3_key} was lost, and can't be made again: the engine now makes {key}")
-        write = partial(self._store.replace, key, rendered.body, content_type(lost.format))
+        write = partial(self._store.replace, key, rendered.file_bytes, content_type(lost.format))
         await self._retry_while_store_away(state, write)
 
     async def _read_found_rendering(

@@ -145,8 +145,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-warnings-kept-from-the-login",
         "eventstore/database.py",
-        "self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if bounded else {})",
-        "self._session |= _SERVER_TIMEOUT_SETTINGS if bounded else {}",
+        "self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if time_limited else {})",
+        "self._session |= _SERVER_TIMEOUT_SETTINGS if time_limited else {}",
         "tests/flow/test_standby.py -k settings",
     ),
     Mutant(

@@ -97,7 +97,7 @@ class Arm:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._database = Database(url, size=12)
+        self._database = Database(url, max_connections=12)
         self._log = Log(self._database)
         self._notifier = Notifier(self._database)
         self._committer = Committer(self._log, self._notifier)

@@ -98,7 +98,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 async def _examine(given: Settings, found: Settings) -> list[Finding]:
     pooled = found.db_pooler == "transaction"
-    database = Database(found.db_url or "", pooled=pooled, role="dreamforge-doctor")
+    database = Database(found.db_url or "", pooled=pooled, application_name="dreamforge-doctor")
     store = object_store(found)
     context = DoctorContext(given, database, store)
     try:

@@ -153,7 +153,7 @@ async def gather(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID]
 ) -> FinalState:
     """Read the final state."""
-    database = Database(url, bounded=False)
+    database = Database(url, time_limited=False)
     try:
         log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
         events = recorded_events(await database.read(_EVENTS))

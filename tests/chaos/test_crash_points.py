@@ -179,7 +179,7 @@ async def live(case: Case, fuse: Fuse) -> None:
         load(roles_environ(case.url, case.config))[0], lease_s=1.5, max_attempts=100, shutdown_grace_s=0
     )
     # What a backend of the server has to learn first takes longer than all that the process asks of it.
-    database = Database(settings.db_url or "", size=2)
+    database = Database(settings.db_url or "", max_connections=2)
     core = FusedCore(settings, database, case, fuse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)

@@ -183,7 +183,7 @@ class FailsOnce(Consumer):
 
     beats = 0
 
-    async def _beat(self) -> None:
+    async def _extend_leases(self) -> None:
         self.beats += 1
         if self.beats == 1:
             raise RuntimeError("nobody foresaw it")

@@ -15,7 +15,7 @@ from starlette.routing import Match
 from api.responses import json_response
 from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 
 STATUS = {
     "unauthorized": 401,
@@ -74,8 +74,8 @@ def unavailable() -> ApiError:
 def respond(request: Request, error: ApiError) -> Response:
     """The response that reports an error."""
     details = None if error.details is None else dict(error.details)
-    detail = copied(error, ErrorDetail, details=details)
-    body = copied(detail, Error, correlation_id=request.state.request_id, detail=detail)
+    detail = copy_fields(error, ErrorDetail, details=details)
+    body = copy_fields(detail, Error, correlation_id=request.state.request_id, detail=detail)
     return json_response(body, STATUS[error.code], error.headers)
 
 

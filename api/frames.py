@@ -36,7 +36,7 @@ def reconnect_later() -> bytes:
 
 def of_event(event: RecordedEvent, *, separate_steps: bool) -> bytes:
     """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     line = head(event, body)
     match body:
         case ArtifactWritten():

@@ -18,8 +18,8 @@ from api.responses import json_response
 from api.routing import ApiRoute
 from api.schemas import Liveness, Readiness
 from api.services import Check
-from eventstore.database import within
-from eventstore.metrics import Backlog
+from eventstore.database import run_within
+from eventstore.metrics import BacklogGauges
 from eventstore.write_probe import WriteProbe
 
 _CHECK_S = 3.0
@@ -37,7 +37,7 @@ class Health(msgspec.Struct, frozen=True):
     """
 
     checks: Mapping[str, Check]
-    backlog: Backlog
+    backlog: BacklogGauges
     writes: WriteProbe
     needs_writes: bool = True
     notices: Mapping[str, Check] = {}
@@ -75,7 +75,7 @@ async def metrics(request: Request) -> Response:
 
 async def _verdict(check: Check) -> str:
     try:
-        await within(_CHECK_S, check())
+        await run_within(_CHECK_S, check())
     except TimeoutError:
         return f"no answer within {_CHECK_S:g} s"
     except Exception as error:  # noqa: BLE001  # the error is the verdict

@@ -24,17 +24,17 @@ from api.routing import post
 from api.services import Services
 from api.waiting import preference_applied, preferred_wait, wait_until_terminal
 from eventstore.committer import Transition
-from eventstore.database import within
+from eventstore.database import run_within
 from eventstore.events import RecordedEvent
-from eventstore.ids import derived_id, new_id
+from eventstore.ids import derive_id, new_id
 from eventstore.log import Append
 from model_registry import parameters
 from model_registry.view import ModelView
 from orchestrator import codec
 from orchestrator.decisions import CommandRejected, RequestCancel, RequestRetry
-from orchestrator.events import Idempotency, JobCreated, Meta, Private, Status
+from orchestrator.events import Idempotency, JobCreated, Meta, PersonalText, Status
 from orchestrator.plan import SEED_PRIME
-from orchestrator.service import NoSuchJob, Unreadable, event
+from orchestrator.service import NoSuchJob, UnreadableJob, make_event
 
 _MAX_KEY_LENGTH = 255
 T = TypeVar("T")
@@ -82,16 +82,16 @@ async def stream_token(request: Request, services: Services) -> Response:
 
 async def _accept_once(request: Request, services: Services, submission: requests.Submission, key: bytes) -> _Accepted:
     """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
-    job = derived_id(caller(request).tenant.encode(), key)
+    job = derive_id(caller(request).tenant.encode(), key)
     idempotency = submission.idempotency(key)
-    earlier = await services.log.stream(job, limit=1)
+    earlier = await services.log.read_stream(job, limit=1)
     if earlier:
         # The earlier request may have ended before its commit was replicated.
         await _within_patience(services, services.log.confirm_replicated())
         return _replay(earlier[0], idempotency)
     accepted = await _accept(request, services, submission, job, idempotency)
     if accepted.replayed:
-        return _replay((await services.log.stream(job, limit=1))[0], idempotency)
+        return _replay((await services.log.read_stream(job, limit=1))[0], idempotency)
     return accepted
 
 
@@ -116,7 +116,7 @@ async def _accept(
     ids = _client_ids(request)
     if ids is not None:
         private = replace(private, request_id=ids.request_id, traceparent=ids.traceparent)
-    first = event(created, _cause(request), private=private)
+    first = make_event(created, _cause(request), private=private)
     append = Append(stream=job, category="job", tenant=caller(request).tenant, expected=0, events=(first,))
     async with services.admission.slot(caller(request).tenant):
         answer = await _within_patience(services, services.committer.commit(Transition(append=append)))
@@ -138,7 +138,7 @@ def _check_model(submission: requests.Submission, model: ModelView | None) -> No
 
 
 def _replay(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
-    created = codec.body_if_readable(earlier)
+    created = codec.decode_body_or_none(earlier)
     if created is None:
         raise _unreadable(earlier.stream_id)
     if not isinstance(created, JobCreated) or created.idempotency != idempotency:
@@ -177,10 +177,10 @@ async def _change(request: Request, services: Services, change: RequestCancel | 
     try:
         # A retried job counts as open, like a new one.
         async with services.admission.slot(tenant) if isinstance(change, RequestRetry) else nullcontext():
-            deciding = services.jobs.request(tenant, job, change, _cause(request), _client_ids(request))
+            deciding = services.jobs.commit_request(tenant, job, change, _cause(request), _client_ids(request))
             state = await _within_patience(services, deciding)
-    except Unreadable as error:
-        await _within_patience(services, services.jobs.report(error, "api"))
+    except UnreadableJob as error:
+        await _within_patience(services, services.jobs.report_unreadable(error, "api"))
         raise _unreadable(job) from None
     except NoSuchJob:
         raise not_found(f"job {job}") from None
@@ -188,7 +188,7 @@ async def _change(request: Request, services: Services, change: RequestCancel | 
         raise ApiError("conflict", str(rejection), {"field": "status", "job_id": str(job)}) from None
     view = await load(request, services)
     answer = responses.job_answer(job, view.status, view.created_at)
-    return json_response(answer, 202 if state.finished is None else 200, _job_headers(job, view.version))
+    return json_response(answer, 202 if state.outcome is None else 200, _job_headers(job, view.version))
 
 
 def _job_headers(job: UUID, version: int) -> dict[str, str]:
@@ -207,7 +207,7 @@ def _unreadable(job: UUID) -> ApiError:
 async def _within_patience(services: Services, write: Coroutine[Any, Any, T]) -> T:
     """Await a write; raise 503 if the database takes too long."""
     try:
-        return await within(services.config.patience_s, write)
+        return await run_within(services.config.patience_s, write)
     except TimeoutError:
         raise unavailable() from None
 
@@ -217,12 +217,12 @@ def _cause(request: Request) -> Meta:
     return Meta(request_id=request.state.own_request_id, key_id=caller(request).key_id)
 
 
-def _client_ids(request: Request) -> Private | None:
+def _client_ids(request: Request) -> PersonalText | None:
     """The ids that the client gave its request, as private text. A malformed traceparent is ignored."""
     given = request.headers.get("traceparent", "").strip()
     traceparent = None if trace_id(given) is None else given
     client_id = request.state.client_request_id
-    return Private(request_id=client_id, traceparent=traceparent) if client_id or traceparent else None
+    return PersonalText(request_id=client_id, traceparent=traceparent) if client_id or traceparent else None
 
 
 def _idempotency_key(request: Request) -> bytes | None:

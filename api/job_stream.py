@@ -44,7 +44,7 @@ async def follow(services: Services, job: UUID, after: int, *, separate_steps: b
         while not services.stopping.is_set():
             version = 0 if view is None else view.version
             try:
-                events = await services.tailer.after(job, version, limit=_PAGE)
+                events = await services.tailer.stream_events_after(job, version, limit=_PAGE)
                 view = await services.queries.fold_onto(view, events)
             except EventStoreError:
                 return  # the client reconnects and resumes

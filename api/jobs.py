@@ -87,7 +87,7 @@ async def _past(request: Request, services: Services) -> tuple[JobView, int] | N
     if version is not None and at is not None:
         raise invalid("as_of", "can't stand beside as_of_version; give one of them")
     job = job_id(request)
-    history = await services.log.stream(job)
+    history = await services.log.read_stream(job)
     if not _is_own(request, history):
         raise not_found(f"job {job}")
     beginning = _up_to_version(request, history) if at is None else as_of(history, at)
@@ -153,7 +153,7 @@ async def events(request: Request, services: Services) -> Response:
     if include - {"proof"}:
         raise invalid("include", "must be proof")
     source = services.reader if include else services.log
-    found: Sequence[RecordedEvent] = await source.stream(job, after=after, limit=limit + 1)
+    found: Sequence[RecordedEvent] = await source.read_stream(job, after=after, limit=limit + 1)
     if not _is_own(request, found):
         found = []
         await load(request, services)
@@ -179,7 +179,7 @@ async def logs(request: Request, services: Services) -> Response:
 async def _lines(services: Services, seen: JobView, first: int) -> AsyncGenerator[bytes, None]:
     while first <= seen.version:
         limit = min(_PAGE, seen.version - first + 1)
-        page = await services.log.stream(seen.job_id, after=first - 1, limit=limit)
+        page = await services.log.read_stream(seen.job_id, after=first - 1, limit=limit)
         yield b"".join(map(ndjson, page))
         first += limit
 
@@ -192,7 +192,7 @@ async def first_since(services: Services, seen: JobView, since: datetime) -> int
     if seen.created_at >= since:
         return 1
     # Up to the version that was seen: later events are new to the client.
-    history = await services.log.stream(seen.job_id, limit=seen.version)
+    history = await services.log.read_stream(seen.job_id, limit=seen.version)
     return next((event.version for event in history if event.ts >= since), seen.version + 1)
 
 

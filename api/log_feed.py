@@ -78,7 +78,7 @@ async def page(request: Request, services: Services) -> Response:
 
 async def _read(services: Services, cursor: LogCursor, size: int) -> Mapping[int, Sequence[RecordedEvent]]:
     """Events of each partition, from the database: the tailer may be behind what another response has reported."""
-    batches = await services.log.after(cursor.positions, limit=size)
+    batches = await services.log.read_after(cursor.positions, limit=size)
     for partition, events in batches.items():
         expect_gapless(partition, cursor.marks[partition].position, events)
     return batches
@@ -117,7 +117,7 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
     async with services.tailer.follow(None) as wake_signal:
         while not services.stopping.is_set():
             try:
-                batches = await services.tailer.everything(cursor.positions, limit=_PAGE)
+                batches = await services.tailer.log_events_after(cursor.positions, limit=_PAGE)
             except EventStoreError:
                 return  # the client reconnects and resumes
             for chunk in joined(_frames(batches, cursor, wanted)):
@@ -156,15 +156,17 @@ def _codes(request: Request) -> frozenset[str] | None:
     if "codes" not in request.query_params:
         return None
     codes = comma_separated(request, "codes")
-    unknown = sorted(codes - codec.CODES)
+    unknown = sorted(codes - codec.EVENT_CODES)
     if unknown:
-        raise invalid("codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.CODES))}")
+        raise invalid(
+            "codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.EVENT_CODES))}"
+        )
     return codes
 
 
 async def _at(services: Services, start_at: str | None) -> LogCursor:
     """The cursor at the log's start, or at its end."""
-    head = await services.log.head()
+    head = await services.log.read_head()
     if start_at == "start":
         return LogCursor(head.log_id, dict.fromkeys(head.ends, Mark(0, b"")))
     return LogCursor(head.log_id, {partition: Mark.at(end.position, end.chain) for partition, end in head.ends.items()})
@@ -180,11 +182,11 @@ async def _cursor(services: Services, text: str | None, field: str) -> LogCursor
         raise invalid(
             field, "is no cursor of the log; take it as it stands from next_cursor or an event's id"
         ) from None
-    head = await services.log.head()
+    head = await services.log.read_head()
     if cursor.log_id != head.log_id or cursor.marks.keys() != head.ends.keys():
         raise invalid(field, "is a cursor of another log; begin anew, without it")
     seen = {partition: mark.position for partition, mark in cursor.marks.items() if mark.position}
-    chains = await services.log.chains(seen)
+    chains = await services.log.chain_hashes(seen)
     lost = [partition for partition, mark in cursor.marks.items() if not mark.matches(chains.get(partition))]
     if lost:
         raise _log_was_set_back(field, lost[0], cursor.marks[lost[0]].position)

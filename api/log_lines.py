@@ -42,5 +42,5 @@ def compact_data(event: RecordedEvent) -> msgspec.Raw:
 
 def ndjson(event: RecordedEvent) -> bytes:
     """A line of GET /v1/jobs/{id}/logs."""
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     return msgspec.json.encode(head(event, body) | {"job_id": event.stream_id} | event_fields(event)) + b"\n"

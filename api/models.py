@@ -16,7 +16,7 @@ from api.routing import get
 from api.schemas import Answer, Sha256, StepName
 from api.services import Services
 from model_registry.view import ModelView
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import ModelKind
 
 _MAX_MODELS = 200
@@ -87,13 +87,13 @@ async def show(request: Request, services: Services) -> Response:
 
 def summary(model: ModelView) -> ModelSummary:
     """A model as the list shows it."""
-    return copied(model, ModelSummary, id=model.model_id)
+    return copy_fields(model, ModelSummary, id=model.model_id)
 
 
 def detail(model: ModelView) -> ModelDetail:
     """Everything about a model."""
-    files = [copied(file, ModelFile) for file in model.files]
-    return copied(model, ModelDetail, id=model.model_id, capabilities=list(model.capabilities), files_json=files)
+    files = [copy_fields(file, ModelFile) for file in model.files]
+    return copy_fields(model, ModelDetail, id=model.model_id, capabilities=list(model.capabilities), files_json=files)
 
 
 ROUTES = [

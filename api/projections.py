@@ -9,7 +9,7 @@ from api.responses import json_response
 from api.routing import get
 from api.schemas import Answer
 from api.services import Services
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from projections.subscription_status import subscription_statuses
 
 
@@ -37,7 +37,7 @@ class ProjectionList(Answer, frozen=True, kw_only=True):
 async def list_projections(_request: Request, services: Services) -> Response:
     """GET /v1/projections."""
     statuses = await subscription_statuses(services.log.database)
-    return json_response(ProjectionList(items=[copied(one, ProjectionStanding) for one in statuses]))
+    return json_response(ProjectionList(items=[copy_fields(one, ProjectionStanding) for one in statuses]))
 
 
 ROUTES = [get("/v1/projections", list_projections, ADMIN, LIST_PROJECTIONS)]

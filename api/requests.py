@@ -16,18 +16,18 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from api.errors import ApiError, invalid
-from orchestrator.copying import copied
-from orchestrator.events import Idempotency, JobCreated, PlannedStep, Private
+from orchestrator.copying import copy_fields
+from orchestrator.events import Idempotency, JobCreated, PersonalText, PlannedStep
 from orchestrator.parameters import (
     PARAMETERS,
-    Engine,
+    EngineName,
     Generate,
     GenerateParams,
     ImageFormat,
-    Impl,
-    Scale,
-    Scheduler,
+    ScaleFactor,
+    SchedulerName,
     Upscale,
+    UpscaleImpl,
     UpscaleParams,
 )
 from orchestrator.plan import output_size
@@ -55,7 +55,7 @@ class PipelineUpscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The second element of `pipeline`."""
 
     type: Literal["upscale"]
-    scale: Scale = 2
+    scale: ScaleFactor = 2
     mode: Literal["image"] = "image"
 
 
@@ -114,11 +114,11 @@ _QUOTED = re.compile(r"`([^`]*)`")
 _JSON_NAMES = {"int": "integer", "str": "string", "float": "number", "bool": "boolean"}
 _CHOICES = {
     "type": ("generate",),
-    "scheduler": get_args(Scheduler),
+    "scheduler": get_args(SchedulerName),
     "format": get_args(ImageFormat),
-    "engine": get_args(Engine),
-    "impl": get_args(Impl),
-    "scale": get_args(Scale),
+    "engine": get_args(EngineName),
+    "impl": get_args(UpscaleImpl),
+    "scale": get_args(ScaleFactor),
 }
 _NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
@@ -146,7 +146,7 @@ def events(
     step_ids: tuple[UUID, UUID],
     max_pixels: int,
     idempotency: Idempotency | None = None,
-) -> tuple[JobCreated, Private]:
+) -> tuple[JobCreated, PersonalText]:
     """The first event of the job that a request asks for, and its private part.
 
     seed: used where the request names none. Raises `ApiError` for what would come out too large.
@@ -155,8 +155,8 @@ def events(
     upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
     if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
         raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
-    generate = copied(request, GenerateParams, seed=seed if request.seed is None else request.seed)
-    params = None if upscale is None else copied(upscale, UpscaleParams)
+    generate = copy_fields(request, GenerateParams, seed=seed if request.seed is None else request.seed)
+    params = None if upscale is None else copy_fields(upscale, UpscaleParams)
     names = ["generate"] if params is None else ["generate", "upscale"]
     steps = [PlannedStep(step_id=step_id, name=name) for step_id, name in zip(step_ids, names, strict=False)]
     created = JobCreated(type="generate", steps=steps, generate=generate, upscale=params, idempotency=idempotency)
@@ -164,7 +164,7 @@ def events(
     if width * height > max_pixels:
         field = submission.field_path("chain.upscale.scale" if params else "width")
         raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
-    private = Private(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
+    private = PersonalText(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
     return created, private
 
 

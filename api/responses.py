@@ -12,7 +12,7 @@ from api import schemas
 from eventstore.events import RecordedEvent
 from eventstore.integrity.verifier import AuditEvent
 from orchestrator import codec
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import Status
 from projections.job_view import ArtifactView, JobView, StepView
 from projections.queries import JobListItem
@@ -54,7 +54,7 @@ def job_answer(job_id: UUID, status: Status, created_at: datetime) -> schemas.Jo
 
 def job(view: JobView) -> schemas.Job:
     """The answer of GET /v1/jobs/{id}."""
-    return copied(
+    return copy_fields(
         view,
         schemas.Job,
         id=view.job_id,
@@ -70,7 +70,7 @@ def job(view: JobView) -> schemas.Job:
 
 def _step(step: StepView) -> schemas.Step:
     times = {"started_at": _stamp(step.started_at), "finished_at": _stamp(step.finished_at)}
-    return copied(step, schemas.Step, id=step.step_id, **times)
+    return copy_fields(step, schemas.Step, id=step.step_id, **times)
 
 
 def job_list(listed: Sequence[JobListItem], next_cursor: str | None) -> schemas.JobList:
@@ -79,7 +79,7 @@ def job_list(listed: Sequence[JobListItem], next_cursor: str | None) -> schemas.
 
 
 def _listed(one: JobListItem) -> schemas.JobListItem:
-    return copied(
+    return copy_fields(
         one,
         schemas.JobListItem,
         id=one.job_id,
@@ -98,7 +98,7 @@ def artifacts(
     end = stamp(expires_at)
     return schemas.ArtifactList(
         artifacts=[
-            copied(one, schemas.Artifact, id=one.artifact_id, step=names[one.step_id], url=url, expires_at=end)
+            copy_fields(one, schemas.Artifact, id=one.artifact_id, step=names[one.step_id], url=url, expires_at=end)
             for one, url in zip(chosen, urls, strict=True)
         ]
     )
@@ -116,7 +116,7 @@ def history(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.Histo
 def _proof(event: RecordedEvent) -> schemas.Proof | msgspec.UnsetType:
     if not isinstance(event, AuditEvent):
         return msgspec.UNSET
-    return copied(event, schemas.Proof, recorded_at=stamp(event.recorded_at))
+    return copy_fields(event, schemas.Proof, recorded_at=stamp(event.recorded_at))
 
 
 def log_event(event: RecordedEvent) -> schemas.LogEvent:
@@ -125,7 +125,7 @@ def log_event(event: RecordedEvent) -> schemas.LogEvent:
 
 
 def _recorded(event: RecordedEvent) -> dict[str, Any]:
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     return {
         "version": event.version,
         "event_id": event.event_id,

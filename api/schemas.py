@@ -82,7 +82,7 @@ else:
             name, members.items(), bases=(Answer,), namespace={"__doc__": meaning}, frozen=True, kw_only=True
         )
 
-    _recorded = {name: kind.recorded for name, kind in STEP_KINDS.items()}
+    _recorded = {name: kind.recorded_type for name, kind in STEP_KINDS.items()}
     _generate = get_type_hints(_recorded.pop("generate"))
     _prompts = {"type": Literal["generate"], "prompt": str | None, "negative_prompt": str | None}
     _chain = _answer("ChainParams", "What follows generate.", _recorded)

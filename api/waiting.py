@@ -40,7 +40,12 @@ async def wait_until_terminal(services: Services, tenant: str, job_id: UUID, sec
                 view = view or await services.queries.job(tenant, job_id)
                 if view is None:
                     return None
-                view = await services.queries.fold_onto(view, await services.tailer.after(job_id, view.version)) or view
+                view = (
+                    await services.queries.fold_onto(
+                        view, await services.tailer.stream_events_after(job_id, view.version)
+                    )
+                    or view
+                )
             except EventStoreError:
                 return view
             left = deadline - loop.time()

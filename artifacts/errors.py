@@ -7,7 +7,7 @@ StepError (`orchestrator.step_errors`)
 └── ObjectStoreUnavailable    retryable  infra_unavailable   the object store is unreachable or denies access
 """
 
-from orchestrator.step_errors import InvalidInput, ProviderError, StepError
+from orchestrator.step_errors import InvalidInput, ProviderError, StepFailure
 
 
 class InvalidSource(InvalidInput):
@@ -22,7 +22,7 @@ class ObjectChanged(ProviderError):
     """An object differs from the one that was written: something else replaced or damaged it."""
 
 
-class ObjectStoreUnavailable(StepError):
+class ObjectStoreUnavailable(StepFailure):
     """The object store is unreachable or rejects the request. A retry can succeed."""
 
     error_code = "infra_unavailable"

@@ -18,11 +18,11 @@ import msgspec
 from PIL import Image
 
 from artifacts.errors import InvalidSource
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import Rendering, StepName
 from orchestrator.plan import item_seed, output_size
 from orchestrator.state import JobState
-from orchestrator.step_kinds import Size
+from orchestrator.step_kinds import ImageSize
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
@@ -67,7 +67,7 @@ class Derived(msgspec.Struct, frozen=True, kw_only=True):
 
     step: str
     params: dict[str, Any]
-    size: Size
+    size: ImageSize
     parent_sha256: str
     rendering: Rendering | None
 
@@ -95,7 +95,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
         return name, made.rendering
 
     @property
-    def size(self) -> Size:
+    def size(self) -> ImageSize:
         """The size that the picture must have."""
         if self.later:
             return self.later[-1].size
@@ -116,7 +116,7 @@ def lineage_of(job: JobState, step: StepName, item_index: int, rendering: Render
         else:
             size = output_size(job.parameters, name)
             later.append(Derived(step=name, params=msgspec.to_builtins(asked), size=size, **origin))
-    generated = copied(
+    generated = copy_fields(
         job.generate,
         Generated,
         prompt=job.private.prompt,

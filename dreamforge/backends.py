@@ -78,10 +78,10 @@ def user_at_host() -> str:
 @asynccontextmanager
 async def _open_database(settings: Settings, role: str, *, install_schema: bool) -> AsyncIterator[Database]:
     pooled = settings.db_pooler == "transaction"
-    database = Database(settings.db_url or "", pooled=pooled, bounded=False, role=f"dreamforge-{role}")
+    database = Database(settings.db_url or "", pooled=pooled, time_limited=False, application_name=f"dreamforge-{role}")
     try:
         # A home may be an earlier release's, or its first start was cut off: the first process installs the schema.
-        await (install(database) if install_schema else schema.check(database))
+        await (install(database) if install_schema else schema.check_release(database))
         yield database
     finally:
         await database.close()

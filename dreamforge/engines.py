@@ -2,7 +2,7 @@
 
 from dreamforge.settings import Settings, unconfigured_environ
 from runners.engines.process import EngineConfig, EngineProcess
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 
 
@@ -15,6 +15,6 @@ def create_engine_process(settings: Settings) -> EngineProcess:
     return EngineProcess(config, stall_s=settings.engine_stall_s, environ=unconfigured_environ())
 
 
-def create_fake_renderer(settings: Settings, faults: FaultPlan | None = None) -> Renderer:
+def create_fake_renderer(settings: Settings, faults: FaultPlan | None = None) -> FakeRenderer:
     """The renderer without models."""
-    return Renderer(faults=faults or FaultPlan(), max_pixels=settings.max_pixels)
+    return FakeRenderer(faults=faults or FaultPlan(), max_pixels=settings.max_pixels)

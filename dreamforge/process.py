@@ -31,13 +31,13 @@ from dreamforge.http_server import HttpServer, listen_or_use_free_port, url_of_s
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
-from eventstore.database import Database, until_available
+from eventstore.database import Database, retry_until_available
 from eventstore.errors import EventStoreError
 from eventstore.log import Log
-from eventstore.metrics import Backlog
+from eventstore.metrics import BacklogGauges
 from eventstore.notifier import Notifier
 from eventstore.write_probe import WriteProbe
-from orchestrator.quarantine_log import QUARANTINED, QUARANTINED_JOBS
+from orchestrator.quarantine_log import QUARANTINED_JOBS, QUARANTINED_JOBS_COUNT_SQL
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -70,12 +70,15 @@ class ProcessContext:
         self.committer = Committer(self.log, self.notifier)
         self.url = ""
         self.checks: dict[str, Check] = {
-            "database": lambda: schema.check(database),
+            "database": lambda: schema.check_release(database),
             "committer": self.committer.task.check,
         }
         self.notices: dict[str, Check] = {}
         self.health = Health(
-            self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
+            self.checks,
+            BacklogGauges(database, {QUARANTINED_JOBS: QUARANTINED_JOBS_COUNT_SQL}),
+            WriteProbe(database),
+            notices=self.notices,
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -105,10 +108,10 @@ async def open_database(settings: Settings, role: str, *, bounded: bool = True) 
     database = Database(
         settings.db_url or "",
         listen_url=settings.db_listen_url,
-        size=settings.db_connections,
+        max_connections=settings.db_connections,
         pooled=settings.db_pooler == "transaction",
-        bounded=bounded,
-        role=role,
+        time_limited=bounded,
+        application_name=role,
     )
     try:
         yield database
@@ -149,7 +152,7 @@ async def _serve_until_stopped(
         if stopping.is_set():
             return
         database = await stack.enter_async_context(open_database(settings, "dreamforge"))
-        await _await_unless_stopping(stopping, until_available("start", lambda: schema.check(database)))
+        await _await_unless_stopping(stopping, retry_until_available("start", lambda: schema.check_release(database)))
         if stopping.is_set():
             return
         context = ProcessContext(settings, database, stopping)

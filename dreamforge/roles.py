@@ -31,7 +31,7 @@ from dreamforge.process import (
 )
 from dreamforge.schema import install
 from dreamforge.settings import Settings
-from eventstore.database import DatabaseWithDeadline, until_available
+from eventstore.database import DatabaseWithDeadline, retry_until_available
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED
@@ -54,9 +54,9 @@ from runners.engines.batching import BatchScheduler
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
-from runners.selection import NO_MODELS, Selection
+from runners.selection import NO_MODELS, ModelChoices
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
+from runners.threads import ThreadPerCallExecutor
 
 _HAND_BACK_TIMEOUT_S = 3.0
 """How long a runner that stops may take to tell the log that it hands its steps back."""
@@ -211,14 +211,14 @@ async def _rebuild_outdated(settings: Settings) -> None:
     """If this release keeps other things of a job than what serves, build its read model, and let it take over."""
     async with open_database(settings, "dreamforge-rebuild", bounded=False) as database:
         rebuild = Rebuild(database)
-        serving = (await until_available("rebuild", rebuild.state)).views_version
+        serving = (await retry_until_available("rebuild", rebuild.state)).views_version
         if serving > job_view.VERSION:
             _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
         if serving >= job_view.VERSION:
             return
         _log.info("rebuilding the read model", views_version=job_view.VERSION, serving=serving)
         try:
-            lag = await until_available("rebuild", rebuild.run)
+            lag = await retry_until_available("rebuild", rebuild.run)
         except RebuildFailed as error:
             _log.warning("the read model was not rebuilt; what serves serves on", reason=str(error))
         else:
@@ -284,7 +284,7 @@ async def _runner(context: ProcessContext, stack: AsyncExitStack) -> None:
 
 
 async def _has_no_generator(context: ProcessContext) -> bool:
-    models = await until_available("models", ModelCatalogue(context.log).all)
+    models = await retry_until_available("models", ModelCatalogue(context.log).all)
     return not any(model.available and model.kind == "generator" for model in models)
 
 
@@ -292,8 +292,10 @@ def _create_item_renderer(context: ProcessContext) -> ItemRenderer:
     settings = context.settings
     return ItemRenderer(
         create_fake_renderer(settings, FaultPlan.parse(settings.fake_fail or "")),
-        Threads(),
-        Selection(ModelCatalogue(context.log), default=settings.model) if not settings.fake_runner else NO_MODELS,
+        ThreadPerCallExecutor(),
+        ModelChoices(ModelCatalogue(context.log), default_generator=settings.model)
+        if not settings.fake_runner
+        else NO_MODELS,
         BatchScheduler(create_engine_process(settings), batch_max=settings.batch_max),
     )
 

@@ -12,7 +12,7 @@ async def install(database: Database, *, partitions: int = 8) -> bool:
     return await schema.install(database, load_application(), partitions=partitions)
 
 
-def load_application() -> schema.Application:
+def load_application() -> schema.ApplicationSchema:
     """Dream Forge's part of the database."""
     package = resources.files("dreamforge")
     # In a wheel schema.sql lies in the package; in a checkout at the top, where its readers look for it.
@@ -22,4 +22,4 @@ def load_application() -> schema.Application:
         release: (package / "migrations" / f"{release:04}.sql").read_text(encoding="utf-8")
         for release in range(2, schema.RELEASE + 1)
     }
-    return schema.Application(sql=file.read_text(encoding="utf-8"), migrations=migrations)
+    return schema.ApplicationSchema(sql=file.read_text(encoding="utf-8"), migrations=migrations)

@@ -12,15 +12,15 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.database import until_available
+from eventstore.database import retry_until_available
 from eventstore.errors import DatabaseUnavailable
 from eventstore.integrity.chain import partition_of
-from eventstore.log import Ack, Answer, Answers, Append, Batch, Defer, Log
+from eventstore.log import Ack, Append, AppendOutcome, Batch, BatchOutcome, Defer, Log
 from eventstore.notifier import Notifier
-from eventstore.supervision import Supervised
+from eventstore.supervision import SupervisedTask
 
-_MOST_PER_CALL = 200
-_CALLS_APART = 20
+_MAX_TRANSITIONS_PER_CALL = 200
+_SINGLE_PARTITION_CALLS = 20
 """How many calls keep to one partition after a contended one."""
 
 
@@ -31,9 +31,9 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     settle: Ack | Defer | None = None
 
 
-class _Pending(msgspec.Struct, frozen=True):
+class _PendingTransition(msgspec.Struct, frozen=True):
     transition: Transition
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[AppendOutcome]
 
 
 class Committer:
@@ -45,13 +45,13 @@ class Committer:
     def __init__(self, log: Log, notifier: Notifier) -> None:
         self._log = log
         self._notifier = notifier
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[_PendingTransition] = deque()
         self._arrived = asyncio.Event()
         self._apart = 0
-        self.task = Supervised("committer", self._run)
+        self.task = SupervisedTask("committer", self._run)
         self._stopped = False
 
-    async def commit(self, transition: Transition) -> Answer:
+    async def commit(self, transition: Transition) -> AppendOutcome:
         """Write a transition, merged with others. Waits while the database is unavailable; nothing is written twice.
 
         Cancelled before it was sent, it is never written; later, it may be.
@@ -59,7 +59,7 @@ class Committer:
         if self._stopped:
             raise DatabaseUnavailable("nothing is written any more, since the process stops")
         self.task.start()
-        pending = _Pending(transition, asyncio.get_running_loop().create_future())
+        pending = _PendingTransition(transition, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
         self._arrived.set()
         try:
@@ -70,7 +70,7 @@ class Committer:
                 self._pending.remove(pending)
             raise
 
-    async def react(self, batch: Batch) -> Answers:
+    async def commit_batch(self, batch: Batch) -> BatchOutcome:
         """Write a subscription's batch in a call of its own, since its unit of acceptance is the partition.
 
         Not repeated here: after `DatabaseUnavailable` the subscription reads its checkpoints again.
@@ -95,70 +95,73 @@ class Committer:
                 await self._arrived.wait()
                 continue
             try:
-                partitions = await until_available("committer", self._log.partitions)
+                partitions = await retry_until_available("committer", self._log.partitions)
             except Exception as error:  # noqa: BLE001  # each caller gets it; the committer continues
-                _fail(self._pending, error)
+                _fail_pending(self._pending, error)
                 self._pending.clear()
                 continue
-            waiting = list(self._pending)
+            pending_transitions = list(self._pending)
             try:
-                if taken := self._next_batch(partitions):
-                    await self._call(taken)
+                if batch_pending := self._next_batch(partitions):
+                    await self._commit_pending(batch_pending)
             except Exception as error:
                 # Unknown whether they were written. Later transitions wait for the next start.
-                _fail(waiting, DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"))
+                _fail_pending(
+                    pending_transitions,
+                    DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"),
+                )
                 raise
 
-    def _next_batch(self, partitions: int) -> list[_Pending]:
+    def _next_batch(self, partitions: int) -> list[_PendingTransition]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""
-        taken: dict[UUID, _Pending] = {}
-        left: deque[_Pending] = deque()
+        batch_pending: dict[UUID, _PendingTransition] = {}
+        left: deque[_PendingTransition] = deque()
         only: int | None = None
-        while self._pending and len(taken) < _MOST_PER_CALL:
+        while self._pending and len(batch_pending) < _MAX_TRANSITIONS_PER_CALL:
             pending = self._pending.popleft()
             if pending.answer.done():  # cancelled before it was sent
                 continue
             stream = pending.transition.append.stream
             partition = partition_of(stream, partitions)
-            if stream in taken or (only is not None and partition != only):
+            if stream in batch_pending or (only is not None and partition != only):
                 left.append(pending)
                 continue
-            taken[stream] = pending
+            batch_pending[stream] = pending
             if self._apart > 0:
                 only = partition
         left.extend(self._pending)
         self._pending = left
-        return list(taken.values())
+        return list(batch_pending.values())
 
-    async def _call(self, taken: list[_Pending]) -> None:
-        transitions = [pending.transition for pending in taken]
+    async def _commit_pending(self, batch_pending: list[_PendingTransition]) -> None:
+        transitions = [pending.transition for pending in batch_pending]
         batch = Batch(
             appends=[t.append for t in transitions],
             acks=[t.settle for t in transitions if type(t.settle) is Ack],
             defers=[t.settle for t in transitions if type(t.settle) is Defer],
         )
         try:
-            answers = await until_available("committer", lambda: self._log.commit(batch))
+            answers = await retry_until_available("committer", lambda: self._log.commit(batch))
         except asyncio.CancelledError:
-            for pending in taken:
+            for pending in batch_pending:
                 pending.answer.cancel()
             raise
         except Exception as error:  # noqa: BLE001  # its caller gets it; the committer continues
-            if len(taken) == 1:
-                _fail(taken, error)
+            if len(batch_pending) == 1:
+                _fail_pending(batch_pending, error)
                 return
             # One transition's error must not reject the others of its call.
-            for pending in taken:
-                await self._call([pending])
+            for pending in batch_pending:
+                await self._commit_pending([pending])
             return
-        self._apart = _CALLS_APART if answers.contended else max(0, self._apart - 1)
-        for pending in taken:
+        self._apart = _SINGLE_PARTITION_CALLS if answers.contended else max(0, self._apart - 1)
+        for pending in batch_pending:
             if not pending.answer.done():
                 pending.answer.set_result(answers.streams[pending.transition.append.stream])
         self._notifier.notify()
 
 
-def _fail(waiting: Iterable[_Pending], error: Exception) -> None:
-    for pending in waiting:
+def _fail_pending(pending_transitions: Iterable[_PendingTransition], error: Exception) -> None:
+    for pending in pending_transitions:
         if not pending.answer.done():
             pending.answer.set_exception(error)

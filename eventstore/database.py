@@ -14,12 +14,12 @@ from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable, SchemaM
 
 T = TypeVar("T")
 
-_LONGEST_S = 60.0
+_STATEMENT_TIMEOUT_S = 60.0
 # After a client is killed or cut off, the server goes on with its statement and keeps its locks.
-_BOUNDS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
+_SERVER_TIMEOUT_SETTINGS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
 # `replicated` needs the warning about a wait that was cut short, whatever the login's settings.
-_WARNINGS = {"client_min_messages": "warning"}
-_AWAY = (
+_WARNING_LEVEL_SETTING = {"client_min_messages": "warning"}
+_UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
@@ -31,7 +31,7 @@ _AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby that is being promoted
     asyncpg.ObjectNotInPrerequisiteStateError,  # a database that admits no connections for now
 )
-UNSTORABLE_ERRORS = (
+UNSTORABLE_VALUE_ERRORS = (
     ValueError,  # of the client: an argument, or a value of a COPY, that can't be encoded
     OverflowError,
     asyncpg.DataError,
@@ -40,13 +40,13 @@ UNSTORABLE_ERRORS = (
     asyncpg.ProgramLimitExceededError,
 )
 """Errors of values that PostgreSQL can't store: a retry fails again."""
-_CONNECTION_DENIED = (
+_CONNECTION_DENIED_ERRORS = (
     asyncpg.InvalidAuthorizationSpecificationError,  # wrong password included
     asyncpg.InvalidCatalogNameError,
     asyncpg.exceptions.ClientConfigurationError,
 )
-_PRIVILEGE_DENIED = (asyncpg.InsufficientPrivilegeError,)
-_MISSING = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
+_PRIVILEGE_DENIED_ERRORS = (asyncpg.InsufficientPrivilegeError,)
+_SCHEMA_MISSING_ERRORS = (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError)
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class Database:
 
     url: PostgreSQL URL. listen_url: one that reaches the server directly, for LISTEN; None turns LISTEN off.
     pooled: the URL leads through a pooler in transaction mode, so statements must not be cached by the client.
-    bounded: the server, too, ends a statement that takes over a minute, and a transaction left open for as long.
+    time_limited: the server, too, ends a statement that takes over a minute, and a transaction left open for as long.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Database:
         url: str,
         *,
         listen_url: str | None = None,
-        size: int = 8,
+        max_connections: int = 8,
         pooled: bool = False,
-        bounded: bool = True,
-        role: str = "dreamforge",
+        time_limited: bool = True,
+        application_name: str = "dreamforge",
     ) -> None:
         self.url = url
         self.listen_url = listen_url
         self.pooled = pooled
-        self._size = size
-        self._role = role
-        self._cache = 0 if pooled else 100
-        self._session = {"timezone": "UTC", "application_name": role}
+        self._size = max_connections
+        self._role = application_name
+        self._statement_cache_size = 0 if pooled else 100
+        self._session = {"timezone": "UTC", "application_name": application_name}
         if not pooled:  # a pooler rejects parameters that it can't pass on
-            self._session |= _WARNINGS | (_BOUNDS if bounded else {})
-        self._patience: float | None = _LONGEST_S if bounded else None
+            self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if time_limited else {})
+        self._command_timeout_s: float | None = _STATEMENT_TIMEOUT_S if time_limited else None
         self._pool: asyncpg.Pool | None = None
         self._closed = False
         self._opening = asyncio.Lock()
@@ -107,10 +107,10 @@ class Database:
                         min_size=0,
                         max_size=self._size,
                         timeout=10,
-                        command_timeout=self._patience,
-                        statement_cache_size=self._cache,
+                        command_timeout=self._command_timeout_s,
+                        statement_cache_size=self._statement_cache_size,
                         server_settings=self._session,
-                        init=_expect_warnings if self.pooled else None,
+                        init=_expect_warnings_enabled if self.pooled else None,
                     )
         return self._pool
 
@@ -121,53 +121,53 @@ class Database:
             pool = await self._open_pool()
             async with pool.acquire(timeout=10) as connection:
                 yield connection
-        except _CONNECTION_DENIED as error:
+        except _CONNECTION_DENIED_ERRORS as error:
             raise DatabaseAccessDenied(f"PostgreSQL denies access: {error}; see DF_DB_URL") from error
-        except _AWAY as error:
+        except _UNAVAILABLE_ERRORS as error:
             if isinstance(error, ValueError):
                 raise  # an argument that can't be encoded; a retry would never succeed
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
-        except _PRIVILEGE_DENIED as error:
+        except _PRIVILEGE_DENIED_ERRORS as error:
             raise DatabaseAccessDenied(
                 f"PostgreSQL denies access: {error}; `dreamforge schema install` needs the database's owner, the "
                 "service a login that was granted dreamforge_service"
             ) from error
-        except _MISSING as error:
+        except _SCHEMA_MISSING_ERRORS as error:
             raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
 
-    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
+    async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
         """Run one statement, once, in a transaction of its own.
 
         seconds: bounds all of it, the wait for a connection too; if not given, the statement alone has 60.
         """
         if seconds is None:
-            return await self._call(sql, *args)
+            return await self._execute_once(sql, *args)
         try:
-            return await within(seconds, self._call(sql, *args))
+            return await run_within(seconds, self._execute_once(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
 
-    async def _call(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        async with self.connection() as connection, replicated(connection):
+    async def _execute_once(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        async with self.connection() as connection, expect_replicated(connection):
             return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""
         try:
-            return await self.call(sql, *args)
+            return await self.execute_once(sql, *args)
         except DatabaseUnavailable:
-            return await self.call(sql, *args)
+            return await self.execute_once(sql, *args)
 
-    async def dedicated(self, url: str | None = None) -> asyncpg.Connection:
+    async def connect_dedicated(self, url: str | None = None) -> asyncpg.Connection:
         """A connection outside the pool, for LISTEN and NOTIFY; the caller closes it."""
         try:
             return await asyncpg.connect(
                 url or self.url,
                 timeout=10,
-                statement_cache_size=self._cache,
+                statement_cache_size=self._statement_cache_size,
                 server_settings={"application_name": self._role},
             )
-        except _AWAY as error:
+        except _UNAVAILABLE_ERRORS as error:
             raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
 
     async def close(self) -> None:
@@ -178,7 +178,7 @@ class Database:
             return
         try:
             await asyncio.wait_for(pool.close(), 2)
-        except (TimeoutError, *_AWAY):
+        except (TimeoutError, *_UNAVAILABLE_ERRORS):
             pool.terminate()
 
 
@@ -190,19 +190,19 @@ class DatabaseWithDeadline(Database):
         self._database = database
         self._seconds = seconds
 
-    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
+    async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
         """Run one statement on the wrapped database."""
-        return await self._database.call(sql, *args, seconds=seconds)
+        return await self._database.execute_once(sql, *args, seconds=seconds)
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement on the wrapped database, within the deadline."""
         try:
-            return await within(self._seconds, self._database.read(sql, *args))
+            return await run_within(self._seconds, self._database.read(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
 
 
-async def _expect_warnings(connection: asyncpg.Connection) -> None:
+async def _expect_warnings_enabled(connection: asyncpg.Connection) -> None:
     if await connection.fetchval("show client_min_messages") == "error":
         raise DatabaseAccessDenied(
             "PostgreSQL sends no warnings to this login (client_min_messages = error), so a commit that is on no "
@@ -211,7 +211,7 @@ async def _expect_warnings(connection: asyncpg.Connection) -> None:
 
 
 @asynccontextmanager
-async def replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def expect_replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """Raise `DatabaseUnavailable` at the end if a commit meanwhile was cut short while it waited for a standby.
 
     A cancelled wait (by a timeout, or by pg_cancel_backend) leaves the commit on this server, perhaps alone, and
@@ -234,7 +234,7 @@ async def replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
         raise DatabaseUnavailable(f"PostgreSQL: {warnings[0].message}: the commit may be on no standby yet")
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+async def run_within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Await some work for at most `seconds`, then raise TimeoutError.
 
     asyncio.timeout waits for the cancelled task to end, and asyncpg waits for the server to confirm the cancel: if the
@@ -248,20 +248,20 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         raise TimeoutError
     finally:
         task.cancel()
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(_retrieve_exception)
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
 
 
 class Backoff:
-    """Waiting times between tries: exponential with full jitter, from `first` up to `longest` seconds."""
+    """Waiting times between tries: exponential with full jitter, from `first_s` up to `longest_s` seconds."""
 
-    def __init__(self, first: float = 0.05, longest: float = 5.0) -> None:
-        self._first = first
-        self._longest = longest
+    def __init__(self, first_s: float = 0.05, longest_s: float = 5.0) -> None:
+        self._first = first_s
+        self._longest = longest_s
         self.failures = 0
 
     def reset(self) -> None:
@@ -275,7 +275,7 @@ class Backoff:
         await asyncio.sleep(ceiling * (0.5 + random.random() / 2))  # noqa: S311  # jitter, no secret
 
 
-async def until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_available(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
     """Repeat an attempt until the database is available. The attempt must be safe to repeat."""
     backoff = Backoff()
     while True:

@@ -4,8 +4,8 @@ EventStoreError
 ├── DatabaseUnavailable    try again: the connection or the server is away
 ├── SchemaMissing          the database has no schema, or one of another release
 ├── UnknownEvent           a code or schema version this release does not know
-├── Undecodable            an event whose text is not what its code and schema version promise
-├── Rejected               a subscription's handler can't take an event
+├── UndecodableEvent       an event whose text is not what its code and schema version promise
+├── EventRejected          a subscription's handler can't take an event
 └── LogDamaged             the log contradicts itself: a gap, a missing event
 """
 
@@ -38,7 +38,7 @@ class UnknownEvent(EventStoreError):
         )
 
 
-class Undecodable(EventStoreError):
+class UndecodableEvent(EventStoreError):
     """An event's text is not what its code and schema version promise."""
 
     def __init__(self, code: str, schema_version: int, version: int, problem: str) -> None:

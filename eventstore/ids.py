@@ -16,7 +16,7 @@ def new_id() -> UUID:
     return UUID(int=value)
 
 
-def derived_id(*parts: bytes) -> UUID:
+def derive_id(*parts: bytes) -> UUID:
     """The UUIDv8 (RFC 9562, section 5.8) that follows from some bytes: 122 bits of SHA-256 over the framed parts."""
     framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     value = int.from_bytes(sha256(b"dreamforge id" + framed).digest()[:16], "big")

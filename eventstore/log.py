@@ -54,7 +54,7 @@ class Defer(Ack, frozen=True, kw_only=True):
     delay: float
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointMove(msgspec.Struct, frozen=True, kw_only=True):
     """Moves a subscription's checkpoint, if that is still at `start`."""
 
     subscription: str
@@ -70,10 +70,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     sends: Sequence[Send] = ()
     acks: Sequence[Ack] = ()
     defers: Sequence[Defer] = ()
-    moves: Sequence[Move] = ()
+    moves: Sequence[CheckpointMove] = ()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class AppendOutcome(msgspec.Struct, frozen=True):
     """The outcome of one append. version: the stream's newest version after the call.
 
     accepted: the events were appended. already_committed: an earlier call appended these very events. conflict: the
@@ -89,7 +89,7 @@ class Answer(msgspec.Struct, frozen=True):
         return self.verdict in {"accepted", "already_committed"}
 
 
-class Moved(msgspec.Struct, frozen=True):
+class CheckpointMoveOutcome(msgspec.Struct, frozen=True):
     """The outcome of a checkpoint's move. position: the checkpoint after the call."""
 
     verdict: Verdict
@@ -103,62 +103,68 @@ class PartitionEnd(msgspec.Struct, frozen=True):
     chain: bytes
 
 
-class Head(msgspec.Struct, frozen=True):
+class LogHead(msgspec.Struct, frozen=True):
     """The identity of a log, and where each partition ends."""
 
     log_id: UUID
     ends: Mapping[int, PartitionEnd]
 
 
-class Answers(msgspec.Struct, frozen=True):
+class BatchOutcome(msgspec.Struct, frozen=True):
     """The outcome of a batch: per stream, and per partition whose checkpoint was to move."""
 
-    streams: Mapping[UUID, Answer]
-    moves: Mapping[int, Moved]
+    streams: Mapping[UUID, AppendOutcome]
+    moves: Mapping[int, CheckpointMoveOutcome]
     contended: bool
 
 
-COLUMNS = (
+EVENT_COLUMNS = (
     "partition, position, stream_id, version, category, tenant, event_id, code, schema_version, "
     "ts, recorded_at, data, meta, private, private_digest, hash, chain"
 )
-"""Of eventstore.events, as `recorded` takes them."""
+"""Of eventstore.events, as `recorded_events` takes them."""
 
-_COMMIT = (
+_COMMIT_SQL = (
     "select kind, stream_id, partition, outcome, version, position "
     "from eventstore.commit($1::json, $2::json, $3::json, $4::json, $5::json)"
 )
-_VERDICTS: Mapping[str, Verdict] = {
+_VERDICT_BY_SQL_OUTCOME: Mapping[str, Verdict] = {
     "accepted": "accepted",
     "mine": "already_committed",
     "conflict": "conflict",
     "refused": "rejected",
 }
 """By the outcomes of `eventstore.commit`, whose names processes of the release before read, too."""
-_STREAM = f"select {COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
-_NEWEST = f"select {COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit $2"  # noqa: S608  # constants
-_STREAMS = f"select {COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
-CATEGORY = "select {columns} from eventstore.events where category = '{category}' order by stream_id, version"
-_PARTITIONS = f"""
+_STREAM_SQL = (
+    f"select {EVENT_COLUMNS} from eventstore.events where stream_id = $1 and version > $2 order by version limit $3"  # noqa: S608  # constants
+)
+_NEWEST_SQL = f"select {EVENT_COLUMNS} from eventstore.events where stream_id = $1 order by version desc limit $2"  # noqa: S608  # constants
+_STREAMS_SQL = (
+    f"select {EVENT_COLUMNS} from eventstore.events where stream_id = any ($1::uuid[]) order by stream_id, version"  # noqa: S608  # constants
+)
+CATEGORY_EVENTS_SQL = (
+    "select {columns} from eventstore.events where category = '{category}' order by stream_id, version"
+)
+_EVENTS_AFTER_SQL = f"""
 select e.* from unnest($1::smallint[], $2::bigint[]) as c (of_partition, after)
 cross join lateral (
-    select {COLUMNS} from eventstore.events
+    select {EVENT_COLUMNS} from eventstore.events
     where partition = c.of_partition and position > c.after order by position limit $3
 ) as e
 order by e.partition, e.position
 """  # noqa: S608  # constants
-_HEADS = """
+_HEADS_SQL = """
 select log_id, p as partition, coalesce(e.position, 0) as position, coalesce(e.chain, '') as chain
 from eventstore.log
 cross join generate_series(0, partitions - 1) as p
 left join lateral (
     select position, chain from eventstore.events where partition = p order by position desc limit 1) as e on true
 """
-_CHAINS = """
+_CHAIN_HASHES_SQL = """
 select partition, chain from unnest($1::smallint[], $2::bigint[]) as c (partition, position)
 join eventstore.events using (partition, position)
 """
-_CHECKPOINTS = "select partition, position from eventstore.standings where subscription = $1"
+_CHECKPOINTS_SQL = "select partition, position from eventstore.standings where subscription = $1"
 
 
 class Log:
@@ -171,7 +177,7 @@ class Log:
         self._confirms_begun = 0
         self._confirmed = 0
 
-    async def commit(self, batch: Batch) -> Answers:
+    async def commit(self, batch: Batch) -> BatchOutcome:
         """Write a batch in one autocommit statement.
 
         After `DatabaseUnavailable` it is unknown whether it was written; repeating the very same batch is safe as
@@ -180,9 +186,9 @@ class Log:
         parts = (batch.appends, batch.sends, batch.acks, batch.defers, batch.moves)
         texts = [msgspec.json.encode(part).decode() for part in parts]
         began = time.perf_counter()
-        rows = await self.database.call(_COMMIT, *texts)
+        rows = await self.database.execute_once(_COMMIT_SQL, *texts)
         APPEND_SECONDS.observe(time.perf_counter() - began)
-        return _answers(rows)
+        return _batch_outcome(rows)
 
     async def confirm_replicated(self) -> None:
         """Wait until all that is committed by now is on the synchronous standby, if the server has one configured.
@@ -196,7 +202,7 @@ class Log:
                 return
             self._confirms_begun += 1
             begun = self._confirms_begun
-            await self.database.call("select eventstore.confirm_replicated()")
+            await self.database.execute_once("select eventstore.confirm_replicated()")
             self._confirmed = begun
 
     async def partitions(self) -> int:
@@ -208,59 +214,61 @@ class Log:
             self._partitions = int(rows[0]["partitions"])
         return self._partitions
 
-    async def stream(self, stream: UUID, *, after: int = 0, limit: int | None = None) -> list[RecordedEvent]:
+    async def read_stream(self, stream: UUID, *, after: int = 0, limit: int | None = None) -> list[RecordedEvent]:
         """Read the events of one stream after a version, oldest first."""
-        return recorded(await self.database.read(_STREAM, stream, after, limit))
+        return recorded_events(await self.database.read(_STREAM_SQL, stream, after, limit))
 
-    async def newest(self, stream: UUID) -> RecordedEvent | None:
+    async def newest_event(self, stream: UUID) -> RecordedEvent | None:
         """The newest event of one stream; None if it does not exist."""
-        found = await self.latest(stream, limit=1)
+        found = await self.latest_events(stream, limit=1)
         return found[0] if found else None
 
-    async def latest(self, stream: UUID, *, limit: int) -> list[RecordedEvent]:
+    async def latest_events(self, stream: UUID, *, limit: int) -> list[RecordedEvent]:
         """Read the last events of one stream, newest first."""
-        return recorded(await self.database.read(_NEWEST, stream, limit))
+        return recorded_events(await self.database.read(_NEWEST_SQL, stream, limit))
 
-    async def streams(self, streams: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
+    async def read_streams(self, streams: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         """Read the whole histories of several streams in one statement, so as of one moment."""
         histories: dict[UUID, list[RecordedEvent]] = {stream: [] for stream in streams}
         if streams:
-            for event in recorded(await self.database.read(_STREAMS, list(histories))):
+            for event in recorded_events(await self.database.read(_STREAMS_SQL, list(histories))):
                 histories[event.stream_id].append(event)
         return histories
 
-    async def category(self, category: str) -> dict[UUID, list[RecordedEvent]]:
+    async def read_category(self, category: str) -> dict[UUID, list[RecordedEvent]]:
         """Read the whole histories of all streams of a category that has few, by an index of the application's."""
         if not category.isidentifier():
             raise ValueError(f"{category!r} is no category")
         histories: dict[UUID, list[RecordedEvent]] = {}
         # Not as a parameter: only by a constant does the planner see that a partial index holds the category.
-        for event in recorded(await self.database.read(CATEGORY.format(columns=COLUMNS, category=category))):
+        for event in recorded_events(
+            await self.database.read(CATEGORY_EVENTS_SQL.format(columns=EVENT_COLUMNS, category=category))
+        ):
             histories.setdefault(event.stream_id, []).append(event)
         return histories
 
-    async def after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
+    async def read_after(self, cursor: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
         """Read at most `limit` events of each partition after its position in the cursor, in order.
 
         A caller that must not miss any event checks them with `expect_gapless`.
         """
-        rows = await self.database.read(_PARTITIONS, list(cursor), list(cursor.values()), limit)
+        rows = await self.database.read(_EVENTS_AFTER_SQL, list(cursor), list(cursor.values()), limit)
         batches: dict[int, list[RecordedEvent]] = {}
-        for event in recorded(rows):
+        for event in recorded_events(rows):
             batches.setdefault(event.partition, []).append(event)
         return batches
 
-    async def head(self) -> Head:
+    async def read_head(self) -> LogHead:
         """Which log this is, and the newest event of every partition, as of one moment."""
-        rows = await self.database.read(_HEADS)
+        rows = await self.database.read(_HEADS_SQL)
         if not rows:
             raise SchemaMissing("eventstore.log is empty; run `dreamforge schema install`")
         ends = {row["partition"]: PartitionEnd(row["position"], row["chain"]) for row in rows}
-        return Head(rows[0]["log_id"], ends)
+        return LogHead(rows[0]["log_id"], ends)
 
-    async def chains(self, positions: Mapping[int, int]) -> dict[int, bytes]:
+    async def chain_hashes(self, positions: Mapping[int, int]) -> dict[int, bytes]:
         """The chain hash of the event at a position of each partition; nothing where there is no such event."""
-        rows = await self.database.read(_CHAINS, list(positions), list(positions.values()))
+        rows = await self.database.read(_CHAIN_HASHES_SQL, list(positions), list(positions.values()))
         return {row["partition"]: row["chain"] for row in rows}
 
     async def report_rejection(self, stream: UUID, reader: str, version: int, reason: str) -> None:
@@ -269,15 +277,15 @@ class Log:
         A second report changes nothing; nor does one of a process whose release is not the schema's newest.
         """
         call = "select eventstore.report_rejection($1, $2, $3, $4, $5)"
-        await self.database.call(call, stream, reader, version, reason, RELEASE)
+        await self.database.execute_once(call, stream, reader, version, reason, RELEASE)
 
     async def subscribe(self, subscription: str) -> None:
         """Make sure that a subscription has its checkpoints; a new one starts at the log's beginning."""
-        await self.database.call("select eventstore.subscribe($1)", subscription)
+        await self.database.execute_once("select eventstore.subscribe($1)", subscription)
 
     async def checkpoints(self, subscription: str) -> dict[int, int]:
         """A subscription's checkpoint in each partition."""
-        return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS, subscription)}
+        return {row["partition"]: row["position"] for row in await self.database.read(_CHECKPOINTS_SQL, subscription)}
 
 
 def expect_gapless(partition: int, after: int, events: Sequence[RecordedEvent]) -> None:
@@ -290,20 +298,20 @@ def expect_gapless(partition: int, after: int, events: Sequence[RecordedEvent]) 
             )
 
 
-def recorded(rows: Sequence[Row]) -> list[RecordedEvent]:
+def recorded_events(rows: Sequence[Row]) -> list[RecordedEvent]:
     """Rows of `eventstore.events` as values."""
     return [RecordedEvent(**row) for row in rows]
 
 
-def _answers(rows: Sequence[Row]) -> Answers:
-    streams: dict[UUID, Answer] = {}
-    moves: dict[int, Moved] = {}
+def _batch_outcome(rows: Sequence[Row]) -> BatchOutcome:
+    streams: dict[UUID, AppendOutcome] = {}
+    moves: dict[int, CheckpointMoveOutcome] = {}
     contended = False
     for row in rows:
         if row["kind"] == "append":
-            streams[row["stream_id"]] = Answer(_VERDICTS[row["outcome"]], row["version"])
+            streams[row["stream_id"]] = AppendOutcome(_VERDICT_BY_SQL_OUTCOME[row["outcome"]], row["version"])
         elif row["kind"] == "move":
-            moves[row["partition"]] = Moved(_VERDICTS[row["outcome"]], row["position"])
+            moves[row["partition"]] = CheckpointMoveOutcome(_VERDICT_BY_SQL_OUTCOME[row["outcome"]], row["position"])
         elif row["kind"] == "contended":
             contended = True
-    return Answers(streams, moves, contended)
+    return BatchOutcome(streams, moves, contended)

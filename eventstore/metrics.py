@@ -10,8 +10,8 @@ from prometheus_client import Gauge, Histogram
 
 from eventstore.database import Database
 
-_FRESH_S = 1.0
-_PATIENCE_S = 2.0
+_MIN_REFRESH_INTERVAL_S = 1.0
+_REFRESH_TIMEOUT_S = 2.0
 _log = structlog.get_logger(__name__)
 
 APPEND_SECONDS = Histogram(
@@ -37,9 +37,9 @@ DATABASE_WRITABLE = Gauge(
     "1 if the last test commit succeeded, else 0; a scrape runs one at most every two seconds.",
 )
 
-_QUEUES = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"
+_QUEUE_METRICS_SQL = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"
 # Positions have no gaps, so the distance to the head is the number of events, and the oldest is the next.
-_LAGS = """
+_SUBSCRIPTION_LAGS_SQL = """
 select c.subscription,
     sum(head.position - c.position)::bigint as events,
     coalesce(extract(epoch from clock_timestamp() - min(next.recorded_at)), 0)::float8 as seconds
@@ -55,15 +55,15 @@ group by c.subscription
 """
 
 
-class Backlog:
+class BacklogGauges:
     """Keeps the gauges that only the database can tell: of the queues, and of every subscription's lag.
 
-    counts: gauges of the application's, each with the query of its one value, in the column `count`.
+    count_queries: gauges of the application's, each with the query of its one value, in the column `count`.
     """
 
-    def __init__(self, database: Database, counts: Mapping[Gauge, str] = {}) -> None:
+    def __init__(self, database: Database, count_queries: Mapping[Gauge, str] = {}) -> None:
         self._database = database
-        self._counts = counts
+        self._count_queries = count_queries
         self._reading: asyncio.Task[None] | None = None
         self._read_at = 0.0
 
@@ -72,27 +72,27 @@ class Backlog:
 
         What is not known by then is left out: an old figure would look like a new one.
         """
-        stale = time.monotonic() - self._read_at >= _FRESH_S
+        stale = time.monotonic() - self._read_at >= _MIN_REFRESH_INTERVAL_S
         if self._reading is None or (self._reading.done() and stale):
-            self._reading = asyncio.create_task(self._read(), name="backlog")
+            self._reading = asyncio.create_task(self._read_gauges(), name="backlog")
         # Not cancelled when it takes longer: the connection would have to wait for the server's answer all the same.
-        await asyncio.wait({self._reading}, timeout=_PATIENCE_S)
+        await asyncio.wait({self._reading}, timeout=_REFRESH_TIMEOUT_S)
         if not self._reading.done():
-            _forget()
+            _clear_gauges()
 
-    async def _read(self) -> None:
+    async def _read_gauges(self) -> None:
         try:
-            counted = {gauge: await self._database.read(query) for gauge, query in self._counts.items()}
-            queues = await self._database.read(_QUEUES)
-            lags = await self._database.read(_LAGS)
+            count_rows = {gauge: await self._database.read(query) for gauge, query in self._count_queries.items()}
+            queues = await self._database.read(_QUEUE_METRICS_SQL)
+            lags = await self._database.read(_SUBSCRIPTION_LAGS_SQL)
         except Exception as error:  # noqa: BLE001  # whatever keeps it away, the other metrics are answered
             _log.warning("queues and lags are left out of the metrics", error=str(error))
-            _forget()
-            for gauge in self._counts:
+            _clear_gauges()
+            for gauge in self._count_queries:
                 gauge.set(math.nan)
         else:
-            _forget()
-            for gauge, [row] in counted.items():
+            _clear_gauges()
+            for gauge, [row] in count_rows.items():
                 gauge.set(row["count"])
             for row in queues:
                 QUEUE_DEPTH.labels(row["queue_name"]).set(row["queue_length"])
@@ -103,6 +103,6 @@ class Backlog:
         self._read_at = time.monotonic()
 
 
-def _forget() -> None:
+def _clear_gauges() -> None:
     for gauge in (QUEUE_DEPTH, QUEUE_OLDEST_AGE_SECONDS, LAG_EVENTS, LAG_SECONDS):
         gauge.clear()

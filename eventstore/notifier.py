@@ -14,10 +14,10 @@ import structlog
 from eventstore.database import Backoff, Database
 from eventstore.errors import DatabaseUnavailable
 
-CHANNEL = "dreamforge"
+NOTIFY_CHANNEL = "dreamforge"
 # A notification may be lost in a crash, so it need not wait for the disk. Set for this transaction alone: behind a
 # pooler the next one on the same server connection may be an append.
-_NOTIFY = f"select set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', '')"  # a constant
+_NOTIFY_SQL = f"select set_config('synchronous_commit', 'off', true), pg_notify('{NOTIFY_CHANNEL}', '')"  # a constant
 _log = structlog.get_logger(__name__)
 
 
@@ -31,10 +31,10 @@ class WakeSignal:
         """End the current or the next `wait`."""
         self._notified.set()
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait until woken, for at most `seconds`. Returns whether it was woken."""
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until woken, for at most `timeout_s`. Returns whether it was woken."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_s):
                 await self._notified.wait()
         except TimeoutError:
             return False
@@ -52,13 +52,13 @@ class Notifier:
         self._tasks: list[asyncio.Task[None]] = []
         self._own_pid = 0
 
-    def wake_signal(self) -> WakeSignal:
-        """Add a wake signal; `remove` it when it is no longer needed."""
+    def add_wake_signal(self) -> WakeSignal:
+        """Add a wake signal; `remove_wake_signal` it when it is no longer needed."""
         wake_signal = WakeSignal()
         self._wake_signals.add(wake_signal)
         return wake_signal
 
-    def remove(self, wake_signal: WakeSignal) -> None:
+    def remove_wake_signal(self, wake_signal: WakeSignal) -> None:
         """Stop waking this signal's task."""
         self._wake_signals.discard(wake_signal)
 
@@ -71,9 +71,9 @@ class Notifier:
         """Start to notify other processes, and to listen to them unless LISTEN is turned off."""
         if self._tasks:
             return
-        self._tasks.append(asyncio.create_task(self._forever(self._send), name="notifier-send"))
+        self._tasks.append(asyncio.create_task(self._repeat_forever(self._send_notifications), name="notifier-send"))
         if self._database.listen_url is not None:
-            self._tasks.append(asyncio.create_task(self._forever(self._listen), name="notifier-listen"))
+            self._tasks.append(asyncio.create_task(self._repeat_forever(self._listen), name="notifier-listen"))
 
     async def stop(self) -> None:
         """Stop sending and listening."""
@@ -86,11 +86,11 @@ class Notifier:
         for wake_signal in self._wake_signals:
             wake_signal.wake()
 
-    async def _forever(self, work: Callable[[Backoff], Awaitable[None]]) -> None:
+    async def _repeat_forever(self, attempt: Callable[[Backoff], Awaitable[None]]) -> None:
         backoff = Backoff()
         while True:
             try:
-                await work(backoff)
+                await attempt(backoff)
             except Exception as error:  # noqa: BLE001  # notifications must continue after any error
                 if backoff.failures == 0:
                     foreseen = isinstance(
@@ -99,37 +99,37 @@ class Notifier:
                     _log.warning("notifier failed, polling continues", error=str(error), exc_info=not foreseen)
                 await backoff.wait()
 
-    async def _send(self, backoff: Backoff) -> None:
-        connection = await self._database.dedicated()
+    async def _send_notifications(self, backoff: Backoff) -> None:
+        connection = await self._database.connect_dedicated()
         try:
             self._own_pid = connection.get_server_pid()
             while True:
                 await self._dirty.wait()
                 self._dirty.clear()
-                await connection.execute(_NOTIFY, timeout=10)
+                await connection.execute(_NOTIFY_SQL, timeout=10)
                 backoff.reset()
         finally:
-            await _close(connection)
+            await _close_connection(connection)
 
     async def _listen(self, backoff: Backoff) -> None:
-        connection = await self._database.dedicated(self._database.listen_url)
+        connection = await self._database.connect_dedicated(self._database.listen_url)
         try:
             gone = asyncio.Event()
             connection.add_termination_listener(lambda _: gone.set())
-            await connection.add_listener(CHANNEL, self._heard)
+            await connection.add_listener(NOTIFY_CHANNEL, self._on_notification)
             backoff.reset()
             self._wake_all()
             await gone.wait()
             raise DatabaseUnavailable("the connection that listens was closed")
         finally:
-            await _close(connection)
+            await _close_connection(connection)
 
-    def _heard(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
+    def _on_notification(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
         if pid != self._own_pid:
             self._wake_all()
 
 
-async def _close(connection: asyncpg.Connection) -> None:
+async def _close_connection(connection: asyncpg.Connection) -> None:
     try:
         await connection.close(timeout=1)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):

@@ -18,10 +18,10 @@ from eventstore.errors import DatabaseUnavailable
 from eventstore.log import Ack, Defer
 
 _MIN_MSG_ID_AGE_S = 5.0
-_UNREADABLE_CLAIMS = 3
+_MAX_UNREADABLE_CLAIMS = 3
 """How many claims a command that can't be read stays in its queue for."""
 
-_LATE_S = 70.0
+_MAX_COMMIT_DELAY_S = 70.0
 """After how long a message whose id was drawn has been committed: no statement takes longer."""
 
 _log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ C = TypeVar("C", bound=Command)
 class Claim(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
     """A claimed command. It is this process's until its visibility ends, unless it is extended.
 
-    expires: on this process's monotonic clock, when it ends at the latest if nothing extends it.
+    expires_at_s: on this process's monotonic clock, when it ends at the latest if nothing extends it.
     """
 
     queue: str
@@ -49,7 +49,7 @@ class Claim(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
     read_ct: int
     enqueued_at: datetime
     command: C
-    expires: float
+    expires_at_s: float
 
     def ack(self) -> Ack:
         """What deletes the message."""
@@ -72,23 +72,23 @@ class Outbox(Generic[C]):
         self._database = database
         self._queues = list(queues)
         self._decode = decode
-        self._forget()
+        self._reset_min_msg_ids()
 
-    async def claim(self, slots: int, visibility: float) -> list[Claim[C]]:
-        """Claim at most `slots` commands for `visibility` seconds: earlier queues first, oldest first."""
-        expires = time.monotonic() + visibility
+    async def claim(self, max_claims: int, visibility_s: float) -> list[Claim[C]]:
+        """Claim at most `max_claims` commands for `visibility_s` seconds: earlier queues first, oldest first."""
+        expires_at_s = time.monotonic() + visibility_s
         try:
             await self._refresh_min_msg_ids()
-            rows = await self._database.call(
+            rows = await self._database.execute_once(
                 "select * from eventstore.claim($1, $2, $3, $4)",
                 self._queues,
                 self._min_msg_ids,
-                slots,
-                visibility,
-                seconds=_patience(visibility),
+                max_claims,
+                visibility_s,
+                seconds=_statement_timeout_s(visibility_s),
             )
         except DatabaseUnavailable:
-            self._forget()
+            self._reset_min_msg_ids()
             raise
         claims = []
         for row in rows:
@@ -98,18 +98,18 @@ class Outbox(Generic[C]):
                 await self._archive_unreadable(row)
                 continue
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
-            claims.append(Claim(**given, command=command, expires=expires))
+            claims.append(Claim(**given, command=command, expires_at_s=expires_at_s))
         return claims
 
-    async def extend(self, claims: Sequence[Claim[C]], visibility: float) -> list[Claim[C]]:
-        """Keep claims for `visibility` seconds more. Returns those that were lost: stop working on them."""
-        rows = await self._database.call(
+    async def extend(self, claims: Sequence[Claim[C]], visibility_s: float) -> list[Claim[C]]:
+        """Keep claims for `visibility_s` seconds more. Returns those that were lost: stop working on them."""
+        rows = await self._database.execute_once(
             "select queue, msg_id, read_ct from eventstore.extend($1, $2, $3, $4)",
             [claim.queue for claim in claims],
             [claim.msg_id for claim in claims],
             [claim.read_ct for claim in claims],
-            visibility,
-            seconds=_patience(visibility),
+            visibility_s,
+            seconds=_statement_timeout_s(visibility_s),
         )
         kept = {(row["queue"], row["msg_id"], row["read_ct"]) for row in rows}
         return [claim for claim in claims if (claim.queue, claim.msg_id, claim.read_ct) not in kept]
@@ -120,15 +120,15 @@ class Outbox(Generic[C]):
         Otherwise it would be delivered without end. In pgmq's archive it is kept.
         """
         message = {"queue": row["queue"], "msg_id": row["msg_id"]}
-        if row["read_ct"] < _UNREADABLE_CLAIMS:
+        if row["read_ct"] < _MAX_UNREADABLE_CLAIMS:
             _log.warning("unreadable command", **message)
             return
         _log.error("unreadable command archived", **message)
-        await self._database.call(
+        await self._database.execute_once(
             "select eventstore.put_aside($1, $2, $3)", row["queue"], row["msg_id"], row["read_ct"]
         )
 
-    def _forget(self) -> None:
+    def _reset_min_msg_ids(self) -> None:
         """Search from id 0 again: a database that was unavailable may come from a backup, with lower ids."""
         self._min_msg_ids = self._bases = self._lowest = [0] * len(self._queues)
         self._lowest_at = self._min_msg_ids_at = 0.0
@@ -136,18 +136,18 @@ class Outbox(Generic[C]):
     async def _refresh_min_msg_ids(self) -> None:
         # A claim that starts at the first live row skips the dead ones. A message with a lower id may still appear, for
         # ids are drawn before commit: the minimum is read again every few seconds, from a base below which no id can
-        # appear any more. The base is the minimum of `_LATE_S` ago.
+        # appear any more. The base is the minimum of `_MAX_COMMIT_DELAY_S` ago.
         now = time.monotonic()
         if now - self._min_msg_ids_at < _MIN_MSG_ID_AGE_S:
             return
         rows = await self._database.read("select eventstore.floors($1, $2) as floors", self._queues, self._bases)
         self._min_msg_ids = rows[0]["floors"]
         self._min_msg_ids_at = now
-        if now - self._lowest_at >= _LATE_S:
+        if now - self._lowest_at >= _MAX_COMMIT_DELAY_S:
             self._bases = list(map(min, self._lowest, self._min_msg_ids))
             self._lowest, self._lowest_at = self._min_msg_ids, now
 
 
-def _patience(visibility: float) -> float:
+def _statement_timeout_s(visibility_s: float) -> float:
     """How long to wait for an answer: a dead connection must not cost the leases of all held claims."""
-    return max(2.0, visibility / 4)
+    return max(2.0, visibility_s / 4)

@@ -15,21 +15,21 @@ import asyncpg
 import msgspec
 import structlog
 
-from eventstore.database import Database, replicated
+from eventstore.database import Database, expect_replicated
 from eventstore.errors import SchemaMissing
 
 RELEASE = 4
 """The release of the schema that this code needs."""
 
 # Keeps two installs of one database apart; 'drfi' as an integer.
-_LOCK = 1685218921
-_HINT = "run `dreamforge schema install`"
-_GRANT = re.compile(r"^select \w+\.grant_rights\(\);", re.MULTILINE)
-_FUNCTION = re.compile(r"^create or replace function .*?\$\$;$", re.MULTILINE | re.DOTALL)
+_INSTALL_LOCK_ID = 1685218921
+_INSTALL_HINT = "run `dreamforge schema install`"
+_GRANT_RIGHTS_REGEX = re.compile(r"^select \w+\.grant_rights\(\);", re.MULTILINE)
+_FUNCTION_REGEX = re.compile(r"^create or replace function .*?\$\$;$", re.MULTILINE | re.DOTALL)
 _log = structlog.get_logger(__name__)
 
 
-class Application(msgspec.Struct, frozen=True, kw_only=True):
+class ApplicationSchema(msgspec.Struct, frozen=True, kw_only=True):
     """An application's part of the database, which is created after the store's.
 
     sql: what creates it; each function by `create or replace function … $$;`, its rights by a function `grant_rights`.
@@ -40,17 +40,19 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
     migrations: Mapping[int, str] = {}
 
 
-_NO_APPLICATION = Application()
+_NO_APPLICATION_SCHEMA = ApplicationSchema()
 
 
-async def install(database: Database, application: Application = _NO_APPLICATION, *, partitions: int = 8) -> bool:
+async def install(
+    database: Database, application: ApplicationSchema = _NO_APPLICATION_SCHEMA, *, partitions: int = 8
+) -> bool:
     """Install this release's schema, or migrate to it. Answers whether anything was done.
 
     partitions: of the log, a power of two from 1 to 256, fixed for its life. Raises `SchemaMissing` if the database
     holds a newer release.
     """
-    async with database.connection() as connection, replicated(connection), connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+    async with database.connection() as connection, expect_replicated(connection), connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_ID)
         installed = await _installed_release(connection)
         if installed == RELEASE:
             await connection.execute("select eventstore.confirm_replicated()")
@@ -67,14 +69,16 @@ async def install(database: Database, application: Application = _NO_APPLICATION
     return True
 
 
-async def check(database: Database) -> None:
+async def check_release(database: Database) -> None:
     """Raise `SchemaMissing` unless the database holds a release on which this code may run."""
     rows = await database.read("select to_regclass('eventstore.releases') is not null as there")
     if not rows[0]["there"]:
-        raise SchemaMissing(f"the database holds no schema, this is release {RELEASE}; {_HINT}")
+        raise SchemaMissing(f"the database holds no schema, this is release {RELEASE}; {_INSTALL_HINT}")
     installed = (await database.read("select max(release) as release from eventstore.releases"))[0]["release"]
     if installed < RELEASE:
-        raise SchemaMissing(f"the database holds schema release {installed}, this is release {RELEASE}; {_HINT}")
+        raise SchemaMissing(
+            f"the database holds schema release {installed}, this is release {RELEASE}; {_INSTALL_HINT}"
+        )
     serves = (await database.read("select max(serves) as serves from eventstore.releases"))[0]["serves"]
     if serves > RELEASE:
         raise SchemaMissing(
@@ -88,8 +92,8 @@ async def ensure_service_login(database: Database, name: str, password: str) -> 
     create = """
         select format('create role %I login in role dreamforge_service', $1::text)
         where not exists (select from pg_roles where rolname = $1)"""
-    async with database.connection() as connection, replicated(connection), connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+    async with database.connection() as connection, expect_replicated(connection), connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_ID)
         for statement in await connection.fetch(create, name):
             await connection.execute(statement[0])
         change = "select format('alter role %I login password %L', $1::text, $2::text)"
@@ -103,12 +107,12 @@ async def _installed_release(connection: asyncpg.Connection) -> int | None:
     return release
 
 
-async def _migrate(connection: asyncpg.Connection, application: Application, installed: int) -> None:
+async def _migrate(connection: asyncpg.Connection, application: ApplicationSchema, installed: int) -> None:
     for release in range(installed + 1, RELEASE + 1):
         await connection.execute(application.migrations[release])
     store = _store_sql()
     for text in (store, application.sql):
-        for statement in (*_FUNCTION.findall(text), *_GRANT.findall(text)):
+        for statement in (*_FUNCTION_REGEX.findall(text), *_GRANT_RIGHTS_REGEX.findall(text)):
             await connection.execute(statement)
     [recorded] = re.findall(r"^insert into eventstore\.releases .*;$", store, re.MULTILINE)
     await connection.execute(recorded)

@@ -15,16 +15,16 @@ import structlog
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, EventRejected, EventStoreError, LogDamaged, UnknownEvent
 from eventstore.events import RecordedEvent
-from eventstore.log import Log, Move, Moved, expect_gapless
+from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log, expect_gapless
 from eventstore.notifier import Notifier
 
-_BATCH = 500
-_RECHECK_S = 2.0
-_LAZY_MOVE_S = 1.0
-_LONGEST_RETRY_S = 30.0
-_TRIES = 3
-"""How often an event is rejected before `Handler.set_aside`."""
-_REJECTED_RETRY_S = 1.0
+_BATCH_SIZE = 500
+_RECHECK_INTERVAL_S = 2.0
+_LAZY_MOVE_INTERVAL_S = 1.0
+_MAX_RETRY_DELAY_S = 30.0
+_TRIES_BEFORE_QUARANTINE = 3
+"""How often an event is rejected before `Handler.quarantine`."""
+_MAX_REJECTED_RETRY_DELAY_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -42,25 +42,27 @@ class Handler(Protocol):
     def name(self) -> str:
         """The name of the subscription and of its checkpoints."""
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         """React to events of some partitions, and commit the writes together with the moves.
 
         Answers how each move was taken. None: there was nothing to write, and nothing was committed.
         """
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """Commit the moves alone."""
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         """Quarantine the stream of an event that `handle` rejected several times; False if others must."""
 
 
 class PartitionCursor(msgspec.Struct):
-    """One partition as a subscription sees it: the checkpoint is at `stored`, events were handled up to `read`."""
+    """One partition as a subscription sees it: its checkpoint, and up to where events were handled."""
 
     partition: int
-    stored: int
-    read: int
+    checkpoint: int
+    handled_position: int
     moved_at: float = 0.0
     retry_at: float = 0.0
     checkpoint_conflict: bool = False
@@ -99,12 +101,12 @@ class Subscription:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        wake_signal = self._notifier.wake_signal()
+        wake_signal = self._notifier.add_wake_signal()
         backoff = Backoff()
         try:
             while True:
                 try:
-                    busy = await self.step()
+                    busy = await self.poll_once()
                 except DatabaseUnavailable as error:
                     if backoff.failures == 0:
                         _log.warning("subscription waits for the database", error=str(error), **self._bind)
@@ -118,74 +120,76 @@ class Subscription:
                 if not busy:
                     await wake_signal.wait(self._poll_s)
         finally:
-            self._notifier.remove(wake_signal)
+            self._notifier.remove_wake_signal(wake_signal)
 
-    async def step(self) -> bool:
+    async def poll_once(self) -> bool:
         """Read and handle once. Answers whether there may be more to do at once."""
         if not self.cursors:
-            await self._load()
-        await self._recheck()
+            await self._load_checkpoints()
+        await self._recheck_stalled_partitions()
         now = time.monotonic()
-        ready = {cursor.partition: cursor.read for cursor in self.cursors.values() if cursor.retry_at <= now}
-        batches = await self._log.after(ready, limit=_BATCH) if ready else {}
+        ready = {
+            cursor.partition: cursor.handled_position for cursor in self.cursors.values() if cursor.retry_at <= now
+        }
+        batches = await self._log.read_after(ready, limit=_BATCH_SIZE) if ready else {}
         if batches:
-            await self._handle(batches)
-        await self._move_lazily()
+            await self._handle_batches(batches)
+        await self._commit_lazy_moves()
         return bool(batches)
 
-    async def _load(self) -> None:
+    async def _load_checkpoints(self) -> None:
         if self._create:
             await self._log.subscribe(self._handler.name)
         # A checkpoint that an earlier call moved may be on this server alone, and on no standby.
         await self._log.confirm_replicated()
-        stored = await self._checkpoints()
+        stored = await self._read_checkpoints()
         self.cursors = {
             partition: PartitionCursor(partition, position, position) for partition, position in stored.items()
         }
 
-    async def _recheck(self) -> None:
+    async def _recheck_stalled_partitions(self) -> None:
         """A partition that another process took is tried again once its checkpoint stops moving.
 
         A checkpoint that was set back, as the swap of a rebuilt read model may do, is followed there.
         """
         now = time.monotonic()
-        due = [
+        due_cursors = [
             cursor
             for cursor in self.cursors.values()
             if (cursor.checkpoint_conflict or cursor.failure) and cursor.retry_at <= now
         ]
-        if not due and now - self._rechecked_at < _RECHECK_S:
+        if not due_cursors and now - self._rechecked_at < _RECHECK_INTERVAL_S:
             return
-        stored = await self._checkpoints()
+        stored = await self._read_checkpoints()
         self._rechecked_at = now
         for cursor in self.cursors.values():
-            if stored[cursor.partition] < cursor.stored:
-                cursor.stored = cursor.read = stored[cursor.partition]
-        for cursor in due:
+            if stored[cursor.partition] < cursor.checkpoint:
+                cursor.checkpoint = cursor.handled_position = stored[cursor.partition]
+        for cursor in due_cursors:
             position = stored[cursor.partition]
-            if position > cursor.read:
+            if position > cursor.handled_position:
                 cursor.failures, cursor.failure = 0, None  # another process handled what this one could not
             elif cursor.failure:
                 continue
-            cursor.checkpoint_conflict = position != cursor.stored
+            cursor.checkpoint_conflict = position != cursor.checkpoint
             if cursor.checkpoint_conflict:
-                cursor.retry_at = now + _pause()
-            cursor.stored = cursor.read = position
+                cursor.retry_at = now + _conflict_retry_delay_s()
+            cursor.checkpoint = cursor.handled_position = position
 
-    async def _checkpoints(self) -> dict[int, int]:
+    async def _read_checkpoints(self) -> dict[int, int]:
         stored = await self._log.checkpoints(self._handler.name)
         if not stored:
             raise SubscriptionGone(f"the subscription {self._handler.name} was taken away")
         return stored
 
-    async def _handle(self, batches: Mapping[int, Sequence[RecordedEvent]]) -> None:
+    async def _handle_batches(self, batches: Mapping[int, Sequence[RecordedEvent]]) -> None:
         events: list[RecordedEvent] = []
-        moves: list[Move] = []
+        moves: list[CheckpointMove] = []
         for partition, batch in batches.items():
-            known = self._known(self.cursors[partition], batch)
+            known = self._known_prefix(self.cursors[partition], batch)
             if known:
                 events.extend(known)
-                moves.append(self._move(self.cursors[partition], known[-1].position))
+                moves.append(self._checkpoint_move(self.cursors[partition], known[-1].position))
         if not moves:
             return
         try:
@@ -199,89 +203,95 @@ class Subscription:
             if len(moves) > 1:
                 # An error must stop its own partition only: handle each partition alone.
                 for partition, batch in batches.items():
-                    await self._handle({partition: batch})
+                    await self._handle_batches({partition: batch})
                 return
             if len(events) > 1:
-                await self._halve(moves[0].partition, events)
+                await self._handle_by_halves(moves[0].partition, events)
                 return
             _log.exception("subscription stalled", partition=moves[0].partition, **self._bind)
-            self._stop(self.cursors[moves[0].partition], error)
+            self._stall(self.cursors[moves[0].partition], error)
             return
-        self._advance(moves, moved)
+        self._advance_cursors(moves, moved)
 
-    async def _halve(self, partition: int, events: Sequence[RecordedEvent]) -> None:
+    async def _handle_by_halves(self, partition: int, events: Sequence[RecordedEvent]) -> None:
         """Handle the events before the one that the handler fails at, then that one alone."""
         middle = len(events) // 2
-        await self._handle({partition: events[:middle]})
-        if self.cursors[partition].read == events[middle].position - 1:
-            await self._handle({partition: events[middle:]})
+        await self._handle_batches({partition: events[:middle]})
+        if self.cursors[partition].handled_position == events[middle].position - 1:
+            await self._handle_batches({partition: events[middle:]})
 
     async def _on_rejection(self, rejected: EventRejected, batch: Sequence[RecordedEvent]) -> None:
         """Handle the events before a rejected one and wait there; after enough tries, set it aside."""
         cursor = self.cursors[rejected.event.partition]
         before = [event for event in batch if event.position < rejected.event.position]
         if before:
-            await self._handle({cursor.partition: before})
-        if cursor.read != rejected.event.position - 1 or cursor.checkpoint_conflict:
+            await self._handle_batches({cursor.partition: before})
+        if cursor.handled_position != rejected.event.position - 1 or cursor.checkpoint_conflict:
             return  # those before it were not handled
         _log.error("event rejected", error=str(rejected), exc_info=rejected.__cause__, **self._bind)
-        self._stop(cursor, rejected, longest=_REJECTED_RETRY_S)
-        if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):
+        self._stall(cursor, rejected, max_delay_s=_MAX_REJECTED_RETRY_DELAY_S)
+        if cursor.failures >= _TRIES_BEFORE_QUARANTINE and await self._handler.quarantine(rejected):
             cursor.failures, cursor.failure, cursor.retry_at = 0, None, 0.0
 
-    def _known(self, cursor: PartitionCursor, batch: Sequence[RecordedEvent]) -> list[RecordedEvent]:
+    def _known_prefix(self, cursor: PartitionCursor, batch: Sequence[RecordedEvent]) -> list[RecordedEvent]:
         """The events before the first that is missing, or that this release doesn't know: it must not be skipped."""
         try:
-            expect_gapless(cursor.partition, cursor.read, batch)
+            expect_gapless(cursor.partition, cursor.handled_position, batch)
         except LogDamaged as error:
             _log.exception("subscription stalled", **self._bind)
-            self._stop(cursor, error)
+            self._stall(cursor, error)
             return []
         for n, event in enumerate(batch):
             if not self._is_known(event.code, event.schema_version):
                 if n == 0:
                     unknown = UnknownEvent(event.code, event.schema_version, event.partition, event.position)
                     _log.error("subscription stalled", error=str(unknown), **self._bind)
-                    self._stop(cursor, unknown)
+                    self._stall(cursor, unknown)
                 return list(batch[:n])
         return list(batch)
 
-    def _advance(self, moves: Sequence[Move], moved: Mapping[int, Moved] | None) -> None:
+    def _advance_cursors(
+        self, moves: Sequence[CheckpointMove], moved: Mapping[int, CheckpointMoveOutcome] | None
+    ) -> None:
         for move in moves:
             cursor = self.cursors[move.partition]
             if moved is None:
-                cursor.read = move.end
+                cursor.handled_position = move.end
             else:
                 answer = moved.get(move.partition)
                 if answer is None or answer.verdict == "conflict":
                     cursor.checkpoint_conflict = True
-                    cursor.retry_at = time.monotonic() + _pause()
+                    cursor.retry_at = time.monotonic() + _conflict_retry_delay_s()
                 elif answer.verdict == "accepted":
-                    cursor.stored = cursor.read = answer.position
+                    cursor.checkpoint = cursor.handled_position = answer.position
                     cursor.moved_at = time.monotonic()
                 # A rejected move: read and fold again at once, from the checkpoint.
                 else:
-                    cursor.read = cursor.stored
+                    cursor.handled_position = cursor.checkpoint
             cursor.failures, cursor.failure = 0, None
 
-    async def _move_lazily(self) -> None:
+    async def _commit_lazy_moves(self) -> None:
         now = time.monotonic()
         moves = [
-            self._move(cursor, cursor.read)
+            self._checkpoint_move(cursor, cursor.handled_position)
             for cursor in self.cursors.values()
-            if cursor.read > cursor.stored and not cursor.checkpoint_conflict and now - cursor.moved_at >= _LAZY_MOVE_S
+            if cursor.handled_position > cursor.checkpoint
+            and not cursor.checkpoint_conflict
+            and now - cursor.moved_at >= _LAZY_MOVE_INTERVAL_S
         ]
         if moves:
-            self._advance(moves, await self._handler.move(moves))
+            self._advance_cursors(moves, await self._handler.commit_moves(moves))
 
-    def _move(self, cursor: PartitionCursor, end: int) -> Move:
-        return Move(subscription=self._handler.name, partition=cursor.partition, start=cursor.stored, end=end)
+    def _checkpoint_move(self, cursor: PartitionCursor, end: int) -> CheckpointMove:
+        return CheckpointMove(
+            subscription=self._handler.name, partition=cursor.partition, start=cursor.checkpoint, end=end
+        )
 
-    def _stop(self, cursor: PartitionCursor, error: Exception, *, longest: float = _LONGEST_RETRY_S) -> None:
+    def _stall(self, cursor: PartitionCursor, error: Exception, *, max_delay_s: float = _MAX_RETRY_DELAY_S) -> None:
         cursor.failure = str(error) or type(error).__name__
-        cursor.retry_at = time.monotonic() + min(longest, longest / 60 * 2**cursor.failures)
+        cursor.retry_at = time.monotonic() + min(max_delay_s, max_delay_s / 60 * 2**cursor.failures)
         cursor.failures = min(cursor.failures + 1, 10)
 
 
-def _pause() -> float:
+def _conflict_retry_delay_s() -> float:
     return 2.0 + 2.0 * random.random()  # noqa: S311  # jitter, no secret

@@ -8,13 +8,13 @@ import structlog
 
 from eventstore.database import Backoff
 
-_REMEMBERED_S = 10.0
+_FAILURE_SHOWN_S = 10.0
 """For how long a failure shows: a task that fails at each piece of work must not look healthy in between."""
 
 _log = structlog.get_logger(__name__)
 
 
-class Supervised:
+class SupervisedTask:
     """A task of the process that runs some work, and runs it again after each failure, until the work returns.
 
     name: in logs and readiness. `start` does nothing while it runs; `stop` may be called twice.
@@ -30,7 +30,7 @@ class Supervised:
     @property
     def failure(self) -> str | None:
         """Why it failed, if it has within the last ten seconds."""
-        if self._failed_at is None or time.monotonic() - self._failed_at > _REMEMBERED_S:
+        if self._failed_at is None or time.monotonic() - self._failed_at > _FAILURE_SHOWN_S:
             return None
         return self._failure
 
@@ -63,7 +63,7 @@ class Supervised:
                 self._failure = f"{type(error).__name__}: {error}"
                 self._failed_at = time.monotonic()
                 _log.exception("task failed, starting it again", task=self.name)
-                if time.monotonic() - began > _REMEMBERED_S:
+                if time.monotonic() - began > _FAILURE_SHOWN_S:
                     backoff.reset()
                 await backoff.wait()
             else:

@@ -18,11 +18,11 @@ from eventstore.errors import DatabaseUnavailable, LogDamaged
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, expect_gapless
 from eventstore.notifier import Notifier, WakeSignal
-from eventstore.supervision import Supervised
+from eventstore.supervision import SupervisedTask
 
-_BATCH = 1000
+_BATCH_SIZE = 1000
 # Readers of old events are limited: many at once would take every connection of the pool from the live readers.
-_MOST_CATCHING_UP = 2
+_MAX_CATCHING_UP_READERS = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -42,9 +42,9 @@ class Tailer:
         self._partitions: dict[int, deque[RecordedEvent]] = {}
         self._followers: dict[UUID | None, set[WakeSignal]] = {}
         self._cursor: dict[int, int] = {}
-        self.task = Supervised("tailer", self._run)
-        self._streams_behind = asyncio.Semaphore(_MOST_CATCHING_UP)
-        self._behind = asyncio.Semaphore(_MOST_CATCHING_UP)
+        self.task = SupervisedTask("tailer", self._run)
+        self._stream_readers_behind = asyncio.Semaphore(_MAX_CATCHING_UP_READERS)
+        self._log_readers_behind = asyncio.Semaphore(_MAX_CATCHING_UP_READERS)
 
     @asynccontextmanager
     async def follow(self, stream: UUID | None) -> AsyncIterator[WakeSignal]:
@@ -60,15 +60,17 @@ class Tailer:
             if not followers:
                 del self._followers[stream]
 
-    async def after(self, stream: UUID, version: int, *, limit: int = 500) -> list[RecordedEvent]:
+    async def stream_events_after(self, stream: UUID, version: int, *, limit: int = 500) -> list[RecordedEvent]:
         """Events of a stream after a version, oldest first; from the ring where it reaches back so far."""
         held = self._streams.get(stream)
         if held and held[0].version <= version + 1:
             return [event for event in held if event.version > version][:limit]
-        async with self._streams_behind:
-            return await self._log.stream(stream, after=version, limit=limit)
+        async with self._stream_readers_behind:
+            return await self._log.read_stream(stream, after=version, limit=limit)
 
-    async def everything(self, positions: Mapping[int, int], *, limit: int = 500) -> dict[int, list[RecordedEvent]]:
+    async def log_events_after(
+        self, positions: Mapping[int, int], *, limit: int = 500
+    ) -> dict[int, list[RecordedEvent]]:
         """At most `limit` events of each partition after its position, in order; from the ring where it reaches back.
 
         Raises `LogDamaged` for a gap.
@@ -85,8 +87,8 @@ class Tailer:
             else:
                 behind[partition] = position
         if behind:
-            async with self._behind:
-                found |= await self._log.after(behind, limit=limit)
+            async with self._log_readers_behind:
+                found |= await self._log.read_after(behind, limit=limit)
         for partition, events in found.items():
             expect_gapless(partition, positions[partition], events)
         return found
@@ -97,19 +99,19 @@ class Tailer:
         self._wake_all()
 
     async def _run(self) -> None:
-        wake_signal = self._notifier.wake_signal()
+        wake_signal = self._notifier.add_wake_signal()
         backoff = Backoff()
         try:
             while self._followers:
                 try:
                     if not self._cursor:
-                        head = await self._log.head()
+                        head = await self._log.read_head()
                         self._cursor = {partition: end.position for partition, end in head.ends.items()}
                         self._wake_all()
-                    grown = await self._read()
+                    grown = await self._read_new_events()
                 except (DatabaseUnavailable, LogDamaged) as error:
                     if isinstance(error, LogDamaged):
-                        self._forget()  # a follower before the gap finds it in the database; one behind it continues
+                        self._clear_ring()  # a follower before the gap finds it in the database; others continue
                     if backoff.failures == 0:
                         _log.warning("tailer can't read the log, trying again", error=str(error))
                     await backoff.wait()
@@ -118,25 +120,25 @@ class Tailer:
                 if not grown:
                     await wake_signal.wait(self._poll_s)
         finally:
-            self._notifier.remove(wake_signal)
-            self._forget()
+            self._notifier.remove_wake_signal(wake_signal)
+            self._clear_ring()
 
-    async def _read(self) -> bool:
-        batches = await self._log.after(self._cursor, limit=_BATCH)
+    async def _read_new_events(self) -> bool:
+        batches = await self._log.read_after(self._cursor, limit=_BATCH_SIZE)
         grown: set[UUID | None] = {None} if batches else set()
         for partition, events in batches.items():
             # The ring finds a position by counting: it must have no gap.
             expect_gapless(partition, self._cursor[partition], events)
             self._cursor[partition] = events[-1].position
             for event in events:
-                self._keep(event)
+                self._add_to_ring(event)
                 grown.add(event.stream_id)
         for stream in grown & self._followers.keys():
             for wake_signal in self._followers[stream]:
                 wake_signal.wake()
         return bool(grown)
 
-    def _keep(self, event: RecordedEvent) -> None:
+    def _add_to_ring(self, event: RecordedEvent) -> None:
         self._buffer.append(event)
         self._streams.setdefault(event.stream_id, deque()).append(event)
         self._partitions.setdefault(event.partition, deque()).append(event)
@@ -148,7 +150,7 @@ class Tailer:
             if not self._streams[oldest.stream_id]:
                 del self._streams[oldest.stream_id]
 
-    def _forget(self) -> None:
+    def _clear_ring(self) -> None:
         """Start again at the log's end."""
         self._buffer.clear()
         self._streams.clear()

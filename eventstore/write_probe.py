@@ -7,9 +7,9 @@ from eventstore.database import Database
 from eventstore.errors import DatabaseUnavailable
 from eventstore.metrics import DATABASE_WRITABLE
 
-_FRESH_S = 2.0
-_PATIENCE_S = 2.5
-_LONGEST_S = 10.0
+_MIN_TRY_INTERVAL_S = 2.0
+_CHECK_TIMEOUT_S = 2.5
+_COMMIT_TIMEOUT_S = 10.0
 
 
 class WriteProbe:
@@ -27,20 +27,20 @@ class WriteProbe:
         """Raise `EventStoreError` with the reason, unless the newest try succeeded."""
         await self.refresh()
         if self._trying is None or not self._trying.done():
-            raise DatabaseUnavailable(f"a commit did not return within {_PATIENCE_S:g} s")
+            raise DatabaseUnavailable(f"a commit did not return within {_CHECK_TIMEOUT_S:g} s")
         self._trying.result()
 
     async def refresh(self) -> None:
         """Try again, unless the last try is less than two seconds old; takes at most two and a half seconds."""
-        stale = time.monotonic() - self._tried_at >= _FRESH_S
+        stale = time.monotonic() - self._tried_at >= _MIN_TRY_INTERVAL_S
         if self._trying is None or (self._trying.done() and stale):
-            self._trying = asyncio.create_task(self._try(), name="write probe")
-        await asyncio.wait({self._trying}, timeout=_PATIENCE_S)
+            self._trying = asyncio.create_task(self._try_commit(), name="write probe")
+        await asyncio.wait({self._trying}, timeout=_CHECK_TIMEOUT_S)
         succeeded = self._trying.done() and self._trying.exception() is None
         DATABASE_WRITABLE.set(succeeded)
 
-    async def _try(self) -> None:
+    async def _try_commit(self) -> None:
         try:
-            await self._database.call("select eventstore.probe_writes()", seconds=_LONGEST_S)
+            await self._database.execute_once("select eventstore.probe_writes()", seconds=_COMMIT_TIMEOUT_S)
         finally:
             self._tried_at = time.monotonic()

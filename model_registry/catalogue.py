@@ -15,13 +15,13 @@ class ModelCatalogue:
 
     async def all(self) -> list[ModelView]:
         """Every model, in order."""
-        histories = await self._log.category("model")
+        histories = await self._log.read_category("model")
         views = (fold_or_none(evolve, history) for history in histories.values())
         return sort_in_default_order(model for model in views if model is not None)
 
     async def model(self, model_id: UUID) -> ModelView | None:
         """One model; None if no model has this id."""
-        history = await self._log.stream(model_id)
+        history = await self._log.read_stream(model_id)
         return fold_or_none(evolve, [event for event in history if event.category == "model"])
 
     async def generator(self, model_id: UUID) -> ModelView | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.ids import derived_id
+from eventstore.ids import derive_id
 from eventstore.log import Append, Batch, Log
 from model_registry import parameters
 from model_registry.catalogue import ModelCatalogue
@@ -28,7 +28,7 @@ from orchestrator.events import (
     ModelRegistered,
     ModelVerified,
 )
-from orchestrator.service import event
+from orchestrator.service import make_event
 from orchestrator.step_kinds import STEP_KINDS
 
 _SCHEMA_DIALECT_URI = "https://json-schema.org/draft/2020-12/schema"
@@ -105,7 +105,7 @@ def expect_safe_files(source: str, paths: Iterable[str]) -> None:
 
 def default_schema(kind: ModelKind) -> dict[str, Any]:
     """The default JSON Schema of the parameters of a model of this kind: the bounds of the request."""
-    request = next(step.request for step in STEP_KINDS.values() if kind in step.model_kinds)
+    request = next(step.request_type for step in STEP_KINDS.values() if kind in step.model_kinds)
     schema: dict[str, Any] = msgspec.json.schema(request)["$defs"][request.__name__]
     properties = {name: value for name, value in schema["properties"].items() if name not in _MODEL_SELECTION_FIELDS}
     required = [name for name in schema["required"] if name in properties]
@@ -176,7 +176,7 @@ class ModelRegistry:
         These three, and `trusted`, determine its id. Of two concurrent calls, the log therefore accepts one.
         """
         identity = (model.kind, model.local_path, files_digest(model.files), *(["trusted"] if model.trusted else []))
-        model_id = derived_id(b"model", *(part.encode() for part in identity))
+        model_id = derive_id(b"model", *(part.encode() for part in identity))
         is_new = await self._append_events(model_id, 0, [model, ModelEnabled()] if enabled else [model])
         return await self._load_model(model_id), is_new
 
@@ -208,7 +208,7 @@ class ModelRegistry:
                 return await self._load_model(model_id), True
 
     async def _append_events(self, model_id: UUID, expected_version: int, event_bodies: Sequence[DomainEvent]) -> bool:
-        events = tuple(event(body, Meta(actor=self._actor)) for body in event_bodies)
+        events = tuple(make_event(body, Meta(actor=self._actor)) for body in event_bodies)
         append = Append(stream=model_id, category="model", expected=expected_version, events=events)
         return (await self._log.commit(Batch(appends=[append]))).streams[model_id].committed
 

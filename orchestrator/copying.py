@@ -7,7 +7,9 @@ import msgspec
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def copied(source: object, kind: type[T], **others: object) -> T:
+def copy_fields(source: object, struct_type: type[T], **other_fields: object) -> T:
     """A struct with the fields of `source` that have the same names, and others."""
-    same = {name: getattr(source, name) for name in kind.__struct_fields__ if name not in others}
-    return kind(**same, **others)
+    same_named_fields = {
+        name: getattr(source, name) for name in struct_type.__struct_fields__ if name not in other_fields
+    }
+    return struct_type(**same_named_fields, **other_fields)

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import (
     PRIVATE_FIELDS,
     ArtifactRewritten,
@@ -48,12 +48,12 @@ class StaleAttempt(CommandRejected):
 class StartStep(msgspec.Struct, frozen=True, kw_only=True):
     """A runner takes a step.
 
-    after: the step's attempt when its command was claimed; a newer one belongs to whoever holds the lease by now.
+    claimed_attempt: the step's when its command was claimed; a newer one belongs to whoever holds the lease by now.
     max_attempts: consecutive attempts without a new artifact before it fails for good.
     """
 
     step_id: UUID
-    after: int
+    claimed_attempt: int
     runner: str
     engine: str
     source: str
@@ -63,13 +63,13 @@ class StartStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailStart(msgspec.Struct, frozen=True, kw_only=True):
-    """A runner that took a step could not start it. after, max_attempts: as in `StartStep`.
+    """A runner that took a step could not start it. claimed_attempt, max_attempts: as in `StartStep`.
 
     delay_s: before the next attempt, if there is to be one.
     """
 
     step_id: UUID
-    after: int
+    claimed_attempt: int
     error_code: ErrorCode
     error_message: str
     retryable: bool
@@ -111,7 +111,7 @@ class FailAttempt(msgspec.Struct, frozen=True, kw_only=True):
     lost: Sequence[int] = ()
 
 
-class HandBack(msgspec.Struct, frozen=True, kw_only=True):
+class HandBackStep(msgspec.Struct, frozen=True, kw_only=True):
     """A runner stops, and gives its step to the others."""
 
     step_id: UUID
@@ -138,27 +138,31 @@ class RequestErasure(msgspec.Struct, frozen=True, kw_only=True):
     rewritten: Sequence[ArtifactRewritten] = ()
 
 
-Request = RequestCancel | RequestRetry | RequestErasure
-JobCommand = StartStep | FailStart | RecordItems | RecordProgress | FailAttempt | HandBack | FinishJob | Request
+JobRequest = RequestCancel | RequestRetry | RequestErasure
+JobCommand = StartStep | FailStart | RecordItems | RecordProgress | FailAttempt | HandBackStep | FinishJob | JobRequest
 
 
 def decide(state: JobState, command: JobCommand) -> list[DomainEvent]:  # noqa: C901, PLR0911  # one case a command
     """The events that the command leads to, none if there's nothing to do."""
     match command:
         case StartStep():
-            return _start(state, command)
+            return _start_step(state, command)
         case FailStart():
             return _fail_start(state, command)
         case RecordItems():
-            return _record(state, command)
+            return _record_items(state, command)
         case RecordProgress():
             step = _expect_current(state, command.step_id, command.attempt)
-            return [_finish_cancelled(step)] if state.cancel_pending else list(command.progress_events)
+            return [_cancelled_finish_event(step)] if state.cancel_pending else list(command.progress_events)
         case FailAttempt():
-            return _fail(state, command)
-        case HandBack():
+            return _fail_attempt(state, command)
+        case HandBackStep():
             step = _expect_current(state, command.step_id, command.attempt)
-            return [_finish_cancelled(step) if state.cancel_pending else _retry(step, "hand_back", None, None, 0.0)]
+            return [
+                _cancelled_finish_event(step)
+                if state.cancel_pending
+                else _retry_event(step, "hand_back", None, None, 0.0)
+            ]
         case FinishJob():
             return _finish_job(state, command)
         case RequestCancel():
@@ -172,22 +176,22 @@ def decide(state: JobState, command: JobCommand) -> list[DomainEvent]:  # noqa: 
 def may_start(state: JobState, step_id: UUID) -> bool:
     """Whether the step is pending: not finished, in an open job, with its predecessors done."""
     step = state.step(step_id)
-    if state.finished is not None or step.status not in {"queued", "running"}:
+    if state.outcome is not None or step.status not in {"queued", "running"}:
         return False
     before = state.steps[: state.steps.index(step)]
     return all(earlier.status == "succeeded" for earlier in before)
 
 
-def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
+def _start_step(state: JobState, command: StartStep) -> list[DomainEvent]:
     if not may_start(state, command.step_id):
         return []
-    step = _expect_unstarted(state, command.step_id, command.after)
+    step = _expect_unstarted(state, command.step_id, command.claimed_attempt)
     if state.cancel_pending:
-        return [_finish_cancelled(step)]
+        return [_cancelled_finish_event(step)]
     if step.attempts_without_progress >= command.max_attempts:
         tried = step.attempts_without_progress
         why = f"step {step.name} was tried {tried} times in a row without writing an image; its runner died"
-        return _give_up(step, "internal", why, None)
+        return _fail_step(step, "internal", why, None)
     started = replace(step, attempt=step.attempt + 1)
     return [
         StepStart(**started.identity, runner=command.runner),
@@ -201,7 +205,7 @@ def _start(state: JobState, command: StartStep) -> list[DomainEvent]:
                     model_sha256=command.model_sha256,
                 )
             ]
-            if state.before(step) is None or command.model_id is not None
+            if state.step_before(step) is None or command.model_id is not None
             else []
         ),
     ]
@@ -211,24 +215,24 @@ def _fail_start(state: JobState, command: FailStart) -> list[DomainEvent]:
     """As a failed attempt of its own: it is numbered and counted as one that started, and fences as one."""
     if not may_start(state, command.step_id):
         return []
-    step = _expect_unstarted(state, command.step_id, command.after)
+    step = _expect_unstarted(state, command.step_id, command.claimed_attempt)
     if state.cancel_pending:
-        return [_finish_cancelled(step)]
+        return [_cancelled_finish_event(step)]
     failed = replace(step, attempt=step.attempt + 1, attempts_without_progress=step.attempts_without_progress + 1)
     if command.retryable and failed.attempts_without_progress < command.max_attempts:
-        return [_retry(failed, "not_started", command.error_code, command.error_message, command.delay_s)]
-    return _give_up(failed, command.error_code, command.error_message, None)
+        return [_retry_event(failed, "not_started", command.error_code, command.error_message, command.delay_s)]
+    return _fail_step(failed, command.error_code, command.error_message, None)
 
 
-def _record(state: JobState, command: RecordItems) -> list[DomainEvent]:
+def _record_items(state: JobState, command: RecordItems) -> list[DomainEvent]:
     step = _expect_current(state, command.step_id, command.attempt)
-    fresh = [item for item in command.items if not step.has(item.item_index)]
+    fresh = [item for item in command.items if not step.has_item(item.item_index)]
     events: list[DomainEvent] = [*command.progress_events, *(_stored_event(step, item) for item in fresh)]
     if len(step.artifacts) - len(step.lost) + len(fresh) >= state.generate.count:
         # Completion wins over a pending cancel.
         events.append(StepFinish(**step.identity, status="succeeded"))
     elif state.cancel_pending:
-        events.append(_finish_cancelled(step))
+        events.append(_cancelled_finish_event(step))
     return events
 
 
@@ -237,80 +241,80 @@ def _stored_event(step: StepState, item: ArtifactWritten) -> ArtifactWritten | A
     before = step.artifacts.get(item.item_index)
     if before is None:
         return item
-    return copied(item, ArtifactRewritten, artifact_id=before.artifact_id)
+    return copy_fields(item, ArtifactRewritten, artifact_id=before.artifact_id)
 
 
-def _fail(state: JobState, command: FailAttempt) -> list[DomainEvent]:
+def _fail_attempt(state: JobState, command: FailAttempt) -> list[DomainEvent]:
     step = _expect_current(state, command.step_id, command.attempt)
     if state.cancel_pending:
-        return [_finish_cancelled(step)]
+        return [_cancelled_finish_event(step)]
     if command.retryable and step.attempts_without_progress < command.max_attempts:
-        return [_retry(step, "failure", command.error_code, command.error_message, command.delay_s)]
-    return _give_up(step, command.error_code, command.error_message, command.item_index, command.lost)
+        return [_retry_event(step, "failure", command.error_code, command.error_message, command.delay_s)]
+    return _fail_step(step, command.error_code, command.error_message, command.item_index, command.lost)
 
 
 def _finish_job(state: JobState, command: FinishJob) -> list[DomainEvent]:
     # A step that started before a cancel was reacted to finishes first: its finish is reacted to in turn.
-    if state.finished is not None or state.running is not None:
+    if state.outcome is not None or state.running_step is not None:
         return []
     if command.status == "failed":
         # A step that waits goes on waiting: a retry opens the job again, and the step's turn may come.
         return [JobFinish(status="failed")]
     # What was started finishes: a step that waits to be tried again will not be.
     waiting = [step for step in state.steps if step.status == "queued" and step.attempt > 0]
-    return [*map(_finish_cancelled, waiting), JobFinish(status=command.status)]
+    return [*map(_cancelled_finish_event, waiting), JobFinish(status=command.status)]
 
 
 def _request_cancel(state: JobState) -> list[DomainEvent]:
-    if state.finished == "cancelled":
+    if state.outcome == "cancelled":
         return []
-    if state.finished is not None:
-        raise CommandRejected(f"The job's status is {state.finished}; only a job that has not ended can be cancelled.")
+    if state.outcome is not None:
+        raise CommandRejected(f"The job's status is {state.outcome}; only a job that has not ended can be cancelled.")
     return [] if state.cancel_pending else [CancelRequested()]
 
 
 def _request_retry(state: JobState) -> list[DomainEvent]:
-    if state.finished != "failed":
-        found = "it has not ended" if state.finished is None else f"its status is {state.finished}"
+    if state.outcome != "failed":
+        found = "it has not ended" if state.outcome is None else f"its status is {state.outcome}"
         raise CommandRejected(f"Only a failed job can be retried; {found}.")
     if state.erased:
         raise CommandRejected("The job's prompt was erased; it can't be retried.")
     failed = next(step for step in state.steps if step.status == "failed")
-    before = state.before(failed)
+    before = state.step_before(failed)
     if before is not None and state.error is not None and state.error.lost:
         return [RetryRequested(step_id=before.step_id, step_name=before.name, items=state.error.lost)]
     return [RetryRequested(step_id=failed.step_id, step_name=failed.name)]
 
 
 def _request_erasure(state: JobState, command: RequestErasure) -> list[DomainEvent]:
-    if state.finished is None:
+    if state.outcome is None:
         raise CommandRejected("The job has not ended; cancel it before its text is erased.")
     if state.erased:
         return []
     return [*command.rewritten, JobErased(erased=[name for name in PRIVATE_FIELDS if getattr(state.private, name)])]
 
 
-def _expect_unstarted(state: JobState, step_id: UUID, after: int) -> StepState:
+def _expect_unstarted(state: JobState, step_id: UUID, claimed_attempt: int) -> StepState:
     step = state.step(step_id)
-    if step.attempt != after:
+    if step.attempt != claimed_attempt:
         raise StaleAttempt(f"job {state.job_id}, step {step.name}: attempt {step.attempt} began after the claim")
     return step
 
 
 def _expect_current(state: JobState, step_id: UUID, attempt: int) -> StepState:
     step = state.step(step_id)
-    if state.finished is not None or step.status != "running" or step.attempt != attempt:
+    if state.outcome is not None or step.status != "running" or step.attempt != attempt:
         raise StaleAttempt(
             f"job {state.job_id}, step {step.name}: attempt {attempt} is over (attempt {step.attempt}, {step.status})"
         )
     return step
 
 
-def _finish_cancelled(step: StepState) -> StepFinish:
+def _cancelled_finish_event(step: StepState) -> StepFinish:
     return StepFinish(**step.identity, status="cancelled")
 
 
-def _retry(
+def _retry_event(
     step: StepState,
     reason: RetryReason,
     error_code: ErrorCode | None,
@@ -326,7 +330,7 @@ def _retry(
     )
 
 
-def _give_up(
+def _fail_step(
     step: StepState, error_code: ErrorCode, error_message: str, item_index: int | None, lost: Sequence[int] = ()
 ) -> list[DomainEvent]:
     return [

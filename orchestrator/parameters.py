@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 
 ImageFormat = Literal["png", "jpg"]
-Scheduler = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
-Impl = Literal["auto", "image", "gan", "diffusion"]
-Engine = Literal["sdxl", "flux-srpo"]
-Scale = Literal[2, 4]
-Side = Annotated[int, Meta(ge=16, le=4096)]
+SchedulerName = Literal["dpmpp_2m_karras", "unipc", "euler", "ddim"]
+UpscaleImpl = Literal["auto", "image", "gan", "diffusion"]
+EngineName = Literal["sdxl", "flux-srpo"]
+ScaleFactor = Literal[2, 4]
+SidePixels = Annotated[int, Meta(ge=16, le=4096)]
 LARGEST_SEED = 2**53 - 1
 
 
@@ -25,18 +25,18 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     type: Literal["generate"]
     prompt: Annotated[str, Meta(min_length=1, max_length=4096)]
     negative_prompt: Annotated[str, Meta(max_length=4096)] | None = None
-    width: Side = 1024
-    height: Side = 1024
+    width: SidePixels = 1024
+    height: SidePixels = 1024
     steps: Annotated[int, Meta(ge=1, le=200)] = 30
     guidance: Annotated[float, Meta(ge=0, le=50)] = 7.0
-    scheduler: Scheduler | None = None
+    scheduler: SchedulerName | None = None
     format: ImageFormat = "png"
     embed_metadata: bool = True
     seed: Annotated[int, Meta(ge=0, le=LARGEST_SEED)] | None = None
     count: Annotated[int, Meta(ge=1, le=100)] = 1
     model_id: UUID | None = None
     provider: str | None = None
-    engine: Engine | None = None
+    engine: EngineName | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerateParams(SamplingParams, frozen=True, kw_only=True):
-    """What was asked of generate, defaults filled and the base seed drawn; the prompts are `Private`."""
+    """What was asked of generate, defaults filled and the base seed drawn; the prompts are `PersonalText`."""
 
     format: ImageFormat
     embed_metadata: bool
@@ -64,16 +64,16 @@ class GenerateParams(SamplingParams, frozen=True, kw_only=True):
 class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Enlarge every generated image."""
 
-    scale: Scale = 2
-    impl: Impl = "auto"
+    scale: ScaleFactor = 2
+    impl: UpscaleImpl = "auto"
     strict_scale: bool = False
 
 
 class UpscaleParams(msgspec.Struct, frozen=True, kw_only=True):
     """The upscale that was asked for."""
 
-    scale: Scale
-    impl: Impl
+    scale: ScaleFactor
+    impl: UpscaleImpl
     strict_scale: bool
 
 

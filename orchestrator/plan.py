@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator.events import StepName
-from orchestrator.step_kinds import STEP_KINDS, Size
+from orchestrator.step_kinds import STEP_KINDS, ImageSize
 
 SEED_PRIME = 2**31 - 1
 """A Mersenne prime: derived seeds are 1 to this number."""
@@ -31,7 +31,7 @@ def item_seed(base: int, count: int, item_index: int) -> int:
     return 1 + (offset + stride * item_index) % SEED_PRIME
 
 
-def output_size(parameters: Mapping[str, Any], step: StepName) -> Size:
+def output_size(parameters: Mapping[str, Any], step: StepName) -> ImageSize:
     """Width and height of what a step writes. parameters: of the job's steps by their names, in order."""
     size = 0, 0
     for name, asked in parameters.items():
@@ -52,7 +52,7 @@ def object_key(
     step: StepName,
     started_at: datetime,
     item_index: int,
-    size: Size,
+    size: ImageSize,
     seed: int,
     extension: str,
 ) -> str:

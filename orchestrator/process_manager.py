@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from eventstore.committer import Committer
-from eventstore.errors import EventRejected, Undecodable
+from eventstore.errors import EventRejected, UndecodableEvent
 from eventstore.events import NewEvent, RecordedEvent
-from eventstore.log import Append, Batch, Log, Move, Moved, Send
+from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Log, Send
 from orchestrator import codec
 from orchestrator.decisions import decide
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from orchestrator.quarantine_log import Quarantine
-from orchestrator.reactions import REACTED, Reaction, RunStep, react
-from orchestrator.service import append
+from orchestrator.reactions import REACTION_CODES, Reaction, RunStep, react
+from orchestrator.service import prepare_append
 from orchestrator.state import JobState, apply
 from orchestrator.step_command import StepCommand
 
@@ -31,44 +31,48 @@ class Orchestrator:
         self._actor = actor
         self._quarantine = Quarantine(log, actor)
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         """React to the events; None if none of them has a reaction."""
         jobs = [event for event in events if event.category == "job"]
         # Read even where nothing is to be done: what can't be read is passed only when its job is set aside.
-        broken = _undecodable(jobs)
-        due = [event for event in jobs if event.code in REACTED]
-        if not due and not broken:
+        undecodable_jobs = _first_undecodable_by_job(jobs)
+        due = [event for event in jobs if event.code in REACTION_CODES]
+        if not due and not undecodable_jobs:
             return None
-        histories = await self._log.streams(list({event.stream_id for event in due} | broken.keys()))
+        histories = await self._log.read_streams(list({event.stream_id for event in due} | undecodable_jobs.keys()))
         appends: list[Append] = []
         sends: list[Send] = []
         for job_id, history in histories.items():
-            if is_set_aside(history):
+            if is_quarantined(history):
                 continue
-            if job_id in broken:
-                raise broken[job_id]
+            if job_id in undecodable_jobs:
+                raise undecodable_jobs[job_id]
             to_react = [event for event in due if event.stream_id == job_id]
             try:
-                appended, sent = self._react(history, {event.version for event in to_react})
+                appended, sent = self._react_to_versions(history, {event.version for event in to_react})
             except Exception as error:  # rules may break in any way on what they were not written for
                 raise EventRejected(to_react[0], error) from error
             appends.extend(appended)
             sends.extend(sent)
-        answers = await self._committer.react(Batch(appends=appends, sends=sends, moves=moves))
+        answers = await self._committer.commit_batch(Batch(appends=appends, sends=sends, moves=moves))
         return answers.moves
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """Move checkpoints past events that had no reaction."""
-        return (await self._committer.react(Batch(moves=moves))).moves
+        return (await self._committer.commit_batch(Batch(moves=moves))).moves
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         """Set the job of an event aside."""
         event = rejected.event
-        return await self._quarantine.add(
+        return await self._quarantine.quarantine_job(
             event.stream_id, event.tenant, reader=self.name, at_version=event.version, reason=rejected.reason
         )
 
-    def _react(self, history: Sequence[RecordedEvent], versions: set[int]) -> tuple[list[Append], list[Send]]:
+    def _react_to_versions(
+        self, history: Sequence[RecordedEvent], versions: set[int]
+    ) -> tuple[list[Append], list[Send]]:
         """Reactions are drawn from the history up to each event, and decided on its end, where they are appended."""
         reactions: list[Reaction] = []
         state: JobState | None = None
@@ -83,36 +87,40 @@ class Orchestrator:
             return [], []
         sends: list[Send] = []
         events: list[NewEvent] = []
-        head = state
+        head_state = state
         for reaction in reactions:
             if isinstance(reaction, RunStep):
-                send = self._send(head, reaction.step_id)
+                send = self._step_send(head_state, reaction.step_id)
                 if send not in sends:  # a release asks for what an event before it asks for already
                     sends.append(send)
                 continue
             bodies = decide(state, reaction)
             if bodies:
-                more, state = append(state, bodies, self._actor)
-                events.extend(more.events)
+                new_append, state = prepare_append(state, bodies, self._actor)
+                events.extend(new_append.events)
         if not events:
             return [], sends
-        whole = Append(
-            stream=head.job_id, category="job", tenant=head.tenant, expected=head.version, events=tuple(events)
+        whole_append = Append(
+            stream=head_state.job_id,
+            category="job",
+            tenant=head_state.tenant,
+            expected=head_state.version,
+            events=tuple(events),
         )
-        return [whole], sends
+        return [whole_append], sends
 
-    def _send(self, state: JobState, step_id: UUID) -> Send:
+    def _step_send(self, state: JobState, step_id: UUID) -> Send:
         step = state.step(step_id)
         command = StepCommand(job_id=state.job_id, step_id=step_id, step=step.name, version=state.version)
         return Send(stream=state.job_id, queue=step.name, message=command)
 
 
-def _undecodable(events: Sequence[RecordedEvent]) -> dict[UUID, EventRejected]:
+def _first_undecodable_by_job(events: Sequence[RecordedEvent]) -> dict[UUID, EventRejected]:
     """Of each job the first event that can't be decoded."""
     found: dict[UUID, EventRejected] = {}
     for event in events:
         try:
             codec.decode_event(event)
-        except Undecodable as error:
+        except UndecodableEvent as error:
             found.setdefault(event.stream_id, EventRejected(event, error))
     return found

@@ -6,21 +6,21 @@ from eventstore.events import EventRow
 from orchestrator import codec
 from orchestrator.events import JobQuarantined, JobReleased
 
-MARKS = frozenset({JobQuarantined.code, JobReleased.code})
+QUARANTINE_MARK_CODES = frozenset({JobQuarantined.code, JobReleased.code})
 
 
-def mark(history: Sequence[EventRow]) -> EventRow | None:
+def last_quarantine_mark(history: Sequence[EventRow]) -> EventRow | None:
     """The last word on whether a job is set aside; None if it never was."""
-    return next((event for event in reversed(history) if event.code in MARKS), None)
+    return next((event for event in reversed(history) if event.code in QUARANTINE_MARK_CODES), None)
 
 
-def resumes(event: EventRow) -> bool:
+def mark_resumes_job(event: EventRow) -> bool:
     """Does a mark let the job go on? One that can't be read itself does not."""
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     return isinstance(body, JobReleased) and body.resume
 
 
-def is_set_aside(history: Sequence[EventRow]) -> bool:
+def is_quarantined(history: Sequence[EventRow]) -> bool:
     """Is nothing to be decided on the job? So it is until an operator lets it go on."""
-    last = mark(history)
-    return last is not None and not resumes(last)
+    last_mark = last_quarantine_mark(history)
+    return last_mark is not None and not mark_resumes_job(last_mark)

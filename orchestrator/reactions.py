@@ -30,7 +30,7 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True):
 
 Reaction = RunStep | FinishJob
 
-REACTED = {body.code for body in (JobCreated, StepFinish, CancelRequested, RetryRequested, JobReleased)}
+REACTION_CODES = {body.code for body in (JobCreated, StepFinish, CancelRequested, RetryRequested, JobReleased)}
 """The codes that can have a reaction."""
 
 
@@ -42,7 +42,7 @@ def react(state: JobState, body: DomainEvent) -> Reaction | None:
         case StepFinish():
             return _react_to_step_finish(state, body)
         case CancelRequested():
-            return FinishJob(status="cancelled") if state.running is None else None
+            return FinishJob(status="cancelled") if state.running_step is None else None
         case RetryRequested():
             return RunStep(step_id=body.step_id)
         case JobReleased(resume=True):
@@ -53,7 +53,7 @@ def react(state: JobState, body: DomainEvent) -> Reaction | None:
 
 def _react_to_release(state: JobState) -> Reaction | None:
     """What the job waits for, since nothing was reacted to while it was set aside."""
-    if state.finished is not None:
+    if state.outcome is not None:
         return None
     if state.erased:
         return FinishJob(status="failed")  # its prompt is gone
@@ -69,7 +69,7 @@ def _react_to_release(state: JobState) -> Reaction | None:
 def _react_to_step_finish(state: JobState, body: StepFinish) -> Reaction:
     if body.status != "succeeded":
         return FinishJob(status=body.status)
-    following = state.after(state.step(body.step_id))
+    following = state.step_after(state.step(body.step_id))
     if following is None:
         return FinishJob(status="succeeded")
     if state.cancel_pending:

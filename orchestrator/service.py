@@ -8,15 +8,15 @@ from uuid import UUID
 import structlog
 
 from eventstore.committer import Committer, Transition
-from eventstore.database import until_available
+from eventstore.database import retry_until_available
 from eventstore.errors import EventStoreError
 from eventstore.events import EventRow, NewEvent, RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import OPERATOR_TENANT, Ack, Append, Batch, Defer, Log
 from orchestrator import codec
-from orchestrator.decisions import JobCommand, Request, StaleAttempt, decide
-from orchestrator.events import Category, DecodedEvent, DomainEvent, Meta, Private, StepFinish, StepRetry
-from orchestrator.quarantine import is_set_aside
+from orchestrator.decisions import JobCommand, JobRequest, StaleAttempt, decide
+from orchestrator.events import Category, DecodedEvent, DomainEvent, Meta, PersonalText, StepFinish, StepRetry
+from orchestrator.quarantine import is_quarantined
 from orchestrator.state import JobState, apply
 from orchestrator.step_command import StepClaim
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
-def event(body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
+def make_event(body: DomainEvent, meta: Meta, *, private: PersonalText | None = None) -> NewEvent:
     """A new event with the current time."""
     return codec.new_event(new_id(), datetime.now(UTC), body, meta, private)
 
@@ -34,21 +34,21 @@ async def append_unconditionally(
     log: Log, stream: UUID, category: Category, body: DomainEvent, actor: str, *, tenant: str = OPERATOR_TENANT
 ) -> None:
     """Append an event at the end of a stream, whatever its version: nothing was decided on its history."""
-    noted = event(body, Meta(actor=actor))
+    new_event = make_event(body, Meta(actor=actor))
     while True:
-        newest = await log.newest(stream)
+        newest = await log.newest_event(stream)
         expected = 0 if newest is None else newest.version
-        append = Append(stream=stream, category=category, tenant=tenant, expected=expected, events=(noted,))
+        append = Append(stream=stream, category=category, tenant=tenant, expected=expected, events=(new_event,))
         if (await log.commit(Batch(appends=[append]))).streams[stream].committed:
             return
 
 
-def append(
+def prepare_append(
     state: JobState,
     bodies: Sequence[DomainEvent],
     actor: str,
     cause: Meta | None = None,
-    private: Private | None = None,
+    private: PersonalText | None = None,
 ) -> tuple[Append, JobState]:
     """An append of events to a job's stream, and the state after it. Their meta names the request, and the actor.
 
@@ -57,7 +57,7 @@ def append(
     cause = cause or state.cause
     meta = Meta(request_id=cause.request_id, actor=actor, key_id=cause.key_id)
     texts = [private, *[None] * (len(bodies) - 1)]
-    events = tuple(event(body, meta, private=text) for body, text in zip(bodies, texts, strict=True))
+    events = tuple(make_event(body, meta, private=text) for body, text in zip(bodies, texts, strict=True))
     appended = Append(stream=state.job_id, category="job", tenant=state.tenant, expected=state.version, events=events)
     for new, body, text in zip(events, bodies, texts, strict=True):
         state = apply(
@@ -69,7 +69,7 @@ def append(
                 ts=new.ts,
                 body=body,
                 meta=meta,
-                private=text or Private(),
+                private=text or PersonalText(),
             ),
         )
     return appended, state
@@ -79,7 +79,7 @@ class NoSuchJob(LookupError):
     """There is no history of such a job."""
 
 
-class Unreadable(EventStoreError):
+class UnreadableJob(EventStoreError):
     """A job's history can't be read or folded by this release."""
 
     def __init__(self, job_id: UUID, version: int, cause: Exception) -> None:
@@ -89,7 +89,7 @@ class Unreadable(EventStoreError):
         self.version = version
 
 
-class SetAside(StaleAttempt):
+class JobInQuarantine(StaleAttempt):
     """The job is set aside: nothing is decided on it until an operator releases it."""
 
 
@@ -104,25 +104,25 @@ class JobService:
     async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
         """The state of a job, folded from its history. tenant: the job must belong to it, if given.
 
-        Waits while the database is away; raises `NoSuchJob`, `SetAside` and `Unreadable`.
+        Waits while the database is away; raises `NoSuchJob`, `JobInQuarantine` and `UnreadableJob`.
         """
-        history = await until_available("job", lambda: self._log.stream(job_id))
+        history = await retry_until_available("job", lambda: self._log.read_stream(job_id))
         if not history or history[0].category != "job" or tenant not in {None, history[0].tenant}:
             raise NoSuchJob(f"there is no job {job_id}" if tenant is None else f"tenant {tenant} has no job {job_id}")
-        if is_set_aside(history):
-            raise SetAside(
+        if is_quarantined(history):
+            raise JobInQuarantine(
                 f"The job is set aside, since its history can't be read ({job_id}); an operator can release it."
             )
-        return readable(history)
+        return fold_history(history)
 
-    async def report(self, error: Unreadable, reader: str) -> None:
+    async def report_unreadable(self, error: UnreadableJob, reader: str) -> None:
         """Report a job that can't be read here to the orchestrator, which sets it aside."""
-        await until_available(
+        await retry_until_available(
             "report", lambda: self._log.report_rejection(error.job_id, reader, error.version, error.reason)
         )
 
-    async def request(
-        self, tenant: str, job_id: UUID, request: Request, cause: Meta, private: Private | None = None
+    async def commit_request(
+        self, tenant: str, job_id: UUID, request: JobRequest, cause: Meta, private: PersonalText | None = None
     ) -> JobState:
         """Decide a request on a job, and append the decision until it is committed. Returns the state after it.
 
@@ -133,9 +133,9 @@ class JobService:
             state = await self.load(job_id, tenant=tenant)
             bodies = decide(state, request)
             if not bodies:
-                await until_available("request", self._log.confirm_replicated)
+                await retry_until_available("request", self._log.confirm_replicated)
                 return state
-            appended, after = append(state, bodies, self._actor, cause, private)
+            appended, after = prepare_append(state, bodies, self._actor, cause, private)
             answer = await self._committer.commit(Transition(append=appended))
             if answer.committed:
                 return after
@@ -143,7 +143,7 @@ class JobService:
     async def settle(self, settlement: Ack | Defer) -> None:
         """Acknowledge or defer a command without an event. Waits while the database is away."""
         batch = Batch(defers=[settlement]) if isinstance(settlement, Defer) else Batch(acks=[settlement])
-        await until_available("settle", lambda: self._log.commit(batch))
+        await retry_until_available("settle", lambda: self._log.commit(batch))
 
     async def execute(
         self, state: JobState, command: JobCommand, claim: StepClaim
@@ -157,21 +157,21 @@ class JobService:
             bodies = decide(state, command)
             if not bodies:
                 return state, []
-            appended, after = append(state, bodies, self._actor)
+            appended, after = prepare_append(state, bodies, self._actor)
             answer = await self._committer.commit(Transition(append=appended, settle=settlement(claim, bodies)))
             if answer.committed:
                 return after, bodies
             state = await self.load(state.job_id)
 
 
-def readable(history: Sequence[EventRow]) -> JobState:
-    """The state after a history that begins; raises `Unreadable`, whatever it is that breaks."""
+def fold_history(history: Sequence[EventRow]) -> JobState:
+    """The state after a history that begins; raises `UnreadableJob`, whatever it is that breaks."""
     state: JobState | None = None
     for one in history:
         try:
             state = apply(state, codec.decode_event(one))
         except Exception as error:  # a fold may break in any way on what it was not written for
-            raise Unreadable(one.stream_id, one.version, error) from error
+            raise UnreadableJob(one.stream_id, one.version, error) from error
     return cast("JobState", state)
 
 

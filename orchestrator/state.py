@@ -17,7 +17,7 @@ from orchestrator.events import (
     JobFinish,
     Meta,
     Outcome,
-    Private,
+    PersonalText,
     RetryRequested,
     Status,
     StepError,
@@ -49,13 +49,13 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
         """The fields by which an event names the step and its current attempt."""
         return {"step_id": self.step_id, "step_name": self.name, "attempt": self.attempt}
 
-    def has(self, item_index: int) -> bool:
+    def has_item(self, item_index: int) -> bool:
         """Is an item written, and still there as far as the log tells?"""
         return item_index in self.artifacts and item_index not in self.lost
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
-    """One job. `finished`: its outcome, None while it's open; `error`: why a step last failed for good.
+    """One job. `outcome`: how it ended, None while it's open; `error`: why a step last failed for good.
 
     `parameters`: what was asked of each step, by its name. `erased`: its personal text was taken away.
     """
@@ -65,10 +65,10 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     generate: GenerateParams
     parameters: dict[str, Any]
-    private: Private
+    private: PersonalText
     steps: tuple[StepState, ...]
     cancel_pending: bool = False
-    finished: Outcome | None = None
+    outcome: Outcome | None = None
     error: StepError | None = None
     cause: Meta = Meta()
     traceparent: str | None = None
@@ -81,21 +81,21 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
                 return step
         raise KeyError(step_id)
 
-    def before(self, step: StepState) -> StepState | None:
+    def step_before(self, step: StepState) -> StepState | None:
         """The step that it follows, None for the first. The step may be as an earlier version of the job had it."""
-        index = self._index(step)
+        index = self._step_index(step)
         return self.steps[index - 1] if index > 0 else None
 
-    def after(self, step: StepState) -> StepState | None:
+    def step_after(self, step: StepState) -> StepState | None:
         """The step that follows, None after the last. The step may be as an earlier version of the job had it."""
-        index = self._index(step) + 1
+        index = self._step_index(step) + 1
         return self.steps[index] if index < len(self.steps) else None
 
-    def _index(self, step: StepState) -> int:
+    def _step_index(self, step: StepState) -> int:
         return [other.step_id for other in self.steps].index(step.step_id)
 
     @property
-    def running(self) -> StepState | None:
+    def running_step(self) -> StepState | None:
         """The step that some runner has taken, if any."""
         return next((step for step in self.steps if step.status == "running"), None)
 
@@ -141,12 +141,12 @@ def apply(state: JobState | None, event: DecodedEvent) -> JobState:  # noqa: C90
         case CancelRequested():
             return replace(state, cancel_pending=True, cause=event.meta, traceparent=_traceparent(event))
         case RetryRequested() as body:
-            opened = replace(state, finished=None, error=None, cancel_pending=False)
+            opened = replace(state, outcome=None, error=None, cancel_pending=False)
             return _apply_retry_requested(replace(opened, cause=event.meta, traceparent=_traceparent(event)), body)
         case JobFinish() as body:
-            return replace(state, finished=body.status)
+            return replace(state, outcome=body.status)
         case JobErased():
-            return replace(state, erased=True, private=Private(), traceparent=None)
+            return replace(state, erased=True, private=PersonalText(), traceparent=None)
         case _:
             return state
 
@@ -235,7 +235,7 @@ def pending_step(state: JobState) -> StepState | None:
 
     The command of a running step is in its queue, too: claimed by the runner, and visible again if that dies.
     """
-    if state.finished is not None:
+    if state.outcome is not None:
         return None
     for step in state.steps:
         if step.status == "running":

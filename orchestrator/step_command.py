@@ -6,7 +6,7 @@ import msgspec
 
 from eventstore.outbox import Claim, Outbox
 from orchestrator.events import StepName
-from orchestrator.step_kinds import expect_known
+from orchestrator.step_kinds import expect_known_steps
 
 
 class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,7 @@ class StepCommand(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
     def __post_init__(self) -> None:
-        expect_known(self.step)
+        expect_known_steps(self.step)
 
     @property
     def stream(self) -> UUID:

@@ -1,6 +1,6 @@
 """What can go wrong within a step.
 
-    StepError
+    StepFailure
     ├── InvalidInput              final      invalid_input       what was asked for can't be done
     ├── ProviderError             final      provider_error      the engine or upscaler gave up
     ├── OutOfMemory               retryable  oom                 the picture did not fit beside its neighbours
@@ -16,7 +16,7 @@ from typing import ClassVar
 from orchestrator.events import ErrorCode
 
 
-class StepError(Exception):
+class StepFailure(Exception):
     """A step failed; the message says why, and stands in the job for its user to read."""
 
     error_code: ClassVar[ErrorCode]
@@ -27,33 +27,33 @@ class StepError(Exception):
         return super().__str__().encode(errors="replace").decode().replace("\0", "")
 
 
-class InvalidInput(StepError):
+class InvalidInput(StepFailure):
     """What the job asks for can't be done."""
 
     error_code = "invalid_input"
 
 
-class ProviderError(StepError):
+class ProviderError(StepFailure):
     """The engine or the upscaler gave up."""
 
     error_code = "provider_error"
 
 
-class OutOfMemory(StepError):
+class OutOfMemory(StepFailure):
     """Memory ran out; beside other neighbours, or on another machine, the step may fit."""
 
     error_code = "oom"
     retryable = True
 
 
-class OutOfTime(StepError):
+class OutOfTime(StepFailure):
     """An attempt took longer than it may; the next one goes on where it was."""
 
     error_code = "timeout"
     retryable = True
 
 
-class Unexpected(StepError):
+class Unexpected(StepFailure):
     """An error that no handler knows. The job tells its kind alone; the runner's log has the rest."""
 
     error_code = "internal"
@@ -63,9 +63,9 @@ class Unexpected(StepError):
         super().__init__(f"the step broke on an unexpected {type(error).__name__}; see the runner's log")
 
 
-def classified(error: Exception) -> StepError:
+def to_step_error(error: Exception) -> StepFailure:
     """Whatever broke a step, as the error that its job tells."""
-    if isinstance(error, StepError):
+    if isinstance(error, StepFailure):
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory("the image did not fit into the memory")

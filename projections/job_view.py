@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from eventstore.events import EventRow
 from orchestrator import codec
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import (
     ArtifactEvent,
     ArtifactRewritten,
@@ -34,8 +34,8 @@ from orchestrator.events import (
     StepStart,
 )
 from orchestrator.parameters import ImageFormat
-from orchestrator.quarantine import MARKS, mark, resumes
-from orchestrator.step_kinds import STEP_KINDS, expect_known
+from orchestrator.quarantine import QUARANTINE_MARK_CODES, last_quarantine_mark, mark_resumes_job
+from orchestrator.step_kinds import STEP_KINDS, expect_known_steps
 
 VERSION = 1
 """Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
@@ -74,7 +74,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a name that is no kind of step, as a row of a later release may have it."""
-        expect_known(self.name)
+        expect_known_steps(self.name)
 
 
 class JobHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,12 +126,12 @@ def of_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView
     A job that was released to go on is folded as if it had never been set aside. lenient: passes over what can't be
     read in any case, for whoever must show something. Raises what `codec.decode_event` and `evolve` do.
     """
-    last = mark(history)
-    resumed = last is not None and resumes(last)
+    last = last_quarantine_mark(history)
+    resumed = last is not None and mark_resumes_job(last)
     lenient = lenient or (last is not None and not resumed)
     seen: JobView | None = None
     for event in history:
-        if resumed and event.code in MARKS:
+        if resumed and event.code in QUARANTINE_MARK_CODES:
             seen = _passed(seen, event)
             continue
         try:
@@ -180,7 +180,7 @@ def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901,
     if seen is not None and event.version <= version:
         return seen
     if isinstance(event.body, JobQuarantined):
-        return _set_aside(seen, event)  # even where what came before can't be read
+        return _quarantined_view(seen, event)  # even where what came before can't be read
     if event.version != version + 1:
         raise ViewGap(f"job {event.stream_id}: the view is at version {version}, event {event.version} can't follow")
     if seen is None:
@@ -216,7 +216,7 @@ def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901,
             return seen
 
 
-def _set_aside(seen: JobView | None, event: DecodedEvent) -> JobView:
+def _quarantined_view(seen: JobView | None, event: DecodedEvent) -> JobView:
     """The job failed: whatever is known of it stands, which may be nothing."""
     known = seen or JobView(
         job_id=event.stream_id,
@@ -269,7 +269,7 @@ def _apply_created(event: DecodedEvent, body: JobCreated) -> JobView:
 
 def _shown(step: StepName, asked: dict[str, Any]) -> dict[str, Any]:
     """The parameters that a step's metadata shows."""
-    return {name: asked[step][name] for name in STEP_KINDS[step].shown}
+    return {name: asked[step][name] for name in STEP_KINDS[step].shown_parameters}
 
 
 def _apply_started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
@@ -294,7 +294,7 @@ def _apply_rewritten(seen: JobView, body: ArtifactRewritten, ts: datetime) -> Jo
 
 
 def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
-    return copied(body, ArtifactView, created_at=ts)
+    return copy_fields(body, ArtifactView, created_at=ts)
 
 
 def _apply_step_retry(seen: JobView, body: StepRetry) -> JobView:

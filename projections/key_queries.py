@@ -64,6 +64,6 @@ class Keys:
         return self._cached
 
     async def _read(self) -> dict[UUID, KeyView]:
-        histories = await self._log.category("key")
+        histories = await self._log.read_category("key")
         keys = {key_id: fold_or_none(evolve, history) for key_id, history in histories.items()}
         return {key_id: key for key_id, key in keys.items() if key is not None}

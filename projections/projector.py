@@ -7,13 +7,13 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.database import UNSTORABLE_ERRORS, Database
+from eventstore.database import UNSTORABLE_VALUE_ERRORS, Database
 from eventstore.errors import DatabaseUnavailable, EventRejected
 from eventstore.events import RecordedEvent
-from eventstore.log import Log, Move, Moved
+from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log
 from orchestrator import codec
 from orchestrator.events import JobReleased
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections import job_view
 from projections.job_view import JobView, evolve, of_history
 from projections.rows import Rows, artifact_rows, job_row, json_text, step_rows, to_view
@@ -43,7 +43,9 @@ class Projector:
         self._log = Log(database)
         self._load_rows = _LOAD.format(schema=generation)
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         """Write the changes of the events and the checkpoint moves; None if there is nothing to write."""
         streams: dict[UUID, list[RecordedEvent]] = {}
         for event in events:
@@ -59,7 +61,7 @@ class Projector:
                 changed.append(view)
         try:
             return await self._write(changed, moves, build)
-        except UNSTORABLE_ERRORS as error:
+        except UNSTORABLE_VALUE_ERRORS as error:
             if len(events) > 1:
                 raise  # the subscription retries with fewer events
             minimal = await self._minimal_views(views.get(events[0].stream_id), events[0], error)
@@ -70,8 +72,8 @@ class Projector:
 
         view: the one that is stored. Raises `EventRejected` if the job is not quarantined.
         """
-        history = await self._log.stream(event.stream_id)
-        if not is_set_aside(history):
+        history = await self._log.read_stream(event.stream_id)
+        if not is_quarantined(history):
             raise EventRejected(event, error) from error
         newest = of_history(history)
         return [] if newest is None else [job_view.least(newest, view)]
@@ -86,22 +88,22 @@ class Projector:
                 for event in new:
                     view = evolve(view, codec.decode_event(event))
                 return view
-            return of_history(await self._log.stream(new[0].stream_id))
+            return of_history(await self._log.read_stream(new[0].stream_id))
         except DatabaseUnavailable:
             raise
         except Exception as error:  # a fold may raise anything on unexpected data
-            history = await self._log.stream(new[0].stream_id)
-            if not is_set_aside(history):
+            history = await self._log.read_stream(new[0].stream_id)
+            if not is_quarantined(history):
                 raise EventRejected(new[0], error) from error
             return of_history(history)
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         """Report the event to the orchestrator, which quarantines the job. Until then, the partition waits."""
         event = rejected.event
         await self._log.report_rejection(event.stream_id, self.name, event.version, rejected.reason)
         return False
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """Move checkpoints past events that change no view."""
         return await self._write([], moves)
 
@@ -118,9 +120,9 @@ class Projector:
         return build, views
 
     async def _write(
-        self, changed: Sequence[JobView], moves: Sequence[Move], build: UUID | None = None
-    ) -> Mapping[int, Moved]:
-        rows = await self._database.call(
+        self, changed: Sequence[JobView], moves: Sequence[CheckpointMove], build: UUID | None = None
+    ) -> Mapping[int, CheckpointMoveOutcome]:
+        rows = await self._database.execute_once(
             _PROJECT,
             self.name,
             job_view.VERSION,
@@ -131,4 +133,4 @@ class Projector:
             json_text(moves),
         )
         ends = {move.partition: move.end for move in moves}
-        return {row["partition"]: Moved("accepted", ends[row["partition"]]) for row in rows}
+        return {row["partition"]: CheckpointMoveOutcome("accepted", ends[row["partition"]]) for row in rows}

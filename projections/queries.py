@@ -93,7 +93,7 @@ class Queries:
             view = None if row["rows"] is None else to_view(_ROWS.decode(row["rows"]))
         except msgspec.MsgspecError:
             _log.warning("a row can't be read", job_id=str(job_id), exc_info=True)
-            view = of_history(await self._event_log.stream(job_id), lenient=True)
+            view = of_history(await self._event_log.read_stream(job_id), lenient=True)
         view = await self.fold_onto(view, tail)
         if view is None or not artifacts:
             return view
@@ -111,7 +111,7 @@ class Queries:
                 return view
         except Exception:  # noqa: BLE001  # a fold may raise anything on unexpected data
             _log.warning("a history can't be folded", job_id=str(events[0].stream_id), exc_info=True)
-        history = await self._event_log.stream(events[0].stream_id, limit=events[-1].version)
+        history = await self._event_log.read_stream(events[0].stream_id, limit=events[-1].version)
         return of_history(history, lenient=True)
 
     async def jobs(

@@ -16,13 +16,13 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from eventstore.database import UNSTORABLE_ERRORS, Database, Row
+from eventstore.database import UNSTORABLE_VALUE_ERRORS, Database, Row
 from eventstore.events import EventRow
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from eventstore.subscription import Subscription, SubscriptionGone
 from orchestrator import codec
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections import job_view
 from projections.job_view import JobView
 from projections.projector import SHADOW, Projector
@@ -165,7 +165,7 @@ class Rebuild:
         tries = 0
         while True:
             with suppress(SubscriptionGone):
-                if await subscription.step():
+                if await subscription.poll_once():
                     continue
             # The first tries require that the new generation is not behind the one that serves: lists would go back.
             lag = await self._call_scalar("select projector.swap($1, $2)", MAX_SWAP_LAG_S, tries < _STRICT_SWAP_TRIES)
@@ -184,7 +184,7 @@ class Rebuild:
 
     async def begin_rollback(self) -> None:
         """Begin a rollback to the previous generation; `follow` completes it. Raises `RebuildFailed`."""
-        [row] = await self._database.call("select * from projector.begin_rollback($1)", job_view.VERSION)
+        [row] = await self._database.execute_once("select * from projector.begin_rollback($1)", job_view.VERSION)
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["generation"]
@@ -204,7 +204,7 @@ class Rebuild:
             return await connection.fetchrow(sql, *args)
 
     async def _call_scalar(self, sql: str, *args: object) -> Any:
-        return (await self._database.call(sql, *args))[0][0]
+        return (await self._database.execute_once(sql, *args))[0][0]
 
     async def _fill_chunk(self) -> bool:
         async with self._transaction() as connection:
@@ -231,12 +231,12 @@ class Rebuild:
         try:
             async with connection.transaction():
                 await self._copy(connection, jobs)
-        except UNSTORABLE_ERRORS as error:
+        except UNSTORABLE_VALUE_ERRORS as error:
             if len(jobs) > 1:
                 for job in jobs:
                     await self._copy_all(connection, [job])
                 return
-            if not is_set_aside(await Log(self._database).stream(jobs[0].job_id)):
+            if not is_quarantined(await Log(self._database).read_stream(jobs[0].job_id)):
                 raise _rebuild_error(jobs[0].job_id, error) from error
             await self._copy(connection, [job_view.least(jobs[0], None)])
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import asdict, astuple
 
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from projections.job_view import ArtifactView, JobHead, JobView, StepView
 
 
@@ -39,17 +39,17 @@ def to_view(rows: Rows) -> JobView:
 
 def job_row(job: JobView) -> JobHead:
     """The row of a job."""
-    return copied(job, JobHead)
+    return copy_fields(job, JobHead)
 
 
 def step_rows(job: JobView) -> list[StepRow]:
     """The rows of a job's steps."""
-    return [copied(step, StepRow, job_id=job.job_id, ordinal=n) for n, step in enumerate(job.steps)]
+    return [copy_fields(step, StepRow, job_id=job.job_id, ordinal=n) for n, step in enumerate(job.steps)]
 
 
 def artifact_rows(job: JobView, artifacts: Iterable[ArtifactView]) -> list[ArtifactRow]:
     """The rows of some of a job's artifacts."""
-    return [copied(artifact, ArtifactRow, job_id=job.job_id) for artifact in artifacts]
+    return [copy_fields(artifact, ArtifactRow, job_id=job.job_id) for artifact in artifacts]
 
 
 def json_text(rows: Sequence[msgspec.Struct]) -> str:

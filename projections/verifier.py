@@ -8,7 +8,7 @@ import msgspec
 from eventstore.database import Database
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections.comparison import Difference, differences
 from projections.job_view import JobView, of_history
 from projections.projector import LIVE
@@ -82,7 +82,7 @@ class ReadModelVerifier:
         # The order matters: a checkpoint is never ahead of the rows, and the rows are never ahead of the log.
         checkpoints = await self._log.checkpoints(LIVE)
         rows = await self.rows(jobs)
-        histories = await self._log.streams(jobs)
+        histories = await self._log.read_streams(jobs)
         compared = (_compare(job, rows.get(job), histories[job], checkpoints) for job in jobs)
         return [disagreement for disagreement in compared if disagreement is not None]
 
@@ -126,7 +126,7 @@ def _compare(
         found = differences(of_history(history[:version]), row)
     except Exception as error:  # noqa: BLE001  # a fold may raise anything on unexpected data
         return Disagreement(job_id=job, problem=f"the history can't be folded: {error!r}")
-    if is_set_aside(history[:version]):  # other fields may hold values that cannot be stored
+    if is_quarantined(history[:version]):  # other fields may hold values that cannot be stored
         found = [difference for difference in found if difference.path in {"status", "error_code"}]
     if not found:
         return None

@@ -9,21 +9,29 @@ import msgspec
 import structlog
 
 from orchestrator.decisions import ProgressEvent
-from orchestrator.events import ArtifactWritten, EngineLost, Measure, Memory, SamplingBatch, SamplingOom, SamplingTick
+from orchestrator.events import (
+    ArtifactWritten,
+    DeviceMemory,
+    EngineLost,
+    MemoryMeasure,
+    SamplingBatch,
+    SamplingOom,
+    SamplingTick,
+)
 from orchestrator.state import StepState
-from orchestrator.step_errors import StepError, Unexpected, classified
+from orchestrator.step_errors import StepFailure, Unexpected, to_step_error
 
-_TICK_S = 1.0
+_MIN_TICK_INTERVAL_S = 1.0
 """Seconds between two recorded sampling ticks of a step, at least."""
 
 _log = structlog.get_logger(__name__)
 
 
-class Failure(msgspec.Struct, frozen=True):
+class AttemptFailure(msgspec.Struct, frozen=True):
     """Why an attempt failed. item_index: the item that failed; None for the attempt as a whole."""
 
     item_index: int | None
-    cause: StepError
+    cause: StepFailure
 
 
 class AttemptBatch(msgspec.Struct, frozen=True):
@@ -43,10 +51,10 @@ class AttemptBuffer:
         self._ticked_at = 0.0
         self._closed = False
         self._changed = asyncio.Event()
-        self.failure: Failure | None = None
+        self.failure: AttemptFailure | None = None
         self.given_up = False
 
-    def add(self, item: ArtifactWritten) -> None:
+    def add_item(self, item: ArtifactWritten) -> None:
         """Add an item whose image is stored."""
         self._items.append(item)
         self._changed.set()
@@ -56,11 +64,11 @@ class AttemptBuffer:
         self._closed = True
         self._changed.set()
 
-    def give_up(self, cause: StepError | None = None) -> None:
+    def give_up(self, cause: StepFailure | None = None) -> None:
         """End the attempt now. Only what was added before is committed."""
         self.given_up = True
         if cause is not None and self.failure is None:
-            self.failure = Failure(None, cause)
+            self.failure = AttemptFailure(None, cause)
         self.close()
 
     async def next_batch(self, timeout_s: float) -> AttemptBatch | None:
@@ -75,35 +83,37 @@ class AttemptBuffer:
         return None if self._closed and not (found.items or found.progress_events) else found
 
     @contextmanager
-    def item(self, item_index: int | None) -> Iterator[None]:
+    def record_item_failure(self, item_index: int | None) -> Iterator[None]:
         """Record the first failure of an item's work; None: of work that all items need."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  # an engine may break in any way
-            cause = classified(error)
+            cause = to_step_error(error)
             if isinstance(cause, Unexpected):
                 _log.exception("item failed unexpectedly", item_index=item_index)
         else:
             return
         if self.failure is None:
-            self.failure = Failure(item_index, cause)
+            self.failure = AttemptFailure(item_index, cause)
 
     # What the engine reports (`runners.engines.batching.Report`) -----------------------------------------------------
 
     def step_done(self, items: list[int], done: int, of: int) -> None:
         """Report progress: `done` of `of` sampling steps. Recorded once a second at most."""
         now = time.monotonic()
-        if now - self._ticked_at >= _TICK_S:
+        if now - self._ticked_at >= _MIN_TICK_INTERVAL_S:
             self._ticked_at = now
-            self._report(SamplingTick(**self._step.identity, items=items, done=done, of=of))
+            self._add_progress_event(SamplingTick(**self._step.identity, items=items, done=done, of=of))
 
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: DeviceMemory | None) -> None:
         """Report that items were rendered in a batch of `size` images."""
-        self._report(SamplingBatch(**self._step.identity, items=items, size=size, memory=memory))
+        self._add_progress_event(SamplingBatch(**self._step.identity, items=items, size=size, memory=memory))
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Report that memory ran out, and the measure that is tried next."""
-        self._report(
+        self._add_progress_event(
             SamplingOom(
                 **self._step.identity,
                 items=items,
@@ -115,8 +125,8 @@ class AttemptBuffer:
 
     def engine_lost(self, items: list[int], reason: str) -> None:
         """Report that the engine process died, or hung and was killed."""
-        self._report(EngineLost(**self._step.identity, items=items, reason=reason))
+        self._add_progress_event(EngineLost(**self._step.identity, items=items, reason=reason))
 
-    def _report(self, event: ProgressEvent) -> None:
+    def _add_progress_event(self, event: ProgressEvent) -> None:
         self._progress_events.append(event)
         self._changed.set()

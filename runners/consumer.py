@@ -14,28 +14,28 @@ import structlog
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable
 from eventstore.notifier import Notifier
-from eventstore.supervision import Supervised
+from eventstore.supervision import SupervisedTask
 from orchestrator.step_command import StepClaim, StepOutbox
 from runners.metrics import LEASES_LOST
 
-Run = Callable[[StepClaim], Awaitable[None]]
+RunClaim = Callable[[StepClaim], Awaitable[None]]
 
-_POLL_S = 1.0
+_MAX_POLL_INTERVAL_S = 1.0
 """Seconds between polls for claims at most: a dead runner's lease ends without a notification."""
 
-_MARGIN_S = 3.0
+_LEASE_MARGIN_S = 3.0
 """What is left of a lease for the next owner to claim and start."""
 
-_TAKE_BACK_S = 6.0
+_CLAIM_PAUSE_AFTER_OUTAGE_S = 6.0
 """How long leases that ended in an outage are left to their owners, who look for the database every five seconds."""
 
-_SETTLED_S = 0.2
+_SETTLE_GRACE_S = 0.2
 _log = structlog.get_logger(__name__)
 
 
-def visibility(lease_s: float) -> float:
+def visibility_s(lease_s: float) -> float:
     """How long a claim hides its message. The lease is the promise from a runner's death to the start elsewhere."""
-    return max(lease_s - _MARGIN_S, lease_s / 2)
+    return max(lease_s - _LEASE_MARGIN_S, lease_s / 2)
 
 
 class Consumer:
@@ -44,16 +44,16 @@ class Consumer:
     slots: commands run at once. lease_s: seconds from a runner's death to the step's start elsewhere, at most.
     """
 
-    def __init__(self, outbox: StepOutbox, notifier: Notifier, run: Run, *, slots: int, lease_s: float) -> None:
+    def __init__(self, outbox: StepOutbox, notifier: Notifier, run: RunClaim, *, slots: int, lease_s: float) -> None:
         self._outbox = outbox
         self._notifier = notifier
         self._run = run
         self._slots = slots
-        self._visibility = visibility(lease_s)
+        self._visibility = visibility_s(lease_s)
         self._active: dict[StepClaim, asyncio.Task[None]] = {}
-        self._wake_signal = notifier.wake_signal()
+        self._wake_signal = notifier.add_wake_signal()
         self._stopping = False
-        self.heartbeat = Supervised("heartbeat", self._heartbeat)
+        self.heartbeat = SupervisedTask("heartbeat", self._extend_leases_forever)
         self.available = False
 
     async def run(self) -> None:
@@ -67,12 +67,12 @@ class Consumer:
                 try:
                     if not self.available:
                         # What was held through an outage is taken back before anything is claimed, here and elsewhere.
-                        await self._beat()
+                        await self._extend_leases()
                         if time.monotonic() - away_since > self._visibility:
-                            claims_from = time.monotonic() + _TAKE_BACK_S
+                            claims_from = time.monotonic() + _CLAIM_PAUSE_AFTER_OUTAGE_S
                         away_since = math.inf
                     if time.monotonic() >= claims_from:
-                        await self._fill()
+                        await self._claim_for_free_slots()
                 except DatabaseUnavailable as error:
                     if backoff.failures == 0:
                         _log.warning("no claims while the database is away", error=str(error))
@@ -82,7 +82,7 @@ class Consumer:
                     continue
                 self.available = True
                 backoff.reset()
-                await self._wake_signal.wait(_POLL_S)
+                await self._wake_signal.wait(_MAX_POLL_INTERVAL_S)
             if self._active:
                 await asyncio.wait(self._active.values())
         finally:
@@ -90,7 +90,7 @@ class Consumer:
             for task in self._active.values():
                 task.cancel()
             await asyncio.gather(*self._active.values(), return_exceptions=True)
-            self._notifier.remove(self._wake_signal)
+            self._notifier.remove_wake_signal(self._wake_signal)
 
     @property
     def ready(self) -> bool:
@@ -102,38 +102,38 @@ class Consumer:
         self._stopping = True
         self._wake_signal.wake()
 
-    async def _fill(self) -> None:
+    async def _claim_for_free_slots(self) -> None:
         free = self._slots - len(self._active)
         if free <= 0:
             return
         for claim in await self._outbox.claim(free, self._visibility):
-            task = asyncio.create_task(self._guarded(claim), name=f"run-{claim.command.job_id}")
+            task = asyncio.create_task(self._run_guarded(claim), name=f"run-{claim.command.job_id}")
             self._active[claim] = task
-            task.add_done_callback(partial(self._done, claim))
+            task.add_done_callback(partial(self._on_run_done, claim))
 
-    def _done(self, claim: StepClaim, _task: asyncio.Task[None]) -> None:
+    def _on_run_done(self, claim: StepClaim, _task: asyncio.Task[None]) -> None:
         del self._active[claim]
         self._wake_signal.wake()
 
-    async def _guarded(self, claim: StepClaim) -> None:
+    async def _run_guarded(self, claim: StepClaim) -> None:
         try:
             await self._run(claim)
         except Exception:  # noqa: BLE001  # one run's trouble must not end the others
             # The message shows again when its lease ends; attempts are counted from the log.
             _log.exception("a command's run broke", job_id=str(claim.command.job_id), step=claim.command.step)
 
-    async def _heartbeat(self) -> None:
+    async def _extend_leases_forever(self) -> None:
         # At once: it may have failed just before, and leases end.
         while True:
             try:
-                await self._beat()
+                await self._extend_leases()
                 pause = self._visibility / 3
             except DatabaseUnavailable as error:
                 _log.warning("heartbeat missed", error=str(error))
                 pause = self._visibility / 12
             await asyncio.sleep(pause)
 
-    async def _beat(self) -> None:
+    async def _extend_leases(self) -> None:
         held = list(self._active)
         if not held:
             return
@@ -145,7 +145,7 @@ class Consumer:
         if not lost:
             return
         # A run that has just settled its message ends by itself a moment later: that is no loss.
-        for task in (await asyncio.wait(lost, timeout=_SETTLED_S))[1]:
+        for task in (await asyncio.wait(lost, timeout=_SETTLE_GRACE_S))[1]:
             LEASES_LOST.inc()
             _log.warning("lease lost", job_id=str(lost[task].command.job_id), step=lost[task].command.step)
             task.cancel()

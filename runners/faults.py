@@ -23,7 +23,7 @@ import msgspec
 from orchestrator.step_errors import ProviderError
 from orchestrator.step_kinds import STEP_KINDS
 
-FORM = re.compile(
+FAULT_REGEX = re.compile(
     r"(?P<step>\w+)(=(?P<injected>oom|kill|hang))?(:(?P<item>\d+|(?=:))(:(?P<times>[1-9]\d*))?)?", re.ASCII
 )
 
@@ -54,18 +54,18 @@ class FaultPlan:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a plan from its text; an empty text is a plan without failures."""
-        return cls(*map(_fault, text.split(","))) if text else cls()
+        return cls(*map(_parse_fault, text.split(","))) if text else cls()
 
     def check(self, step: str, item_index: int, job_id: UUID) -> InjectedFault | None:
         """Raise `ProviderError` if this item is to fail now, or return the fault to inject into the engine."""
         for fault in self._faults:
-            if fault.step == step and fault.item_index in {None, item_index} and self._is_due(fault, job_id):
+            if fault.step == step and fault.item_index in {None, item_index} and self._count_if_due(fault, job_id):
                 if fault.injected is not None:
                     return fault.injected
                 raise ProviderError(f"{step} failed at item {item_index}, as DF_FAKE_FAIL asked for")
         return None
 
-    def _is_due(self, fault: Fault, job_id: UUID) -> bool:
+    def _count_if_due(self, fault: Fault, job_id: UUID) -> bool:
         """Whether the fault is due now; if it is, it is counted."""
         if fault.times is None:
             return True
@@ -76,8 +76,8 @@ class FaultPlan:
         return True
 
 
-def _fault(text: str) -> Fault:
-    found = FORM.fullmatch(text)
+def _parse_fault(text: str) -> Fault:
+    found = FAULT_REGEX.fullmatch(text)
     if found is None or found["step"] not in STEP_KINDS:
         raise ValueError(
             f'{text!r} is not of the form "step[:item][:times]", such as "generate", "generate:2" or "generate:0:1"; '

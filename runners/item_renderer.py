@@ -15,9 +15,9 @@ from orchestrator.events import Rendering, StepName
 from orchestrator.state import JobState, StepState
 from runners.engines.batching import AttemptListener, BatchScheduler
 from runners.engines.protocol import ModelRef, Work
-from runners.fake_renderer import Renderer
-from runners.selection import NO_MODELS, ModelFiles, Selected, Selection
-from runners.worker import worker
+from runners.fake_renderer import FakeRenderer
+from runners.selection import NO_MODELS, ModelChoices, ModelFilesChecker, SelectedEngine
+from runners.worker import worker_for
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class RenderedImage(msgspec.Struct, frozen=True):
     """An item's file. size: width and height in pixels; rendering: how it was made, None without a model."""
 
-    body: bytes
+    file_bytes: bytes
     size: tuple[int, int]
     rendering: Rendering | None = None
 
@@ -38,26 +38,26 @@ class ItemRenderer:
 
     def __init__(
         self,
-        renderer: Renderer,
+        renderer: FakeRenderer,
         executor: Executor,
-        selection: Selection = NO_MODELS,
+        selection: ModelChoices = NO_MODELS,
         batches: BatchScheduler | None = None,
     ) -> None:
         self._renderer = renderer
         self._executor = executor
         self._selection = selection
         self._batches = batches
-        self._files = ModelFiles()
+        self._files = ModelFilesChecker()
 
     def announce_request(self) -> Callable[[], None]:
         """Announce a step that is starting: a batch waits briefly for its requests. Call the result afterwards."""
         return (lambda: None) if self._batches is None else self._batches.announce_request()
 
-    async def select(self, job: JobState, step: StepState) -> Selected:
+    async def select(self, job: JobState, step: StepState) -> SelectedEngine:
         """What is to render a step. May raise `DatabaseUnavailable`."""
-        return await worker(step.name).select(self._selection, job.parameters[step.name])
+        return await worker_for(step.name).select(self._selection, job.parameters[step.name])
 
-    def at_once(self, selected: Selected) -> int:
+    def max_items_at_once(self, selected: SelectedEngine) -> int:
         """How many items of a step are worth asking for at once: while one batch is rendered the next one gathers.
 
         Pictures to enlarge come one by one, and are large: the next one is read meanwhile.
@@ -66,46 +66,46 @@ class ItemRenderer:
             return 1
         return 2 * self._batches.batch_max if selected.model.kind == "generator" else 2
 
-    async def check(self, selected: Selected) -> None:
-        """Raise `StepError` unless what was selected can be used."""
+    async def check_selected(self, selected: SelectedEngine) -> None:
+        """Raise `StepFailure` unless what was selected can be used."""
         if selected.problem is not None:
             raise selected.problem
         if selected.view is not None:
-            await self._in_thread(partial(self._files.check, selected.view))
+            await self._run_in_thread(partial(self._files.check, selected.view))
 
     async def render(
         self,
-        selected: Selected,
+        selected: SelectedEngine,
         job: JobState,
         step: StepName,
         index: int,
         source: bytes | None,
-        report: AttemptListener,
+        listener: AttemptListener,
     ) -> RenderedImage:
-        """Render an item of a step. source: the file of the step before. Raises `StepError`."""
+        """Render an item of a step. source: the file of the step before. Raises `StepFailure`."""
         if selected.model is None or self._batches is None:
-            body = await self._in_thread(partial(self._renderer.render, job, step, index, source))
-            return _with_lineage(job, step, index, body, None)
-        request = partial(self._request, selected.model, job, step, index, source)
+            body = await self._run_in_thread(partial(self._renderer.render, job, step, index, source))
+            return _embed_lineage(job, step, index, body, None)
+        request = partial(self._build_request, selected.model, job, step, index, source)
         # Without a source there is nothing to wait for: the request must be made before the batch stops waiting.
-        work = request() if source is None else await self._in_thread(request)
-        pixels = await self._batches.render(work, index, report)
-        body = await self._in_thread(lambda: encode(pixels.image(), job.generate.format))
-        return _with_lineage(job, step, index, body, pixels.rendering)
+        work = request() if source is None else await self._run_in_thread(request)
+        pixels = await self._batches.render(work, index, listener)
+        body = await self._run_in_thread(lambda: encode(pixels.image(), job.generate.format))
+        return _embed_lineage(job, step, index, body, pixels.rendering)
 
-    def _request(self, model: ModelRef, job: JobState, step: StepName, index: int, source: bytes | None) -> Work:
-        return worker(step).request(model, self._renderer.item(job, step, index, source))
+    def _build_request(self, model: ModelRef, job: JobState, step: StepName, index: int, source: bytes | None) -> Work:
+        return worker_for(step).build_request(model, self._renderer.build_item(job, step, index, source))
 
-    async def adopt(
+    async def read_stored_rendering(
         self, job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
     ) -> Rendering | None:
         """How an image came about that an earlier attempt has stored, in another batch perhaps; None if it isn't told.
 
         Raises `ObjectChanged` for one that no attempt at this item can have made.
         """
-        return await self._in_thread(partial(_adopt, job, step, item_index, body, size))
+        return await self._run_in_thread(partial(_read_stored_rendering, job, step, item_index, body, size))
 
-    def withdraw(self) -> None:
+    def stop_accepting(self) -> None:
         """The runner stops: what is being rendered is finished, what waits fails, and is handed back."""
         if self._batches is not None:
             self._batches.stop_accepting()
@@ -115,18 +115,22 @@ class ItemRenderer:
         if self._batches is not None:
             await self._batches.stop()
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
+    async def _run_in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
 
-def _with_lineage(job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None) -> RenderedImage:
+def _embed_lineage(
+    job: JobState, step: StepName, index: int, body: bytes, rendering: Rendering | None
+) -> RenderedImage:
     """A file that says where it came from, unless that is not wanted."""
     if job.generate.embed_metadata:
         body = embed(body, lineage_of(job, step, index, rendering))
     return RenderedImage(body, size_of(body), rendering)
 
 
-def _adopt(job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]) -> Rendering | None:
+def _read_stored_rendering(
+    job: JobState, step: StepName, item_index: int, body: bytes, size: tuple[int, int]
+) -> Rendering | None:
     where = f"the object that lies in place of item {item_index} of {step}"
     try:
         image = decode(body, size[0] * size[1])

@@ -8,12 +8,12 @@ from orchestrator.events import DomainEvent, StepFinish, StepStart
 from orchestrator.step_kinds import STEP_KINDS
 
 
-class _PerStep(dict[str, Counter]):
+class _CountersByStep(dict[str, Counter]):
     """A counter for each kind of step, at 0 from the start."""
 
-    def __init__(self, outcome: str, meaning: str) -> None:
+    def __init__(self, outcome: str, description: str) -> None:
         self._outcome = outcome
-        self._meaning = meaning
+        self._meaning = description
         for step in STEP_KINDS:
             self[step]
 
@@ -22,10 +22,12 @@ class _PerStep(dict[str, Counter]):
         return self[step]
 
 
-STARTED = _PerStep("started", "Attempts at {step} steps that started.")
-SUCCEEDED = _PerStep("succeeded", "{step} steps that succeeded.")
-FAILED = _PerStep("failed", "{step} steps that failed, after all attempts.")
-FENCED = Counter("df_fenced_total", "Attempts whose results were rejected because a newer attempt had started.")
+STEPS_STARTED = _CountersByStep("started", "Attempts at {step} steps that started.")
+STEPS_SUCCEEDED = _CountersByStep("succeeded", "{step} steps that succeeded.")
+STEPS_FAILED = _CountersByStep("failed", "{step} steps that failed, after all attempts.")
+FENCED_ATTEMPTS = Counter(
+    "df_fenced_total", "Attempts whose results were rejected because a newer attempt had started."
+)
 LEASES_LOST = Counter("df_leases_lost_total", "Attempts that were abandoned because their lease had ended.")
 ENGINE_LOST = Counter("df_engine_lost_total", "Engine processes that died, or hung and were killed.")
 ENGINE_OOM = Counter("df_engine_oom_total", "How often an engine ran out of memory.")
@@ -34,13 +36,13 @@ BATCH_IMAGES = Histogram("df_batch_images", "Images per rendered batch.", bucket
 WORKER_READY = Gauge("df_worker_ready", "1 while a runner of this process claims commands, else 0.")
 
 
-def count(bodies: Sequence[DomainEvent]) -> None:
+def count_outcomes(bodies: Sequence[DomainEvent]) -> None:
     """Count the steps' outcomes in committed events. A cancelled step counts as neither succeeded nor failed."""
     for body in bodies:
         match body:
             case StepStart():
-                STARTED[body.step_name].inc()
+                STEPS_STARTED[body.step_name].inc()
             case StepFinish(status="succeeded"):
-                SUCCEEDED[body.step_name].inc()
+                STEPS_SUCCEEDED[body.step_name].inc()
             case StepFinish(status="failed"):
-                FAILED[body.step_name].inc()
+                STEPS_FAILED[body.step_name].inc()

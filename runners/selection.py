@@ -11,11 +11,11 @@ from model_registry.catalogue import ModelCatalogue
 from model_registry.files import find_model_files
 from model_registry.view import ModelView
 from orchestrator.events import ModelKind
-from orchestrator.step_errors import ProviderError, StepError
+from orchestrator.step_errors import ProviderError, StepFailure
 from runners.engines.protocol import ModelRef
 
 
-class Selected(msgspec.Struct, frozen=True, kw_only=True):
+class SelectedEngine(msgspec.Struct, frozen=True, kw_only=True):
     """What renders a step. engine: its name in the log; source: where its weights came from; `fake` for none.
 
     model_id: of a registered model; the fake engine keeps the one that was asked for. model: None for an engine that
@@ -27,20 +27,20 @@ class Selected(msgspec.Struct, frozen=True, kw_only=True):
     model_id: UUID | None = None
     model: ModelRef | None = None
     view: ModelView | None = None
-    problem: StepError | None = None
+    problem: StepFailure | None = None
 
 
-class Selection:
+class ModelChoices:
     """What workers select from. models: None for a runner without models.
 
-    default: the generator of jobs that name none: a path, or a hub's id.
+    default_generator: the generator of jobs that name none: a path, or a hub's id.
     """
 
-    def __init__(self, models: ModelCatalogue | None, *, default: str | None = None) -> None:
+    def __init__(self, models: ModelCatalogue | None, *, default_generator: str | None = None) -> None:
         self.models = models
-        self.default = default
+        self.default_generator = default_generator
 
-    async def first(self, kind: ModelKind, fits: Callable[[ModelView], bool]) -> ModelView | None:
+    async def first_available(self, kind: ModelKind, fits: Callable[[ModelView], bool]) -> ModelView | None:
         """The first available model of a kind that fits. May raise `DatabaseUnavailable`."""
         models = [] if self.models is None else await self.models.all()
         return next((one for one in models if one.kind == kind and one.available and fits(one)), None)
@@ -58,15 +58,17 @@ def model_ref(view: ModelView) -> ModelRef:
     )
 
 
-def selected(engine: str, view: ModelView) -> Selected:
+def select_registered(engine: str, view: ModelView) -> SelectedEngine:
     """A registered model, rendering with an engine."""
-    return Selected(engine=engine, source=view.source_uri, model_id=view.model_id, model=model_ref(view), view=view)
+    return SelectedEngine(
+        engine=engine, source=view.source_uri, model_id=view.model_id, model=model_ref(view), view=view
+    )
 
 
-NO_MODELS = Selection(None)
+NO_MODELS = ModelChoices(None)
 
 
-class ModelFiles:
+class ModelFilesChecker:
     """Whether models' files are what was registered. What was read once is read again when it looks changed."""
 
     def __init__(self) -> None:
@@ -79,25 +81,25 @@ class ModelFiles:
         try:
             paths = [folder if single else folder / file.path for file in view.files]
             if not single:
-                _expect_no_more(view, folder)
+                _expect_no_added_files(view, folder)
             looks = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)]
             if self._intact.get(view.model_id) == looks:
                 return
             for path, file in zip(paths, view.files, strict=True):
                 with path.open("rb") as opened:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                        raise ProviderError(_unusable(view, f"{file.path} has changed since it was registered"))
+                        raise ProviderError(_unusable_message(view, f"{file.path} has changed since it was registered"))
         except OSError as error:
-            raise ProviderError(_unusable(view, f"{error}")) from error
+            raise ProviderError(_unusable_message(view, f"{error}")) from error
         self._intact[view.model_id] = looks
 
 
-def _expect_no_more(view: ModelView, folder: Path) -> None:
+def _expect_no_added_files(view: ModelView, folder: Path) -> None:
     """Raise `ProviderError` if a model's folder holds a file more: libraries prefer some to those they know."""
     known = {file.path for file in view.files}
     if added := sorted({path.relative_to(folder).as_posix() for path in find_model_files(folder)} - known):
-        raise ProviderError(_unusable(view, f"{added[0]} is new"))
+        raise ProviderError(_unusable_message(view, f"{added[0]} is new"))
 
 
-def _unusable(view: ModelView, what: str) -> str:
-    return f"model {view.name} ({view.model_id}) can't be used: {what}; see `dreamforge models verify`"
+def _unusable_message(view: ModelView, problem: str) -> str:
+    return f"model {view.name} ({view.model_id}) can't be used: {problem}; see `dreamforge models verify`"

@@ -22,8 +22,8 @@ from runners.item_renderer import ItemRenderer, RenderedImage
 
 T = TypeVar("T")
 
-UPLOADS = 4
-_METADATA_BYTES = 2**20
+MAX_UPLOADS = 4
+_MAX_METADATA_BYTES = 2**20
 """Room beside a picture's pixels for what its file says of it; no encoding takes more than the pixels themselves."""
 
 _log = structlog.get_logger(__name__)
@@ -47,17 +47,17 @@ class ImageStorage:
         self._outage_s = outage_s
         self._stopping = stopping
 
-    async def source(self, state: JobState, step: StepState, index: int) -> bytes | None:
+    async def read_source(self, state: JobState, step: StepState, index: int) -> bytes | None:
         """The file of an item of the step before; None for the first step."""
-        before = state.before(step)
+        before = state.step_before(step)
         if before is None:
             return None
         parent = before.artifacts[index]
         written = StoredObject(parent.bytes, parent.sha256)
-        return await self._patiently(state, partial(self._store.get_verified, parent.s3_key, written))
+        return await self._retry_while_store_away(state, partial(self._store.get_verified, parent.s3_key, written))
 
-    async def put(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
-        """Store an item's file. Raises `StepError`, also where another file lies under its key."""
+    async def put_image(self, state: JobState, step: StepState, index: int, rendered: RenderedImage) -> ArtifactWritten:
+        """Store an item's file. Raises `StepFailure`, also where another file lies under its key."""
         generate = state.generate
         seed = item_seed(generate.seed, generate.count, index)
         size = rendered.size
@@ -66,15 +66,15 @@ class ImageStorage:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = stored_object(rendered.body), rendered.rendering
+        ours, made = stored_object(rendered.file_bytes), rendered.rendering
         if index in step.lost:
             stored = ours
-            await self._put_again(state, step.artifacts[index], key, rendered)
+            await self._replace_lost(state, step.artifacts[index], key, rendered)
         else:
-            put = partial(self._store.put, key, rendered.body, content_type(generate.format))
-            stored = await self._patiently(state, put)
+            put = partial(self._store.put, key, rendered.file_bytes, content_type(generate.format))
+            stored = await self._retry_while_store_away(state, put)
         if stored != ours:
-            made = await self._adopt(state, step, index, rendered, key, stored)
+            made = await self._read_found_rendering(state, step, index, rendered, key, stored)
         return ArtifactWritten(
             **step.identity,
             item_index=index,
@@ -89,33 +89,33 @@ class ImageStorage:
             rendering=made,
         )
 
-    async def _put_again(self, state: JobState, lost: ArtifactWritten, key: str, rendered: RenderedImage) -> None:
+    async def _replace_lost(self, state: JobState, lost: ArtifactWritten, key: str, rendered: RenderedImage) -> None:
         """Store an image that was lost: over whatever lies under its key, which was found to be another's."""
         if key != lost.s3_key:
             raise ProviderError(f"{lost.s3_key} was lost, and can't be made again: the engine now makes {key}")
-        write = partial(self._store.replace, key, rendered.body, content_type(lost.format))
-        await self._patiently(state, write)
+        write = partial(self._store.replace, key, rendered.file_bytes, content_type(lost.format))
+        await self._retry_while_store_away(state, write)
 
-    async def _adopt(
+    async def _read_found_rendering(
         self, state: JobState, step: StepState, index: int, rendered: RenderedImage, key: str, stored: StoredObject
     ) -> Rendering | None:
         """How the image that lies under our key came about. Raises `ObjectChanged` if no attempt of ours wrote it."""
-        most = 4 * rendered.size[0] * rendered.size[1] + _METADATA_BYTES
-        if stored.size > most:
+        max_bytes = 4 * rendered.size[0] * rendered.size[1] + _MAX_METADATA_BYTES
+        if stored.size > max_bytes:
             raise ObjectChanged(
                 f"{key} holds {stored.size:,} bytes, more than an attempt at this image writes; remove it"
             )
-        body = await self._patiently(state, partial(self._store.get_verified, key, stored))
-        return await self._item_renderer.adopt(state, step.name, index, body, rendered.size)
+        body = await self._retry_while_store_away(state, partial(self._store.get_verified, key, stored))
+        return await self._item_renderer.read_stored_rendering(state, step.name, index, body, rendered.size)
 
     async def find_lost(self, state: JobState, step: StepState) -> list[int]:
         """Which images of the step before are gone from the store or changed: all of them, so that one retry is enough.
 
         None if the store is away, or the step needs none.
         """
-        before = state.before(step)
+        before = state.step_before(step)
         written = {} if before is None else before.artifacts
-        turns = asyncio.Semaphore(UPLOADS)
+        turns = asyncio.Semaphore(MAX_UPLOADS)
 
         async def is_there(item: ArtifactWritten) -> bool:
             async with turns:
@@ -132,7 +132,7 @@ class ImageStorage:
             return []
         return sorted(index for index, found in zip(written, there, strict=True) if not found)
 
-    async def _patiently(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_while_store_away(self, state: JobState, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call while the object store is away: an outage keeps the steps waiting, and fails none for hours."""
         deadline = time.monotonic() + self._outage_s
         backoff = Backoff()

@@ -9,7 +9,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Threads(Executor):
+class ThreadPerCallExecutor(Executor):
     """Runs every call in a new daemon thread.
 
     A call that never ends costs its own thread alone: it takes no place that others wait for, and keeps no process from

@@ -13,10 +13,10 @@ from orchestrator.state import JobState
 from orchestrator.step_kinds import STEP_KINDS
 from runners.engines.protocol import ImageSpec, ModelRef, Work
 from runners.faults import InjectedFault
-from runners.selection import Selected, Selection
+from runners.selection import ModelChoices, SelectedEngine
 
 
-class Item(msgspec.Struct, frozen=True):
+class StepItem(msgspec.Struct, frozen=True):
     """An item of a step to render. image: of the step before; None in the first. injected: a fault, for tests."""
 
     job: JobState
@@ -26,7 +26,7 @@ class Item(msgspec.Struct, frozen=True):
     injected: InjectedFault | None = None
 
     @property
-    def asked(self) -> Any:
+    def parameters(self) -> Any:
         """The step's recorded parameters."""
         return self.job.parameters[self.step]
 
@@ -38,13 +38,13 @@ class Item(msgspec.Struct, frozen=True):
         return self.image
 
     @property
-    def spec(self) -> ImageSpec:
+    def image_spec(self) -> ImageSpec:
         """Prompts and seed, as the engine process is given them."""
-        asked, private = self.job.generate, self.job.private
+        parameters, private = self.job.generate, self.job.private
         return ImageSpec(
             prompt=private.prompt or "",
             negative_prompt=private.negative_prompt,
-            seed=item_seed(asked.seed, asked.count, self.index),
+            seed=item_seed(parameters.seed, parameters.count, self.index),
             injected=self.injected,
         )
 
@@ -52,22 +52,22 @@ class Item(msgspec.Struct, frozen=True):
 class Worker(Protocol):
     """Renders the items of one kind of step. It has no state: one object serves all steps and threads."""
 
-    async def select(self, selection: Selection, asked: Any) -> Selected:
-        """Select what renders a step. asked: its recorded parameters. May raise `DatabaseUnavailable`."""
+    async def select(self, selection: ModelChoices, parameters: Any) -> SelectedEngine:
+        """Select what renders a step. parameters: its recorded parameters. May raise `DatabaseUnavailable`."""
 
-    def render(self, item: Item) -> Image.Image:
+    def render(self, item: StepItem) -> Image.Image:
         """Render an item without a model. Blocks."""
 
-    def request(self, model: ModelRef, item: Item, again: Rendering | None = None) -> Work:
-        """Build the request for the engine process. again: how the item was made, to make the same pixels again."""
+    def build_request(self, model: ModelRef, item: StepItem, previous_rendering: Rendering | None = None) -> Work:
+        """Build the request for the engine process. previous_rendering: to make the same pixels again."""
 
 
-def worker(step: str) -> Worker:
+def worker_for(step: str) -> Worker:
     """The worker of a kind of step, imported when it is first needed."""
-    return _load(STEP_KINDS[step].worker)
+    return _load_worker(STEP_KINDS[step].worker)
 
 
 @cache
-def _load(name: str) -> Worker:
+def _load_worker(name: str) -> Worker:
     module, _, attribute = name.partition(":")
     return cast("Worker", getattr(import_module(module), attribute)())

@@ -124,7 +124,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-repeated-request-waits-for-nothing",
         "orchestrator/service.py",
-        '                await until_available("request", self._log.confirm_replicated)\n',
+        '                await retry_until_available("request", self._log.confirm_replicated)\n',
         "",
         "tests/flow/test_standby.py -k repeated_request",
     ),
@@ -138,15 +138,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-warnings-kept-from-a-pooled-login",
         "eventstore/database.py",
-        "                        init=_expect_warnings if self.pooled else None,\n",
+        "                        init=_expect_warnings_enabled if self.pooled else None,\n",
         "",
         "tests/flow/test_standby.py -k settings",
     ),
     Mutant(
         "04-warnings-kept-from-the-login",
         "eventstore/database.py",
-        "self._session |= _WARNINGS | (_BOUNDS if bounded else {})",
-        "self._session |= _BOUNDS if bounded else {}",
+        "self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if time_limited else {})",
+        "self._session |= _SERVER_TIMEOUT_SETTINGS if time_limited else {}",
         "tests/flow/test_standby.py -k settings",
     ),
     Mutant(
@@ -173,7 +173,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-partition-stops-for-one-job",
         "eventstore/subscription.py",
-        "        if cursor.failures >= _TRIES and await self._handler.set_aside(rejected):",
+        "        if cursor.failures >= _TRIES_BEFORE_QUARANTINE and await self._handler.quarantine(rejected):",
         "        if False:",
         "tests/flow/test_quarantine.py -k 'cannot_be_read_is or breaks_the_code'",
     ),
@@ -194,7 +194,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-reports-unheard",
         "orchestrator/quarantine_log.py",
-        "                for row in await self._log.database.read(_REPORTED):",
+        "                for row in await self._log.database.read(_REPORTED_REJECTIONS_SQL):",
         "                for row in ():",
         "tests/flow/test_quarantine.py -k 'breaks_the_code and readmodel'",
     ),
@@ -215,14 +215,14 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unreadable-to-the-api-alone",
         "api/job_commands.py",
-        '        await _within_patience(services, services.jobs.report(error, "api"))\n',
+        '        await _within_patience(services, services.jobs.report_unreadable(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
     Mutant(
         "05-unstorable-stops-a-partition",
         "projections/projector.py",
-        "        except UNSTORABLE_ERRORS as error:\n",
+        "        except UNSTORABLE_VALUE_ERRORS as error:\n",
         "        except ZeroDivisionError as error:\n",
         "tests/store/test_rejections.py -k stored",
     ),
@@ -236,7 +236,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "06-failed-starts-count",
         "runners/steps.py",
-        "                await self._fail_start(state, step, claim, classified(error))\n",
+        "                await self._fail_start(state, step, claim, to_step_error(error))\n",
         "                raise\n",
         "tests/store/test_troubled_steps.py -k never_starts",
     ),
@@ -296,7 +296,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "08-sent-before-the-pipe-broke",
         "runners/engines/process.py",
-        "            while data := self._duplicate.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT):\n",
+        "            while data := self._duplicate.recv(_DRAIN_CHUNK_BYTES, socket.MSG_DONTWAIT):\n",
         '            while data := b"":\n',
         "tests/store/test_batches.py -k dead_process",
     ),
@@ -310,7 +310,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-adopts-anything",
         "runners/item_renderer.py",
-        "        return await self._in_thread(partial(_adopt, job, step, item_index, body, size))",
+        "        return await self._run_in_thread(partial(_read_stored_rendering, job, step, item_index, body, size))",
         "        found = read_lineage(body) if body[:4] == b'\\x89PNG' else None\n"
         "        return None if found is None else found.last[1]",
         "tests/store/test_stored_images.py -k adopted",

@@ -36,15 +36,15 @@ from eventstore.subscription import Handler, Subscription
 from orchestrator import codec, step_command
 from orchestrator.events import Meta
 from orchestrator.process_manager import Orchestrator
-from orchestrator.service import JobService, event
+from orchestrator.service import JobService, make_event
 from orchestrator.state import JobState
 from projections.projector import Projector
 from runners.consumer import Consumer
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
+from runners.threads import ThreadPerCallExecutor
 
 IN_FLIGHT = 300
 READERS = 4
@@ -56,7 +56,7 @@ from pg_stat_user_tables where n_live_tup + n_dead_tup > 0 order by n_dead_tup d
 """
 
 
-class NoPixels(Renderer):
+class NoPixels(FakeRenderer):
     """Renders at once."""
 
     def __init__(self) -> None:
@@ -97,13 +97,15 @@ class Arm:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._database = Database(url, size=12)
+        self._database = Database(url, max_connections=12)
         self._log = Log(self._database)
         self._notifier = Notifier(self._database)
         self._committer = Committer(self._log, self._notifier)
         jobs = JobService(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
-        self._steps = StepRunner(jobs, NoStore(), ItemRenderer(NoPixels(), Threads()), retry=policy, name="bench")
+        self._steps = StepRunner(
+            jobs, NoStore(), ItemRenderer(NoPixels(), ThreadPerCallExecutor()), retry=policy, name="bench"
+        )
         self._submitted = 0
         self._done = 0
 
@@ -146,7 +148,7 @@ class Arm:
         transitions = []
         for _ in range(free):
             created, private = requests.events(submission, seed=7, step_ids=(new_id(), new_id()), max_pixels=10**9)
-            first = event(created, Meta(), private=private)
+            first = make_event(created, Meta(), private=private)
             transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         self._submitted += free
         await asyncio.gather(*(self._committer.commit(one) for one in transitions))

@@ -182,22 +182,22 @@ MUTANTS = (
     Mutant(
         "start-not-fenced",
         "orchestrator/decisions.py",
-        "    if step.attempt != after:",
+        "    if step.attempt != claimed_attempt:",
         "    if False:",
         "tests/unit/test_decisions.py -k since_the_claim",
     ),
     Mutant(
         "claim-never-runs-out",
         "runners/steps.py",
-        "        if time.monotonic() > claim.expires:",
+        "        if time.monotonic() > claim.expires_at_s:",
         "        if False:",
         "tests/store/test_step_runner.py -k ran_out",
     ),
     Mutant(
         "fenced-run-keeps-its-message",
         "runners/steps.py",
-        "            await self._jobs.settle(claim.ack())\n\n    async def _pending",
-        "\n    async def _pending",
+        "            await self._jobs.settle(claim.ack())\n\n    async def _load_claimed_step",
+        "\n    async def _load_claimed_step",
         "tests/store/test_troubled_steps.py -k fenced",
     ),
     Mutant(
@@ -302,8 +302,8 @@ MUTANTS = (
     Mutant(
         "rebuild-sends-what-is-there",
         "orchestrator/reconciler.py",
-        "return [one for one in wanted if str(one.step_id) not in there]",
-        "return list(wanted)",
+        "return [command for command in pending_commands if str(command.step_id) not in there]",
+        "return list(pending_commands)",
         "tests/store/test_reconciler.py",
     ),
 )

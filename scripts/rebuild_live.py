@@ -31,7 +31,7 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.events import NewEvent
 from eventstore.log import Append, Batch, Log
-from orchestrator.events import ArtifactWritten, JobFinish, Private
+from orchestrator.events import ArtifactWritten, JobFinish, PersonalText
 from projections.rebuild import Rebuild
 from projections.subscription_status import subscription_statuses
 from projections.verifier import ReadModelVerifier
@@ -43,7 +43,7 @@ TICK_S = 0.1
 READERS = 2
 PAUSE_S = 0.02
 NO_STORE = S3Config(endpoint="http://127.0.0.1:9", access_key="none", secret_key="none")  # noqa: S106  # no read needs one
-PROMPT = Private(prompt="a castle on a hill at dawn, oil on canvas, muted colours", metadata={"client": "bench"})
+PROMPT = PersonalText(prompt="a castle on a hill at dawn, oil on canvas, muted colours", metadata={"client": "bench"})
 
 
 class Reads(msgspec.Struct):
@@ -215,7 +215,7 @@ async def measure(count: int, rate: float) -> None:
         say(f"filling the log with {count:,} events")
         known = await fill(log, count)
         # As autovacuum would have left it by the time.
-        await database.call("analyze")
+        await database.execute_once("analyze")
 
         say("nobody else there")
         for workers in ("1", "2"):

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.events import Memory, Rendering
+from orchestrator.events import DeviceMemory, Rendering
 from runners.engine_host.server import ProgressReporter, RenderFunction, serve
 from runners.engines.landscape import paint
 from runners.engines.process import EngineConfig
@@ -16,7 +16,7 @@ STEP_S = 0.02
 LATE = "late"
 """A prompt whose injected fault waits for the images before it: the file PAINTED is there by then."""
 
-MEMORY = Memory(before=1 << 20, peak=3 << 20, after=2 << 20, total=1 << 30)
+MEMORY = DeviceMemory(before=1 << 20, peak=3 << 20, after=2 << 20, total=1 << 30)
 
 
 def begin(config: EngineConfig) -> tuple[Ready, RenderFunction]:

@@ -10,7 +10,7 @@ from orchestrator.events import (
     CancelRequested,
     JobFinish,
     ModelSelected,
-    Private,
+    PersonalText,
     RetryRequested,
     StepError,
     StepName,
@@ -46,7 +46,7 @@ def _lose(drawn: History, rng: random.Random) -> None:
 def append(drawn: History, *, known: int = 0) -> Append:
     """An append of a history's events after the known ones."""
     events = [
-        event(decoded.body, private=Private(prompt="a castle") if decoded.version == 1 else None)
+        event(decoded.body, private=PersonalText(prompt="a castle") if decoded.version == 1 else None)
         for decoded in drawn.events[known:]
         if decoded.body is not None
     ]

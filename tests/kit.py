@@ -37,8 +37,8 @@ from orchestrator.events import (
     Meta,
     ModelFile,
     ModelRegistered,
+    PersonalText,
     PlannedStep,
-    Private,
     StepFinish,
     StepName,
     StepStart,
@@ -102,7 +102,7 @@ def model_registered(**changes: Any) -> ModelRegistered:
     return ModelRegistered(**given | changes)
 
 
-def event(body: DomainEvent, *, private: Private | None = None, meta: Meta | None = None) -> NewEvent:
+def event(body: DomainEvent, *, private: PersonalText | None = None, meta: Meta | None = None) -> NewEvent:
     """An event to append."""
     return codec.new_event(new_id(), datetime.now(UTC), body, meta or Meta(), private)
 
@@ -127,11 +127,17 @@ def stream_in(partition: int, partitions: int = 8) -> UUID:
 
 
 def decoded_event(
-    body: DomainEvent, version: int, *, job_id: UUID, ts: datetime = NOON, private: Private | None = None
+    body: DomainEvent, version: int, *, job_id: UUID, ts: datetime = NOON, private: PersonalText | None = None
 ) -> DecodedEvent:
     """A decoded event."""
     return DecodedEvent(
-        stream_id=job_id, tenant="default", version=version, ts=ts, body=body, meta=Meta(), private=private or Private()
+        stream_id=job_id,
+        tenant="default",
+        version=version,
+        ts=ts,
+        body=body,
+        meta=Meta(),
+        private=private or PersonalText(),
     )
 
 
@@ -142,9 +148,9 @@ class History:
         self.job_id = new_id()
         self.created = job_created(scale=scale, **generate)
         self.events: list[DecodedEvent] = []
-        self.add(self.created, private=Private(prompt="a castle"))
+        self.add(self.created, private=PersonalText(prompt="a castle"))
 
-    def add(self, *bodies: DomainEvent, private: Private | None = None) -> Self:
+    def add(self, *bodies: DomainEvent, private: PersonalText | None = None) -> Self:
         """Append events."""
         for body in bodies:
             self.events.append(decoded_event(body, len(self.events) + 1, job_id=self.job_id, private=private))
@@ -220,12 +226,12 @@ class Store:
 
     async def codes(self, stream: UUID) -> list[str]:
         """The codes of a stream's events."""
-        return [one.code for one in await self.log.stream(stream)]
+        return [one.code for one in await self.log.read_stream(stream)]
 
     async def state(self, job_id: UUID) -> JobState:
         """The folded state of a job."""
         state: JobState | None = None
-        for one in await self.log.stream(job_id):
+        for one in await self.log.read_stream(job_id):
             state = apply(state, codec.decode_event(one))
         assert state is not None
         return state

@@ -115,7 +115,7 @@ TIME: Schema = {"type": "string", "format": "date-time", "examples": ["2026-01-0
 CODES = query(
     "codes",
     "Only events of these codes.",
-    {"type": "array", "items": enum(*sorted(codec.CODES)), "minItems": 1},
+    {"type": "array", "items": enum(*sorted(codec.EVENT_CODES)), "minItems": 1},
 )
 CATEGORY = query("category", "Only events of this category.", enum(*get_args(Category)))
 LAST_EVENT_ID = (

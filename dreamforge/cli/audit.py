@@ -26,17 +26,17 @@ from dreamforge.cli.handlers import Handler, set_handlers
 from dreamforge.operations import anchoring, erasure, reproduction, verification
 from dreamforge.settings import Settings
 from eventstore.database import Database
-from eventstore.errors import Undecodable
+from eventstore.errors import UndecodableEvent
 from eventstore.integrity import anchors
 from eventstore.integrity.anchors import Anchor
-from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.bundle import BundleHeader, BundleWriter
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.events import JobErased
-from orchestrator.quarantine import mark
-from orchestrator.service import Unreadable
+from orchestrator.quarantine import last_quarantine_mark
+from orchestrator.service import UnreadableJob
 from projections.comparison import Difference, differences
 from projections.job_view import JobView, as_of, evolve, of_history
 from projections.progress import progress
@@ -211,7 +211,7 @@ def _with_verify_advice(handler: Handler) -> Handler:
     def run(args: argparse.Namespace, settings: Settings) -> int:
         try:
             return handler(args, settings)
-        except (Undecodable, Unreadable) as error:
+        except (UndecodableEvent, UnreadableJob) as error:
             return print_message(FAILED, f"{error}; run `dreamforge audit verify {args.job}`")
 
     return run
@@ -238,12 +238,12 @@ def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
     events, found = run_with_database(settings, "audit", ask)
     steps = []
     job: JobView | None = None
-    strict = mark(events) is None
+    strict = last_quarantine_mark(events) is None
     for count, event in enumerate(events, 1):
         try:
             job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
         except Exception as error:  # a fold may raise anything on unexpected data
-            raise Unreadable(args.job, event.version, error) from error
+            raise UnreadableJob(args.job, event.version, error) from error
         if job is not None:
             done = progress(job).progress
             steps.append(ReplayStep(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
@@ -269,23 +269,23 @@ def _compare_versions(args: argparse.Namespace, settings: Settings) -> int:
 def _export_bundle(args: argparse.Namespace, settings: Settings) -> int:
     async def write(database: Database) -> int:
         reader = AuditReader(database)
-        header = Header(
-            log=await reader.identity(),
+        header = BundleHeader(
+            log=await reader.read_log_identity(),
             exported_at=datetime.now(UTC),
             stream=args.job,
             since=args.since,
             private=args.private,
         )
-        writer = Writer(header)
+        writer = BundleWriter(header)
         events = _iterate_job_events(database, args.job) if args.job else _iterate_events_since(reader, args.since)
         first = await anext(events, None)  # raises NoSuchJob before the file is created
         with _open_output_file(args.file) as file:
-            file.write(writer.begin())
+            file.write(writer.header_line())
             if first is not None:
-                file.write(writer.event(first))
+                file.write(writer.event_line(first))
             async for event in events:
-                file.write(writer.event(event))
-            file.write(writer.end())
+                file.write(writer.event_line(event))
+            file.write(writer.end_line())
         return writer.events
 
     count = run_with_database(settings, "audit", write)
@@ -312,7 +312,7 @@ def _create_key(args: argparse.Namespace, _settings: Settings) -> int:
         key = anchoring.create_anchor_key(args.file)
     except FileExistsError:
         return print_message(INVALID, f"{args.file} is there already, and is not written over")
-    print(anchors.public_key(key))
+    print(anchors.public_key_hex(key))
     return OK
 
 
@@ -322,9 +322,9 @@ async def _iterate_job_events(database: Database, job_id: UUID) -> AsyncIterator
 
 
 async def _iterate_events_since(reader: AuditReader, since: datetime) -> AsyncIterator[AuditEvent]:
-    for partition in await reader.partitions():
-        after = await reader.start(partition, since)
-        async for page in reader.pages(partition, after=after):
+    for partition in await reader.nonempty_partitions():
+        after = await reader.position_before(partition, since)
+        async for page in reader.read_pages(partition, after=after):
             for event in page:
                 yield event
 
@@ -334,7 +334,7 @@ def _load_job_events(settings: Settings, job_id: UUID) -> list[AuditEvent]:
 
 
 async def _read_job_events(database: Database, job_id: UUID) -> list[AuditEvent]:
-    events = await AuditReader(database).stream(job_id)
+    events = await AuditReader(database).read_stream(job_id)
     if not events or events[0].category != "job":
         raise NoSuchJob(f"the log has no job {job_id}")
     return events
@@ -354,7 +354,7 @@ def _private_text_line(events: Sequence[AuditEvent]) -> str:
         return ""
     if created.private is None:
         erased = next((event for event in events if event.code == JobErased.code), None)
-        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.meta(erased).actor}"
+        when = "" if erased is None else f" at {erased.ts:%Y-%m-%d %H:%M:%S} UTC by {codec.decode_meta(erased).actor}"
         return f"Prompts and metadata were erased{when}; their hash stands."
     return f"Private: {escape(created.private)}"
 

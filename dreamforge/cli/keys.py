@@ -19,9 +19,9 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
-from orchestrator.service import event
+from orchestrator.service import make_event
 from projections.key_queries import Keys
 from projections.keys import TENANT, KeyView, digest, key_text
 
@@ -154,7 +154,7 @@ def _revoke_key(args: argparse.Namespace, settings: Settings) -> int:
 async def _append_key_event(
     database: Database, tenant: str, key_id: UUID, expected_version: int, body: KeyEvent
 ) -> None:
-    recorded = event(body, Meta(actor=user_at_host()))
+    recorded = make_event(body, Meta(actor=user_at_host()))
     append = Append(stream=key_id, category="key", tenant=tenant, expected=expected_version, events=(recorded,))
     # A conflict means that another process has revoked the same key.
     await Log(database).commit(Batch(appends=[append]))
@@ -176,7 +176,7 @@ def _select_key(keys: Sequence[KeyView], id_or_name: str) -> KeyView:
 
 
 def _key_output(key: KeyView) -> KeyOutput:
-    return copied(key, KeyOutput, id=key.key_id, scopes=sorted(key.scopes))
+    return copy_fields(key, KeyOutput, id=key.key_id, scopes=sorted(key.scopes))
 
 
 def _keys_table(keys: Sequence[KeyView]) -> Table:

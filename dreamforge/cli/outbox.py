@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def _show_status(args: argparse.Namespace, settings: Settings) -> int:
-    found = _call_reconciler(settings, OutboxReconciler.status)
+    found = _call_reconciler(settings, OutboxReconciler.queue_statuses)
     print_result(args.output, found, _status_table(found))
     if any(queue.missing for queue in found):
         return print_message(FAILED, "the log owes commands that no queue holds; run `dreamforge outbox rebuild`")
@@ -52,7 +52,7 @@ def _show_status(args: argparse.Namespace, settings: Settings) -> int:
 
 def _rebuild_queues(args: argparse.Namespace, settings: Settings) -> int:
     if args.dry_run:
-        found, done = _call_reconciler(settings, OutboxReconciler.missing), "to send"
+        found, done = _call_reconciler(settings, OutboxReconciler.missing_commands), "to send"
     else:
         found, done = _call_reconciler(settings, lambda reconciler: reconciler.rebuild(settings.lease_s)), "sent"
     counts = Counter(str(one.step) for one in found)
@@ -64,7 +64,7 @@ def _purge_queues(args: argparse.Namespace, settings: Settings) -> int:
     if not args.yes:
         held = {
             str(queue.queue): queue.visible + queue.hidden
-            for queue in _call_reconciler(settings, OutboxReconciler.status)
+            for queue in _call_reconciler(settings, OutboxReconciler.queue_statuses)
         }
         print_result(args.output, held, _queue_counts_table(held, "to throw away"))
         return print_message(OK, "nothing was done; add --yes to do it, and then run `dreamforge outbox rebuild`")

@@ -20,7 +20,7 @@ from dreamforge.cli.handlers import set_handlers
 from dreamforge.operations.rebuild import fill_in_processes, show_progress
 from dreamforge.settings import Settings
 from eventstore.database import Database
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from projections import job_view
 from projections.projector import LIVE
 from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
@@ -166,7 +166,7 @@ def _partition_statuses(
 ) -> list[PartitionStatus]:
     earlier = {(status.projection, status.partition): status.position for status in before}
     return [
-        copied(
+        copy_fields(
             status,
             PartitionStatus,
             rate=(status.position - earlier.get((status.projection, status.partition), status.position)) / seconds,

@@ -51,7 +51,9 @@ class PromptErased(Exception):
 
 
 def _list_jobs(args: argparse.Namespace, settings: Settings) -> int:
-    found = run_with_database(settings, "quarantine", lambda database: Quarantine(Log(database), user_at_host()).all())
+    found = run_with_database(
+        settings, "quarantine", lambda database: Quarantine(Log(database), user_at_host()).quarantined_jobs()
+    )
     shown = [one for one in found if args.all or one.state == "quarantined"]
     print_result(args.output, shown, _quarantined_jobs_table(shown) if shown else "No job is set aside.")
     return OK
@@ -74,10 +76,10 @@ def _end_quarantine(args: argparse.Namespace, settings: Settings, *, resume: boo
         found = await _find_job(quarantine, args.job_id)
         if found is None:
             return None
-        if resume and any(event.code == JobErased.code for event in await log.stream(found.job_id)):
+        if resume and any(event.code == JobErased.code for event in await log.read_stream(found.job_id)):
             raise PromptErased
         if resume or found.state == "quarantined":
-            await quarantine.release(found, resume=resume)
+            await quarantine.release_job(found, resume=resume)
         else:
             await log.confirm_replicated()
         return found
@@ -100,7 +102,7 @@ async def _find_job(quarantine: Quarantine, id_or_prefix: str) -> QuarantinedJob
     prefix = id_or_prefix.lower().replace("-", "")
     if len(prefix) < _MIN_PREFIX_LENGTH:
         return None
-    matches = [job for job in await quarantine.all() if job.job_id.hex.startswith(prefix)]
+    matches = [job for job in await quarantine.quarantined_jobs() if job.job_id.hex.startswith(prefix)]
     if len(matches) > 1:
         raise AmbiguousId(f"{len(matches)} jobs that are set aside have an id that begins with {id_or_prefix}")
     return matches[0] if matches else None

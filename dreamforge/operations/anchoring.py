@@ -49,9 +49,9 @@ def read_anchor_key(file: Path) -> Ed25519PrivateKey:
 
 async def sign_anchor(log: Log, object_store: ObjectStore | None, key: Ed25519PrivateKey, actor: str) -> Anchor:
     """Sign the log's current heads. Appends the anchor to the log, and writes it to the object store if given."""
-    head = await log.head()
+    head = await log.read_head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
-    signed = anchors.sign(key, head.log_id, ends, datetime.now(UTC))
+    signed = anchors.sign_anchor(key, head.log_id, ends, datetime.now(UTC))
     await append_unconditionally(log, ANCHOR_STREAM, "anchor", AnchorSigned(anchor=signed), actor)
     if object_store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
@@ -92,5 +92,5 @@ async def _is_anchor_due(log: Log, every_s: float) -> bool:
     last = newest[0]
     if (datetime.now(UTC) - last.signed_at).total_seconds() < every_s / 2:
         return False
-    ends = (await log.head()).ends
+    ends = (await log.read_head()).ends
     return sum(end.position for end in ends.values()) > sum(end.position for end in last.ends) + 1

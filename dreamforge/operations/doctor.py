@@ -13,13 +13,13 @@ from dreamforge.backends import create_object_store, resolve_backends, user_at_h
 from dreamforge.settings import Settings
 from eventstore import schema
 from eventstore.database import Database
-from eventstore.errors import EventStoreError, Undecodable
+from eventstore.errors import EventStoreError, UndecodableEvent
 from eventstore.events import RecordedEvent
 from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
-from orchestrator.step_kinds import STEP_KINDS, select_queues
+from orchestrator.step_kinds import STEP_KINDS, all_queues_sql
 from projections.projector import SHADOW
 from projections.subscription_status import subscription_statuses
 
@@ -98,7 +98,7 @@ def run_checks(settings: Settings) -> list[Finding]:
 
 async def _run_checks(given_settings: Settings, resolved_settings: Settings) -> list[Finding]:
     pooled = resolved_settings.db_pooler == "transaction"
-    database = Database(resolved_settings.db_url or "", pooled=pooled, role="dreamforge-doctor")
+    database = Database(resolved_settings.db_url or "", pooled=pooled, application_name="dreamforge-doctor")
     store = create_object_store(resolved_settings)
     context = DoctorContext(given_settings, database, store)
     try:
@@ -150,7 +150,7 @@ async def _check_server(context: DoctorContext) -> CheckOutcome:
 
 
 async def _check_schema(context: DoctorContext) -> CheckOutcome:
-    await schema.check(context.database)
+    await schema.check_release(context.database)
     return CheckOutcome("ok", f"release {schema.RELEASE}")
 
 
@@ -180,7 +180,7 @@ async def _check_clocks(context: DoctorContext) -> CheckOutcome:
 
 
 async def _check_queues(context: DoctorContext) -> CheckOutcome:
-    queues = await OutboxReconciler(context.database, user_at_host()).status()
+    queues = await OutboxReconciler(context.database, user_at_host()).queue_statuses()
     missing = sum(queue.missing for queue in queues)
     text = ", ".join(
         f"{one.queue}: {one.visible} visible, {one.hidden} hidden, {one.missing} missing" for one in queues
@@ -191,7 +191,7 @@ async def _check_queues(context: DoctorContext) -> CheckOutcome:
 
 
 async def _check_archived_commands(context: DoctorContext) -> CheckOutcome:
-    rows = await context.database.read(select_queues("count(*) as commands", "a"))
+    rows = await context.database.read(all_queues_sql("count(*) as commands", "a"))
     commands = sum(row["commands"] for row in rows)
     if not commands:
         return CheckOutcome("ok", "none")
@@ -204,11 +204,15 @@ async def _check_archived_commands(context: DoctorContext) -> CheckOutcome:
 
 async def _check_quarantine(context: DoctorContext) -> CheckOutcome:
     log = Log(context.database)
-    jobs = [str(one.job_id) for one in await Quarantine(log, user_at_host()).all() if one.state == "quarantined"]
+    jobs = [
+        str(one.job_id)
+        for one in await Quarantine(log, user_at_host()).quarantined_jobs()
+        if one.state == "quarantined"
+    ]
     others = [
         f"{category} {stream}"
         for category in ("model", "key", "outbox", "anchor")
-        for stream, history in (await log.category(category)).items()
+        for stream, history in (await log.read_category(category)).items()
         if any(codec.is_known(event.code, event.schema_version) and _is_undecodable(event) for event in history)
     ]
     if not (jobs or others):
@@ -223,7 +227,7 @@ async def _check_quarantine(context: DoctorContext) -> CheckOutcome:
 def _is_undecodable(event: RecordedEvent) -> bool:
     try:
         codec.decode_event(event)
-    except Undecodable:
+    except UndecodableEvent:
         return True
     return False
 

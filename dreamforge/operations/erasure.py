@@ -35,11 +35,11 @@ from eventstore.errors import DatabaseAccessDenied
 from eventstore.log import Log
 from eventstore.notifier import Notifier
 from orchestrator import codec
-from orchestrator.copying import copied
+from orchestrator.copying import copy_fields
 from orchestrator.decisions import CommandRejected, RequestErasure
 from orchestrator.events import PRIVATE_FIELDS, ArtifactEvent, ArtifactRewritten, JobErased, Meta
 from orchestrator.plan import object_prefix
-from orchestrator.service import JobService, NoSuchJob, SetAside, Unreadable, append_unconditionally
+from orchestrator.service import JobInQuarantine, JobService, NoSuchJob, UnreadableJob, append_unconditionally
 from orchestrator.step_kinds import STEP_KINDS
 from projections.rebuild import Rebuild
 
@@ -123,8 +123,8 @@ def erase_jobs(args: argparse.Namespace, settings: Settings) -> int:
                     return NOT_FOUND, str(error)
                 except CommandRejected as error:
                     return CONFLICT, f"job {job}: {error}"
-                except Unreadable as error:
-                    await jobs.report(error, "audit")
+                except UnreadableJob as error:
+                    await jobs.report_unreadable(error, "audit")
                     return UNAVAILABLE, f"{error}; it is being set aside, and can be erased then: try again"
         finally:
             await committer.stop()
@@ -170,22 +170,24 @@ async def _erase_job(
     # The event first: after a crash, the erasure can be repeated. Without it, missing text would look like damage.
     try:
         state = await jobs.load(job_id)
-    except SetAside:
+    except JobInQuarantine:
         keys, version = await _append_erasure_events(database, store, job_id, lease_s)
     else:
-        if state.finished not in {None, "succeeded"}:  # otherwise all objects are written
+        if state.outcome not in {None, "succeeded"}:  # otherwise all objects are written
             await _wait_for_lease_end(database, job_id, lease_s)
         written = [artifact for step in state.steps for artifact in step.artifacts.values()]
         keys = await _list_object_keys(store, state.tenant, job_id, written)
-        rewritten = () if state.erased or state.finished is None else await _artifact_rewritten_events(store, written)
-        state = await jobs.request(
+        rewritten = () if state.erased or state.outcome is None else await _artifact_rewritten_events(store, written)
+        state = await jobs.commit_request(
             state.tenant, job_id, RequestErasure(rewritten=rewritten), Meta(actor=user_at_host())
         )
         version = state.version
-    rows = await database.call("select eventstore.erase($1) as events", job_id)
-    await database.call("select projector.forget($1)", job_id)
+    rows = await database.execute_once("select eventstore.erase($1) as events", job_id)
+    await database.execute_once("select projector.forget($1)", job_id)
     for table in _COMMAND_TABLES:
-        await database.call(_REMOVE_TRACEPARENT_SQL.format(table), msgspec.json.encode({"job_id": job_id}).decode())
+        await database.execute_once(
+            _REMOVE_TRACEPARENT_SQL.format(table), msgspec.json.encode({"job_id": job_id}).decode()
+        )
     files, damaged = 0, []
     for key in keys:
         try:
@@ -204,10 +206,10 @@ async def _append_erasure_events(
 ) -> tuple[list[str], int]:
     """Append the events of an erasure to a quarantined job, from its readable events. Returns its keys and version."""
     log = Log(database)
-    history = await log.stream(job_id)
+    history = await log.read_stream(job_id)
     tenant = history[0].tenant
     await _wait_for_lease_end(database, job_id, lease_s)
-    bodies = [codec.body_if_readable(event) for event in history]
+    bodies = [codec.decode_body_or_none(event) for event in history]
     written = {body.s3_key: body for body in bodies if isinstance(body, ArtifactEvent)}
     if all(event.code != JobErased.code for event in history):
         for body in [
@@ -217,7 +219,7 @@ async def _append_erasure_events(
             await append_unconditionally(log, job_id, "job", body, user_at_host(), tenant=tenant)
     else:
         await log.confirm_replicated()
-    newest = await log.newest(job_id)
+    newest = await log.newest_event(job_id)
     keys = await _list_object_keys(store, tenant, job_id, written.values())
     return keys, len(history) if newest is None else newest.version
 
@@ -252,7 +254,7 @@ async def _artifact_rewritten_events(store: ObjectStore, artifacts: Sequence[Art
         if anonymous == body:
             continue
         sha256 = hashlib.sha256(anonymous).hexdigest()
-        events.append(copied(artifact, ArtifactRewritten, bytes=len(anonymous), sha256=sha256, rendering=None))
+        events.append(copy_fields(artifact, ArtifactRewritten, bytes=len(anonymous), sha256=sha256, rendering=None))
     return events
 
 
@@ -268,7 +270,7 @@ async def _get_without_private_text(store: ObjectStore, key: str) -> bytes | Non
 
 async def _wait_for_old_snapshots(database: Database) -> str | None:
     """Wait until no snapshot can see the erased rows. Returns a problem if one remains; else None."""
-    [now] = await database.call("select pg_current_xact_id()::xid::text as xid")
+    [now] = await database.execute_once("select pg_current_xact_id()::xid::text as xid")
     deadline = time.monotonic() + _SNAPSHOT_TIMEOUT_S
     while (who := (await database.read(_SNAPSHOT_HOLDERS_SQL, now["xid"]))[0]["who"]) is not None:
         if time.monotonic() > deadline:
@@ -281,7 +283,7 @@ async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
     """Rewrite a table into a new file. A plain VACUUM would leave bytes of removed rows in the pages."""
     [before] = await database.read(_TABLE_SIZE_SQL, table)
     began = time.monotonic()
-    await database.call(f"vacuum (full, analyze) {table}")
+    await database.execute_once(f"vacuum (full, analyze) {table}")
     [after] = await database.read(_TABLE_SIZE_SQL, table)
     return ScrubbedTable(table=table, before=before["bytes"], after=after["bytes"], seconds=time.monotonic() - began)
 
@@ -289,8 +291,8 @@ async def _vacuum_full(database: Database, table: str) -> ScrubbedTable:
 async def _remove_old_wal(database: Database) -> str | None:
     """Make the server remove its old write-ahead log. Returns a problem if it may not have; else None."""
     try:
-        await database.call("select pg_switch_wal()")
-        await database.call("checkpoint")
+        await database.execute_once("select pg_switch_wal()")
+        await database.execute_once("checkpoint")
         [recycled] = await database.read("select current_setting('wal_recycle')::boolean as recycled")
     except DatabaseAccessDenied as error:
         return f"the write-ahead log stays until the server's next checkpoints: {error}"

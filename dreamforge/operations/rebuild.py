@@ -81,7 +81,7 @@ def _fill_in_worker(url: str, pooled: bool) -> None:  # noqa: FBT001  # run_in_e
 
 
 async def _fill_chunks(url: str, *, pooled: bool) -> None:
-    database = Database(url, pooled=pooled, bounded=False, role="dreamforge-rebuild")
+    database = Database(url, pooled=pooled, time_limited=False, application_name="dreamforge-rebuild")
     try:
         await Rebuild(database).fill(lambda: not _stop_event.is_set())
     finally:

@@ -21,14 +21,14 @@ from eventstore.log import Log
 from model_registry.catalogue import ModelCatalogue
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, DecodedEvent, ModelSelected, Rendering
-from orchestrator.service import readable
+from orchestrator.service import fold_history
 from orchestrator.state import JobState, StepState
-from orchestrator.step_errors import StepError
+from orchestrator.step_errors import StepFailure
 from runners.attempt import AttemptBuffer
 from runners.engines.batching import BatchScheduler
 from runners.engines.protocol import ModelRef, Pixels
-from runners.selection import ModelFiles, model_ref
-from runners.worker import worker
+from runners.selection import ModelFilesChecker, model_ref
+from runners.worker import worker_for
 
 
 class ReproducedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Reproduce a job; returns the exit code."""
 
     async def ask(database: Database, store: ObjectStore) -> tuple[int, str, list[ReproducedImage]]:
-        history = [event for event in await AuditReader(database).stream(args.job) if event.category == "job"]
+        history = [event for event in await AuditReader(database).read_stream(args.job) if event.category == "job"]
         if not history:
             return NOT_FOUND, f"the log has no job {args.job}", []
-        job = readable(history)
+        job = fold_history(history)
         events = [codec.decode_event(event) for event in history]
         if job.erased:
             return CONFLICT, f"the prompt of job {args.job} was erased; its images can't be made again", []
@@ -118,7 +118,7 @@ class _JobReproducer:
         self._models = models
         self._settings = settings
         self._renderer = create_fake_renderer(settings)
-        self._files = ModelFiles()
+        self._files = ModelFilesChecker()
         self._selected = {
             (event.body.step_id, event.body.attempt): event.body
             for event in events
@@ -132,7 +132,7 @@ class _JobReproducer:
             body = await self._store.get(written.s3_key)
             before = self._decode(body)
             after, rendering = await self._render_again(step, written)
-        except StepError as error:
+        except StepFailure as error:
             return ReproducedImage(**identity, difference=None, pixels=0, environment=[], problem=str(error))
         environment = _environment_differences(written.rendering, rendering)
         identity["changed"] = stored_object(body) != StoredObject(written.bytes, written.sha256)
@@ -143,7 +143,7 @@ class _JobReproducer:
         return ReproducedImage(**identity, difference=largest, pixels=pixels, environment=environment)
 
     async def _render_again(self, step: StepState, written: ArtifactWritten) -> tuple[Image.Image, Rendering | None]:
-        item, before = written.item_index, self._job.before(step)
+        item, before = written.item_index, self._job.step_before(step)
         original = written.rendering
         source = None
         if before is not None:
@@ -153,25 +153,27 @@ class _JobReproducer:
             self._expect_no_model(step, written)
             return self._decode(self._renderer.render(self._job, step.name, item, source)), None
         model = await self._find_original_model(step, written, original)
-        work = worker(step.name).request(model, self._renderer.item(self._job, step.name, item, source), original)
+        work = worker_for(step.name).build_request(
+            model, self._renderer.build_item(self._job, step.name, item, source), original
+        )
         pixels = await self._batches.render(work, item, AttemptBuffer(step))  # its reports are dropped
         return self._encode_and_decode(pixels), pixels.rendering
 
     async def _find_original_model(self, step: StepState, written: ArtifactWritten, rendering: Rendering) -> ModelRef:
-        """The model that rendered the original. Raises `StepError` if it is missing or has changed."""
+        """The model that rendered the original. Raises `StepFailure` if it is missing or has changed."""
         if rendering.model_id is None:
             return ModelRef(kind="generator", path=self._selected[step.step_id, written.attempt].source)
         view = await self._models.model(rendering.model_id)
         if view is None:
-            raise StepError(f"model {rendering.model_id} is not registered any more")
+            raise StepFailure(f"model {rendering.model_id} is not registered any more")
         self._files.check(view)
         return model_ref(view)
 
     def _expect_no_model(self, step: StepState, written: ArtifactWritten) -> None:
-        """Raise `StepError` if a model rendered an image whose rendering is not recorded."""
+        """Raise `StepFailure` if a model rendered an image whose rendering is not recorded."""
         selected = self._selected.get((step.step_id, written.attempt))
         if selected is not None and selected.engine not in {"fake", "image"}:
-            raise StepError("an attempt before the one that recorded it made it, and its file does not tell how")
+            raise StepFailure("an attempt before the one that recorded it made it, and its file does not tell how")
 
     def _encode_and_decode(self, pixels: Pixels) -> Image.Image:
         """An image after encoding and decoding, since JPEG is lossy."""

@@ -13,7 +13,7 @@ from dreamforge.operations.snapshot import (
     start_positions,
 )
 from eventstore.database import Database, DatabaseWithDeadline
-from orchestrator.step_kinds import STEP_KINDS, select_queues
+from orchestrator.step_kinds import STEP_KINDS, all_queues_sql
 from projections.subscription_status import subscription_statuses
 
 _READ_TIMEOUT_S = 5.0
@@ -63,7 +63,7 @@ _QUEUES_SQL = f"""
 select queue, count(*) filter (where visible) as visible, count(*) filter (where not visible) as hidden,
     extract(epoch from clock_timestamp() - min(enqueued_at) filter (where visible))::float8 as oldest_s
 from unnest($1::text[]) as q (queue)
-left join ({select_queues("vt <= clock_timestamp() as visible, enqueued_at")}) as held using (queue)
+left join ({all_queues_sql("vt <= clock_timestamp() as visible, enqueued_at")}) as held using (queue)
 group by queue order by queue
 """  # noqa: S608  # constants
 # A hidden command is claimed or deferred: the job's last runner event says which. Those that become visible first are
@@ -72,7 +72,7 @@ _RUNNING_STEPS_SQL = f"""
 select last.runner, last.recorded_at as heard_at
 from (
     select message ->> 'job_id' as job_id from (
-        select * from ({select_queues("message, vt")}) as held where vt > clock_timestamp()
+        select * from ({all_queues_sql("message, vt")}) as held where vt > clock_timestamp()
     ) as hidden group by 1 order by min(vt) limit $1
 ) as claimed
 cross join lateral (

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Verify a job, the whole log, or an exported file; returns the exit code."""
     trusted = set(args.keys)
     if settings.anchor_key is not None:
-        trusted.add(anchors.public_key(read_anchor_key(settings.anchor_key)))
+        trusted.add(anchors.public_key_hex(read_anchor_key(settings.anchor_key)))
     try:
         given_anchors = [_load_anchor(file, trusted) for file in args.anchors]
         if isinstance(args.target, Path):
@@ -74,7 +74,7 @@ def _load_anchor(file: Path, trusted_keys: set[str]) -> Anchor:
         anchor = msgspec.json.decode(file.read_bytes(), type=Anchor)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise anchors.BadAnchor(f"{file} holds no anchor: {error}") from None
-    anchors.check(anchor, trusted_keys)
+    anchors.check_signature(anchor, trusted_keys)
     return anchor
 
 
@@ -82,7 +82,7 @@ def _verify_bundle(args: argparse.Namespace, given_anchors: Sequence[Anchor]) ->
     if args.artifacts:
         return print_message(INVALID, "--artifacts needs the log itself; a bundle is verified with nothing else")
     with args.target.open("rb") as lines:
-        report = bundle.verify(lines, given_anchors, codec.VOCABULARY)
+        report = bundle.verify_bundle(lines, given_anchors, codec.COLUMN_VOCABULARY)
     counts = f"{report.events:,} event(s) of {args.target}"
     if given_anchors and not report.flaws:
         counts += f", {report.vouched:,} of them vouched for by an anchor"
@@ -95,7 +95,7 @@ def _verify_log(
 ) -> int:
     async def verify(database: Database, store: ObjectStore | None) -> VerificationResult:
         reader = AuditReader(database)
-        audit = _LogVerification(await reader.identity(), trusted_keys, store, whole=args.all)
+        audit = _LogVerification(await reader.read_log_identity(), trusted_keys, store, whole=args.all)
         async for page in _all_pages(reader) if args.all else _job_pages(reader, args.target):
             await audit.verify_page(page)
         return await audit.make_result(reader, given_anchors)
@@ -117,13 +117,13 @@ def _counts_text(result: VerificationResult) -> str:
 
 
 async def _all_pages(reader: AuditReader) -> AsyncIterator[Sequence[AuditEvent]]:
-    for partition in await reader.partitions():
-        async for page in reader.pages(partition):
+    for partition in await reader.nonempty_partitions():
+        async for page in reader.read_pages(partition):
             yield page
 
 
 async def _job_pages(reader: AuditReader, job_id: UUID) -> AsyncIterator[Sequence[AuditEvent]]:
-    yield await reader.stream(job_id)
+    yield await reader.read_stream(job_id)
 
 
 class _LogVerification:
@@ -135,7 +135,7 @@ class _LogVerification:
     def __init__(self, log: LogIdentity, trusted: set[str], store: ObjectStore | None, *, whole: bool) -> None:
         self._log_identity = log
         self._trusted = trusted
-        self._verifier = Verifier(log, whole=whole, vocabulary=codec.VOCABULARY)
+        self._verifier = Verifier(log, whole=whole, vocabulary=codec.COLUMN_VOCABULARY)
         self._store = store
         self._anchors: list[Anchor] = []
         self._events = 0
@@ -147,7 +147,7 @@ class _LogVerification:
         """Verify the next events, and their images."""
         for event in page:
             self._events += 1
-            self._flaws += self._verifier.check(event)
+            self._flaws += self._verifier.check_event(event)
             if event.code == AnchorSigned.code:
                 self._collect_trusted_anchor(event)
         if self._store is not None:
@@ -159,21 +159,21 @@ class _LogVerification:
         """The result after the last page. given_anchors: checked in addition to those in the log."""
         all_anchors = [*given_anchors, *self._anchors]
         for anchor in all_anchors:
-            chains = await reader.chains({end.partition: end.position for end in anchor.ends})
-            self._flaws += anchors.differences(anchor, self._log_identity.log_id, chains)
+            chains = await reader.chain_hashes({end.partition: end.position for end in anchor.ends})
+            self._flaws += anchors.find_violations(anchor, self._log_identity.log_id, chains)
         return VerificationResult(
             events=self._events,
             anchors=len(all_anchors),
-            flaws=self._flaws + self._verifier.end(),
+            flaws=self._flaws + self._verifier.take_open_violations(),
             artifacts=None if self._store is None else self._artifacts,
             bad_artifacts=list(self._bad_artifacts.values()),
         )
 
     def _collect_trusted_anchor(self, event: AuditEvent) -> None:
         """Keep an anchor from the log if its signer is trusted."""
-        signed = codec.body_if_readable(event)
+        signed = codec.decode_body_or_none(event)
         if isinstance(signed, AnchorSigned) and signed.anchor.public_key in self._trusted:
-            anchors.check(signed.anchor, self._trusted)
+            anchors.check_signature(signed.anchor, self._trusted)
             self._anchors.append(signed.anchor)
 
     async def _check_images(self, store: ObjectStore, events: Sequence[AuditEvent]) -> None:
@@ -200,7 +200,7 @@ class _LogVerification:
 
 
 def _artifact_event(event: AuditEvent) -> ArtifactEvent | None:
-    body = codec.body_if_readable(event)
+    body = codec.decode_body_or_none(event)
     return body if isinstance(body, ArtifactEvent) else None
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from eventstore.integrity.verifier import IntegrityViolation
 
-_PREFIX = b"dreamforge anchor\n"
+_SIGNED_PREFIX = b"dreamforge anchor\n"
 
 
 class AnchoredEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class AnchoredEnd(msgspec.Struct, frozen=True, kw_only=True):
     chain: str
 
 
-class Statement(msgspec.Struct, frozen=True, kw_only=True):
+class AnchorStatement(msgspec.Struct, frozen=True, kw_only=True):
     """What an anchor says of a log. public_key: of its signer, 32 bytes in lower-case hex."""
 
     format: Literal["dreamforge-anchor/1"] = "dreamforge-anchor/1"
@@ -38,7 +38,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     public_key: str
 
 
-class Anchor(Statement, frozen=True, kw_only=True):
+class Anchor(AnchorStatement, frozen=True, kw_only=True):
     """A statement with its signature, 64 bytes in lower-case hex."""
 
     signature: str
@@ -48,42 +48,42 @@ class BadAnchor(Exception):
     """An anchor proves nothing; the message says why."""
 
 
-def public_key(key: Ed25519PrivateKey) -> str:
+def public_key_hex(key: Ed25519PrivateKey) -> str:
     """The public key of a private one, as anchors bear it."""
     return key.public_key().public_bytes_raw().hex()
 
 
-def sign(key: Ed25519PrivateKey, log_id: UUID, ends: Mapping[int, tuple[int, bytes]], now: datetime) -> Anchor:
+def sign_anchor(key: Ed25519PrivateKey, log_id: UUID, ends: Mapping[int, tuple[int, bytes]], now: datetime) -> Anchor:
     """The anchor of a log whose partitions end so: position and chain of each."""
-    said = Statement(
+    anchor_statement = AnchorStatement(
         log_id=log_id,
         signed_at=now,
         ends=[
             AnchoredEnd(partition=partition, position=position, chain=chain.hex())
             for partition, (position, chain) in sorted(ends.items())
         ],
-        public_key=public_key(key),
+        public_key=public_key_hex(key),
     )
-    return Anchor(**asdict(said), signature=key.sign(_text(said)).hex())
+    return Anchor(**asdict(anchor_statement), signature=key.sign(_signed_bytes(anchor_statement)).hex())
 
 
-def statement(anchor: Anchor) -> Statement:
+def signed_statement(anchor: Anchor) -> AnchorStatement:
     """What was signed."""
-    return Statement(**{name: getattr(anchor, name) for name in Statement.__struct_fields__})
+    return AnchorStatement(**{name: getattr(anchor, name) for name in AnchorStatement.__struct_fields__})
 
 
-def check(anchor: Anchor, trusted: Iterable[str]) -> None:
+def check_signature(anchor: Anchor, trusted_keys: Iterable[str]) -> None:
     """Raise `BadAnchor` unless one of the trusted public keys has signed this very anchor."""
-    if anchor.public_key not in trusted:
+    if anchor.public_key not in trusted_keys:
         raise BadAnchor(f"the anchor of {anchor.signed_at} was signed by {anchor.public_key}, which is not trusted")
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(anchor.public_key))
-        key.verify(bytes.fromhex(anchor.signature), _text(statement(anchor)))
+        key.verify(bytes.fromhex(anchor.signature), _signed_bytes(signed_statement(anchor)))
     except (ValueError, InvalidSignature):
         raise BadAnchor(f"the signature of the anchor of {anchor.signed_at} is not that of its content") from None
 
 
-def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], bytes]) -> list[IntegrityViolation]:
+def find_violations(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], bytes]) -> list[IntegrityViolation]:
     """Where a log no longer holds what an anchor saw. chains: its own by partition and position, where it has them.
 
     Raises `BadAnchor` for one of another log.
@@ -109,5 +109,5 @@ def differences(anchor: Anchor, log_id: UUID, chains: Mapping[tuple[int, int], b
     return flaws
 
 
-def _text(said: Statement) -> bytes:
-    return _PREFIX + msgspec.json.encode(said)
+def _signed_bytes(anchor_statement: AnchorStatement) -> bytes:
+    return _SIGNED_PREFIX + msgspec.json.encode(anchor_statement)

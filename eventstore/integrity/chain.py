@@ -10,11 +10,11 @@ from uuid import UUID
 
 from eventstore.events import RecordedEvent
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STREAM_GENESIS = b""
 
 
-def framed(name: str, value: bytes | None) -> bytes:
+def frame_field(name: str, value: bytes | None) -> bytes:
     """One field of an envelope: name and value, each behind its length in four bytes; -1 where there's no value."""
     label = name.encode()
     head = len(label).to_bytes(4, "big") + label
@@ -23,9 +23,9 @@ def framed(name: str, value: bytes | None) -> bytes:
     return head + len(value).to_bytes(4, "big") + value
 
 
-def micros(moment: datetime) -> bytes:
+def encode_timestamp(moment: datetime) -> bytes:
     """A timestamp as it is hashed."""
-    return ((moment - _EPOCH) // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)
+    return ((moment - _UNIX_EPOCH) // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)
 
 
 def event_hash(previous: bytes, event: RecordedEvent) -> bytes:
@@ -38,18 +38,18 @@ def event_hash(previous: bytes, event: RecordedEvent) -> bytes:
         ("event_id", event.event_id.bytes),
         ("code", event.code.encode()),
         ("schema_version", event.schema_version.to_bytes(2, "big", signed=True)),
-        ("ts", micros(event.ts)),
+        ("ts", encode_timestamp(event.ts)),
         ("data", event.data.encode()),
         ("meta", event.meta.encode()),
         ("private_digest", event.private_digest),
     )
-    return sha256(previous + b"".join(framed(name, value) for name, value in fields)).digest()
+    return sha256(previous + b"".join(frame_field(name, value) for name, value in fields)).digest()
 
 
 def event_chain(previous: bytes, event: RecordedEvent) -> bytes:
     """The link of an event in its partition's chain; `previous` is the chain of the position before."""
     return sha256(
-        previous + event.position.to_bytes(8, "big", signed=True) + micros(event.recorded_at) + event.hash
+        previous + event.position.to_bytes(8, "big", signed=True) + encode_timestamp(event.recorded_at) + event.hash
     ).digest()
 
 

@@ -78,7 +78,7 @@ class Verifier:
         self._chains: dict[tuple[int, int], bytes] = {}
         self._doubts: dict[int, tuple[IntegrityViolation, bytes]] = {}
 
-    def check(self, event: AuditEvent) -> list[IntegrityViolation]:
+    def check_event(self, event: AuditEvent) -> list[IntegrityViolation]:
         """What is wrong with the next event, and what its coming tells of the one before."""
         found = [
             *self._settle_doubt(event),
@@ -90,7 +90,7 @@ class Verifier:
         self._version = event.version
         return found
 
-    def end(self) -> list[IntegrityViolation]:
+    def take_open_violations(self) -> list[IntegrityViolation]:
         """What was left open until more events came."""
         doubts, self._doubts = self._doubts, {}
         return [flaw for flaw, _ in doubts.values()]

@@ -1,10 +1,10 @@
 """The vocabulary of the log: every event as a type. Pure: no I/O, no clock, no randomness.
 
-An event's `data` is hashed with the log and can never change; `Private` text lies beside it, outside the hash, and can
-be erased. Data never uses the names ts, level, code, message, step or item_index for anything else.
+An event's `data` is hashed with the log and can never change; `PersonalText` lies beside it, outside the hash, and
+can be erased. Data never uses the names ts, level, code, message, step or item_index for anything else.
 """
 
-from orchestrator.events.base import PRIVATE_FIELDS, Category, DecodedEvent, DomainEvent, Level, Meta, Private
+from orchestrator.events.base import PRIVATE_FIELDS, Category, DecodedEvent, DomainEvent, Level, Meta, PersonalText
 from orchestrator.events.jobs import (
     CancelRequested,
     Idempotency,
@@ -32,10 +32,10 @@ from orchestrator.events.steps import (
     ArtifactEvent,
     ArtifactRewritten,
     ArtifactWritten,
+    DeviceMemory,
     EngineLost,
     ErrorCode,
-    Measure,
-    Memory,
+    MemoryMeasure,
     ModelSelected,
     Outcome,
     Rendering,
@@ -60,6 +60,7 @@ __all__ = [
     "CancelRequested",
     "Category",
     "DecodedEvent",
+    "DeviceMemory",
     "DomainEvent",
     "EngineLost",
     "ErrorCode",
@@ -74,8 +75,7 @@ __all__ = [
     "KeyEvent",
     "KeyRevoked",
     "Level",
-    "Measure",
-    "Memory",
+    "MemoryMeasure",
     "Meta",
     "ModelDisabled",
     "ModelEnabled",
@@ -89,8 +89,8 @@ __all__ = [
     "OutboxPurged",
     "OutboxRebuilt",
     "Outcome",
+    "PersonalText",
     "PlannedStep",
-    "Private",
     "Rendering",
     "RetryReason",
     "RetryRequested",

@@ -12,7 +12,7 @@ Category = Literal["job", "model", "key", "outbox", "anchor"]
 Level = Literal["info", "warning", "error"]
 
 
-class Private(msgspec.Struct, frozen=True, kw_only=True):
+class PersonalText(msgspec.Struct, frozen=True, kw_only=True):
     """Personal text of a job: what erasure takes away. All fields are None after it.
 
     request_id, traceparent: as the client sent them with the request that caused the event.
@@ -34,7 +34,7 @@ PRIVATE_FIELDS: tuple[PrivateField, ...] = get_args(PrivateField)
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where an event came from: the request that caused it, whose API key it bore, and the process that appended it.
 
-    request_id: drawn here; in events of releases that had no `Private.request_id`, the client's where it sent one.
+    request_id: drawn here; in events of releases that had no `PersonalText.request_id`, the client's where it sent one.
     traceparent: of those releases alone.
     """
 
@@ -79,4 +79,4 @@ class DecodedEvent(msgspec.Struct, frozen=True, kw_only=True):
     ts: datetime
     body: DomainEvent | None
     meta: Meta
-    private: Private
+    private: PersonalText

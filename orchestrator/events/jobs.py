@@ -24,7 +24,7 @@ from orchestrator.events.steps import (
     item_indexes_text,
 )
 from orchestrator.parameters import GenerateParams, UpscaleParams
-from orchestrator.step_kinds import STEP_KINDS, expect_known
+from orchestrator.step_kinds import STEP_KINDS, expect_known_steps
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,7 +35,7 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     params: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        expect_known(self.name)
+        expect_known_steps(self.name)
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class JobCreated(DomainEvent, frozen=True, kw_only=True):
         """What was asked of each step, by its name, in the order of the steps."""
         own = {"generate": self.generate, "upscale": self.upscale}
         return {
-            step.name: own.get(step.name) or msgspec.convert(step.params or {}, STEP_KINDS[step.name].recorded)
+            step.name: own.get(step.name) or msgspec.convert(step.params or {}, STEP_KINDS[step.name].recorded_type)
             for step in self.steps
         }
 

@@ -6,7 +6,7 @@ import msgspec
 
 from orchestrator.events.base import DomainEvent, Level
 from orchestrator.events.steps import StepName
-from orchestrator.step_kinds import expect_known
+from orchestrator.step_kinds import expect_known_steps
 
 ModelKind = Literal["generator", "gan-upscaler", "diffusion-upscaler"]
 
@@ -38,7 +38,7 @@ class ModelRegistered(DomainEvent, frozen=True, kw_only=True, omit_defaults=True
     trusted: bool = False
 
     def __post_init__(self) -> None:
-        expect_known(*self.capabilities)
+        expect_known_steps(*self.capabilities)
 
     def message(self) -> str:
         """The text of the event's log line."""

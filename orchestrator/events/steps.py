@@ -7,7 +7,7 @@ import msgspec
 
 from orchestrator.events.base import DomainEvent, Level
 from orchestrator.parameters import ImageFormat
-from orchestrator.step_kinds import STEP_KINDS, expect_known
+from orchestrator.step_kinds import STEP_KINDS, expect_known_steps
 
 StepName = Annotated[str, msgspec.Meta(extra={"values": STEP_KINDS})]
 """The name of a kind of step in the table; each type with such a field rejects other names."""
@@ -19,7 +19,7 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
 
-Measure = Literal["smaller_batch", "tiling", "offload"]
+MemoryMeasure = Literal["smaller_batch", "tiling", "offload"]
 
 
 RetryReason = Literal["failure", "hand_back", "not_started"]
@@ -35,7 +35,7 @@ class StepEvent(DomainEvent, frozen=True, kw_only=True):
     step_name: StepName = msgspec.field(name="step")
 
     def __post_init__(self) -> None:
-        expect_known(self.step_name)
+        expect_known_steps(self.step_name)
 
     @property
     def step(self) -> str:
@@ -70,7 +70,7 @@ class ModelSelected(StepEvent, frozen=True, kw_only=True, omit_defaults=True):
         return f"Step {self.step_name} uses {self.engine} ({self.source})."
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of a device's memory that a batch found in use, that were in use at most meanwhile, and that it left."""
 
     before: int
@@ -100,7 +100,7 @@ class SamplingBatch(StepEvent, frozen=True, kw_only=True):
     attempt: int
     items: list[int]
     size: int
-    memory: Memory | None
+    memory: DeviceMemory | None
 
     def message(self) -> str:
         """The text of the event's log line."""
@@ -115,8 +115,8 @@ class SamplingOom(StepEvent, frozen=True, kw_only=True):
     attempt: int
     items: list[int]
     size: int
-    next: Measure | None
-    memory: Memory | None
+    next: MemoryMeasure | None
+    memory: DeviceMemory | None
 
     @property
     def level(self) -> Level:
@@ -169,7 +169,7 @@ class Rendering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch_size: int = 1
     batch_index: int = 0
     tile: int | None = None
-    measures: list[Measure] = []
+    measures: list[MemoryMeasure] = []
 
 
 class ArtifactEvent(StepEvent, frozen=True, kw_only=True, omit_defaults=True):

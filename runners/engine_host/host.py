@@ -8,7 +8,7 @@ import transformers
 
 from orchestrator.step_errors import ProviderError
 from runners.engines.cache import ModelCache, keepalive_while_opening
-from runners.engines.diffusion_engine import DiffusionEngine, versions
+from runners.engines.diffusion_engine import DiffusionEngine, library_versions
 from runners.engines.memory import best_device, best_dtype, device_name, total_bytes
 from runners.engines.process import EngineConfig
 from runners.engines.protocol import ModelRef, Render, RenderListener, Work
@@ -35,7 +35,7 @@ class EngineHost:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the libraries on which an image's exact pixels depend."""
-        return versions()
+        return library_versions()
 
     @property
     def device_name(self) -> str:

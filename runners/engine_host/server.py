@@ -17,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
-from orchestrator.step_errors import OutOfMemory, ProviderError, StepError, Unexpected
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
+from orchestrator.step_errors import OutOfMemory, ProviderError, StepFailure, Unexpected
 from runners.engines.process import EngineConfig, encode_frame
 from runners.engines.protocol import (
     Cancel,
@@ -50,16 +50,16 @@ class ParentConnection:
         self.work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self.cancelled_items: set[int] = set()
 
-    def config(self) -> EngineConfig:
+    def read_config(self) -> EngineConfig:
         """The first message."""
-        return msgspec.msgpack.decode(self._frame(), type=EngineConfig)
+        return msgspec.msgpack.decode(self._read_frame(), type=EngineConfig)
 
     def listen(self) -> None:
         """Read messages until the runner closes the socket, then exit the process."""
         decoder = msgspec.msgpack.Decoder(ToProcess)
         work_count = 0
         try:
-            while frame := self._frame():
+            while frame := self._read_frame():
                 message = decoder.decode(frame)
                 if not isinstance(message, Cancel):
                     work_count += 1
@@ -75,7 +75,7 @@ class ParentConnection:
         with self._sending:
             self._connection.sendall(encode_frame(message))
 
-    def _frame(self) -> bytes:
+    def _read_frame(self) -> bytes:
         return self._file.read(int.from_bytes(self._file.read(4), "big"))
 
 
@@ -97,14 +97,16 @@ class ProgressReporter:
             raise RenderCancelled
         self._runner.send(StepDone(items=items, done=done, of=of))
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Report that memory ran out, and the measure that is tried next."""
         self._runner.send(MemoryExhausted(items=items, size=size, next=measure, memory=memory))
 
-    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> None:
         """Send an image."""
         self.unanswered.discard(item)
-        self._runner.send(Pixels.of(item, image, rendering, memory))
+        self._runner.send(Pixels.from_image(item, image, rendering, memory))
 
     def inject_fault(self, spec: ImageSpec) -> None:
         """Cause the fault that a test asks for, once."""
@@ -122,31 +124,31 @@ class ProgressReporter:
 
 
 RenderFunction = Callable[[Work, ProgressReporter], None]
-"""Does some work. May raise `StepError`, `RenderCancelled`, and any exception of a library."""
+"""Does some work. May raise `StepFailure`, `RenderCancelled`, and any exception of a library."""
 
 
-def serve(descriptor: int, create_engine: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
+def serve(socket_descriptor: int, create_engine: Callable[[EngineConfig], tuple[Ready, RenderFunction]]) -> None:
     """Serve the runner at the other end of a socket until it exits."""
     # A signal often goes to every process of the group; this process must end only when its runner does.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
-    with socket.socket(fileno=descriptor) as connection:
+    with socket.socket(fileno=socket_descriptor) as connection:
         parent = ParentConnection(connection)
-        ready, render = create_engine(parent.config())
+        ready, render = create_engine(parent.read_config())
         threading.Thread(target=parent.listen, name="runner", daemon=True).start()
         parent.send(ready)
         while True:
-            parent.send(Done(restart_needed=_run(parent, parent.work.get(), render)))
+            parent.send(Done(restart_needed=_run_work(parent, parent.work.get(), render)))
 
 
-def _run(parent: ParentConnection, work: Work, render: RenderFunction) -> bool:
+def _run_work(parent: ParentConnection, work: Work, render: RenderFunction) -> bool:
     """Do some work and report failures. Returns whether an unexpected exception failed items."""
     listener = ProgressReporter(parent, len(work.specs) if isinstance(work, Render) else 1)
     try:
         render(work, listener)
     except RenderCancelled:
         return False
-    except StepError as error:
+    except StepFailure as error:
         failure = error
     except MemoryError:
         failure = OutOfMemory("the image did not fit into the memory")

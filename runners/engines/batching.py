@@ -18,8 +18,8 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
-from orchestrator.events import ErrorCode, Measure, Memory
-from orchestrator.step_errors import StepError, Unexpected
+from orchestrator.events import DeviceMemory, ErrorCode, MemoryMeasure
+from orchestrator.step_errors import StepFailure, Unexpected
 from runners import metrics
 from runners.engines.process import EngineProcess, EngineProcessDied
 from runners.engines.protocol import (
@@ -33,7 +33,7 @@ from runners.engines.protocol import (
     Work,
 )
 
-_GATHER_S = 0.1
+_MAX_GATHER_S = 0.1
 """How long a batch waits for announced requests: a few round trips to the database."""
 
 _log = structlog.get_logger(__name__)
@@ -45,31 +45,33 @@ class AttemptListener(Protocol):
     def step_done(self, items: list[int], done: int, of: int) -> None:
         """`done` of `of` sampling steps are done."""
 
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: DeviceMemory | None) -> None:
         """The items were rendered in a batch of `size` images. `render` returns them afterwards."""
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Memory ran out with a batch of `size` images. measure: tried next; None if nothing is left."""
 
     def engine_lost(self, items: list[int], reason: str) -> None:
         """The engine process died, or hung and was killed."""
 
 
-class EngineLost(StepError):
+class EngineLostFailure(StepFailure):
     """The engine process died or hung while it rendered an attempt's items."""
 
     error_code = "provider_error"
     retryable = True
 
 
-class RunnerStopping(StepError):
+class RunnerStopping(StepFailure):
     """The runner is stopping and starts no new batch."""
 
     error_code = "infra_unavailable"
     retryable = True
 
 
-class _ItemFailed(StepError):
+class _ItemFailed(StepFailure):
     """The engine reported that an item failed."""
 
     error_code: ErrorCode  # type: ignore[misc]  # of the instance: the engine sends it with each failure
@@ -81,7 +83,7 @@ class _ItemFailed(StepError):
         self.retryable = failed.retryable
 
 
-class _Request:
+class _ItemRequest:
     """A request for one item. work: for that one image. isolated: it shares no batch with other attempts."""
 
     def __init__(self, item_index: int, work: Work, listener: AttemptListener) -> None:
@@ -98,15 +100,15 @@ class BatchScheduler:
     def __init__(self, process: EngineProcess, *, batch_max: int) -> None:
         self._process = process
         self.batch_max = batch_max
-        self._waiting: list[_Request] = []
-        self._running: list[_Request] = []
+        self._waiting: list[_ItemRequest] = []
+        self._running: list[_ItemRequest] = []
         self._announced: set[object] = set()
         self._changed = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def announce_request(self) -> Callable[[], None]:
-        """Announce a request of a step that is starting: the next batch waits up to `_GATHER_S` seconds for it.
+        """Announce a request of a step that is starting: the next batch waits up to `_MAX_GATHER_S` seconds for it.
 
         Call the returned function after the request, or if there will be none. A second call does nothing.
         """
@@ -120,10 +122,10 @@ class BatchScheduler:
         return withdraw
 
     async def render(self, work: Work, item_index: int, listener: AttemptListener) -> Pixels:
-        """Render or enlarge an item, possibly in a batch with others. work: for that one image. Raises `StepError`."""
+        """Render or enlarge an item, possibly in a batch with others. work: for that image. Raises `StepFailure`."""
         if self._stopping:
             raise RunnerStopping("the runner stops")
-        request = _Request(item_index, work, listener)
+        request = _ItemRequest(item_index, work, listener)
         self._waiting.append(request)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._render_all(), name="batches")
@@ -174,16 +176,16 @@ class BatchScheduler:
                 self._running = []
 
     async def _wait_for_announced(self) -> None:
-        """Wait for announced requests, up to `_GATHER_S` seconds."""
+        """Wait for announced requests, up to `_MAX_GATHER_S` seconds."""
         try:
-            async with asyncio.timeout(_GATHER_S):
+            async with asyncio.timeout(_MAX_GATHER_S):
                 while self._announced:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return
 
-    def _take_batch(self) -> list[_Request]:
+    def _take_batch(self) -> list[_ItemRequest]:
         if not self._waiting:
             return []
         first = self._waiting[0]
@@ -193,7 +195,7 @@ class BatchScheduler:
             self._waiting.remove(request)
         return batch
 
-    async def _render_batch(self, batch: list[_Request]) -> None:
+    async def _render_batch(self, batch: list[_ItemRequest]) -> None:
         rendered: list[Pixels] = []
         try:
             try:
@@ -203,7 +205,7 @@ class BatchScheduler:
         except EngineProcessDied as error:
             self._on_engine_lost(batch, str(error))
 
-    def _on_engine_lost(self, batch: Sequence[_Request], reason: str) -> None:
+    def _on_engine_lost(self, batch: Sequence[_ItemRequest], reason: str) -> None:
         """Retry the missing items in one batch per job. If the batch held one job only, its items fail."""
         metrics.ENGINE_LOST.inc()
         _log.warning("engine process lost", reason=reason, images=len(batch))
@@ -212,14 +214,14 @@ class BatchScheduler:
         ]
         for listener, items in _group_by_listener(batch, left):
             listener.engine_lost(items, reason)
-        error = EngineLost(f"the engine was lost while it rendered: {reason}")
+        error = EngineLostFailure(f"the engine was lost while it rendered: {reason}")
         if len({id(request.listener) for request in batch}) > 1:
             self._retry_isolated([batch[index] for index in left])
         else:
             for request in batch:
                 _fail_request(request, error)
 
-    def _on_message(self, batch: Sequence[_Request], rendered: list[Pixels], message: FromProcess) -> None:
+    def _on_message(self, batch: Sequence[_ItemRequest], rendered: list[Pixels], message: FromProcess) -> None:
         """Handle a message of the process about a batch. rendered: images that are not yet delivered."""
         match message:
             case StepDone():
@@ -238,7 +240,7 @@ class BatchScheduler:
             case ItemsFailed():
                 self._fail_or_isolate([batch[item] for item in message.items if not batch[item].image.done()], message)
 
-    def _fail_or_isolate(self, broken: Sequence[_Request], message: ItemsFailed) -> None:
+    def _fail_or_isolate(self, broken: Sequence[_ItemRequest], message: ItemsFailed) -> None:
         """Fail items of one attempt; retry items of several attempts in separate batches."""
         if len({id(request.listener) for request in broken}) > 1:
             self._retry_isolated(broken)
@@ -246,7 +248,7 @@ class BatchScheduler:
         for request in broken:
             _fail_request(request, _ItemFailed(message))
 
-    def _retry_isolated(self, requests: Sequence[_Request]) -> None:
+    def _retry_isolated(self, requests: Sequence[_ItemRequest]) -> None:
         """Retry each attempt's items in a batch of their own, to find the attempt that causes the failure."""
         for request in requests:
             request.isolated = True
@@ -256,18 +258,18 @@ class BatchScheduler:
             self._waiting[:0] = requests
 
 
-def _can_share_batch(first: _Request, other: _Request) -> bool:
+def _can_share_batch(first: _ItemRequest, other: _ItemRequest) -> bool:
     """Whether two requests may be rendered in one batch."""
     if not (isinstance(first.work, Render) and isinstance(other.work, Render)):
         return False
     if first.listener is not other.listener and (first.isolated or other.isolated):
         return False
-    if first.work.as_batch_of is not None or other.work.as_batch_of is not None:
+    if first.work.original_batch_size is not None or other.work.original_batch_size is not None:
         return False
     return first.work.sampling == other.work.sampling
 
 
-def _merge_work(batch: Sequence[_Request]) -> Work:
+def _merge_work(batch: Sequence[_ItemRequest]) -> Work:
     first = batch[0].work
     if isinstance(first, Enlarge):
         return first
@@ -276,7 +278,7 @@ def _merge_work(batch: Sequence[_Request]) -> Work:
 
 
 def _group_by_listener(
-    batch: Sequence[_Request], indices: Iterable[int]
+    batch: Sequence[_ItemRequest], indices: Iterable[int]
 ) -> Iterable[tuple[AttemptListener, list[int]]]:
     """The items at these indices of a batch, grouped by the listeners of their attempts."""
     listeners: dict[int, AttemptListener] = {}
@@ -288,7 +290,7 @@ def _group_by_listener(
     return [(listener, items[key]) for key, listener in listeners.items()]
 
 
-def _deliver_images(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
+def _deliver_images(batch: Sequence[_ItemRequest], rendered: list[Pixels]) -> None:
     """Notify the listeners, then deliver the images: the event of the batch must precede the artifacts in the log."""
     if not rendered:
         return
@@ -306,6 +308,6 @@ def _deliver_images(batch: Sequence[_Request], rendered: list[Pixels]) -> None:
     rendered.clear()
 
 
-def _fail_request(request: _Request, error: StepError) -> None:
+def _fail_request(request: _ItemRequest, error: StepFailure) -> None:
     if not request.image.done():
         request.image.set_exception(error)

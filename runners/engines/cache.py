@@ -30,10 +30,10 @@ M = TypeVar("M", bound=OpenModel)
 
 
 class ModelCache:
-    """Open models in the order of last use. budget: bytes for all models except the last used one; None: unlimited."""
+    """Open models in the order of last use. budget_bytes: for all models except the last used; None: unlimited."""
 
-    def __init__(self, budget: int | None) -> None:
-        self._budget = budget
+    def __init__(self, budget_bytes: int | None) -> None:
+        self._budget_bytes = budget_bytes
         self._models: OrderedDict[ModelRef, OpenModel] = OrderedDict()
 
     def get(self, ref: ModelRef, open_model: Callable[[ModelRef], M]) -> M:
@@ -44,7 +44,10 @@ class ModelCache:
         if ref in self._models:
             self._models.move_to_end(ref)
             return cast("M", self._models[ref])
-        while self._budget is not None and sum(model.size_bytes for model in self._models.values()) > self._budget:
+        while (
+            self._budget_bytes is not None
+            and sum(model.size_bytes for model in self._models.values()) > self._budget_bytes
+        ):
             self._close_least_recent()
         while (model := _open_unless_out_of_memory(ref, open_model)) is None:
             if not self._models:

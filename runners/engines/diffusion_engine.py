@@ -14,14 +14,14 @@ from importlib.metadata import version
 import torch
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
-from orchestrator.step_errors import OutOfMemory, ProviderError, StepError
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
+from orchestrator.step_errors import OutOfMemory, ProviderError, StepFailure
 from runners.engines.cache import ModelCache, keepalive_while_opening
 from runners.engines.memory import MemoryMeter, device_name, free_bytes, is_out_of_memory, memory_text, release_memory
 from runners.engines.pipelines import Pipeline, open_pipeline
 from runners.engines.protocol import Render, RenderCancelled, RenderListener, Sampling
 
-_HEADROOM = 0.9
+_USABLE_MEMORY_SHARE = 0.9
 """The usable part of the free memory: allocators waste some."""
 
 
@@ -39,23 +39,23 @@ class DiffusionEngine:
         torch.backends.cudnn.deterministic = True
 
     def render(self, work: Render, listener: RenderListener) -> None:
-        """Render a batch in parts that fit into memory. Raises `StepError` and `RenderCancelled`.
+        """Render a batch in parts that fit into memory. Raises `StepFailure` and `RenderCancelled`.
 
         After a part fails or is cancelled, the other parts are still rendered: they may belong to other jobs.
         """
-        shape = work.sampling
+        sampling = work.sampling
         with keepalive_while_opening(listener):
-            pipeline = self._models.get(shape.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
+            pipeline = self._models.get(sampling.model, lambda ref: open_pipeline(ref, self._device, self._dtype))
         fallback = MemoryFallback(pipeline, self._models, work)
-        size = work.as_batch_of or self._batch_size(shape)
+        size = work.original_batch_size or self._batch_size(sampling)
         pending = list(range(len(work.specs)))
-        failure: StepError | RenderCancelled | None = None
+        failure: StepFailure | RenderCancelled | None = None
         try:
             while pending:
                 part = pending[:size]
                 try:
                     done = self._render_part(pipeline, work, part, fallback, listener)
-                except (StepError, RenderCancelled) as error:
+                except (StepFailure, RenderCancelled) as error:
                     failure = error if failure is None or isinstance(failure, RenderCancelled) else failure
                     done = True
                 if done:
@@ -63,7 +63,7 @@ class DiffusionEngine:
                 else:
                     size = fallback.size
         finally:
-            fallback.undo()
+            fallback.restore_pipeline()
         if failure is not None:
             raise failure
 
@@ -74,7 +74,7 @@ class DiffusionEngine:
 
         If an image is invalid, the others are still delivered.
         """
-        shape = work.sampling
+        sampling = work.sampling
         meter = MemoryMeter(self._device)
         try:
             scheduler, images = self._sample(pipeline, work, part, listener)
@@ -85,11 +85,11 @@ class DiffusionEngine:
             fallback.next_measure(part, meter.read(), listener)
             return False
         memory = meter.read()
-        self._record_memory(shape, memory, len(part), fallback.measures)
-        failure: StepError | None = None
+        self._record_memory(sampling, memory, len(part), fallback.measures)
+        failure: StepFailure | None = None
         for n, (index, pixels) in enumerate(zip(part, images, strict=True)):
             try:
-                image = to_image(pixels, shape)
+                image = tensor_to_image(pixels, sampling)
             except ProviderError as error:
                 failure = error
                 continue
@@ -97,13 +97,13 @@ class DiffusionEngine:
                 engine="diffusers",
                 device=device_name(self._device),
                 dtype=str(self._dtype).removeprefix("torch."),
-                versions=versions(),
-                model_id=shape.model.model_id,
-                model_sha256=shape.model.sha256,
-                weights_sha256=shape.model.weights_sha256,
+                versions=library_versions(),
+                model_id=sampling.model.model_id,
+                model_sha256=sampling.model.sha256,
+                weights_sha256=sampling.model.weights_sha256,
                 scheduler=scheduler,
-                batch_size=work.as_batch_of or len(part),
-                batch_index=work.from_index + n,
+                batch_size=work.original_batch_size or len(part),
+                batch_index=work.original_batch_index + n,
                 measures=list(fallback.measures),
             )
             listener.image_rendered(index, image, rendering, memory)
@@ -115,27 +115,29 @@ class DiffusionEngine:
         self, pipeline: Pipeline, work: Render, part: list[int], listener: RenderListener
     ) -> tuple[str, torch.Tensor]:
         """The name of the scheduler's class, and the images' pixels from 0 to 1, in main memory."""
-        shape = work.sampling
+        sampling = work.sampling
         specs = [work.specs[index] for index in part]
         for spec in specs:
             listener.inject_fault(spec)
         batch = specs
-        if work.as_batch_of is not None:
-            batch = [specs[0]] * work.as_batch_of
-            batch[work.from_index : work.from_index + len(specs)] = specs
+        if work.original_batch_size is not None:
+            batch = [specs[0]] * work.original_batch_size
+            batch[work.original_batch_index : work.original_batch_index + len(specs)] = specs
 
         def stepped(done: int) -> None:
-            listener.step_done(part, min(done, shape.steps), shape.steps)
+            listener.step_done(part, min(done, sampling.steps), sampling.steps)
 
-        scheduler = pipeline.set_scheduler(shape.scheduler, stepped)
-        width, height = (-(-side // pipeline.multiple) * pipeline.multiple for side in (shape.width, shape.height))
+        scheduler = pipeline.set_scheduler(sampling.scheduler, stepped)
+        width, height = (
+            -(-side // pipeline.size_multiple) * pipeline.size_multiple for side in (sampling.width, sampling.height)
+        )
         arguments = {
             "prompt": [spec.prompt for spec in batch],
             "negative_prompt": [spec.negative_prompt or "" for spec in batch],
             "width": width,
             "height": height,
-            "num_inference_steps": shape.steps,
-            "guidance_scale": shape.guidance,
+            "num_inference_steps": sampling.steps,
+            "guidance_scale": sampling.guidance,
             # On the CPU: the initial noise is the same on every device and in every batch.
             "generator": [torch.Generator("cpu").manual_seed(spec.seed) for spec in batch],
             "output_type": "pt",
@@ -147,28 +149,30 @@ class DiffusionEngine:
                 images = pipeline.pipe(**supported).images
         except ValueError as error:  # the pipeline validates its arguments
             raise ProviderError(f"the model rejects the parameters: {error}") from error
-        return scheduler, images[work.from_index : work.from_index + len(part)].float().cpu()
+        return scheduler, images[work.original_batch_index : work.original_batch_index + len(part)].float().cpu()
 
-    def _batch_size(self, shape: Sampling) -> int:
+    def _batch_size(self, sampling: Sampling) -> int:
         """How many images with these parameters to render at once."""
-        if shape in self._one_at_a_time:
+        if sampling in self._one_at_a_time:
             return 1
-        free, each = free_bytes(self._device), self._bytes_per_image.get(shape)
+        free, each = free_bytes(self._device), self._bytes_per_image.get(sampling)
         if free is None or each is None:
             return self._batch_max
-        return min(self._batch_max, max(1, int(free * _HEADROOM) // each))
+        return min(self._batch_max, max(1, int(free * _USABLE_MEMORY_SHARE) // each))
 
-    def _record_memory(self, shape: Sampling, memory: Memory | None, images: int, measures: Sequence[Measure]) -> None:
+    def _record_memory(
+        self, sampling: Sampling, memory: DeviceMemory | None, images: int, measures: Sequence[MemoryMeasure]
+    ) -> None:
         if memory is None:
             return
         if {"tiling", "offload"} & set(measures):
-            self._one_at_a_time.add(shape)
+            self._one_at_a_time.add(sampling)
         else:
-            self._bytes_per_image[shape] = max(1, (memory.peak - memory.before) // images)
+            self._bytes_per_image[sampling] = max(1, (memory.peak - memory.before) // images)
 
 
 class MemoryFallback:
-    """Applies one measure after another when memory runs out. `undo` restores the pipeline.
+    """Applies one measure after another when memory runs out. `restore_pipeline` undoes them.
 
     size: how many images to render at once after the last measure.
     """
@@ -176,25 +180,25 @@ class MemoryFallback:
     def __init__(self, pipeline: Pipeline, models: ModelCache, work: Render) -> None:
         self._pipeline = pipeline
         self._models = models
-        self._fixed = work.as_batch_of
+        self._fixed = work.original_batch_size
         self.size = 1
-        self.measures: list[Measure] = []
+        self.measures: list[MemoryMeasure] = []
         for measure in work.measures:
             self._apply(measure)
 
-    def next_measure(self, part: list[int], memory: Memory | None, listener: RenderListener) -> None:
+    def next_measure(self, part: list[int], memory: DeviceMemory | None, listener: RenderListener) -> None:
         """Apply the next measure after a part did not fit. Raises `OutOfMemory` if there is none."""
         size = self._fixed or len(part)
         self._models.close_others()
         release_memory(self._pipeline.device)
-        measure = self._next(size)
+        measure = self._choose_measure(size)
         listener.memory_exhausted(part, size, measure, memory)
         if measure is None:
             raise OutOfMemory(f"an image did not fit into the device's memory after all measures{memory_text(memory)}")
         self._apply(measure)
         self.size = (size + 1) // 2 if measure == "smaller_batch" else size
 
-    def undo(self) -> None:
+    def restore_pipeline(self) -> None:
         """Restore the pipeline, so that the measures do not change the pixels of later batches."""
         pipe = self._pipeline.pipe
         if "tiling" in self.measures:
@@ -204,7 +208,7 @@ class MemoryFallback:
             pipe.remove_all_hooks()
             pipe.to(self._pipeline.device)
 
-    def _next(self, size: int) -> Measure | None:
+    def _choose_measure(self, size: int) -> MemoryMeasure | None:
         if size > 1 and self._fixed is None:
             return "smaller_batch"
         if "tiling" not in self.measures and hasattr(getattr(self._pipeline.pipe, "vae", None), "enable_tiling"):
@@ -213,7 +217,7 @@ class MemoryFallback:
             return "offload"
         return None
 
-    def _apply(self, measure: Measure) -> None:
+    def _apply(self, measure: MemoryMeasure) -> None:
         if measure not in self.measures:
             self.measures.append(measure)
         pipe = self._pipeline.pipe
@@ -224,18 +228,18 @@ class MemoryFallback:
             pipe.enable_model_cpu_offload(device=self._pipeline.device)
 
 
-def to_image(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
+def tensor_to_image(pixels: torch.Tensor, sampling: Sampling) -> Image.Image:
     """An image of exactly the requested size, cropped around the centre from (3, height, width) values of 0 to 1."""
     if not torch.isfinite(pixels).all():
         raise ProviderError("the model returned values that are not finite; try DF_DTYPE=float32")
     _, height, width = pixels.shape
-    top, left = (height - shape.height) // 2, (width - shape.width) // 2
-    cut = pixels[:, top : top + shape.height, left : left + shape.width]
+    top, left = (height - sampling.height) // 2, (width - sampling.width) // 2
+    cut = pixels[:, top : top + sampling.height, left : left + sampling.width]
     # Rounds as diffusers' own conversion does.
     return Image.fromarray((cut.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy(), "RGB")
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of the libraries on which an image's exact pixels depend."""
     names = {name: version(name) for name in ("diffusers", "torch", "transformers")}
     if torch.version.cuda is not None and torch.cuda.is_available():

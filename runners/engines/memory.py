@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from orchestrator.events import Memory
+from orchestrator.events import DeviceMemory
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 """Texts by which CUDA, the CPU allocator, cuBLAS and cuDNN report it in a plain RuntimeError."""
@@ -57,11 +57,11 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
 
-    def read(self) -> Memory | None:
+    def read(self) -> DeviceMemory | None:
         """The measurements so far; None if the device does not report them."""
         if self._device.type != "cuda":
             return None
-        return Memory(
+        return DeviceMemory(
             before=self._before,
             peak=torch.cuda.max_memory_allocated(self._device),
             after=torch.cuda.memory_allocated(self._device),
@@ -83,7 +83,7 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def memory_text(memory: Memory | None) -> str:
+def memory_text(memory: DeviceMemory | None) -> str:
     """Memory figures for a message."""
     if memory is None:
         return ""

@@ -28,7 +28,7 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 """The API's scheduler names, with diffusers' classes and settings (see its table of k-diffusion names)."""
 
 _UNUSED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
-_XL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+_SDXL_WEIGHT_NAME = "conditioner.embedders.1.model.ln_final.weight"
 
 
 class Pipeline:
@@ -49,7 +49,7 @@ class Pipeline:
         return weights_bytes(self.pipe)
 
     @property
-    def multiple(self) -> int:
+    def size_multiple(self) -> int:
         """An image's width and height must be multiples of it. Transformers use patches of two latents."""
         patch = 2 if getattr(self.pipe, "transformer", None) is not None else 1
         return int(getattr(self.pipe, "vae_scale_factor", 8)) * patch
@@ -109,9 +109,9 @@ def open_pipeline(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Pi
     path = Path(ref.path)
     try:
         if path.is_file():
-            pipe = _single_file(path, dtype)
+            pipe = _open_single_file(path, dtype)
         elif path.is_dir():
-            pipe = _folder(ref, path, dtype)
+            pipe = _open_folder(ref, path, dtype)
         else:
             pipe = diffusers.DiffusionPipeline.from_pretrained(
                 ref.path, dtype=dtype, use_safetensors=None if ref.trusted else True
@@ -124,7 +124,7 @@ def open_pipeline(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Pi
     return Pipeline(ref, pipe, device)
 
 
-def expect_safe(ref: ModelRef, path: Path) -> None:
+def expect_safe_files(ref: ModelRef, path: Path) -> None:
     """Raise `ProviderError` if a file of the model may run code and the model is not trusted."""
     if ref.trusted:
         return
@@ -136,8 +136,8 @@ def expect_safe(ref: ModelRef, path: Path) -> None:
         )
 
 
-def _folder(ref: ModelRef, path: Path, dtype: torch.dtype) -> Any:
-    expect_safe(ref, path)
+def _open_folder(ref: ModelRef, path: Path, dtype: torch.dtype) -> Any:
+    expect_safe_files(ref, path)
     config = diffusers.DiffusionPipeline.load_config(path)
     without: dict[str, Any] = {name: None for name in _UNUSED_COMPONENTS if name in config}
     if "requires_safety_checker" in config:
@@ -147,12 +147,12 @@ def _folder(ref: ModelRef, path: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def _single_file(path: Path, dtype: torch.dtype) -> Any:
+def _open_single_file(path: Path, dtype: torch.dtype) -> Any:
     """Open a checkpoint. Its configuration is in a folder of the same name next to it, or is fetched from the hub."""
     if path.suffix != ".safetensors":
         raise ValueError("a single file must be .safetensors")
     with safe_open(path, framework="pt") as weights:
-        is_xl = _XL_KEY in set(weights.keys())  # not a mapping
+        is_xl = _SDXL_WEIGHT_NAME in set(weights.keys())  # not a mapping
     kind = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
     config_folder = path.with_suffix("")
     kwargs: dict[str, Any] = {"config": str(config_folder), "local_files_only": True} if config_folder.is_dir() else {}

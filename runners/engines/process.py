@@ -20,8 +20,8 @@ import structlog
 from runners.engines.protocol import Cancel, Done, FromProcess, Ready, ToProcess, Work
 
 _LENGTH_BYTES = 4
-_BUFFER_BYTES = 16 * 2**20
-_CHUNK_BYTES = 2**18
+_READ_BUFFER_BYTES = 16 * 2**20
+_DRAIN_CHUNK_BYTES = 2**18
 _START_TIMEOUT_S = 180.0
 """For the imports. The process opens models later."""
 
@@ -70,7 +70,7 @@ class EngineProcess:
         self._program = program
         self._environ = environ
         self._stall_s = stall_s
-        self._running: _Running | None = None
+        self._running: _RunningProcess | None = None
         self._work_count = 0
         self._cancelled_items: set[int] = set()
         self._decoder: msgspec.msgpack.Decoder[FromProcess] = msgspec.msgpack.Decoder(FromProcess)
@@ -91,10 +91,10 @@ class EngineProcess:
                 await self._terminate()  # clean up after a process that died while idle
             running = self._running or await self._start()
             self._work_count += 1
-            await self._send(running, work)
+            await self._send_message(running, work)
             if self._cancelled_items:  # cancelled before the process had the work
                 self.cancel(())
-            while not isinstance(message := await self._next(running, self._stall_s), Done):
+            while not isinstance(message := await self._read_message(running, self._stall_s), Done):
                 on_message(message)
             if message.restart_needed:
                 await self._terminate(_STOP_TIMEOUT_S)
@@ -123,7 +123,7 @@ class EngineProcess:
         """End the process if one runs. A second call does nothing."""
         await self._terminate(_STOP_TIMEOUT_S)
 
-    async def _start(self) -> "_Running":
+    async def _start(self) -> "_RunningProcess":
         parent_socket, child_socket = socket.socketpair()
         with child_socket:
             # -P: import no modules from the current folder, which others may be able to write.
@@ -132,24 +132,26 @@ class EngineProcess:
                 *command, stdin=DEVNULL, pass_fds=[child_socket.fileno()], env=self._environ
             )
         loop = asyncio.get_running_loop()
-        reader = _Reader(parent_socket.dup(), limit=_BUFFER_BYTES, loop=loop)
+        reader = _DrainingReader(parent_socket.dup(), limit=_READ_BUFFER_BYTES, loop=loop)
         transport, protocol = await loop.create_connection(
             lambda: asyncio.StreamReaderProtocol(reader), sock=parent_socket
         )
-        self._running = running = _Running(process, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        self._running = running = _RunningProcess(
+            process, reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        )
         self._work_count = 0
-        await self._send(running, self._config)
-        ready = await self._next(running, _START_TIMEOUT_S)
+        await self._send_message(running, self._config)
+        ready = await self._read_message(running, _START_TIMEOUT_S)
         if isinstance(ready, Ready):
             _log.info("engine process started", pid=process.pid, device=ready.device, **ready.versions)
         return running
 
-    async def _send(self, running: "_Running", message: ToProcess | EngineConfig) -> None:
+    async def _send_message(self, running: "_RunningProcess", message: ToProcess | EngineConfig) -> None:
         running.writer.write(encode_frame(message))
         async with asyncio.timeout(self._stall_s):
             await running.writer.drain()
 
-    async def _next(self, running: "_Running", timeout_s: float) -> FromProcess:
+    async def _read_message(self, running: "_RunningProcess", timeout_s: float) -> FromProcess:
         async with asyncio.timeout(timeout_s):
             size = int.from_bytes(await running.reader.readexactly(_LENGTH_BYTES), "big")
             return self._decoder.decode(await running.reader.readexactly(size))
@@ -172,7 +174,7 @@ class EngineProcess:
         return await running.process.wait()
 
 
-class _Reader(asyncio.StreamReader):
+class _DrainingReader(asyncio.StreamReader):
     """Reads everything that a process sent before it died.
 
     asyncio drops unread data when a write fails. duplicate: of the socket, which asyncio does not close.
@@ -186,7 +188,7 @@ class _Reader(asyncio.StreamReader):
         """Read the remaining data after the connection is lost."""
         del exc
         with suppress(OSError):
-            while data := self._duplicate.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT):
+            while data := self._duplicate.recv(_DRAIN_CHUNK_BYTES, socket.MSG_DONTWAIT):
                 self.feed_data(data)
         self.feed_eof()
 
@@ -195,11 +197,11 @@ class _Reader(asyncio.StreamReader):
         self._duplicate.close()
 
 
-class _Running(NamedTuple):
+class _RunningProcess(NamedTuple):
     """A process, and the reader and writer of its socket."""
 
     process: Process
-    reader: _Reader
+    reader: _DrainingReader
     writer: asyncio.StreamWriter
 
 

@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 from PIL import Image
 
-from orchestrator.events import ErrorCode, Measure, Memory, ModelKind, Rendering
+from orchestrator.events import DeviceMemory, ErrorCode, MemoryMeasure, ModelKind, Rendering
 from orchestrator.parameters import SamplingParams
 from runners.faults import InjectedFault
 
@@ -57,15 +57,15 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Render(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Render a batch of images. Messages about it number the items by their index in `specs`.
 
-    as_batch_of, from_index, measures: reproduce images of an earlier batch: its size, the index of the first spec in
-    it, and the measures that were applied. None: as many images at once as fit.
+    original_batch_size, original_batch_index, measures: reproduce images of an earlier batch: its size, the index of
+    the first spec in it, and the measures that were applied. None: as many images at once as fit.
     """
 
     sampling: Sampling
     specs: list[ImageSpec]
-    as_batch_of: int | None = None
-    from_index: int = 0
-    measures: list[Measure] = []
+    original_batch_size: int | None = None
+    original_batch_index: int = 0
+    measures: list[MemoryMeasure] = []
 
 
 class Enlarge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -112,8 +112,8 @@ class MemoryExhausted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     items: list[int]
     size: int
-    next: Measure | None
-    memory: Memory | None
+    next: MemoryMeasure | None
+    memory: DeviceMemory | None
 
 
 class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -124,10 +124,10 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     height: int
     pixels: bytes
     rendering: Rendering
-    memory: Memory | None
+    memory: DeviceMemory | None
 
     @classmethod
-    def of(cls, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> "Pixels":
+    def from_image(cls, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> "Pixels":
         """The message for an image, converted to RGB."""
         opaque = image if image.mode == "RGB" else image.convert("RGB")
         return cls(
@@ -181,10 +181,12 @@ class RenderListener(Protocol):
     def step_done(self, items: list[int], done: int, of: int) -> None:
         """A step is done. Raises `RenderCancelled` if all of the items were cancelled."""
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         """Memory ran out with a batch of `size` images. measure: tried next; None if nothing is left."""
 
-    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> None:
         """An image is rendered."""
 
     def inject_fault(self, spec: ImageSpec) -> None:

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 
 from orchestrator.step_errors import ProviderError
 from runners.engines.memory import release_memory
-from runners.engines.pipelines import expect_safe, weights_bytes, with_step_callback
+from runners.engines.pipelines import expect_safe_files, weights_bytes, with_step_callback
 from runners.engines.protocol import ImageSpec, ModelRef
 
-_STEPS = 30
-_GUIDANCE = 7.0
-_MULTIPLE = 8
+_SAMPLING_STEPS = 30
+_GUIDANCE_SCALE = 7.0
+_SIDE_MULTIPLE = 8
 """Sides are padded to a multiple of it, and the result is cropped."""
 
 
@@ -50,7 +50,7 @@ class DiffusionUpscaler:
 
     def enlarge(self, image: Image.Image, spec: ImageSpec, on_step: Callable[[], None]) -> Image.Image:
         """The image, four times as wide and as high, guided by its prompt. Every tile starts from the same noise."""
-        right, below = (-side % _MULTIPLE for side in image.size)
+        right, below = (-side % _SIDE_MULTIPLE for side in image.size)
         padded = Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), "edge"))
         self._pipe.scheduler = scheduler = type(self._scheduler).from_config(self._scheduler.config)
         scheduler.step = with_step_callback(scheduler.step, lambda _: on_step())
@@ -59,8 +59,8 @@ class DiffusionUpscaler:
                 prompt=spec.prompt,
                 negative_prompt=spec.negative_prompt or "",
                 image=padded,
-                num_inference_steps=_STEPS,
-                guidance_scale=_GUIDANCE,
+                num_inference_steps=_SAMPLING_STEPS,
+                guidance_scale=_GUIDANCE_SCALE,
                 generator=torch.Generator("cpu").manual_seed(spec.seed),
             ).images[0]
         return large.convert("RGB").crop((0, 0, image.width * self.scale, image.height * self.scale))
@@ -69,7 +69,7 @@ class DiffusionUpscaler:
 def open_upscaler(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> DiffusionUpscaler:
     """Open a folder in diffusers' layout. Raises `ProviderError` if it holds no pipeline that enlarges by 4."""
     path = Path(ref.path)
-    expect_safe(ref, path)
+    expect_safe_files(ref, path)
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             path, dtype=dtype, use_safetensors=None if ref.trusted else True, local_files_only=True

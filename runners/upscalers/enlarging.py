@@ -6,17 +6,17 @@ from typing import ClassVar, Protocol
 import torch
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
 from orchestrator.step_errors import InvalidInput, OutOfMemory
 from runners.engines.memory import MemoryMeter, device_name, is_out_of_memory, memory_text, release_memory
 from runners.engines.protocol import Enlarge, ImageSpec, RenderListener
 from runners.upscalers.tiling import enlarge_tiled
 
-_SMALLEST_TILE = 32
-_OVERLAP = 16
+_MIN_TILE_PIXELS = 32
+_OVERLAP_PIXELS = 16
 
 
-class Network(Protocol):
+class UpscalerNetwork(Protocol):
     """An open model that enlarges images. scale: by how much. tile: side of a tile of the source, in pixels."""
 
     engine: ClassVar[str]
@@ -30,7 +30,7 @@ class Network(Protocol):
         """Return an RGB image `scale` times as wide and as high. on_step: called after each step, if it has steps."""
 
 
-class _Progress:
+class _TileProgress:
     """Reports tiles that are done, and repeats the last report after each step of a tile, as a keepalive."""
 
     def __init__(self, listener: RenderListener) -> None:
@@ -47,17 +47,19 @@ class _Progress:
         self._listener.step_done([0], *self._at)
 
 
-def enlarge(network: Network, work: Enlarge, listener: RenderListener, close_unused_models: Callable[[], int]) -> None:
+def enlarge(
+    network: UpscalerNetwork, work: Enlarge, listener: RenderListener, close_unused_models: Callable[[], int]
+) -> None:
     """Enlarge an image by the requested scale, and pass it to the listener.
 
     A model of another scale is applied until the image is large enough; the result is then reduced (Lanczos). `strict`
     forbids this. After memory ran out, tiles are half as large, for this image only. close_unused_models: frees memory.
     Raises `InvalidInput`, `OutOfMemory` and `RenderCancelled`.
     """
-    passes = _passes(network.scale, work)
+    passes = _count_passes(network.scale, work)
     tile = work.tile or network.tile
     source = Image.frombytes("RGB", (work.width, work.height), work.pixels)
-    measures: list[Measure] = []
+    measures: list[MemoryMeasure] = []
     while True:
         meter = MemoryMeter(network.device)
         try:
@@ -71,7 +73,7 @@ def enlarge(network: Network, work: Enlarge, listener: RenderListener, close_unu
             memory = meter.read()
         close_unused_models()
         release_memory(network.device)
-        tile = _smaller_tile(tile, work, listener, memory)
+        tile = _halve_tile(tile, work, listener, memory)
         measures = ["tiling"]
     size = work.width * work.scale, work.height * work.scale
     if image.size != size:
@@ -90,7 +92,7 @@ def enlarge(network: Network, work: Enlarge, listener: RenderListener, close_unu
     listener.image_rendered(0, image, rendering, meter.read())
 
 
-def _passes(scale: int, work: Enlarge) -> int:
+def _count_passes(scale: int, work: Enlarge) -> int:
     """How many times the model is applied."""
     if scale == work.scale:
         return 1
@@ -102,24 +104,24 @@ def _passes(scale: int, work: Enlarge) -> int:
 
 
 def _enlarge_repeatedly(
-    network: Network, source: Image.Image, spec: ImageSpec, passes: int, tile: int, listener: RenderListener
+    network: UpscalerNetwork, source: Image.Image, spec: ImageSpec, passes: int, tile: int, listener: RenderListener
 ) -> Image.Image:
-    image, progress = source, _Progress(listener)
+    image, progress = source, _TileProgress(listener)
     for _ in range(passes):
         image = enlarge_tiled(
             image,
             network.scale,
             lambda part: network.enlarge(part, spec, progress.on_step),
             tile=tile,
-            overlap=min(_OVERLAP, tile // 3),
+            overlap=min(_OVERLAP_PIXELS, tile // 3),
             on_progress=progress.on_progress,
         )
     return image
 
 
-def _smaller_tile(tile: int, work: Enlarge, listener: RenderListener, memory: Memory | None) -> int:
+def _halve_tile(tile: int, work: Enlarge, listener: RenderListener, memory: DeviceMemory | None) -> int:
     """Half the tile's side. Raises `OutOfMemory` if that is too small."""
-    possible = work.tile is None and tile // 2 >= _SMALLEST_TILE
+    possible = work.tile is None and tile // 2 >= _MIN_TILE_PIXELS
     listener.memory_exhausted([0], 1, "tiling" if possible else None, memory)
     if not possible:
         raise OutOfMemory(f"a tile of {tile} pixels did not fit into the device's memory{memory_text(memory)}")

@@ -13,7 +13,7 @@ from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from orchestrator.step_errors import ProviderError
 from runners.engines.memory import release_memory
-from runners.engines.pipelines import expect_safe
+from runners.engines.pipelines import expect_safe_files
 from runners.engines.protocol import ImageSpec, ModelRef
 
 
@@ -63,8 +63,8 @@ class GanUpscaler:
 
 def open_gan(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> GanUpscaler:
     """Open a file, or a folder with one. Raises `ProviderError` if it is no network that enlarges RGB images."""
-    path = _file(ref)
-    expect_safe(ref, path)
+    path = _find_weights_file(ref)
+    expect_safe_files(ref, path)
     try:
         model = ModelLoader(device="cpu").load_from_file(path)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnsupportedModelError) as error:
@@ -74,7 +74,7 @@ def open_gan(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> GanUpsc
     return GanUpscaler(model, device, dtype)
 
 
-def _file(ref: ModelRef) -> Path:
+def _find_weights_file(ref: ModelRef) -> Path:
     path = Path(ref.path)
     if not path.is_dir():
         return path

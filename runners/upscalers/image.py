@@ -5,7 +5,7 @@ from PIL import Image
 from artifacts.errors import InvalidSource
 from orchestrator.step_errors import InvalidInput
 
-_SCALES = (2, 4)
+_ALLOWED_SCALES = (2, 4)
 
 
 class ImageUpscaler:
@@ -13,7 +13,7 @@ class ImageUpscaler:
 
     def upscale(self, image: Image.Image, scale: int) -> Image.Image:
         """Return the picture, `scale` times as wide and as high."""
-        if scale not in _SCALES:
+        if scale not in _ALLOWED_SCALES:
             raise InvalidInput(f"the image upscaler enlarges by 2 or 4, not by {scale}")
         if image.mode in {"1", "P"}:  # Pillow would silently use nearest-neighbour
             raise InvalidSource(f"an image of mode {image.mode!r} can't be enlarged smoothly; convert it to RGB")

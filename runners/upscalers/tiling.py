@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Enlarge = Callable[[Image.Image], Image.Image]
+EnlargeFunction = Callable[[Image.Image], Image.Image]
 ProgressCallback = Callable[[int, int], None]
-Pixels: TypeAlias = NDArray[np.uint8]
+PixelArray: TypeAlias = NDArray[np.uint8]
 
-MARGIN = 0.25
+UNUSED_OVERLAP_SHARE = 0.25
 """The part of an overlap at each end that is not used."""
 
 _FULL_WEIGHT = 256
@@ -24,7 +24,7 @@ _FULL_WEIGHT = 256
 
 
 def enlarge_tiled(
-    image: Image.Image, scale: int, enlarge: Enlarge, *, tile: int, overlap: int, on_progress: ProgressCallback
+    image: Image.Image, scale: int, enlarge: EnlargeFunction, *, tile: int, overlap: int, on_progress: ProgressCallback
 ) -> Image.Image:
     """The image, `scale` times as wide and as high.
 
@@ -46,14 +46,14 @@ def enlarge_tiled(
     wide, high = min(tile, width), min(tile, height)
     result = np.empty((height * scale, width * scale, 3), np.uint8)
     done = 0
-    for top, fade_down in _with_fades(rows, high, overlap, scale):
+    for top, fade_down in _starts_with_fades(rows, high, overlap, scale):
         band = np.empty((high * scale, width * scale, 3), np.uint8)
-        for left, fade in _with_fades(columns, wide, overlap, scale):
+        for left, fade in _starts_with_fades(columns, wide, overlap, scale):
             on_progress(done, len(columns) * len(rows))
             enlarged = enlarge(image.crop((left, top, left + wide, top + high)))
-            _blend(band.swapaxes(0, 1), np.asarray(enlarged).swapaxes(0, 1), left * scale, fade)
+            _blend_tile(band.swapaxes(0, 1), np.asarray(enlarged).swapaxes(0, 1), left * scale, fade)
             done += 1
-        _blend(result, band, top * scale, fade_down)
+        _blend_tile(result, band, top * scale, fade_down)
     on_progress(done, done)
     return Image.fromarray(result, "RGB")
 
@@ -66,16 +66,18 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(step * (length - tile) / steps) for step in range(steps + 1)]
 
 
-def _with_fades(begins: list[int], size: int, overlap: int, scale: int) -> Iterator[tuple[int, tuple[int, int] | None]]:
+def _starts_with_fades(
+    begins: list[int], size: int, overlap: int, scale: int
+) -> Iterator[tuple[int, tuple[int, int] | None]]:
     """Each tile's offset, and the range in which it is blended with the previous tile, in pixels of the result."""
     yield begins[0], None
     for before, begin in pairwise(begins):
         middle = (begin + before + size) * scale // 2
-        half = int(overlap * scale * (1 - 2 * MARGIN)) // 2
+        half = int(overlap * scale * (1 - 2 * UNUSED_OVERLAP_SHARE)) // 2
         yield begin, (middle - half, middle + half)
 
 
-def _blend(target: Pixels, enlarged: Pixels, begin: int, fade: tuple[int, int] | None) -> None:
+def _blend_tile(target: PixelArray, enlarged: PixelArray, begin: int, fade: tuple[int, int] | None) -> None:
     """Copy a tile into the target along the first axis: blend it within `fade`, overwrite after it."""
     start, end = fade or (begin, begin)
     if end > start:

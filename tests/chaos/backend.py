@@ -47,7 +47,7 @@ class Backend:
 
     async def prepare(self) -> None:
         """Install the schema, create the logins and the bucket."""
-        database = Database(self.url, bounded=False)
+        database = Database(self.url, time_limited=False)
         await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)
         async with database.connection() as connection, connection.transaction():

@@ -17,7 +17,7 @@ from artifacts.errors import ObjectMissing
 from artifacts.object_store import ObjectStore, S3Config
 from eventstore.database import Database
 from eventstore.events import RecordedEvent
-from eventstore.log import COLUMNS, recorded
+from eventstore.log import EVENT_COLUMNS, recorded_events
 from orchestrator import codec
 from orchestrator.events import (
     ArtifactWritten,
@@ -29,7 +29,7 @@ from orchestrator.events import (
     StepRetry,
     StepStart,
 )
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from projections.job_view import JobView, ViewGap, of_history, view
 from projections.rows import Rows, to_view
 from tests.kit import TERMINAL
@@ -37,7 +37,7 @@ from tests.store.test_hash_chain import broken
 
 B = TypeVar("B", bound=DomainEvent)
 
-_EVENTS = f"select {COLUMNS} from eventstore.events order by partition, position"
+_EVENTS = f"select {EVENT_COLUMNS} from eventstore.events order by partition, position"
 _ROWS = """
 select json_build_object('job', row_to_json(j),
     'steps', coalesce((
@@ -85,7 +85,7 @@ class FinalState(msgspec.Struct, frozen=True):
     """The final state of a service.
 
     acknowledged: the jobs that clients were answered for; keys: how many Idempotency-Keys they sent. events: by
-    partition. jobs: those that can be read; set_aside: the others' views; poisoned: those that must be among these.
+    partition. jobs: those that can be read; quarantined: the others' views; poisoned: those that must be among these.
     rows: the read model's, and how many steps and artifacts it has in all. commands: what the queues hold.
     objects: of the bucket, by key, size and hash.
     """
@@ -100,7 +100,7 @@ class FinalState(msgspec.Struct, frozen=True):
     commands: Sequence[str]
     objects: Mapping[str, tuple[int, str]]
     poisoned: Collection[UUID] = ()
-    set_aside: Mapping[UUID, JobView | None] = {}
+    quarantined: Mapping[UUID, JobView | None] = {}
 
     @property
     def succeeded(self) -> list[Job]:
@@ -153,10 +153,10 @@ async def gather(
     url: str, s3: S3Config, acknowledged: Collection[UUID], keys: int, poisoned: Collection[UUID]
 ) -> FinalState:
     """Read the final state."""
-    database = Database(url, bounded=False)
+    database = Database(url, time_limited=False)
     try:
         log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
-        events = recorded(await database.read(_EVENTS))
+        events = recorded_events(await database.read(_EVENTS))
         rows = [to_view(msgspec.json.decode(row["rows"], type=Rows)) for row in await database.read(_ROWS)]
         sizes = (await database.read(_SIZES))[0]
         commands = [row["found"] for row in await database.read(_COMMANDS)]
@@ -168,7 +168,7 @@ async def gather(
         partitions.setdefault(event.partition, []).append(event)
         if event.category == "job":
             histories.setdefault(event.stream_id, []).append(event)
-    aside = {job: of_history(history) for job, history in histories.items() if is_set_aside(history)}
+    aside = {job: of_history(history) for job, history in histories.items() if is_quarantined(history)}
     decoded = {job: list(map(codec.decode_event, history)) for job, history in histories.items() if job not in aside}
     found = {job: Job(job, known, folded(known)) for job, known in decoded.items()}
     return FinalState(
@@ -182,7 +182,7 @@ async def gather(
         commands=commands,
         objects=await _objects(s3, {one.s3_key for job in found.values() for one in job.bodies(ArtifactWritten)}),
         poisoned=poisoned,
-        set_aside={job: None if view is None else in_order(view) for job, view in aside.items()},
+        quarantined={job: None if view is None else in_order(view) for job, view in aside.items()},
     )
 
 
@@ -226,7 +226,7 @@ def in_order(seen: JobView) -> JobView:
 def promises(found: FinalState) -> list[str]:
     """Every acknowledged job exists, and there is one job per idempotency key."""
     keyed = sum(job.created.idempotency is not None for job in found.jobs.values())
-    there = found.jobs.keys() | found.set_aside.keys()
+    there = found.jobs.keys() | found.quarantined.keys()
     wrong = [f"job {job} was acknowledged, and is lost" for job in found.acknowledged if job not in there]
     return wrong if keyed == found.keys else [*wrong, f"{found.keys} keys were sent, {keyed} jobs bear one"]
 
@@ -291,11 +291,11 @@ def orphans(found: FinalState) -> list[str]:
 def quarantines(found: FinalState) -> list[str]:
     """Exactly the poisoned jobs are quarantined and failed."""
     return [
-        *(f"job {job} is set aside, and was sound" for job in found.set_aside if job not in found.poisoned),
-        *(f"job {job} was poisoned, and is not set aside" for job in found.poisoned if job not in found.set_aside),
+        *(f"job {job} is set aside, and was sound" for job in found.quarantined if job not in found.poisoned),
+        *(f"job {job} was poisoned, and is not set aside" for job in found.poisoned if job not in found.quarantined),
         *(
             f"job {job} is set aside, and not failed"
-            for job, seen in found.set_aside.items()
+            for job, seen in found.quarantined.items()
             if seen is None or (seen.status, seen.error_code) != ("failed", "internal")
         ),
     ]
@@ -329,7 +329,7 @@ def gaps(found: FinalState) -> list[str]:
 def read_models(found: FinalState) -> list[str]:
     """The rows equal a fold of the whole log."""
     folded = {job.job_id: job.view for job in found.jobs.values() if job.view is not None}
-    folded |= {job: seen for job, seen in found.set_aside.items() if seen is not None}
+    folded |= {job: seen for job, seen in found.quarantined.items() if seen is not None}
     expected = (sum(len(one.steps) for one in folded.values()), sum(len(one.artifacts) for one in folded.values()))
     return [
         *(

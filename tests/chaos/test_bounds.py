@@ -14,7 +14,7 @@ from artifacts.object_store import S3Config
 from eventstore.committer import Transition
 from eventstore.ids import new_id
 from eventstore.log import Append
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.conftest import Backends, fresh_database
 from tests.kit import Api, Service, Store, event, eventually, job_created, roles_environ
 
@@ -38,7 +38,7 @@ async def _submit(url: str) -> None:
     for start in range(0, JOBS, 500):
         transitions = []
         for _ in range(min(500, JOBS - start)):
-            first = event(job_created(scale=2), private=Private(prompt="a castle" * 20))
+            first = event(job_created(scale=2), private=PersonalText(prompt="a castle" * 20))
             transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         await asyncio.gather(*(store.committer.commit(one) for one in transitions))
     await store.close()

@@ -38,6 +38,6 @@ async def test_a_crash_of_the_database_forgets_no_claim(tmp_path: Path) -> None:
         outbox = Outbox(store.database, ["generate"], step_command.decode)
         assert await outbox.claim(1, 60) == []
         assert await outbox.extend([claim], 60) == []
-        await store.database.call("select eventstore.purge()")
+        await store.database.execute_once("select eventstore.purge()")
         await store.close()
         server.stop()

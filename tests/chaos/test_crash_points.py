@@ -1,8 +1,8 @@
 """A process dies at every boundary of its effects, just before a statement is sent or just after it was committed.
 
-Every effect of a process goes through `Database.call` or the object store, so a substituted subclass of each is all
-that it takes; the service itself knows nothing of it. After its death nothing of the process has an effect, nor sees an
-answer, as after a SIGKILL; then a second process must bring the job to its end, as if nothing had been.
+Every effect of a process goes through `Database.execute_once` or the object store, so a substituted subclass of each is
+all that it takes; the service itself knows nothing of it. After its death nothing of the process has an effect, nor
+sees an answer, as after a SIGKILL; then a second process must bring the job to its end, as if nothing had been.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
 from orchestrator import codec
-from orchestrator.events import ArtifactWritten, JobFinish, Private, StepFinish
+from orchestrator.events import ArtifactWritten, JobFinish, PersonalText, StepFinish
 from projections.job_view import JobView, view
 from projections.queries import Queries
 from tests.conftest import Backends, fresh_database
@@ -102,9 +102,9 @@ class FusedDatabase(Database):
         self._database = database
         self._fuse = fuse
 
-    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
+    async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
         """As the other's."""
-        return await self._fuse.through(named(sql), partial(self._database.call, sql, *args, seconds=seconds))
+        return await self._fuse.through(named(sql), partial(self._database.execute_once, sql, *args, seconds=seconds))
 
 
 class FusedStore(ObjectStore):
@@ -179,7 +179,7 @@ async def live(case: Case, fuse: Fuse) -> None:
         load_settings(roles_environ(case.url, case.config))[0], lease_s=1.5, max_attempts=100, shutdown_grace_s=0
     )
     # What a backend of the server has to learn first takes longer than all that the process asks of it.
-    database = Database(settings.db_url or "", size=2)
+    database = Database(settings.db_url or "", max_connections=2)
     core = FusedCore(settings, database, case, fuse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
@@ -226,7 +226,7 @@ async def run(core: FusedCore, case: Case, stack: AsyncExitStack) -> None:
 
 async def submit(committer: Committer, job_id: UUID) -> None:
     """Append the first event; a conflict says that an earlier try did."""
-    created = event(job_created(count=ITEMS, width=16, height=16), private=Private(prompt="a castle"))
+    created = event(job_created(count=ITEMS, width=16, height=16), private=PersonalText(prompt="a castle"))
     await committer.commit(Transition(append=Append(stream=job_id, category="job", expected=0, events=(created,))))
 
 
@@ -245,11 +245,11 @@ async def settled(database: Database, job_id: UUID) -> bool:
 async def check(case: Case, database: Database) -> None:
     """Everything happened once, and log, read model and objects agree."""
     log = Log(database)
-    history = await log.stream(case.job_id)
+    history = await log.read_stream(case.job_id)
     check_history(history)
-    head = await log.head()
+    head = await log.read_head()
     partition = history[0].partition
-    assert broken(head.log_id, (await log.after({partition: 0}, limit=1000))[partition]) == []
+    assert broken(head.log_id, (await log.read_after({partition: 0}, limit=1000))[partition]) == []
     kept = await Queries(database).job(DEFAULT_TENANT, case.job_id, artifacts=True)
     assert kept is not None
     assert in_order(kept) == in_order(view(map(codec.decode_event, history)))
@@ -260,7 +260,7 @@ async def check(case: Case, database: Database) -> None:
 
 def check_history(history: list[RecordedEvent]) -> None:
     """The job succeeded; each item has one artifact, each step one end, the job one."""
-    bodies = [codec.body(one) for one in history]
+    bodies = [codec.decode_body(one) for one in history]
     written = Counter((body.step, body.item_index) for body in bodies if isinstance(body, ArtifactWritten))
     assert written == {(step, index): 1 for step in ("generate", "upscale") for index in range(ITEMS)}
     ends = [(body.step, body.status) for body in bodies if isinstance(body, StepFinish)]

@@ -127,7 +127,7 @@ DAMAGES: dict[str, tuple[str, Callable[[FinalState], FinalState]]] = {
     "an object was overwritten": ("object", lambda found: with_object(found, "generate/0", (10, "1" * 64))),
     "an object is nobody's": ("object", lambda found: with_object(found, f"x/{job_of(found).job_id}/y", (1, ""))),
     "a command is left": ("orphan", lambda found: replace(found, commands=["a command"])),
-    "a sound job is set aside": ("quarantine", lambda found: replace(found, set_aside={new_id(): None})),
+    "a sound job is set aside": ("quarantine", lambda found: replace(found, quarantined={new_id(): None})),
     "a poisoned job is not set aside": ("quarantine", lambda found: replace(found, poisoned={new_id()})),
     "an event was changed": (
         "chain",

@@ -17,9 +17,9 @@ from artifacts.object_store import S3Config
 from dreamforge import process, roles
 from dreamforge.settings import load_settings
 from eventstore.database import Database
-from runners.consumer import visibility
+from runners.consumer import visibility_s
 from runners.generation import GenerateWorker
-from runners.worker import Item
+from runners.worker import StepItem
 from tests.flow.test_fleet import Fleet, assert_exactly_once
 from tests.kit import Api, Metrics, Service, eventually, roles_environ
 
@@ -91,9 +91,9 @@ def test_a_killed_runners_step_starts_elsewhere_within_the_lease(
         assert_exactly_once(api.history(job_id), ITEMS)
 
 
-def slowly(worker: GenerateWorker, item: Item) -> Image.Image:
+def slowly(worker: GenerateWorker, item: StepItem) -> Image.Image:
     """Take ten times the visibility for one picture."""
-    time.sleep(10 * visibility(SLOW_LEASE_S))
+    time.sleep(10 * visibility_s(SLOW_LEASE_S))
     return RENDER(worker, item)
 
 

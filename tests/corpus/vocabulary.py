@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from orchestrator import codec
-from orchestrator.events import Meta, Private
+from orchestrator.events import Meta, PersonalText
 
 FILE = Path(__file__).parent / "vocabulary.json"
 
@@ -26,8 +26,8 @@ def kept() -> dict[str, Any]:
 
 def today() -> dict[str, Any]:
     """What this release writes and reads."""
-    bodies = {f"{code}/{kind.schema_version}": kind for code, kind in sorted(codec.BODIES.items())}
-    return {name: described(kind) for name, kind in {**bodies, "meta": Meta, "private": Private}.items()}
+    bodies = {f"{code}/{kind.schema_version}": kind for code, kind in sorted(codec.EVENT_TYPE_BY_CODE.items())}
+    return {name: described(kind) for name, kind in {**bodies, "meta": Meta, "private": PersonalText}.items()}
 
 
 def described(kind: Any) -> Any:

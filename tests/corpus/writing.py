@@ -24,7 +24,7 @@ from dreamforge.embedded import EmbeddedPostgres
 from eventstore.database import Database
 from eventstore.ids import new_id
 from eventstore.integrity import anchors
-from eventstore.integrity.bundle import Header, Writer, events
+from eventstore.integrity.bundle import BundleHeader, BundleWriter, read_events
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import AuditEvent
 from eventstore.log import Append, Batch, Log
@@ -34,6 +34,7 @@ from orchestrator.events import (
     AnchorSigned,
     CancelRequested,
     Category,
+    DeviceMemory,
     DomainEvent,
     EngineLost,
     ErrorCode,
@@ -43,7 +44,6 @@ from orchestrator.events import (
     JobReleased,
     KeyCreated,
     KeyRevoked,
-    Memory,
     Meta,
     ModelDisabled,
     ModelEnabled,
@@ -51,7 +51,7 @@ from orchestrator.events import (
     ModelVerified,
     OutboxPurged,
     OutboxRebuilt,
-    Private,
+    PersonalText,
     Rendering,
     RetryReason,
     RetryRequested,
@@ -87,7 +87,7 @@ def folded(histories: list[AuditEvent]) -> dict[str, Any]:
 def read(file: Path) -> list[AuditEvent]:
     """The events of a file, by partition and position."""
     with file.open("rb") as lines:
-        return list(events(lines))
+        return list(read_events(lines))
 
 
 def _retry(
@@ -138,7 +138,7 @@ def _jobs() -> list[History]:
     erased.started("upscale").wrote("upscale", 0).finished("upscale").add(JobFinish(status="succeeded"))
     erased.add(erased.rewritten("generate", 0), erased.rewritten("upscale", 0))
     erased.add(JobErased(erased=["prompt", "negative_prompt", "metadata"]))
-    return [succeeded, failed, cancelled, erased, _sampled(), _repaired(), *_set_aside()]
+    return [succeeded, failed, cancelled, erased, _sampled(), _repaired(), *_quarantined()]
 
 
 def _repaired() -> History:
@@ -160,7 +160,7 @@ def _repaired() -> History:
     return job.add(JobFinish(status="succeeded"))
 
 
-def _set_aside() -> list[History]:
+def _quarantined() -> list[History]:
     """Jobs that were set aside: one that still is, one that stays failed, one that went on."""
     reason = "event 2, 'step.start' in schema version 1, can't be decoded: Object missing required field `runner`"
     histories = [
@@ -178,7 +178,7 @@ def _sampled() -> History:
     job = History(count=2, scale=None).started("generate")
     step: dict[str, Any] = {"step_id": job.step_id("generate"), "step_name": "generate", "attempt": 1}
     model_id, digest = new_id(), "5d" * 32
-    memory = Memory(before=2_000_000_000, peak=7_500_000_000, after=2_100_000_000, total=8_000_000_000)
+    memory = DeviceMemory(before=2_000_000_000, peak=7_500_000_000, after=2_100_000_000, total=8_000_000_000)
     job.add(
         ModelSelected(**step, model_id=model_id, engine="diffusers", source="file:///models/sd15", model_sha256=digest),
         SamplingTick(**step, items=[0, 1], done=7, of=30),
@@ -219,7 +219,7 @@ async def _written(url: str) -> list[AuditEvent]:
     log = Log(database)
     meta = Meta(request_id="req-1", actor="runner-1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
     for job in _jobs():
-        private = Private(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
+        private = PersonalText(prompt="ein Schloß, 城, 🏰", negative_prompt="fog", metadata={"order": "17"})
         facts = [
             event(fact.body, meta=meta, private=private if fact.version == 1 else None)
             for fact in job.events
@@ -229,18 +229,23 @@ async def _written(url: str) -> list[AuditEvent]:
             Batch(appends=[Append(stream=job.job_id, category="job", expected=0, events=tuple(facts), tenant="acme")])
         )
         if facts[-1].code == JobErased.code:
-            await database.call("select eventstore.erase($1)", job.job_id)
+            await database.execute_once("select eventstore.erase($1)", job.job_id)
     for category, bodies in _others():
         facts = [event(body, meta=meta) for body in bodies]
         await log.commit(Batch(appends=[Append(stream=new_id(), expected=0, events=tuple(facts), category=category)]))
-    head = await log.head()
+    head = await log.read_head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
-    signed = anchors.sign(Ed25519PrivateKey.generate(), head.log_id, ends, datetime.now(UTC))
+    signed = anchors.sign_anchor(Ed25519PrivateKey.generate(), head.log_id, ends, datetime.now(UTC))
     anchor = Append(stream=new_id(), expected=0, events=(event(AnchorSigned(anchor=signed)),), category="anchor")
     await log.commit(Batch(appends=[anchor]))
 
     archive = AuditReader(database)
-    found = [one for partition in await archive.partitions() async for page in archive.pages(partition) for one in page]
+    found = [
+        one
+        for partition in await archive.nonempty_partitions()
+        async for page in archive.read_pages(partition)
+        for one in page
+    ]
     await database.close()
     return found
 
@@ -249,10 +254,10 @@ async def _bundle(url: str) -> tuple[bytes, list[AuditEvent]]:
     found = await _written(url)
     database = Database(url)
     now = datetime.now(UTC)
-    log = await AuditReader(database).identity()
+    log = await AuditReader(database).read_log_identity()
     await database.close()
-    writer = Writer(Header(log=log, exported_at=now, stream=None, since=now, private=True))
-    return b"".join([writer.begin(), *map(writer.event, found), writer.end()]), found
+    writer = BundleWriter(BundleHeader(log=log, exported_at=now, stream=None, since=now, private=True))
+    return b"".join([writer.header_line(), *map(writer.event_line, found), writer.end_line()]), found
 
 
 def main() -> None:

@@ -64,15 +64,15 @@ class Stack:
         assert url is not None
         return url
 
-    async def set_aside(self, job: str) -> None:
+    async def quarantine(self, job: str) -> None:
         """Let a job, at its end, have an event that no release can read, until it is set aside."""
         version = self.api.finished(job)["version"]
         await poison.append(self.db_url, UUID(job), version, *poison.NO_SUCH_OUTCOME)
 
-        async def is_set_aside() -> bool:
+        async def is_quarantined() -> bool:
             return codes(self.api.history(job))[-1] == "job.quarantined"
 
-        await eventually(is_set_aside, what="the quarantine")
+        await eventually(is_quarantined, what="the quarantine")
 
     def stop(self) -> None:
         """End it all."""
@@ -159,7 +159,7 @@ async def test_files_that_the_store_does_not_list(stack: Stack, tmp_path: Path) 
     Those of a job that is set aside, too.
     """
     aside = stack.api.create(prompt=stack.texts[0])
-    await stack.set_aside(aside)
+    await stack.quarantine(aside)
     store = stack.objects()
     pictures = await store.list_keys("dreamforge/default/jobs/")
     (tmp_path / "sitecustomize.py").write_text(_LISTS_NOTHING)

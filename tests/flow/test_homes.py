@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreamforge.cli import main as cli
 from dreamforge.settings import VARIABLES_BY_FIELD
-from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.bundle import BundleHeader, BundleWriter
 from eventstore.integrity.verifier import AuditEvent
 from tests import memory_log
 from tests.kit import NOON
@@ -95,8 +95,8 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def bundle(rows: Sequence[AuditEvent]) -> bytes:
     """An exported log."""
-    writer = Writer(Header(log=memory_log.LOG, exported_at=NOON, stream=None, since=NOON, private=False))
-    return b"".join([writer.begin(), *map(writer.event, rows), writer.end()])
+    writer = BundleWriter(BundleHeader(log=memory_log.LOG, exported_at=NOON, stream=None, since=NOON, private=False))
+    return b"".join([writer.header_line(), *map(writer.event_line, rows), writer.end_line()])
 
 
 def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[str]:

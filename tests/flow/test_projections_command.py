@@ -101,7 +101,7 @@ async def test_a_rebuild_that_was_killed_goes_on(store: Store, db_url: str, s3_c
     rng = random.Random(3)
     appends = [histories.append(histories.history(rng)) for _ in range(30)]
     await store.log.commit(Batch(appends=appends))
-    await store.database.call("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
+    await store.database.execute_once("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
     environ = roles_environ(db_url, s3_config)
     rebuild = Rebuild(store.database)
     killed = Service("projections", environ, "rebuild", "--workers", "1")
@@ -155,7 +155,7 @@ async def test_pause_and_resume(db_url: str, s3_config: S3Config) -> None:
 
 async def test_a_release_with_other_views_rebuilds_by_itself(store: Store, db_url: str, s3_config: S3Config) -> None:
     """Given a read model of an earlier release's views, when a projector starts, then its own takes over."""
-    await store.database.call("update readmodel.generation set version = 0")
+    await store.database.execute_once("update readmodel.generation set version = 0")
     await store.log.commit(Batch(appends=[histories.append(histories.history(random.Random(5)))]))
     rebuild = Rebuild(store.database)
     with running("projector", db_url, s3_config):

@@ -112,7 +112,7 @@ def neighbour(api: Api, job: UUID) -> str:
             return other
 
 
-async def set_aside(api: Api, job: UUID) -> Any:
+async def until_quarantined(api: Api, job: UUID) -> Any:
     """The job once it is set aside."""
 
     async def is_failed() -> Any:
@@ -168,7 +168,7 @@ async def test_a_job_that_cannot_be_read_is_set_aside(
     if not ends_first:
         start("runner")
     assert api.finished(neighbour(api, job))["status"] == "succeeded"
-    seen = await set_aside(api, job)
+    seen = await until_quarantined(api, job)
     assert (seen["error_code"], seen["version"]) == ("internal", 2 + (case == "started") + 6 * ends_first)
 
     assert api.http.post(f"/v1/jobs/{job}/cancel").status_code == 409
@@ -234,7 +234,7 @@ async def test_every_command_takes_a_job_that_is_set_aside(
     start("projector")
     orchestrator = start("orchestrator")
     job = await poisoned(db_url, api, "created")
-    await set_aside(api, job)
+    await until_quarantined(api, job)
     answered(environ, "outbox", "status")
     answered(environ, "outbox", "rebuild")
     assert "agrees" in answered(environ, "projections", "verify")
@@ -263,7 +263,7 @@ async def test_a_released_job_succeeds_with_mended_code(
     old = [start(role) for role in ("api", "orchestrator", "projector")]
     api = client(old[0])
     job = await poisoned(db_url, api, case)
-    await set_aside(api, job)
+    await until_quarantined(api, job)
     answered(environ, "jobs", "quarantine", "release", str(job))
 
     async def again() -> bool:
@@ -304,7 +304,7 @@ async def test_a_job_that_breaks_the_code_is_set_aside(
     start("runner")
     job = UUID(api.create(count=1, scale=None, seed=seed))
     assert api.finished(neighbour(api, job))["status"] == "succeeded"
-    await set_aside(api, job)
+    await until_quarantined(api, job)
     [found] = json.loads(answered(environ, "jobs", "quarantine", "list", "--output", "json"))
     assert (found["reader"], found["reason"]) == (reader, "RuntimeError")
     for service in broken:
@@ -345,7 +345,7 @@ async def test_only_the_newest_release_sets_aside(db_url: str, start: Start, cli
     await connection.execute(
         "delete from eventstore.releases where release = (select max(release) from eventstore.releases)"
     )
-    await set_aside(api, job)
+    await until_quarantined(api, job)
     await connection.close()
 
 

@@ -23,7 +23,7 @@ class JobAnnotated(DomainEvent, frozen=True, kw_only=True):
     def message(self):
         return "Annotated."
 
-codec.BODIES["job.annotated"] = JobAnnotated
+codec.EVENT_TYPE_BY_CODE["job.annotated"] = JobAnnotated
 codec._DECODERS["job.annotated"] = msgspec.json.Decoder(JobAnnotated)
 '''
 

@@ -28,8 +28,8 @@ class Counted(Database):
         self.statements: Counter[str] = Counter()
         self.commits: Counter[str] = Counter()
 
-    async def call(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
-        rows = await super().call(sql, *args, seconds=seconds)
+    async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
+        rows = await super().execute_once(sql, *args, seconds=seconds)
         kind = kind_of(sql)
         self.statements[kind] += 1
         # A claim that finds nothing writes nothing, and has no commit record.
@@ -76,7 +76,9 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
         job_id = (await http.post("/v1/jobs", json=body)).json()["job"]["id"]
 
         async def done() -> bool:
-            rows = await Database.call(database, "select code from eventstore.events where stream_id = $1", job_id)
+            rows = await Database.execute_once(
+                database, "select code from eventstore.events where stream_id = $1", job_id
+            )
             return any(row["code"] == "job.finish" for row in rows)
 
         await eventually(done)

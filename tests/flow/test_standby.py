@@ -15,7 +15,7 @@ from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Log, Move, Send
+from eventstore.log import Append, Batch, CheckpointMove, Log, Send
 from eventstore.subscription import Subscription
 from orchestrator import codec
 from orchestrator.decisions import RequestCancel
@@ -126,7 +126,7 @@ async def test_a_cancelled_wait_is_heard_of_whatever_the_logins_settings(primary
     await execute(primary, f"alter database {database_name(primary)} set client_min_messages = error")
     pooled = Database(primary, pooled=True)
     with pytest.raises(DatabaseAccessDenied, match="client_min_messages"):
-        await pooled.call("select 1")
+        await pooled.execute_once("select 1")
     await pooled.close()
     database = Database(primary)
     pair.lose()
@@ -143,7 +143,7 @@ async def test_a_repeated_request_waits_for_the_standby(primary: str, pair: Pair
     cancel = Append(stream=created.stream, category="job", expected=1, events=(event(CancelRequested()),))
     await cut_short(pair, store.log.commit(Batch(appends=[cancel])))
     jobs = JobService(store.log, store.committer, "test")
-    asked = jobs.request("default", created.stream, RequestCancel(), Meta())
+    asked = jobs.commit_request("default", created.stream, RequestCancel(), Meta())
     assert (await expect_waits(pair, asked)).cancel_pending
     await store.close()
 
@@ -154,7 +154,7 @@ async def test_a_repeated_rebuild_of_the_outbox_waits_for_the_standby(primary: s
     await store.log.subscribe("orchestrator")
     body = job_created()
     created = Append(stream=new_id(), category="job", expected=0, events=(event(body),))
-    move = Move(subscription="orchestrator", partition=created.stream.bytes[-1] & 7, start=0, end=0)
+    move = CheckpointMove(subscription="orchestrator", partition=created.stream.bytes[-1] & 7, start=0, end=0)
     await store.log.commit(Batch(appends=[created], moves=[move]))
     pair.lose()
     command = StepCommand(job_id=created.stream, step_id=body.steps[0].step_id, step="generate", version=1)
@@ -170,7 +170,7 @@ async def test_a_repeated_command_on_a_job_set_aside_waits_for_the_standby(
     """Given a job that was left failed, then erased, and is in no read model, then each again waits all the same."""
     store, job = Store(primary), new_id()
     await poison.append(primary, job, 0, *poison.UNKNOWN_VALUE)
-    await Quarantine(store.log, "test").add(job, "default", reader="test", at_version=1, reason="poison")
+    await Quarantine(store.log, "test").quarantine_job(job, "default", reader="test", at_version=1, reason="poison")
     await store.close()
     environ = roles_environ(primary, s3_config, DF_DB_URL=primary, DF_LEASE_S="4")
     for command in (["jobs", "quarantine", "fail"], ["audit", "erase"]):
@@ -208,13 +208,13 @@ async def test_a_subscription_builds_on_nothing_that_waits(primary: str, pair: P
     appended = some_append()
     partition = appended.stream.bytes[-1] & 7
     pair.lose()
-    move = Move(subscription="orchestrator", partition=partition, start=0, end=0)
-    await cut_short(pair, store.committer.react(Batch(appends=[appended], moves=[move])))
+    move = CheckpointMove(subscription="orchestrator", partition=partition, start=0, end=0)
+    await cut_short(pair, store.committer.commit_batch(Batch(appends=[appended], moves=[move])))
     subscription = Subscription(
         store.log, store.notifier, Orchestrator(store.log, store.committer, "test"), codec.is_known
     )
-    await expect_waits(pair, subscription.step())
-    assert subscription.cursors[partition].stored == 1
+    await expect_waits(pair, subscription.poll_once())
+    assert subscription.cursors[partition].checkpoint == 1
     await store.close()
 
 

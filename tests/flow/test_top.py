@@ -152,7 +152,7 @@ async def test_jobs_are_counted_whosever_they_are(store: Store) -> None:
         insert into readmodel.jobs
         select gen_random_uuid(), tenant, 'generate', status, now(), now(), 1, 1, '{}', '{}'
         from unnest(array['a', 'b', 'b']) tenant, unnest(array['queued', 'running', 'failed', 'succeeded']) status"""
-    await store.database.call(insert)
+    await store.database.execute_once(insert)
     await commit(store, History().started("generate").finished("generate", "failed").add(JobFinish(status="failed")))
     found = await SnapshotReader(store.database).next_snapshot()
     assert (found.jobs.queued, found.jobs.running, found.jobs.failed) == (3, 3, 1)
@@ -160,7 +160,7 @@ async def test_jobs_are_counted_whosever_they_are(store: Store) -> None:
 
 
 async def test_a_command_that_nobody_can_read_does_not_stop_the_view(store: Store) -> None:
-    await store.database.call("select pgmq.send('generate', $1::jsonb, 60)", json.dumps({"job_id": "7"}))
+    await store.database.execute_once("select pgmq.send('generate', $1::jsonb, 60)", json.dumps({"job_id": "7"}))
     found = await SnapshotReader(store.database).next_snapshot()
     assert (found.queues[0].hidden, found.runners) == (1, [])
 

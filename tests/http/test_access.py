@@ -20,7 +20,7 @@ from dreamforge.operations.anchoring import sign_anchor
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
-from orchestrator.service import event
+from orchestrator.service import make_event
 from projections.keys import digest, key_text
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Frames, rejected, running, until
@@ -43,7 +43,7 @@ class Realm(msgspec.Struct, frozen=True):
         """The same, for a test that is async."""
         key_id = new_id()
         text = key_text(key_id, "x" * 42 + "A")
-        made = event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=digest(text)), Meta())
+        made = make_event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=digest(text)), Meta())
         await self._append(Append(stream=key_id, category="key", tenant=tenant, expected=0, events=(made,)))
         return text
 
@@ -53,7 +53,7 @@ class Realm(msgspec.Struct, frozen=True):
 
     async def revoked(self, tenant: str, key: str) -> None:
         """The same, for a test that is async."""
-        gone = event(KeyRevoked(), Meta())
+        gone = make_event(KeyRevoked(), Meta())
         await self._append(Append(stream=id_of(key), category="key", tenant=tenant, expected=1, events=(gone,)))
 
     async def _append(self, append: Append) -> None:

@@ -62,7 +62,7 @@ async def test_an_item_is_a_file_that_verify_reads(
     await anchored.sign()
     [item] = anchored.items()
     file = tmp_path / "anchor.json"
-    trusted = ("--anchor", str(file), "--key", anchors.public_key(KEY))
+    trusted = ("--anchor", str(file), "--key", anchors.public_key_hex(KEY))
     for text, code, told in (
         (item, 0, "2 anchor(s)"),  # itself, and the same as it stands in the log
         (item.replace(b'"position":1', b'"position":2', 1), 1, "is not that of its content"),

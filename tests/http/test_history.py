@@ -105,14 +105,14 @@ async def test_a_proof_verifies_from_the_answer_alone(lone: Api, scribe: Scribe)
         *(audit_event(one).hash for one in events[:-1]),
     ]
     assert proven(lone, job_id, after_version=3, limit=2) == events[3:5]
-    await scribe.store.database.call("select eventstore.erase($1)", job_id)
+    await scribe.store.database.execute_once("select eventstore.erase($1)", job_id)
     assert proven(lone, job_id) == events
 
 
 async def test_a_proof_is_what_a_bundle_holds(lone: Api, scribe: Scribe) -> None:
     """Field for field, but for the private text."""
     job_id = await scribe.write(succeeded())
-    whole = await AuditReader(scribe.store.database).stream(audit_event(proven(lone, job_id)[0]).stream_id)
+    whole = await AuditReader(scribe.store.database).read_stream(audit_event(proven(lone, job_id)[0]).stream_id)
     exported = [msgspec.structs.replace(one, private=None, private_salt=None) for one in whole]
     assert [audit_event(event) for event in proven(lone, job_id)] == exported
     for event, one in zip(proven(lone, job_id), msgspec.to_builtins(exported), strict=True):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from artifacts.object_store import S3Config
-from eventstore.ids import derived_id, new_id
+from eventstore.ids import derive_id, new_id
 from tests import poison
 from tests.http.conftest import BODY, Scribe, invalid, rejected, running
 from tests.kit import Api
@@ -59,7 +59,7 @@ def test_another_body_is_a_conflict(lone: Api) -> None:
 async def test_a_job_that_cannot_be_read_is_no_conflict(lone: Api, lone_url: str) -> None:
     """Whether it is the same request can't be told: the client is to try again."""
     given = key()
-    job = derived_id(b"default", given.encode())
+    job = derive_id(b"default", given.encode())
     await poison.append(lone_url, job, 0, *poison.UNKNOWN_VALUE)
     assert rejected(once(lone, BODY, given), 503, "infra_unavailable") == {"job_id": str(job)}
 

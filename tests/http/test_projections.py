@@ -1,7 +1,7 @@
 """GET /v1/projections: how far each has come."""
 
 from artifacts.object_store import S3Config
-from eventstore.log import Batch, Move
+from eventstore.log import Batch, CheckpointMove
 from tests.http.conftest import consumer, running
 from tests.kit import Store, some_append, stream_in
 
@@ -15,7 +15,7 @@ async def test_each_projection_tells_what_waits_for_it(store: Store, db_url: str
         await store.log.subscribe("readmodel")
         await store.log.subscribe("another")
         await store.log.commit(Batch(appends=[some_append(stream_in(4), count=4), some_append(stream_in(5))]))
-        await store.log.commit(Batch(moves=[Move(subscription="readmodel", partition=4, start=0, end=3)]))
+        await store.log.commit(Batch(moves=[CheckpointMove(subscription="readmodel", partition=4, start=0, end=3)]))
         answer = api.get("/v1/projections")
     assert answer.keys() == {"items"}
     assert all(one.keys() == PLACE for one in answer["items"])

@@ -15,7 +15,7 @@ from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from dreamforge.http_server import HttpServer, listen_on, url_of_socket
 from eventstore.integrity.reader import AuditReader
-from eventstore.metrics import Backlog
+from eventstore.metrics import BacklogGauges
 from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
 from model_registry.catalogue import ModelCatalogue
@@ -47,7 +47,7 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         stopping=asyncio.Event(),
     )
     bound = listen_on("127.0.0.1", 0)
-    server = HttpServer(build(services, Health({}, Backlog(store.database), WriteProbe(store.database))))
+    server = HttpServer(build(services, Health({}, BacklogGauges(store.database), WriteProbe(store.database))))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield url_of_socket(bound)

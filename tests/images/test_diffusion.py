@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from model_registry.checks import BadModelFiles, check_files
-from orchestrator.events import Memory
+from orchestrator.events import DeviceMemory
 from orchestrator.step_errors import InvalidInput, OutOfMemory, ProviderError
 from runners.engine_host.host import EngineHost
 from runners.engine_host.server import ProgressReporter as ChildReporter
@@ -111,7 +111,9 @@ def test_strangers_in_the_batch_change_no_pixel_by_more_than_one(engine_host: En
     assert np.abs(together.values(1) - alone).max() <= 1
     made = together.renderings[1]
     assert (made.batch_size, made.batch_index) == (3, 1)
-    again = rendered(engine_host, sampling(model), spec(), as_batch_of=made.batch_size, from_index=made.batch_index)
+    again = rendered(
+        engine_host, sampling(model), spec(), original_batch_size=made.batch_size, original_batch_index=made.batch_index
+    )
     assert np.array_equal(again.values(), together.values(1))
     assert again.renderings[0] == made
 
@@ -177,7 +179,7 @@ def test_what_was_tiled_is_made_again_tiled(engine_host: EngineHost, model: Path
     engine_host.render(Render(sampling=large, specs=[spec()]), watch)
     made = watch.renderings[0]
     assert made.measures == ["tiling"]
-    again = rendered(engine_host, large, spec(), as_batch_of=1, from_index=0, measures=made.measures)
+    again = rendered(engine_host, large, spec(), original_batch_size=1, original_batch_index=0, measures=made.measures)
     assert np.array_equal(again.values(), watch.values())
 
 
@@ -244,13 +246,13 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
     engine_host: EngineHost, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a batch whose second image is no number, then the first and third are handed over."""
-    real = diffusion_engine.to_image
+    real = diffusion_engine.tensor_to_image
     calls = itertools.count()
 
     def not_finite(pixels: torch.Tensor, shape: Sampling) -> Image.Image:
         return real(pixels * torch.nan if next(calls) == 1 else pixels, shape)
 
-    monkeypatch.setattr(diffusion_engine, "to_image", not_finite)
+    monkeypatch.setattr(diffusion_engine, "tensor_to_image", not_finite)
     watch = ProgressReporter()
     with pytest.raises(ProviderError, match="DF_DTYPE=float32"):
         engine_host.render(Render(sampling=sampling(model), specs=[spec(n) for n in range(3)]), watch)
@@ -259,7 +261,7 @@ def test_an_image_that_comes_to_nothing_costs_no_other(
 
 def test_what_memory_holds_is_learnt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given room for two images, after one fallback batches are of two; what fits only tiled is alone."""
-    used = Memory(before=100, peak=300, after=100, total=1000)
+    used = DeviceMemory(before=100, peak=300, after=100, total=1000)
     monkeypatch.setattr(MemoryMeter, "read", lambda _: used)
     monkeypatch.setattr(diffusion_engine, "free_bytes", lambda _: 250)
     engine_host = EngineHost(EngineConfig(device="cpu", batch_max=4))

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.events import Measure, Memory, Rendering
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
 from runners.engines.protocol import ImageSpec, RenderCancelled
 
 
@@ -18,7 +18,7 @@ class ProgressReporter:
         self.images: dict[int, Image.Image] = {}
         self.renderings: dict[int, Rendering] = {}
         self.steps: list[tuple[list[int], int, int]] = []
-        self.measures: list[tuple[int, Measure | None]] = []
+        self.measures: list[tuple[int, MemoryMeasure | None]] = []
         self._give_up_at = give_up_at
         self._counted = counted
 
@@ -30,12 +30,14 @@ class ProgressReporter:
             raise RenderCancelled
         self.steps.append((items, done, of))
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         assert items
         assert (memory is not None) == self._counted
         self.measures.append((size, measure))
 
-    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: Memory | None) -> None:
+    def image_rendered(self, item: int, image: Image.Image, rendering: Rendering, memory: DeviceMemory | None) -> None:
         assert (memory is not None) == self._counted
         self.images[item] = image
         self.renderings[item] = rendering

@@ -4,8 +4,8 @@ from contextlib import suppress
 
 from eventstore.committer import Transition
 from eventstore.log import DEFAULT_TENANT, Append
-from orchestrator.decisions import CommandRejected, Request, RequestCancel, RequestRetry
-from orchestrator.events import JobCreated, Meta, Outcome, PlannedStep, Private, StepName
+from orchestrator.decisions import CommandRejected, JobRequest, RequestCancel, RequestRetry
+from orchestrator.events import JobCreated, Meta, Outcome, PersonalText, PlannedStep, StepName
 from orchestrator.parameters import UpscaleParams
 from orchestrator.service import JobService, NoSuchJob
 from tests.kit import generate_params
@@ -75,25 +75,25 @@ class Client(Process):
     def _may_repair(self) -> bool:
         """Whether the job failed because images are lost, which a retry renders again."""
         states = self.world.storage.states.get(self.job_id, [])
-        return any(one.finished == "failed" and one.error is not None and one.error.lost for one in states[-1:])
+        return any(one.outcome == "failed" and one.error is not None and one.error.lost for one in states[-1:])
 
     @property
     def _outcome(self) -> Outcome | None:
         states = self.world.storage.states.get(self.job_id)
-        return states[-1].finished if states else None
+        return states[-1].outcome if states else None
 
     async def _create(self) -> None:
         """Create the job. A conflict means that an earlier request has created it."""
-        created = self.world.event(self._submission(), Meta(), private=Private(prompt="a castle"))
+        created = self.world.event(self._submission(), Meta(), private=PersonalText(prompt="a castle"))
         answer = await self._committer.commit(
             Transition(append=Append(stream=self.job_id, category="job", expected=0, events=(created,)))
         )
         self.world.counts["jobs" if answer.committed and not self.done else "repeated creates"] += 1
         self.done = True
 
-    async def _ask(self, asked: Request) -> None:
+    async def _ask(self, asked: JobRequest) -> None:
         with suppress(CommandRejected, NoSuchJob):
-            await self._jobs.request(DEFAULT_TENANT, self.job_id, asked, Meta())
+            await self._jobs.commit_request(DEFAULT_TENANT, self.job_id, asked, Meta())
             self.world.counts[type(asked).__name__] += 1
 
     def _submission(self) -> JobCreated:

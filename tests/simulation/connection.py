@@ -8,7 +8,7 @@ from uuid import UUID
 from eventstore.committer import Committer, Transition
 from eventstore.errors import DatabaseUnavailable
 from eventstore.events import RecordedEvent
-from eventstore.log import Ack, Answer, Answers, Batch, Defer, Log
+from eventstore.log import Ack, AppendOutcome, Batch, BatchOutcome, Defer, Log
 from orchestrator.service import JobService
 from tests.simulation.effects import Effect
 from tests.simulation.storage import PARTITIONS, Storage
@@ -26,7 +26,7 @@ class SimulatedLog:
         self._clock = clock
         self._failure = None if repeats else DatabaseUnavailable("simulated")
 
-    def commit(self, batch: Batch) -> Effect[Answers]:
+    def commit(self, batch: Batch) -> Effect[BatchOutcome]:
         """As `Log.commit`."""
         return Effect("commit", lambda: self._storage.commit(batch, self._clock()), failure=self._failure)
 
@@ -34,18 +34,18 @@ class SimulatedLog:
         """As `Log.confirm_replicated`: the one simulated server has no standby."""
         return Effect("confirm", lambda: None, failure=self._failure)
 
-    def stream(self, stream: UUID) -> Effect[list[RecordedEvent]]:
-        """As `Log.stream`."""
+    def read_stream(self, stream: UUID) -> Effect[list[RecordedEvent]]:
+        """As `Log.read_stream`."""
         return Effect("fold", lambda: list(self._storage.streams.get(stream, ())), failure=self._failure)
 
-    def streams(self, streams: Sequence[UUID]) -> Effect[dict[UUID, list[RecordedEvent]]]:
-        """As `Log.streams`."""
+    def read_streams(self, streams: Sequence[UUID]) -> Effect[dict[UUID, list[RecordedEvent]]]:
+        """As `Log.read_streams`."""
         return Effect(
             "fold", lambda: {stream: list(self._storage.streams[stream]) for stream in streams}, failure=self._failure
         )
 
-    def after(self, cursor: Mapping[int, int], *, limit: int) -> Effect[dict[int, list[RecordedEvent]]]:
-        """As `Log.after`."""
+    def read_after(self, cursor: Mapping[int, int], *, limit: int) -> Effect[dict[int, list[RecordedEvent]]]:
+        """As `Log.read_after`."""
         return Effect("read", partial(self._storage.after, cursor, min(limit, _BATCH)), failure=self._failure)
 
     def subscribe(self, subscription: str) -> Effect[Any]:
@@ -68,12 +68,12 @@ class SimulatedCommitter:
         self._repeating_log = SimulatedLog(storage, clock, repeats=True)
         self._log = SimulatedLog(storage, clock, repeats=False)
 
-    async def commit(self, transition: Transition) -> Answer:
+    async def commit(self, transition: Transition) -> AppendOutcome:
         """As `Committer.commit`, which repeats until it has a result."""
         return (await self._repeating_log.commit(batch_of(transition))).streams[transition.append.stream]
 
-    async def react(self, batch: Batch) -> Answers:
-        """As `Committer.react`, which does not repeat."""
+    async def commit_batch(self, batch: Batch) -> BatchOutcome:
+        """As `Committer.commit_batch`, which does not repeat."""
         return await self._log.commit(batch)
 
 

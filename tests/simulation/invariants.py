@@ -74,7 +74,7 @@ class Auditor:
 
     def rendered(self, step: StepState, item_index: int) -> None:
         """Check an item that an attempt renders. step: the state at the start of the attempt."""
-        expect(not step.has(item_index), f"item {item_index} of {step.name} is rendered though it was written")
+        expect(not step.has_item(item_index), f"item {item_index} of {step.name} is rendered though it was written")
 
     def check_end(self) -> None:
         """Check the final state."""
@@ -93,11 +93,11 @@ class Auditor:
     def _check_order(self, before: JobState, event: DecodedEvent) -> None:
         retried = isinstance(event.body, RetryRequested)
         if retried:
-            expect(before.finished == "failed", f"a job that is {before.finished} is retried")
+            expect(before.outcome == "failed", f"a job that is {before.outcome} is retried")
         else:
-            expect(before.finished is None, f"{event.body} after the end")
+            expect(before.outcome is None, f"{event.body} after the end")
         if isinstance(event.body, JobFinish):
-            expect(before.running is None, f"the job ends while a step runs: {before}")
+            expect(before.running_step is None, f"the job ends while a step runs: {before}")
         if isinstance(event.body, CancelRequested):
             expect(not before.cancel_pending, "a second cancel")
 
@@ -160,7 +160,7 @@ class Auditor:
     def _finished(self, before: JobState | None, after: JobState, body: StepFinish, event: DecodedEvent) -> None:
         if body.status == "succeeded":
             self._expect_owner(before, body, event)
-            written = [item for item in range(after.generate.count) if after.step(body.step_id).has(item)]
+            written = [item for item in range(after.generate.count) if after.step(body.step_id).has_item(item)]
             expect(len(written) == after.generate.count, f"step {body.step} succeeded with {written}")
         drive = (body.step_id, self._retries[body.step_id])
         self._finishes[drive] += 1
@@ -172,10 +172,10 @@ class Auditor:
         self._views[after.job_id] = view
         for step, shown in zip(after.steps, view.steps, strict=True):
             same = (shown.attempt, shown.completed) == (step.attempt, len(step.artifacts))
-            swept = after.finished == "cancelled" and shown.status == "cancelled"
+            swept = after.outcome == "cancelled" and shown.status == "cancelled"
             expect(same and (swept or shown.status == step.status), f"the view shows {shown}, the state is {step}")
-        expect(view.terminal == (after.finished is not None), f"the view is {view.status}, the state {after.finished}")
-        expect(not view.terminal or view.status == after.finished, f"the view is {view.status}, not {after.finished}")
+        expect(view.terminal == (after.outcome is not None), f"the view is {view.status}, the state {after.outcome}")
+        expect(not view.terminal or view.status == after.outcome, f"the view is {view.status}, not {after.outcome}")
         now = progress(view).progress
         expect(now >= self._progress.get(after.job_id, 0.0), "progress went back")
         whole = all(len(step.artifacts) == after.generate.count for step in after.steps)
@@ -183,7 +183,7 @@ class Auditor:
         self._progress[after.job_id] = now
 
     def _check_end(self, state: JobState) -> None:
-        expect(state.finished is not None, f"job {state.job_id} never ends: {state.steps}")
+        expect(state.outcome is not None, f"job {state.job_id} never ends: {state.steps}")
         expect(state.error is None or not state.error.lost, f"job {state.job_id} can't be repaired: {state.error}")
         for step in state.steps:
             expect(step.status != "running", f"step {step.name} never ends")

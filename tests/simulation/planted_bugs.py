@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from eventstore.committer import Transition
-from eventstore.log import Ack, Answer, Answers, Batch, Defer, Move
-from orchestrator.decisions import FailAttempt, FailStart, HandBack, JobCommand, RecordItems, StaleAttempt
+from eventstore.log import Ack, AppendOutcome, Batch, BatchOutcome, CheckpointMove, Defer
+from orchestrator.decisions import FailAttempt, FailStart, HandBackStep, JobCommand, RecordItems, StaleAttempt
 from orchestrator.events import DomainEvent
 from orchestrator.state import JobState, StepState
 from tests.simulation.connection import SimulatedCommitter, batch_of
@@ -18,7 +18,7 @@ from tests.simulation.storage import Message, Observer, Storage
 class AcknowledgesFirst(SimulatedCommitter):
     """Settles the command before the event that it led to is appended."""
 
-    async def commit(self, transition: Transition) -> Answer:
+    async def commit(self, transition: Transition) -> AppendOutcome:
         """In two commits."""
         whole = batch_of(transition)
         if transition.settle is not None:
@@ -29,7 +29,7 @@ class AcknowledgesFirst(SimulatedCommitter):
 class SendsAfterMove(SimulatedCommitter):
     """Sends a reaction's commands in a separate commit, after the checkpoint has moved."""
 
-    async def react(self, batch: Batch) -> Answers:
+    async def commit_batch(self, batch: Batch) -> BatchOutcome:
         """In two commits."""
         answers = await self._log.commit(replace(batch, sends=()))
         await self._log.commit(Batch(sends=batch.sends))
@@ -39,7 +39,7 @@ class SendsAfterMove(SimulatedCommitter):
 class SendsBeforeMove(SimulatedCommitter):
     """Sends a reaction's commands in a separate commit, before the checkpoint moves."""
 
-    async def react(self, batch: Batch) -> Answers:
+    async def commit_batch(self, batch: Batch) -> BatchOutcome:
         """In two commits."""
         await self._log.commit(Batch(sends=batch.sends))
         return await self._log.commit(replace(batch, sends=()))
@@ -48,7 +48,7 @@ class SendsBeforeMove(SimulatedCommitter):
 class MovesWithoutCompare(Storage):
     """Moves checkpoints without comparing their positions."""
 
-    def is_at_checkpoint(self, move: Move) -> bool:  # noqa: ARG002  # that is the bug
+    def is_at_checkpoint(self, move: CheckpointMove) -> bool:  # noqa: ARG002  # that is the bug
         """True for every position."""
         return True
 
@@ -56,7 +56,7 @@ class MovesWithoutCompare(Storage):
 class MovesPastRejectedAppend(Storage):
     """Moves a checkpoint although the reaction's append was rejected."""
 
-    def commit(self, batch: Batch, now: float) -> Answers:
+    def commit(self, batch: Batch, now: float) -> BatchOutcome:
         """Commit the appends, then the rest."""
         appended = super().commit(Batch(appends=batch.appends), now)
         rejected = {stream for stream, answer in appended.streams.items() if not answer.committed}
@@ -100,7 +100,7 @@ class ForgetsClaims(Storage):
         self._loose = [self.messages[one.queue][one.msg_id] for one in claimed]
         return claimed
 
-    def commit(self, batch: Batch, now: float) -> Answers:
+    def commit(self, batch: Batch, now: float) -> BatchOutcome:
         """A commit also makes earlier claims durable."""
         self._loose.clear()
         return super().commit(batch, now)
@@ -113,7 +113,7 @@ class Unfenced(Runner):
         try:
             return await super()._execute(run, state, command)
         except StaleAttempt:
-            if not isinstance(command, RecordItems | FailAttempt | HandBack):
+            if not isinstance(command, RecordItems | FailAttempt | HandBackStep):
                 raise
             state = await run.jobs.load(state.job_id)
             current = replace(command, attempt=state.step(command.step_id).attempt)

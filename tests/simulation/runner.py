@@ -5,13 +5,21 @@ from contextlib import contextmanager
 
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
 from eventstore.errors import DatabaseUnavailable
-from orchestrator.decisions import FailAttempt, FailStart, HandBack, JobCommand, RecordItems, StaleAttempt, StartStep
+from orchestrator.decisions import (
+    FailAttempt,
+    FailStart,
+    HandBackStep,
+    JobCommand,
+    RecordItems,
+    StaleAttempt,
+    StartStep,
+)
 from orchestrator.events import ArtifactWritten, DomainEvent, StepFinish
 from orchestrator.plan import item_seed, output_size
 from orchestrator.service import JobService
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim
-from orchestrator.step_errors import OutOfTime, ProviderError, StepError
+from orchestrator.step_errors import OutOfTime, ProviderError, StepFailure
 from tests.kit import NOON
 from tests.simulation.connection import SimulatedCommitter, jobs
 from tests.simulation.effects import Actor, Effect
@@ -32,13 +40,13 @@ class AttemptBuffer:
         self.items: list[ArtifactWritten] = []
         self.closed = False
         self.given_up = False
-        self.failure: tuple[int | None, StepError] | None = None
+        self.failure: tuple[int | None, StepFailure] | None = None
 
     def next_batch(self) -> Effect[list[ArtifactWritten]]:
         """Wait for items. An empty list means that there will be no more."""
         return Effect("buffer", self._next_batch, ready=lambda: bool(self.items) or self.closed)
 
-    def give_up(self, cause: StepError) -> None:
+    def give_up(self, cause: StepFailure) -> None:
         """End the attempt now."""
         self.given_up = True
         self.failure = self.failure or (None, cause)
@@ -49,7 +57,7 @@ class AttemptBuffer:
         """Record the first failure of an item."""
         try:
             yield
-        except StepError as error:
+        except StepFailure as error:
             self.failure = self.failure or (item_index, error)
 
     def _next_batch(self) -> list[ArtifactWritten]:
@@ -230,7 +238,7 @@ class Runner(Process):
             return
         state = await jobs.load(claim.command.job_id)
         step = state.step(claim.command.step_id)
-        if self.world.now > claim.expires:
+        if self.world.now > claim.expires_at_s:
             return
         await Effect("looked at its clock", lambda: None)  # it may freeze here, and start after its lease has ended
         try:
@@ -257,7 +265,7 @@ class Runner(Process):
     async def _start(self, run: Run, state: JobState, step: StepState) -> JobState | None:
         command = StartStep(
             step_id=step.step_id,
-            after=step.attempt,
+            claimed_attempt=step.attempt,
             runner=run.name,
             engine="fake",
             source="fake",
@@ -275,7 +283,7 @@ class Runner(Process):
         self.world.counts["failed starts"] += 1
         command = FailStart(
             step_id=step.step_id,
-            after=step.attempt,
+            claimed_attempt=step.attempt,
             error_code="internal",
             error_message="simulated",
             retryable=True,
@@ -301,12 +309,12 @@ class Runner(Process):
         self._leave(run)
         if buffer.failure is None or (self._stopping and buffer.failure[1].retryable):
             self.world.counts["hand-backs"] += 1
-            await self._execute(run, state, HandBack(step_id=step.step_id, attempt=step.attempt))
+            await self._execute(run, state, HandBackStep(step_id=step.step_id, attempt=step.attempt))
         else:
             await self._fail(run, state, step, *buffer.failure)
 
     def _missing(self, state: JobState, step: StepState) -> Sequence[int]:
-        return [index for index in range(state.generate.count) if not step.has(index)]
+        return [index for index in range(state.generate.count) if not step.has_item(index)]
 
     async def _produce(self, run: Run, state: JobState, step: StepState) -> None:
         buffer = run.buffer
@@ -378,7 +386,9 @@ class Runner(Process):
         self.world.counts["lost sources"] += len(lost)
         return lost
 
-    async def _fail(self, run: Run, state: JobState, step: StepState, item_index: int | None, cause: StepError) -> None:
+    async def _fail(
+        self, run: Run, state: JobState, step: StepState, item_index: int | None, cause: StepFailure
+    ) -> None:
         lost = await self._lost(state) if isinstance(cause, ObjectMissing | ObjectChanged) else []
         command = FailAttempt(
             step_id=step.step_id,
@@ -399,7 +409,7 @@ def finishes(bodies: Sequence[DomainEvent]) -> bool:
     return any(isinstance(body, StepFinish) for body in bodies)
 
 
-def claim_of(message: Message, expires: float) -> StepClaim:
+def claim_of(message: Message, expires_at_s: float) -> StepClaim:
     """A claim as `Outbox.claim` returns it."""
     return StepClaim(
         queue=message.queue,
@@ -407,5 +417,5 @@ def claim_of(message: Message, expires: float) -> StepClaim:
         read_ct=message.read_ct,
         enqueued_at=NOON,
         command=message.command,
-        expires=expires,
+        expires_at_s=expires_at_s,
     )

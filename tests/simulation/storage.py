@@ -11,13 +11,13 @@ from eventstore.events import NewEvent, RecordedEvent
 from eventstore.integrity.chain import partition_of
 from eventstore.log import (
     Ack,
-    Answer,
-    Answers,
     Append,
+    AppendOutcome,
     Batch,
+    BatchOutcome,
+    CheckpointMove,
+    CheckpointMoveOutcome,
     Defer,
-    Move,
-    Moved,
     Send,
     Verdict,
 )
@@ -69,7 +69,7 @@ class Storage:
 
     # The log --------------------------------------------------------------------------------------
 
-    def commit(self, batch: Batch, now: float) -> Answers:
+    def commit(self, batch: Batch, now: float) -> BatchOutcome:
         """As `eventstore.commit`: each stream is checked alone, but with moves the partition is the unit."""
         heads = [len(partition) for partition in self.partitions]
         held = {move.partition for move in batch.moves if self.is_at_checkpoint(move)}
@@ -86,8 +86,10 @@ class Storage:
                 self._append(one)
         self._dispatch(batch, skipped, rejected, now)
         moved = {move.partition: self._move(move, heads, held, rejected) for move in batch.moves}
-        streams = {stream: Answer(verdict, len(self.streams.get(stream, ()))) for stream, verdict in verdicts.items()}
-        return Answers(streams, moved, contended=False)
+        streams = {
+            stream: AppendOutcome(verdict, len(self.streams.get(stream, ()))) for stream, verdict in verdicts.items()
+        }
+        return BatchOutcome(streams, moved, contended=False)
 
     def check_expected_version(self, append: Append) -> Verdict:
         """As `eventstore.judge`, the SQL function."""
@@ -97,12 +99,12 @@ class Storage:
         there = [one.event_id for one in history[append.expected : append.expected + len(append.events)]]
         return "already_committed" if there == [one.event_id for one in append.events] else "conflict"
 
-    def is_at_checkpoint(self, move: Move) -> bool:
+    def is_at_checkpoint(self, move: CheckpointMove) -> bool:
         """Whether a checkpoint is at the move's start."""
         return self.checkpoints[move.subscription][move.partition] == move.start
 
     def after(self, cursor: Mapping[int, int], limit: int) -> dict[int, list[RecordedEvent]]:
-        """As `Log.after`."""
+        """As `Log.read_after`."""
         found = {partition: self.partitions[partition][at : at + limit] for partition, at in cursor.items()}
         return {partition: events for partition, events in found.items() if events}
 
@@ -147,14 +149,16 @@ class Storage:
         partition.append(recorded)
         return recorded
 
-    def _move(self, move: Move, heads: Sequence[int], held: set[int], rejected: set[int]) -> Moved:
+    def _move(
+        self, move: CheckpointMove, heads: Sequence[int], held: set[int], rejected: set[int]
+    ) -> CheckpointMoveOutcome:
         at = self.checkpoints[move.subscription]
         if move.partition in rejected:
-            return Moved("rejected" if move.partition in held else "conflict", at[move.partition])
+            return CheckpointMoveOutcome("rejected" if move.partition in held else "conflict", at[move.partition])
         # A move to the very head covers what this call appended.
         end = len(self.partitions[move.partition]) if move.end == heads[move.partition] else move.end
         at[move.partition] = end
-        return Moved("accepted", end)
+        return CheckpointMoveOutcome("accepted", end)
 
     # The outbox -----------------------------------------------------------------------------------
 
@@ -236,7 +240,7 @@ class Storage:
 
     # The read model -------------------------------------------------------------------------------
 
-    def project(self, views: Sequence[JobView], moves: Sequence[Move]) -> list[int]:
+    def project(self, views: Sequence[JobView], moves: Sequence[CheckpointMove]) -> list[int]:
         """As `projector.project`. Returns the partitions that were written."""
         held = [move.partition for move in moves if self.is_at_checkpoint(move)]
         for view in views:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventstore.errors import DatabaseUnavailable, EventRejected
 from eventstore.events import RecordedEvent
-from eventstore.log import Log, Move, Moved
+from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log
 from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, PartitionCursor, Subscription
 from orchestrator import codec
@@ -52,7 +52,7 @@ class Subscriber(Process):
         if self._actor is None:
             if not self._due() and not self.world.chance(0.002):
                 return False
-            self._actor = Actor(self._subscription.step())
+            self._actor = Actor(self._subscription.poll_once())
         try:
             self.advance(self._actor, self._handler.name)
         except DatabaseUnavailable:
@@ -71,8 +71,8 @@ class Subscriber(Process):
     def _is_due(self, cursor: PartitionCursor) -> bool:
         if cursor.retry_at > self.world.now:
             return False
-        behind = len(self.world.storage.partitions[cursor.partition]) > cursor.read
-        lazy = cursor.read > cursor.stored and self.world.now - cursor.moved_at >= 1.0
+        behind = len(self.world.storage.partitions[cursor.partition]) > cursor.handled_position
+        lazy = cursor.handled_position > cursor.checkpoint and self.world.now - cursor.moved_at >= 1.0
         return behind or lazy or cursor.checkpoint_conflict
 
 
@@ -84,7 +84,9 @@ class ReadModel:
     def __init__(self, world: World) -> None:
         self._storage = world.storage
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         """As `Projector.handle`."""
         streams: dict[UUID, list[DecodedEvent]] = {}
         for event in events:
@@ -99,19 +101,21 @@ class ReadModel:
                 views.append(view)
         return await self._write(views, moves)
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         """Never called: all simulated events are readable."""
         raise AssertionError(rejected)
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """As `Projector.move`."""
         return await self._write([], moves)
 
     def _load(self) -> Effect[dict[UUID, JobView]]:
         return Effect("load", lambda: dict(self._storage.views), failure=DatabaseUnavailable("simulated"))
 
-    async def _write(self, views: Sequence[JobView], moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def _write(
+        self, views: Sequence[JobView], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome]:
         held = await Effect(
             "project", lambda: self._storage.project(views, moves), failure=DatabaseUnavailable("simulated")
         )
-        return {move.partition: Moved("accepted", move.end) for move in moves if move.partition in held}
+        return {move.partition: CheckpointMoveOutcome("accepted", move.end) for move in moves if move.partition in held}

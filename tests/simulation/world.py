@@ -12,7 +12,7 @@ from uuid import UUID
 from eventstore import subscription
 from eventstore.events import NewEvent
 from orchestrator import codec, service
-from orchestrator.events import DomainEvent, Meta, Private
+from orchestrator.events import DomainEvent, Meta, PersonalText
 from tests.kit import NOON
 from tests.simulation.effects import EffectOutcome
 from tests.simulation.storage import Storage
@@ -53,7 +53,7 @@ class World:
         """A random id from the seed."""
         return UUID(int=self.dice.getrandbits(128))
 
-    def event(self, body: DomainEvent, meta: Meta, *, private: Private | None = None) -> NewEvent:
+    def event(self, body: DomainEvent, meta: Meta, *, private: PersonalText | None = None) -> NewEvent:
         """As `service.event`, in this world's time."""
         now = NOON + timedelta(seconds=self.now)
         return codec.new_event(self.new_id(), now, body, meta, private)
@@ -66,8 +66,8 @@ class World:
     def patched_service(self) -> Iterator[None]:
         """Patch the service's code to use this world's time and random numbers."""
         with (
-            patch.object(service, "event", self.event),
+            patch.object(service, "make_event", self.event),
             patch.object(subscription, "time", SimpleNamespace(monotonic=self.clock)),
-            patch.object(subscription, "_pause", lambda: 2.0 + 2.0 * self.dice.random()),
+            patch.object(subscription, "_conflict_retry_delay_s", lambda: 2.0 + 2.0 * self.dice.random()),
         ):
             yield

@@ -7,7 +7,7 @@ from eventstore.ids import new_id
 from eventstore.integrity.chain import STREAM_GENESIS, event_hash
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.kit import Store, connect, event, job_created, some_append
 
 FIELDS = (
@@ -31,7 +31,7 @@ FIELDS = (
 @pytest.mark.parametrize("change", FIELDS)
 async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, change: str) -> None:
     """Given an event with private text, when any field is updated, then the database rejects."""
-    first = event(job_created(), private=Private(prompt="a castle"))
+    first = event(job_created(), private=PersonalText(prompt="a castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(first,))]))
     connection = await connect(db_url)
     with pytest.raises(asyncpg.PostgresError, match="append-only"):
@@ -55,15 +55,15 @@ async def test_no_event_can_be_removed(store: Store, db_url: str, deed: str, *, 
 async def test_erasure_takes_the_private_text_and_every_hash_still_verifies(store: Store) -> None:
     """Given two events with prompts, when the stream is erased, then no text is left and the chain holds."""
     stream = new_id()
-    first = event(job_created(), private=Private(prompt="a castle"))
-    second = event(job_created(), private=Private(prompt="a moat"))
+    first = event(job_created(), private=PersonalText(prompt="a castle"))
+    second = event(job_created(), private=PersonalText(prompt="a moat"))
     await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first, second))]))
-    before = await store.log.stream(stream)
-    assert [codec.private(one).prompt for one in before] == ["a castle", "a moat"]
+    before = await store.log.read_stream(stream)
+    assert [codec.decode_private(one).prompt for one in before] == ["a castle", "a moat"]
 
-    await store.database.call("select eventstore.erase($1)", stream)
+    await store.database.execute_once("select eventstore.erase($1)", stream)
 
-    after = await store.log.stream(stream)
+    after = await store.log.read_stream(stream)
     assert [one.private for one in after] == [None, None]
     assert [one.hash for one in after] == [one.hash for one in before]
     previous = STREAM_GENESIS
@@ -75,8 +75,8 @@ async def test_erasure_takes_the_private_text_and_every_hash_still_verifies(stor
 async def test_erasing_again_changes_nothing(store: Store) -> None:
     """Erasure is safe to repeat, and says how many events it changed."""
     stream = new_id()
-    first = event(job_created(), private=Private(prompt="a castle"))
+    first = event(job_created(), private=PersonalText(prompt="a castle"))
     await store.log.commit(Batch(appends=[Append(stream=stream, category="job", expected=0, events=(first,))]))
     erased = "select eventstore.erase($1) as count"
-    assert (await store.database.call(erased, stream))[0]["count"] == 1
-    assert (await store.database.call(erased, stream))[0]["count"] == 0
+    assert (await store.database.execute_once(erased, stream))[0]["count"] == 1
+    assert (await store.database.execute_once(erased, stream))[0]["count"] == 0

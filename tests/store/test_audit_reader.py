@@ -11,26 +11,26 @@ from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import IntegrityViolation, Verifier
 from eventstore.log import Append, Batch
 from orchestrator import codec
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
 async def flaws(store: Store) -> list[IntegrityViolation]:
     """What a verification of the whole log finds."""
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.identity(), whole=True, vocabulary=codec.VOCABULARY)
+    verifier = Verifier(await reader.read_log_identity(), whole=True, vocabulary=codec.COLUMN_VOCABULARY)
     found: list[IntegrityViolation] = []
-    for partition in await reader.partitions():
-        async for page in reader.pages(partition):
+    for partition in await reader.nonempty_partitions():
+        async for page in reader.read_pages(partition):
             for one in page:
-                found += verifier.check(one)
-    return found + verifier.end()
+                found += verifier.check_event(one)
+    return found + verifier.take_open_violations()
 
 
 async def written(store: Store) -> UUID:
     """Partition 4 with two streams interleaved, and something elsewhere; answers the first stream."""
     first, second = stream_in(4), stream_in(4)
-    private = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
+    private = PersonalText(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
     created = Append(stream=first, category="job", expected=0, events=(event(job_created(), private=private),))
     await store.log.commit(Batch(appends=[created]))
     await store.log.commit(Batch(appends=[some_append(second, count=2), some_append(first, expected=1, count=3)]))
@@ -51,7 +51,7 @@ async def test_a_log_as_it_was_written_verifies(store: Store) -> None:
     """Given private text, several streams and partitions, then there is nothing to say; nor after an erasure."""
     first = await written(store)
     assert await flaws(store) == []
-    await store.database.call("select eventstore.erase($1)", first)
+    await store.database.execute_once("select eventstore.erase($1)", first)
     assert await flaws(store) == []
 
 
@@ -98,15 +98,17 @@ async def test_one_job_is_read_with_its_neighbours_links(store: Store, db_url: s
     """Given one job of a partition, then it verifies alone; and so does its neighbour's damage not concern it."""
     first = await written(store)
     reader = AuditReader(store.database)
-    verifier = Verifier(await reader.identity(), whole=False, vocabulary=codec.VOCABULARY)
-    events = await reader.stream(first)
+    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.COLUMN_VOCABULARY)
+    events = await reader.read_stream(first)
     assert [one.version for one in events] == [1, 2, 3, 4]
-    assert await reader.stream(first, after=1, limit=2) == events[1:3]
-    assert [flaw for one in events for flaw in verifier.check(one)] + verifier.end() == []
-    assert await reader.stream(new_id()) == []
+    assert await reader.read_stream(first, after=1, limit=2) == events[1:3]
+    assert [flaw for one in events for flaw in verifier.check_event(one)] + verifier.take_open_violations() == []
+    assert await reader.read_stream(new_id()) == []
     await forge(db_url, f"update eventstore.events set data = '{{}}' where stream_id <> '{first}'")
-    verifier = Verifier(await reader.identity(), whole=False, vocabulary=codec.VOCABULARY)
-    assert [flaw for one in await reader.stream(first) for flaw in verifier.check(one)] + verifier.end() == []
+    verifier = Verifier(await reader.read_log_identity(), whole=False, vocabulary=codec.COLUMN_VOCABULARY)
+    assert [
+        flaw for one in await reader.read_stream(first) for flaw in verifier.check_event(one)
+    ] + verifier.take_open_violations() == []
 
 
 async def test_pages_follow_each_other(store: Store) -> None:
@@ -115,12 +117,12 @@ async def test_pages_follow_each_other(store: Store) -> None:
     for expected in range(0, 2500, 500):
         await store.log.commit(Batch(appends=[some_append(stream, expected=expected, count=500)]))
     reader = AuditReader(store.database)
-    events = [one async for page in reader.pages(4) for one in page]
+    events = [one async for page in reader.read_pages(4) for one in page]
     assert [one.position for one in events] == list(range(1, 2501))
     for index in (0, 1, 499, 1200, 2499):
         since = events[index].recorded_at
-        after = await reader.start(4, since)
+        after = await reader.position_before(4, since)
         assert after == sum(one.recorded_at < since for one in events)
-    assert await reader.start(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500
-    assert await reader.start(5, events[0].recorded_at) == 0
-    assert await reader.partitions() == [4]
+    assert await reader.position_before(4, events[-1].recorded_at + timedelta(seconds=1)) == 2500
+    assert await reader.position_before(5, events[0].recorded_at) == 0
+    assert await reader.nonempty_partitions() == [4]

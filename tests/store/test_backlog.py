@@ -4,8 +4,8 @@ from prometheus_client import REGISTRY
 
 from eventstore import metrics
 from eventstore.ids import new_id
-from eventstore.log import Batch, Move, Send
-from eventstore.metrics import Backlog
+from eventstore.log import Batch, CheckpointMove, Send
+from eventstore.metrics import BacklogGauges
 from eventstore.outbox import Outbox
 from orchestrator import step_command
 from orchestrator.step_command import StepCommand
@@ -22,19 +22,19 @@ async def test_the_events_that_a_subscription_has_not_passed_are_its_lag(store: 
     await store.log.subscribe("s")
     for partition, count in ((0, 3), (5, 2)):
         await store.log.commit(Batch(appends=[some_append(stream_in(partition), count=count)]))
-    await store.log.commit(Batch(moves=[Move(subscription="s", partition=0, start=0, end=1)]))
-    await Backlog(store.database).refresh()
+    await store.log.commit(Batch(moves=[CheckpointMove(subscription="s", partition=0, start=0, end=1)]))
+    await BacklogGauges(store.database).refresh()
     assert gauge("df_projection_lag_events", subscription="s") == 4
     assert (gauge("df_projection_lag_seconds", subscription="s") or 0) > 0
     await store.log.commit(
         Batch(
             moves=[
-                Move(subscription="s", partition=0, start=1, end=3),
-                Move(subscription="s", partition=5, start=0, end=2),
+                CheckpointMove(subscription="s", partition=0, start=1, end=3),
+                CheckpointMove(subscription="s", partition=5, start=0, end=2),
             ]
         )
     )
-    await Backlog(store.database).refresh()
+    await BacklogGauges(store.database).refresh()
     assert gauge("df_projection_lag_events", subscription="s") == 0
     assert gauge("df_projection_lag_seconds", subscription="s") == 0
 
@@ -46,11 +46,11 @@ async def test_a_queue_is_as_deep_as_what_is_not_yet_done(store: Store) -> None:
     sends = [Send(stream=stream, queue="generate", message=command, delay=delay) for delay in (0, 0, 60)]
     await store.log.commit(Batch(appends=[some_append(stream)], sends=sends))
     [claim] = await Outbox(store.database, ["generate"], step_command.decode).claim(1, 60)
-    await Backlog(store.database).refresh()
+    await BacklogGauges(store.database).refresh()
     assert gauge("df_queue_depth", queue="generate") == 3
     assert gauge("df_queue_depth", queue="upscale") == 0
     await store.log.commit(Batch(acks=[claim.ack()]))
-    await Backlog(store.database).refresh()
+    await BacklogGauges(store.database).refresh()
     assert gauge("df_queue_depth", queue="generate") == 2
 
 
@@ -61,16 +61,16 @@ async def test_the_oldest_command_counts_from_when_it_was_sent(store: Store) -> 
     await store.log.commit(
         Batch(appends=[some_append(stream)], sends=[Send(stream=stream, queue="upscale", message=command)])
     )
-    await store.database.call("update pgmq.q_upscale set enqueued_at = enqueued_at - interval '1 hour'")
+    await store.database.execute_once("update pgmq.q_upscale set enqueued_at = enqueued_at - interval '1 hour'")
     await Outbox(store.database, ["upscale"], step_command.decode).claim(1, 60)
-    await Backlog(store.database).refresh()
+    await BacklogGauges(store.database).refresh()
     assert 3600 <= (gauge("df_queue_oldest_age_seconds", queue="upscale") or 0) < 3700
     assert gauge("df_queue_oldest_age_seconds", queue="generate") == 0
 
 
 async def test_a_second_scrape_in_a_moment_asks_the_database_nothing(store: Store) -> None:
     """Given figures just read, then they are told again."""
-    backlog = Backlog(store.database)
+    backlog = BacklogGauges(store.database)
     await store.log.subscribe("s")
     await backlog.refresh()
     await store.log.commit(Batch(appends=[some_append()]))
@@ -80,7 +80,7 @@ async def test_a_second_scrape_in_a_moment_asks_the_database_nothing(store: Stor
 
 async def test_what_the_database_does_not_tell_in_time_is_left_out(store: Store) -> None:
     """Given a table that another has locked, then the scrape goes on without; and with them when the lock is gone."""
-    backlog = Backlog(store.database)
+    backlog = BacklogGauges(store.database)
     await store.log.subscribe("s")
     metrics.LAG_EVENTS.labels("s").set(7)
     other = await connect(store.database.url)
@@ -99,5 +99,5 @@ async def test_without_a_database_the_gauges_are_left_out(store: Store) -> None:
     """Given figures from before, then they are taken back when the database is away."""
     metrics.LAG_EVENTS.labels("s").set(7)
     await store.database.close()
-    await Backlog(store.database).refresh()
+    await BacklogGauges(store.database).refresh()
     assert gauge("df_projection_lag_events", subscription="s") is None

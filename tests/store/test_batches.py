@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from dreamforge.settings import unconfigured_environ
-from orchestrator.events import Measure, Memory
-from orchestrator.step_errors import StepError
-from runners.engines.batching import BatchScheduler, EngineLost, RunnerStopping
+from orchestrator.events import DeviceMemory, MemoryMeasure
+from orchestrator.step_errors import StepFailure
+from runners.engines.batching import BatchScheduler, EngineLostFailure, RunnerStopping
 from runners.engines.landscape import paint
 from runners.engines.process import EngineConfig, EngineProcess, EngineProcessDied, encode_frame
 from runners.engines.protocol import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
@@ -41,11 +41,13 @@ class Told:
         self.ticks += 1
         self.first_tick.set()
 
-    def batch_rendered(self, items: list[int], size: int, memory: Memory | None) -> None:
+    def batch_rendered(self, items: list[int], size: int, memory: DeviceMemory | None) -> None:
         assert memory is not None
         self.heard.append(f"rendered {items} of {size}")
 
-    def memory_exhausted(self, items: list[int], size: int, measure: Measure | None, memory: Memory | None) -> None:
+    def memory_exhausted(
+        self, items: list[int], size: int, measure: MemoryMeasure | None, memory: DeviceMemory | None
+    ) -> None:
         del size, measure, memory
         self.heard.append(f"short {items}")
 
@@ -133,7 +135,7 @@ async def test_who_breaks_the_engine_fails_nobody_else() -> None:
             batches.render(render(sampling(), spec(2)), 0, stranger),
             return_exceptions=True,
         )
-        assert isinstance(bad, EngineLost)
+        assert isinstance(bad, EngineLostFailure)
         assert bad.retryable
         assert isinstance(good, Pixels)
         expect_picture(good, 2)
@@ -157,7 +159,7 @@ async def test_what_was_delivered_before_the_process_died_is_kept() -> None:
         assert isinstance(pixels, Pixels)
         assert pixels.rendering.batch_size == 3
         expect_picture(pixels, seed)
-    assert isinstance(bad, EngineLost)
+    assert isinstance(bad, EngineLostFailure)
     died = "it was ended by SIGKILL"
     assert other.heard == ["rendered [1, 2] of 3"]
     assert killer.heard == [f"lost [3]: {died}", f"lost [3]: {died}"]
@@ -172,7 +174,7 @@ async def test_a_single_jobs_pictures_are_kept_likewise() -> None:
             return_exceptions=True,
         )
     assert isinstance(good, Pixels)
-    assert isinstance(bad, EngineLost)
+    assert isinstance(bad, EngineLostFailure)
     assert told.heard == ["rendered [0] of 2", "lost [1]: it was ended by SIGKILL"]
 
 
@@ -234,7 +236,7 @@ async def test_a_standstill_is_ended() -> None:
         told = Told()
         expect_picture(await batches.render(render(sampling(), spec(1)), 0, told), 1)
         before = process.pid
-        with pytest.raises(EngineLost, match=r"it said nothing for 1\.5 s"):
+        with pytest.raises(EngineLostFailure, match=r"it said nothing for 1\.5 s"):
             await batches.render(render(sampling(), spec(2, "hang")), 1, told)
         expect_picture(await batches.render(render(sampling(), spec(3)), 2, told), 3)
         assert process.pid != before
@@ -244,7 +246,7 @@ async def test_memory_that_runs_out_fails_the_item_and_not_the_process() -> None
     async with engine() as (batches, process):
         expect_picture(await batches.render(render(sampling(), spec(1)), 0, Told()), 1)
         before = process.pid
-        with pytest.raises(StepError) as failed:
+        with pytest.raises(StepFailure) as failed:
             await batches.render(render(sampling(), spec(2, "oom")), 1, Told())
         assert (failed.value.error_code, failed.value.retryable) == ("oom", True)
         expect_picture(await batches.render(render(sampling(), spec(3)), 2, Told()), 3)
@@ -286,7 +288,7 @@ async def test_whose_image_fails_fails_nobody_elses() -> None:
             batches.render(render(sampling(), spec(2)), 0, stranger),
             return_exceptions=True,
         )
-        assert isinstance(bad, StepError)
+        assert isinstance(bad, StepFailure)
         assert bad.error_code == "oom"
         assert isinstance(good, Pixels)
         expect_picture(good, 2)
@@ -298,7 +300,7 @@ async def test_a_process_that_something_unforeseen_befell_is_replaced() -> None:
     async with engine() as (batches, process):
         expect_picture(await batches.render(render(sampling(), spec(1)), 0, Told()), 1)
         before = process.pid
-        with pytest.raises(StepError, match="an unexpected ZeroDivisionError"):
+        with pytest.raises(StepFailure, match="an unexpected ZeroDivisionError"):
             await batches.render(render(sampling(0), spec(2)), 1, Told())
         expect_picture(await batches.render(render(sampling(), spec(3)), 2, Told()), 3)
         assert process.pid != before
@@ -312,7 +314,7 @@ async def test_a_lost_batch_of_which_nobody_can_be_told_fails() -> None:
             raise RuntimeError(f"{items}: {reason}")
 
     async with engine() as (batches, _):
-        with pytest.raises(StepError, match="an unexpected RuntimeError"):
+        with pytest.raises(StepFailure, match="an unexpected RuntimeError"):
             await asyncio.wait_for(batches.render(render(sampling(), spec(1, "kill")), 0, Broken()), 60)
         expect_picture(await batches.render(render(sampling(), spec(2)), 0, Told()), 2)
 

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from eventstore.ids import new_id
-from eventstore.log import Ack, Append, Batch, Move, Send
+from eventstore.log import Ack, Append, Batch, CheckpointMove, Send
 from orchestrator.events import DomainEvent, RetryRequested, StepRetry
 from orchestrator.step_command import StepCommand
 from tests.kit import NOBODY, Store, connect, event, some_append, stream_in
@@ -50,7 +50,7 @@ async def test_versions_are_assigned_without_gaps(store: Store) -> None:
     answers = await store.log.commit(Batch(appends=[some_append(first.stream, expected=3, count=2)]))
     assert answers.streams[first.stream].verdict == "accepted"
     assert answers.streams[first.stream].version == 5
-    assert [one.version for one in await store.log.stream(first.stream)] == [1, 2, 3, 4, 5]
+    assert [one.version for one in await store.log.read_stream(first.stream)] == [1, 2, 3, 4, 5]
 
 
 async def test_of_appends_with_one_expected_version_exactly_one_wins(store: Store, db_url: str) -> None:
@@ -64,7 +64,7 @@ async def test_of_appends_with_one_expected_version_exactly_one_wins(store: Stor
     verdicts = sorted(answer.streams[first.stream].verdict for answer in answers)
     assert verdicts == ["accepted"] + ["conflict"] * 11
     assert {answer.streams[first.stream].version for answer in answers} == {2}
-    assert len(await store.log.stream(first.stream)) == 2
+    assert len(await store.log.read_stream(first.stream)) == 2
     for one in stores:
         await one.close()
 
@@ -90,7 +90,7 @@ async def test_a_call_whose_answer_was_lost_is_recognised(store: Store) -> None:
     await store.log.commit(Batch(appends=[some_append(one.stream, expected=2)]))
     answers = await store.log.commit(batch)
     assert answers.streams[one.stream].verdict == "already_committed"
-    assert len(await store.log.stream(one.stream)) == 3
+    assert len(await store.log.read_stream(one.stream)) == 3
     assert await queued(store) == 1
 
 
@@ -99,7 +99,7 @@ async def test_with_moves_one_rejection_drops_its_whole_partition_and_no_other(s
     await store.log.subscribe("s")
     stale, beside = some_append(stream_in(1), expected=9), some_append(stream_in(1))
     elsewhere = some_append(stream_in(2))
-    moves = [Move(subscription="s", partition=p, start=0, end=0) for p in (1, 2)]
+    moves = [CheckpointMove(subscription="s", partition=p, start=0, end=0) for p in (1, 2)]
     answers = await store.log.commit(
         Batch(
             appends=[stale, beside, elsewhere],
@@ -112,7 +112,7 @@ async def test_with_moves_one_rejection_drops_its_whole_partition_and_no_other(s
     assert answers.streams[elsewhere.stream].verdict == "accepted"
     assert answers.moves[1].verdict == "rejected"
     assert answers.moves[2].verdict == "accepted"
-    assert await store.log.stream(beside.stream) == []
+    assert await store.log.read_stream(beside.stream) == []
     assert await queued(store) == 1
 
 
@@ -120,12 +120,12 @@ async def test_a_checkpoint_that_another_moved_rejects_the_writes_with_it(store:
     """Given a checkpoint at 5, when a batch moves it from 0, then neither its append nor its command is written."""
     await store.log.subscribe("s")
     one = some_append(stream_in(3))
-    await store.log.commit(Batch(moves=[Move(subscription="s", partition=3, start=0, end=5)]))
+    await store.log.commit(Batch(moves=[CheckpointMove(subscription="s", partition=3, start=0, end=5)]))
     answers = await store.log.commit(
         Batch(
             appends=[one],
             sends=[command(one.stream)],
-            moves=[Move(subscription="s", partition=3, start=0, end=7)],
+            moves=[CheckpointMove(subscription="s", partition=3, start=0, end=7)],
         )
     )
     assert answers.moves[3].verdict == "conflict"
@@ -167,8 +167,8 @@ async def test_an_acknowledgement_without_the_owners_token_does_nothing(store: S
     """Given a message claimed twice, when the first owner acknowledges it, then it stays."""
     one = some_append()
     await store.log.commit(Batch(appends=[one], sends=[command(one.stream)]))
-    await store.database.call("select eventstore.claim('{generate}', '{0}', 1, 0)")
-    await store.database.call("select eventstore.claim('{generate}', '{0}', 1, 60)")
+    await store.database.execute_once("select eventstore.claim('{generate}', '{0}', 1, 0)")
+    await store.database.execute_once("select eventstore.claim('{generate}', '{0}', 1, 60)")
     await store.log.commit(Batch(acks=[Ack(stream=one.stream, queue="generate", msg_id=1, read_ct=1)]))
     assert await queued(store) == 1
     await store.log.commit(Batch(acks=[Ack(stream=one.stream, queue="generate", msg_id=1, read_ct=2)]))
@@ -213,7 +213,7 @@ async def test_recorded_at_never_runs_backwards_in_a_partition(store: Store) -> 
     """as_of relies on it."""
     for _ in range(20):
         await store.log.commit(Batch(appends=[some_append(stream_in(0)), some_append(stream_in(0))]))
-    events = (await store.log.after({0: 0}, limit=100))[0]
+    events = (await store.log.read_after({0: 0}, limit=100))[0]
     clock = [one.recorded_at for one in events]
     assert clock == sorted(clock)
     assert clock[-1].timestamp() <= time.time() + 5
@@ -234,5 +234,5 @@ async def test_what_an_earlier_schema_version_can_hold_is_written_in_it(
     """A process of an earlier release reads what it can, and stops at the rest."""
     append = Append(stream=new_id(), category="job", expected=0, events=(event(body),))
     await store.log.commit(Batch(appends=[append]))
-    [row] = await store.log.stream(append.stream)
+    [row] = await store.log.read_stream(append.stream)
     assert row.schema_version == version

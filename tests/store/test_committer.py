@@ -7,7 +7,7 @@ import pytest
 from eventstore.committer import Committer, Transition
 from eventstore.database import Database
 from eventstore.errors import DatabaseUnavailable
-from eventstore.log import Answers, Batch, Log
+from eventstore.log import Batch, BatchOutcome, Log
 from tests.kit import Store, connect, some_append, stream_in
 
 
@@ -16,7 +16,7 @@ async def test_transitions_that_arrive_together_share_commits(store: Store) -> N
     calls = 0
     commit = store.log.commit
 
-    async def counted(batch: Batch) -> Answers:
+    async def counted(batch: Batch) -> BatchOutcome:
         nonlocal calls
         calls += 1
         return await commit(batch)
@@ -40,7 +40,7 @@ async def test_a_lost_answer_is_asked_for_again(store: Store) -> None:
     commit = store.log.commit
     died = False
 
-    async def dying(batch: Batch) -> Answers:
+    async def dying(batch: Batch) -> BatchOutcome:
         nonlocal died
         answers = await commit(batch)
         if not died:
@@ -52,7 +52,7 @@ async def test_a_lost_answer_is_asked_for_again(store: Store) -> None:
     one = some_append(count=2)
     answer = await store.committer.commit(Transition(append=one))
     assert answer.verdict == "already_committed"
-    assert len(await store.log.stream(one.stream)) == 2
+    assert len(await store.log.read_stream(one.stream)) == 2
 
 
 async def test_killed_backends_cost_nothing(store: Store, db_url: str) -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from eventstore.events import RecordedEvent
 from eventstore.integrity.chain import STREAM_GENESIS, chain_genesis, event_chain, event_hash
 from eventstore.log import Append, Batch
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from tests.kit import Store, connect, event, job_created, some_append, stream_in
 
 
@@ -29,7 +29,7 @@ def broken(log_id: UUID, events: list[RecordedEvent]) -> list[int]:
 async def written(store: Store) -> tuple[UUID, list[RecordedEvent]]:
     """A partition with two streams interleaved, private text and text beyond ASCII among it."""
     first, second = stream_in(4), stream_in(4)
-    prompt = Private(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
+    prompt = PersonalText(prompt="ein Schloß, 城, 🏰", metadata={"k": "v"})
     await store.log.commit(
         Batch(
             appends=[Append(stream=first, category="job", expected=0, events=(event(job_created(), private=prompt),))]
@@ -38,7 +38,7 @@ async def written(store: Store) -> tuple[UUID, list[RecordedEvent]]:
     await store.log.commit(Batch(appends=[some_append(second), some_append(first, expected=1, count=2)]))
     await store.log.commit(Batch(appends=[some_append(second, expected=1)]))
     log_id = (await store.database.read("select log_id from eventstore.log"))[0]["log_id"]
-    return log_id, (await store.log.after({4: 0}, limit=100))[4]
+    return log_id, (await store.log.read_after({4: 0}, limit=100))[4]
 
 
 async def test_the_database_and_the_formulas_agree(store: Store) -> None:
@@ -82,7 +82,7 @@ async def test_text_is_hashed_as_it_came(store: Store, db_url: str) -> None:
     connection = await connect(db_url)
     text = '[{"stream":"018f0000-0000-7000-8000-000000000004","category":"job","tenant":"t","expected":0,"events":[{"event_id":"018f0000-0000-7000-8000-00000000000a","code":"x","schema_version":1,"ts":"2026-01-01T00:00:00Z","data":"{ \\"b\\" : 1,  \\"a\\":2 }","meta":"{}","private":null}]}]'  # noqa: E501  # one JSON text
     await connection.execute("select eventstore.commit($1::json)", text)
-    stored = (await store.log.after({4: 0}, limit=1))[4][0]
+    stored = (await store.log.read_after({4: 0}, limit=1))[4][0]
     assert stored.data == '{ "b" : 1,  "a":2 }'
     log_id = (await store.database.read("select log_id from eventstore.log"))[0]["log_id"]
     assert broken(log_id, [stored]) == []

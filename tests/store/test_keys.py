@@ -70,13 +70,13 @@ async def test_a_revoked_key_does_not_slip_in_with_a_crowd(store: Store) -> None
 def reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with each read of all keys."""
     found: list[str] = []
-    category = store.log.category
+    category = store.log.read_category
 
     async def counted(name: Literal["key"]) -> object:
         found.append(name)
         return await category(name)
 
-    monkeypatch.setattr(store.log, "category", counted)
+    monkeypatch.setattr(store.log, "read_category", counted)
     return found
 
 

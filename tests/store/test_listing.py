@@ -13,12 +13,12 @@ from projections.queries import _LAST_ID, _LIST_ANY, _LIST_OPEN, Queries
 async def test_a_page_of_the_list_reads_no_more_than_the_page(db_url: str, status: Status | None, index: str) -> None:
     """Given a hundred thousand jobs, then a page in their midst comes from an index in its order, without a sort."""
     database = Database(db_url)
-    await database.call(
+    await database.execute_once(
         "insert into readmodel.jobs select gen_random_uuid(), 'default', 'generate', "
         "case when n % 100 = 0 then 'failed' else 'succeeded' end, now() - n * interval '1 s', now(), 1, 1, '{}', '{}' "
         "from generate_series(1, 100000) as n"
     )
-    await database.call("analyze readmodel.jobs")
+    await database.execute_once("analyze readmodel.jobs")
     statement = _LIST_ANY if status in {None, "succeeded"} else _LIST_OPEN
     async with database.connection() as connection:
         before = await connection.fetchval("select created_at from readmodel.jobs limit 1 offset 50000")

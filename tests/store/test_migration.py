@@ -11,7 +11,7 @@ from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.ids import new_id
-from eventstore.log import Batch, Log, Move, Send
+from eventstore.log import Batch, CheckpointMove, Log, Send
 from eventstore.outbox import Claim, Outbox
 from orchestrator import step_command
 from orchestrator.step_command import StepCommand
@@ -71,7 +71,7 @@ async def test_a_migrated_schema_equals_a_new_one(empty_url: str, db_url: str, r
     database = Database(empty_url)
     assert await install(database)
     assert not await install(database)
-    await schema.check(database)
+    await schema.check_release(database)
     await database.close()
     migrated, new = await catalog(empty_url), await catalog(db_url)
     for part, rows in new.items():
@@ -83,28 +83,28 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str, release: int) 
     """Given commands, claims and checkpoints of an earlier release, then they are kept as they were."""
     await install_earlier(empty_url, release)
     database = Database(empty_url)
-    await database.call("select eventstore.subscribe('orchestrator')")
+    await database.execute_once("select eventstore.subscribe('orchestrator')")
     connection = await connect(empty_url)
     one = some_append()
     log = Log(database)
     partition = one.stream.bytes[-1] & 7
     command = StepCommand(job_id=one.stream, step_id=new_id(), step="generate", version=1)
     sends = [Send(stream=one.stream, queue="generate", message=command)]
-    moves = [Move(subscription="orchestrator", partition=partition, start=0, end=0)]
+    moves = [CheckpointMove(subscription="orchestrator", partition=partition, start=0, end=0)]
     answers = await log.commit(Batch(appends=[one], sends=sends, moves=moves))
     assert answers.moves[partition].position == 1
     # As a runner of release 1 claims; today's calls a function that only release 2 has.
-    [row] = await database.call(
+    [row] = await database.execute_once(
         "select queue, msg_id, read_ct, enqueued_at from eventstore.claim(array['generate'], array[0], 1, 60)"
     )
-    claim = Claim(**row, command=command, expires=0)
+    claim = Claim(**row, command=command, expires_at_s=0)
 
     assert await install(database)
 
     assert (await log.checkpoints("orchestrator"))[partition] == 1
     assert await Outbox(database, ["generate"], step_command.decode).extend([claim], 60) == []
     more = some_append(one.stream, expected=1)
-    moves = [Move(subscription="orchestrator", partition=partition, start=1, end=1)]
+    moves = [CheckpointMove(subscription="orchestrator", partition=partition, start=1, end=1)]
     answers = await log.commit(Batch(appends=[more], acks=[claim.ack()], moves=moves))
     assert answers.streams[one.stream].committed
     assert (await log.checkpoints("orchestrator"))[partition] == 2

@@ -120,7 +120,7 @@ async def test_a_message_below_the_floor_is_still_found(store: Store, db_url: st
 
 async def test_an_unreadable_message_is_put_aside_and_the_others_are_claimed(store: Store) -> None:
     """It must neither end the runner nor come back for ever, nor be lost; but a newer release's runner may read it."""
-    await store.database.call("""select pgmq.send('generate', '{"x": 1}')""")
+    await store.database.execute_once("""select pgmq.send('generate', '{"x": 1}')""")
     [command] = await send(store)
     outbox = Outbox(store.database, ["generate"], step_command.decode)
     for tries in range(1, 4):
@@ -135,7 +135,7 @@ async def test_only_a_holder_puts_a_message_aside(store: Store) -> None:
     outbox = Outbox(store.database, ["generate"], step_command.decode)
     [old] = await outbox.claim(1, 0)
     [_] = await outbox.claim(1, 60)
-    await store.database.call("select eventstore.put_aside('generate', $1, $2)", old.msg_id, old.read_ct)
+    await store.database.execute_once("select eventstore.put_aside('generate', $1, $2)", old.msg_id, old.read_ct)
     assert await store.database.read("select 1 from pgmq.a_generate") == []
 
 
@@ -183,7 +183,7 @@ class FailsOnce(Consumer):
 
     beats = 0
 
-    async def _beat(self) -> None:
+    async def _extend_leases(self) -> None:
         self.beats += 1
         if self.beats == 1:
             raise RuntimeError("nobody foresaw it")

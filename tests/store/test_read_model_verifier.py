@@ -7,7 +7,7 @@ import pytest
 from eventstore.log import Append, Batch
 from eventstore.subscription import Subscription
 from orchestrator import codec
-from orchestrator.events import Private
+from orchestrator.events import PersonalText
 from projections.projector import Projector
 from projections.verifier import Disagreement, ReadModelVerifier
 from tests.kit import History, Store, event
@@ -16,15 +16,15 @@ from tests.kit import History, Store, event
 async def projected(store: Store, *histories: History) -> None:
     """Append some histories, and let the projector read all there is."""
     for history in histories:
-        known = len(await store.log.stream(history.job_id))
+        known = len(await store.log.read_stream(history.job_id))
         bodies = [decoded.body for decoded in history.events[known:] if decoded.body is not None]
-        private = Private(prompt="a castle") if known == 0 else None
+        private = PersonalText(prompt="a castle") if known == 0 else None
         events = tuple(event(body, private=private if n == 0 else None) for n, body in enumerate(bodies))
         await store.log.commit(
             Batch(appends=[Append(stream=history.job_id, category="job", expected=known, events=events)])
         )
     subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    while await subscription.step():
+    while await subscription.poll_once():
         pass
 
 
@@ -68,7 +68,7 @@ async def test_a_row_that_says_otherwise_is_named(store: Store, statement: str) 
     """Given one row changed, then the job and the place are named, with what the log says and what the row says."""
     job = a_job()
     await projected(store, job)
-    await store.database.call(statement)
+    await store.database.execute_once(statement)
     [found] = await everything(store)
     assert found.job_id == job.job_id
     assert FORGERIES[statement] in {one.path for one in found.differences}
@@ -87,7 +87,7 @@ async def test_a_row_that_is_missing_or_out_of_step_is_told(store: Store, statem
     """Given a projector that has passed the event, then a row that has not is told."""
     job = a_job()
     await projected(store, job)
-    await store.database.call(statement)
+    await store.database.execute_once(statement)
     found = {one.job_id: one.problem for one in await everything(store)}
     assert PROBLEMS[statement] in found[job.job_id] or "belongs to nothing" in found[job.job_id]
     [checked] = await ReadModelVerifier(store.database).check([job.job_id])
@@ -99,8 +99,8 @@ async def test_rows_of_nothing_are_told(store: Store) -> None:
     job = a_job()
     await projected(store, job)
     stranger = UUID(int=5)
-    await store.database.call("update readmodel.artifacts set step_id = $1", stranger)
-    await store.database.call(
+    await store.database.execute_once("update readmodel.artifacts set step_id = $1", stranger)
+    await store.database.execute_once(
         "insert into readmodel.jobs select $1, tenant, type, status, created_at, updated_at, version, count, params, "
         "metadata, null, null from readmodel.jobs",
         stranger,

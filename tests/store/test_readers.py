@@ -27,10 +27,10 @@ async def test_an_event_that_commits_late_is_not_skipped(store: Store, db_url: s
     await commit_on(slow, early)
     behind = asyncio.create_task(commit_on(fast, late))
     await asyncio.sleep(0.2)
-    assert await store.log.after({5: 0}, limit=10) == {}
+    assert await store.log.read_after({5: 0}, limit=10) == {}
     await transaction.commit()
     await behind
-    seen = (await store.log.after({5: 0}, limit=10))[5]
+    seen = (await store.log.read_after({5: 0}, limit=10))[5]
     assert [one.stream_id for one in seen] == [early.stream, late.stream]
     assert [one.position for one in seen] == [1, 2]
     await slow.close()
@@ -48,7 +48,7 @@ async def test_a_transaction_that_took_its_id_early_does_not_reorder_a_stream(st
     await store.log.commit(Batch(appends=[some_append(stream)]))
     await commit_on(early, some_append(stream, expected=1))
     await transaction.commit()
-    seen = (await store.log.after({partition: 0}, limit=10))[partition]
+    seen = (await store.log.read_after({partition: 0}, limit=10))[partition]
     assert [one.version for one in seen] == [1, 2]
     await early.close()
 
@@ -64,7 +64,7 @@ async def test_an_open_writing_transaction_elsewhere_delays_no_reader(
         await connection.execute("insert into scratch values (1)")
     one = some_append(stream_in(2))
     await store.log.commit(Batch(appends=[one]))
-    assert [event.stream_id for event in (await store.log.after({2: 0}, limit=10))[2]] == [one.stream]
+    assert [event.stream_id for event in (await store.log.read_after({2: 0}, limit=10))[2]] == [one.stream]
     await here.close()
     await elsewhere.close()
 
@@ -103,7 +103,7 @@ async def test_readers_see_every_event_once_and_in_order_under_concurrent_writer
         seen: dict[UUID, list[int]] = {}
         last = False
         while True:
-            batches = await store.log.after(cursor, limit=50)
+            batches = await store.log.read_after(cursor, limit=50)
             for partition, events in batches.items():
                 cursor[partition] = events[-1].position
                 for one in events:

@@ -34,7 +34,7 @@ async def append(store: Store, count: int, seed: int = 1) -> list[History]:
 async def project(store: Store, generation: ReadModelSchema = LIVE) -> None:
     """Let the projector read all there is."""
     subscription = Subscription(store.log, store.notifier, Projector(store.database, generation), codec.is_known)
-    while await subscription.step():
+    while await subscription.poll_once():
         pass
 
 
@@ -56,7 +56,7 @@ async def everything(store: Store) -> list[Disagreement]:
 
 async def spoil(store: Store) -> None:
     """Make the rows say something that never was."""
-    await store.database.call("update readmodel.jobs set status = 'failed', error_code = 'oom'")
+    await store.database.execute_once("update readmodel.jobs set status = 'failed', error_code = 'oom'")
 
 
 async def test_a_rebuild_mends_what_was_spoilt(store: Store) -> None:
@@ -120,26 +120,26 @@ async def test_a_swap_waits_for_the_new_one_to_catch_up(store: Store) -> None:
     """Given a shadow that has not read the newest events, then it does not take over, however often it is asked."""
     await append(store, 5)
     await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     await append(store, 5, seed=2)
     for _ in range(3):
-        assert (await store.database.call("select projector.swap(0, false) as lag"))[0]["lag"] is None
+        assert (await store.database.execute_once("select projector.swap(0, false) as lag"))[0]["lag"] is None
     await project(store, SHADOW)
-    assert (await store.database.call("select projector.swap(1, false) as lag"))[0]["lag"] is not None
+    assert (await store.database.execute_once("select projector.swap(1, false) as lag"))[0]["lag"] is not None
 
 
 async def test_a_swap_waits_for_who_reads(store: Store) -> None:
     """Given a transaction that has read one table of the read model, then no other takes its place meanwhile."""
     await append(store, 5)
     await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     await project(store, SHADOW)
     reader = await connect(store.database.url)
     async with reader.transaction():
         await reader.fetch("select * from readmodel.jobs")
-        assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is None
+        assert (await store.database.execute_once("select projector.swap(60, false) as lag"))[0]["lag"] is None
         await reader.fetch("select * from readmodel.steps")
-    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is not None
+    assert (await store.database.execute_once("select projector.swap(60, false) as lag"))[0]["lag"] is not None
     await reader.close()
 
 
@@ -147,11 +147,11 @@ async def test_the_projector_goes_on_where_the_new_one_stands(store: Store) -> N
     """Given a projector that runs through a swap, then it writes what comes after into the new tables."""
     await append(store, 10)
     projector = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    while await projector.step():
+    while await projector.poll_once():
         pass
     await (await build(store)).follow()
     await append(store, 10, seed=2)
-    await projector.step()
+    await projector.poll_once()
     await project(store)
     assert await everything(store) == []
     assert {one.projection: one.lag for one in await subscription_statuses(store.database)} == {LIVE: 0}
@@ -187,7 +187,7 @@ async def test_reads_see_every_event_all_the_while(store: Store) -> None:
 async def test_any_number_fill_at_once(store: Store) -> None:
     """Given chunks of one job each and a worker that died in one, then the others fill what it left, nothing twice."""
     await append(store, 12)
-    await store.database.call("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
+    await store.database.execute_once("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
     dead = await connect(store.database.url)
     transaction = dead.transaction()
     await transaction.start()
@@ -229,8 +229,8 @@ async def test_what_is_not_filled_does_not_take_over(store: Store) -> None:
     await append(store, 3)
     rebuild = Rebuild(store.database)
     await rebuild.begin()
-    await store.database.call("select projector.follow()")
-    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is None
+    await store.database.execute_once("select projector.follow()")
+    assert (await store.database.execute_once("select projector.swap(60, false) as lag"))[0]["lag"] is None
     state = await rebuild.state()
     assert state.rebuild is not None
     assert state.rebuild.phase == "filling"
@@ -241,7 +241,7 @@ async def test_an_aborted_rebuild_leaves_nothing(store: Store) -> None:
     await append(store, 3)
     await project(store)
     rebuild = await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     assert await rebuild.abort()
     assert not await rebuild.abort()
     state = await rebuild.state()
@@ -297,7 +297,7 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     await append(store, 5)
     await project(store)
     old = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    await old.step()
+    await old.poll_once()
     monkeypatch.setattr(job_view, "VERSION", 2)
     await append(store, 5, seed=2)
     await project(store)
@@ -366,7 +366,7 @@ async def test_who_follows_a_rebuild_that_another_ends_is_told(store: Store) -> 
     assert {one.projection for one in await subscription_statuses(store.database)} == {LIVE}
 
     rebuild = await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     assert await rebuild.pause(SHADOW, paused=True)
     await append(store, 3, seed=2)
     await asyncio.sleep(MAX_SWAP_LAG_S)
@@ -382,17 +382,17 @@ async def test_a_projector_that_was_ahead_of_the_new_one_goes_back_to_it(store: 
     """Given a swap to one that lags a little, when nothing more comes, then the projector takes it on all the same."""
     await append(store, 5)
     await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     await append(store, 5, seed=2)
     live = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    while await live.step():
+    while await live.poll_once():
         pass
-    assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is None
-    assert (await store.database.call("select projector.swap(60, false) as lag"))[0]["lag"] is not None
+    assert (await store.database.execute_once("select projector.swap(60, true) as lag"))[0]["lag"] is None
+    assert (await store.database.execute_once("select projector.swap(60, false) as lag"))[0]["lag"] is not None
     assert len(await store.database.read("select from readmodel.jobs")) == 5
 
     async def caught_up() -> bool:
-        await live.step()
+        await live.poll_once()
         return len(await store.database.read("select from readmodel.jobs")) == 10
 
     await eventually(caught_up)
@@ -405,7 +405,7 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
     await project(store)
     await spoil(store)
     rebuild = await build(store)
-    await store.database.call("select projector.follow()")
+    await store.database.execute_once("select projector.follow()")
     await project(store, SHADOW)
     known = len(drawn.events)
     drawn.started("generate", attempt=9)
@@ -416,14 +416,14 @@ async def test_what_was_folded_on_the_old_rows_is_not_written_over_the_new(store
     async def load_then_swap(jobs: list[UUID]) -> tuple[UUID | None, dict[UUID, JobView]]:
         found = await load(jobs)
         if (await rebuild.state()).generation == 1:
-            assert (await store.database.call("select projector.swap(60, true) as lag"))[0]["lag"] is not None
+            assert (await store.database.execute_once("select projector.swap(60, true) as lag"))[0]["lag"] is not None
         return found
 
     projector._load = load_then_swap  # type: ignore[method-assign]
     live = Subscription(store.log, store.notifier, projector, codec.is_known)
 
     async def agrees() -> bool:
-        await live.step()
+        await live.poll_once()
         return await everything(store) == [] and all(
             one.lag == 0 for one in await subscription_statuses(store.database)
         )
@@ -472,7 +472,7 @@ async def test_what_serves_is_not_built_twice_by_starting_projectors(store: Stor
     rebuild = Rebuild(store.database)
     with pytest.raises(RebuildFailed, match="of this release's views"):
         await rebuild.run()
-    await store.database.call("update readmodel.generation set version = 9")
+    await store.database.execute_once("update readmodel.generation set version = 9")
     with pytest.raises(RebuildFailed, match="later release"):
         await rebuild.begin()
 

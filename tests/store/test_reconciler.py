@@ -8,7 +8,7 @@ import pytest
 
 from eventstore.ids import new_id
 from eventstore.integrity.chain import partition_of
-from eventstore.log import Append, Batch, Move, Send
+from eventstore.log import Append, Batch, CheckpointMove, Send
 from eventstore.outbox import Outbox
 from orchestrator import codec, step_command
 from orchestrator.events import (
@@ -21,7 +21,7 @@ from orchestrator.events import (
     StepName,
     StepRetry,
 )
-from orchestrator.reconciler import STREAM, OutboxReconciler
+from orchestrator.reconciler import OUTBOX_STREAM, OutboxReconciler
 from orchestrator.step_command import StepCommand
 from tests.kit import NOON, History, Store
 
@@ -60,11 +60,11 @@ async def write(store: Store, history: History, *, reacted: bool = True) -> None
         codec.new_event(new_id(), NOON, one.body, Meta(), one.private) for one in history.events if one.body is not None
     )
     append = Append(stream=history.job_id, category="job", expected=0, events=events)
-    moves: Sequence[Move] = ()
+    moves: Sequence[CheckpointMove] = ()
     if reacted:
         partition = partition_of(history.job_id, 8)
         start = (await store.log.checkpoints("orchestrator"))[partition]
-        moves = [Move(subscription="orchestrator", partition=partition, start=start, end=start)]
+        moves = [CheckpointMove(subscription="orchestrator", partition=partition, start=start, end=start)]
     assert (await store.log.commit(Batch(appends=[append], moves=moves))).streams[history.job_id].committed
 
 
@@ -84,7 +84,7 @@ def _step(message: str) -> UUID:
 
 async def notes(store: Store) -> list[DomainEvent | None]:
     """What the log says was done to the queues."""
-    return [codec.body(one) for one in await store.log.stream(STREAM)]
+    return [codec.decode_body(one) for one in await store.log.read_stream(OUTBOX_STREAM)]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -118,10 +118,10 @@ async def test_a_purge_is_noted_and_can_be_undone(store: Store) -> None:
         command = StepCommand(job_id=one.job_id, step_id=one.step_id("generate"), step="generate", version=1)
         await store.log.commit(Batch(sends=[Send(stream=one.job_id, queue="generate", message=command)]))
     reconciler = OutboxReconciler(store.database, "operator")
-    [generate, upscale] = await reconciler.status()
+    [generate, upscale] = await reconciler.queue_statuses()
     assert (generate.visible, generate.idle, generate.missing, upscale.visible) == (2, 1, 0, 0)
     assert await reconciler.purge() == {"generate": 2, "upscale": 0}
-    [generate, _] = await reconciler.status()
+    [generate, _] = await reconciler.queue_statuses()
     assert (generate.visible, generate.missing, generate.oldest) == (0, 1, None)
     await reconciler.rebuild(0)
     [claim] = await Outbox(store.database, ["generate", "upscale"], step_command.decode).claim(5, 60)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eventstore.ids import new_id
-from eventstore.log import CATEGORY, Append, Batch, Log
+from eventstore.log import CATEGORY_EVENTS_SQL, Append, Batch, Log
 from eventstore.subscription import Handler, Subscription
 from model_registry.catalogue import ModelCatalogue
 from model_registry.registry import (
@@ -26,7 +26,7 @@ from orchestrator.events import ModelDisabled
 from orchestrator.process_manager import Orchestrator
 from orchestrator.step_errors import ProviderError
 from projections.projector import Projector
-from runners.selection import ModelFiles, model_ref
+from runners.selection import ModelFilesChecker, model_ref
 from tests.kit import Store, connect, event, job_created
 
 
@@ -147,7 +147,7 @@ async def test_a_model_is_registered_and_enabled_in_one_commit(
     assert await store.codes(model.model_id) == ["model.registered", "model.enabled"]
     assert (model.name, model.version, model.available) == ("C", "2", True)
     assert (model.local_path, model.source_uri) == (str(folder), folder.as_uri())
-    assert {one.category for one in await store.log.stream(model.model_id)} == {"model"}
+    assert {one.category for one in await store.log.read_stream(model.model_id)} == {"model"}
 
 
 async def test_the_same_files_in_the_same_place_are_the_same_model(registry: ModelRegistry, folder: Path) -> None:
@@ -214,7 +214,7 @@ async def test_a_file_that_was_added_keeps_a_model_from_being_rendered_with(
 ) -> None:
     """Libraries prefer some files to those that were registered; the hub's own notes are none of them."""
     model = await added(registry, folder)
-    files = ModelFiles()
+    files = ModelFilesChecker()
     files.check(model)
     notes = folder / ".cache" / "huggingface"
     notes.mkdir(parents=True)
@@ -239,7 +239,7 @@ async def test_a_change_that_another_came_before_is_decided_again(store: Store, 
         """A log in which another's append comes first, once."""
 
         async def commit(self, batch: Batch) -> Any:
-            if len(await self.stream(model.model_id)) == 2:
+            if len(await self.read_stream(model.model_id)) == 2:
                 other = Append(stream=model.model_id, category="model", expected=2, events=(event(ModelDisabled()),))
                 await super().commit(Batch(appends=[other]))
             return await super().commit(batch)
@@ -281,17 +281,17 @@ async def test_subscriptions_pass_over_models(store: Store, registry: ModelRegis
     handlers: list[Handler] = [Orchestrator(store.log, store.committer, "test"), Projector(store.database)]
     for handler in handlers:
         subscription = Subscription(store.log, store.notifier, handler, codec.is_known)
-        assert await subscription.step()
-        assert not await subscription.step()
+        assert await subscription.poll_once()
+        assert not await subscription.poll_once()
         assert [cursor.failure for cursor in subscription.cursors.values() if cursor.failure] == []
-        assert sum(cursor.read for cursor in subscription.cursors.values()) == model.stream_version
+        assert sum(cursor.handled_position for cursor in subscription.cursors.values()) == model.stream_version
 
 
 async def test_models_are_read_past_all_jobs(db_url: str) -> None:
-    """By the partial index, since `Log.category` names the category by a constant."""
+    """By the partial index, since `Log.read_category` names the category by a constant."""
     connection = await connect(db_url)
     await connection.execute("set enable_seqscan = off")
-    query = CATEGORY.format(columns="*", category="model")
+    query = CATEGORY_EVENTS_SQL.format(columns="*", category="model")
     plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}"))
     await connection.close()
     assert "Index Scan using events_beside_jobs" in plan, plan

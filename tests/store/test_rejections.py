@@ -6,11 +6,11 @@ import pytest
 
 from eventstore import schema
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Move
+from eventstore.log import Append, Batch, CheckpointMove
 from eventstore.subscription import Subscription
 from model_registry.catalogue import ModelCatalogue
 from orchestrator import codec
-from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, Private, StepStart
+from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, PersonalText, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
 from projections.key_queries import Keys
@@ -55,7 +55,7 @@ async def test_a_released_job_is_viewed_no_further_than_asked(store: Store) -> N
     """Given events up to a job's release, and one after it, then the view ends where the events do."""
     append = history(job_created())
     await store.log.commit(Batch(appends=[append]))
-    events = await store.log.stream(append.stream)
+    events = await store.log.read_stream(append.stream)
     view = await Queries(store.database).fold_onto(None, events[:3])
     assert view is not None
     assert (view.version, view.status) == (3, "queued")
@@ -71,10 +71,12 @@ async def test_what_two_events_ask_for_is_sent_once(store: Store) -> None:
     append = Append(stream=append.stream, category="job", expected=0, events=append.events[:3])
     await store.log.commit(Batch(appends=[append]))
     await store.log.subscribe(Orchestrator.name)
-    events = await store.log.stream(append.stream)
+    events = await store.log.read_stream(append.stream)
     partition, last = events[0].partition, events[-1].position
     orchestrator = Orchestrator(store.log, store.committer, "test")
-    await orchestrator.handle(events, [Move(subscription=Orchestrator.name, partition=partition, start=0, end=last)])
+    await orchestrator.handle(
+        events, [CheckpointMove(subscription=Orchestrator.name, partition=partition, start=0, end=last)]
+    )
     rows = await store.database.read("select message->>'step_id' as step_id from pgmq.q_generate")
     assert [row["step_id"] for row in rows] == [str(created.steps[0].step_id)]
 
@@ -89,19 +91,21 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
     subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
 
     async def reported() -> bool:
-        await subscription.step()
+        await subscription.poll_once()
         return await store.database.read(REPORTED) != []
 
     await eventually(reported)
     assert subscription.cursors[1].failure == (
         f"stream {broken.stream}, version 1 (job.created): NumericValueOutOfRangeError"
     )
-    assert subscription.cursors[1].stored == 1
-    await Quarantine(store.log, "test").add(broken.stream, "default", reader="readmodel", at_version=1, reason="range")
+    assert subscription.cursors[1].checkpoint == 1
+    await Quarantine(store.log, "test").quarantine_job(
+        broken.stream, "default", reader="readmodel", at_version=1, reason="range"
+    )
     ends = [(before.stream, 1, "queued"), (broken.stream, 2, "failed"), (behind.stream, 1, "queued")]
 
     async def kept() -> bool:
-        await subscription.step()
+        await subscription.poll_once()
         rows = await store.database.read("select job_id, version, status from readmodel.jobs order by job_id")
         return [tuple(row) for row in rows] == sorted(ends)
 
@@ -118,25 +122,25 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
         Batch(appends=[Append(stream=history.job_id, category="job", expected=0, events=(event(history.created),))])
     )
     subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    while await subscription.step():
+    while await subscription.poll_once():
         pass
-    await store.database.call("update readmodel.jobs set status = 'lost'")
+    await store.database.execute_once("update readmodel.jobs set status = 'lost'")
     [started] = [decoded.body for decoded in history.started("generate").events[1:] if decoded.body is not None]
     await store.log.commit(
         Batch(appends=[Append(stream=history.job_id, category="job", expected=1, events=(event(started),))])
     )
 
     async def reported() -> bool:
-        await subscription.step()
+        await subscription.poll_once()
         return await store.database.read(REPORTED) != []
 
     await eventually(reported)
     [found] = await ReadModelVerifier(store.database).check([history.job_id])
     assert "the row can't be read: Invalid enum value 'lost'" in found.problem
-    await Quarantine(store.log, "test").add(history.job_id, "default", reader="x", at_version=2, reason="x")
+    await Quarantine(store.log, "test").quarantine_job(history.job_id, "default", reader="x", at_version=2, reason="x")
 
     async def kept() -> bool:
-        await subscription.step()
+        await subscription.poll_once()
         return await ReadModelVerifier(store.database).check([history.job_id]) == []
 
     await eventually(kept)
@@ -156,16 +160,16 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
 
     assert await images() == [0]
     subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
-    while await subscription.step():
+    while await subscription.poll_once():
         pass
     assert [one.job_id for one in await ReadModelVerifier(store.database).check([history.job_id])] == [history.job_id]
-    await store.database.call("update readmodel.jobs set status = 'lost'")
+    await store.database.execute_once("update readmodel.jobs set status = 'lost'")
     assert await images() == [0]
 
 
 async def test_a_prompt_that_no_text_column_takes_is_listed(store: Store) -> None:
     """Given U+0000 in a prompt, which a json column takes from a rebuild, then the tenant's list is whole."""
-    created = event(job_created(), private=Private(prompt="a\0castle"))
+    created = event(job_created(), private=PersonalText(prompt="a\0castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(created,))]))
     await rebuilt(store)
     listed = await Queries(store.database).jobs("default", status=None, before=None, limit=5)

@@ -79,7 +79,7 @@ async def test_the_service_needs_no_more_than_it_has(db_url: str) -> None:
     assert await outbox.extend([claim], 60) == []
     await log.commit(Batch(acks=[claim.ack()]))
     assert await outbox.claim(2, 60) == []
-    assert len(await log.stream(one.stream)) == 1
+    assert len(await log.read_stream(one.stream)) == 1
     await database.close()
 
 
@@ -90,7 +90,7 @@ async def test_the_service_can_make_no_key(db_url: str) -> None:
     service, owner = Database(replace_url_login(db_url, *SERVICE_LOGIN)), Database(db_url)
     with pytest.raises(DatabaseAccessDenied, match="owner"):
         await Log(service).commit(Batch(appends=[some_append(), made]))
-    assert await Log(service).category("key") == {}
+    assert await Log(service).read_category("key") == {}
     await Log(owner).commit(Batch(appends=[made]))
     await service.close()
     await owner.close()
@@ -103,7 +103,7 @@ async def test_a_login_without_rights_is_told_what_it_lacks(db_url: str) -> None
     database = Database(replace_url_login(db_url, "df_test_stranger", "x"))
     try:
         with pytest.raises(DatabaseAccessDenied, match="dreamforge_service"):
-            await Log(database).head()
+            await Log(database).read_head()
     finally:
         await database.close()
         await owner.execute("drop role df_test_stranger")

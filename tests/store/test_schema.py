@@ -28,17 +28,17 @@ async def test_a_database_without_schema_is_named_as_such(empty_url: str) -> Non
     """Given an empty database, then check and use both say which command is missing."""
     database = Database(empty_url)
     with pytest.raises(SchemaMissing, match="dreamforge schema install"):
-        await schema.check(database)
+        await schema.check_release(database)
     with pytest.raises(SchemaMissing, match="dreamforge schema install"):
-        await Log(database).head()
+        await Log(database).read_head()
     await database.close()
 
 
 async def test_a_release_that_needs_newer_code_is_not_touched(db_url: str) -> None:
     """Given a database of a later release that serves later code alone, then this one rejects to install or run."""
     database = Database(db_url)
-    await database.call("insert into eventstore.releases (release, serves) values (99, 99)")
-    for attempt in (install(database), schema.check(database)):
+    await database.execute_once("insert into eventstore.releases (release, serves) values (99, 99)")
+    for attempt in (install(database), schema.check_release(database)):
         with pytest.raises(SchemaMissing, match="99"):
             await attempt
     await database.close()
@@ -47,8 +47,8 @@ async def test_a_release_that_needs_newer_code_is_not_touched(db_url: str) -> No
 async def test_a_later_release_that_still_serves_this_code_is_run_on(db_url: str) -> None:
     """Given a fleet that is upgraded, schema first, then its older processes go on."""
     database = Database(db_url)
-    await database.call("insert into eventstore.releases (release, serves) values (99, $1)", schema.RELEASE)
-    await schema.check(database)
+    await database.execute_once("insert into eventstore.releases (release, serves) values (99, $1)", schema.RELEASE)
+    await schema.check_release(database)
     await database.close()
 
 
@@ -59,7 +59,7 @@ async def test_the_number_of_partitions_is_set_at_install(empty_url: str, partit
     await install(database, partitions=partitions)
     log = Log(database)
     await log.commit(Batch(appends=[some_append() for _ in range(200)]))
-    heads = [end.position for end in (await log.head()).ends.values()]
+    heads = [end.position for end in (await log.read_head()).ends.values()]
     assert len(heads) == await log.partitions() == partitions
     assert sum(heads) == 200
     assert min(heads) > 0

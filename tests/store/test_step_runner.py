@@ -14,7 +14,7 @@ from orchestrator.events import StepStart
 from orchestrator.service import JobService
 from orchestrator.state import JobState
 from orchestrator.step_command import StepClaim, StepCommand
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
@@ -42,7 +42,7 @@ class LateJobs(JobService):
 
 def runner(jobs: JobService) -> StepRunner:
     """A runner that never comes to render or store anything."""
-    renderer = Renderer(faults=FaultPlan(), max_pixels=1)
+    renderer = FakeRenderer(faults=FaultPlan(), max_pixels=1)
     nothing = cast("Any", None)
     retry = RetryPolicy(max_attempts=3, first_delay_s=0, longest_delay_s=0)
     return StepRunner(jobs, nothing, ItemRenderer(renderer, nothing), retry=retry, name="r")
@@ -66,7 +66,7 @@ async def left(store: Store) -> list[tuple[int, bool]]:
 
 async def test_a_claim_that_ran_out_before_the_fold_starts_nothing(store: Store) -> None:
     """Given a runner frozen past its lease, then it leaves the step to whoever holds the lease by now."""
-    claim = replace(await claimed(store), expires=time.monotonic() - 1)
+    claim = replace(await claimed(store), expires_at_s=time.monotonic() - 1)
     await runner(JobService(store.log, store.committer, "late")).run(claim)
     assert await store.codes(claim.command.job_id) == ["job.created"]
     assert await left(store) == [(1, False)]

@@ -18,10 +18,10 @@ from eventstore.errors import EventRejected
 from eventstore.events import NewEvent, RecordedEvent
 from eventstore.ids import new_id
 from eventstore.integrity import bundle
-from eventstore.integrity.bundle import Header, Writer
+from eventstore.integrity.bundle import BundleHeader, BundleWriter
 from eventstore.integrity.reader import AuditReader
 from eventstore.integrity.verifier import Verifier
-from eventstore.log import Append, Batch, Log, Move, Moved, Send
+from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Log, Send
 from eventstore.notifier import Notifier
 from eventstore.outbox import Outbox
 from eventstore.subscription import Subscription
@@ -72,7 +72,9 @@ class Clearing:
     def __init__(self, log: Log) -> None:
         self._log = log
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         sends = [
             Send(stream=one.stream_id, queue="transfers", message=Transfer(account=one.stream_id, amount=amount(one)))
             for one in events
@@ -80,10 +82,10 @@ class Clearing:
         ]
         return (await self._log.commit(Batch(sends=sends, moves=moves))).moves
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         return (await self._log.commit(Batch(moves=moves))).moves
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         raise AssertionError(rejected)
 
 
@@ -92,8 +94,8 @@ async def bank(empty_url: str) -> AsyncIterator[Bank]:
     """The store's SQL alone, with one queue."""
     database = Database(empty_url)
     assert await schema.install(database)
-    await schema.check(database)
-    await database.call("select eventstore.create_queue('transfers')")
+    await schema.check_release(database)
+    await database.execute_once("select eventstore.create_queue('transfers')")
     bank = Bank(database)
     yield bank
     await bank.committer.stop()
@@ -139,7 +141,7 @@ async def test_an_account_is_committed_under_its_expected_version(bank: Bank) ->
     assert answers == ["accepted", "already_committed"]
     late = await bank.log.commit(Batch(appends=[at(account, 0, entry("account.opened", 0))]))
     assert (late.streams[account].verdict, late.streams[account].version) == ("conflict", 4)
-    [history] = (await bank.log.category("account")).values()
+    [history] = (await bank.log.read_category("account")).values()
     assert sum(amount(one) for one in history if one.code == "money.deposited") == 1050
 
 
@@ -148,7 +150,7 @@ async def test_a_subscription_sends_each_transfer_once(bank: Bank) -> None:
     account = new_id()
     await opened(bank, account)
     for _ in range(2):
-        await Subscription(bank.log, bank.notifier, Clearing(bank.log), lambda code, _: code in KNOWN).step()
+        await Subscription(bank.log, bank.notifier, Clearing(bank.log), lambda code, _: code in KNOWN).poll_once()
     outbox = bank.outbox()
     [claim] = await outbox.claim(5, 60)
     assert claim.command == Transfer(account=account, amount=200)
@@ -165,7 +167,7 @@ async def test_a_subscription_stops_before_what_the_bank_does_not_know(bank: Ban
     await opened(bank, account)
     await bank.log.commit(Batch(appends=[at(account, 3, entry("account.frozen", 0), entry("money.deposited", 1))]))
     subscription = Subscription(bank.log, bank.notifier, Clearing(bank.log), lambda code, _: code in KNOWN)
-    await subscription.step()
+    await subscription.poll_once()
     assert max((await bank.log.checkpoints("clearing")).values()) == 3
 
 
@@ -174,7 +176,7 @@ async def test_a_bank_is_verified_and_exported(bank: Bank, empty_url: str) -> No
     account = new_id()
     await opened(bank, account)
     assert await violations(bank) == []
-    report = bundle.verify(await exported(bank, account))
+    report = bundle.verify_bundle(await exported(bank, account))
     assert (report.flaws, report.events) == ([], 3)
     assert b"Ada Byron" not in b"".join(await exported(bank, account))
 
@@ -183,31 +185,31 @@ async def test_a_bank_is_verified_and_exported(bank: Bank, empty_url: str) -> No
     await connection.execute("""update eventstore.events set data = '{"amount":9000}' where version = 2""")
     await connection.close()
     assert [flaw.split(" (")[0] for flaw in await violations(bank)] == ["envelope"]
-    assert len(bundle.verify(await exported(bank, account)).flaws) == 1
+    assert len(bundle.verify_bundle(await exported(bank, account)).flaws) == 1
 
 
 async def violations(bank: Bank) -> list[str]:
     """The fields in which the whole log violates its chains."""
     reader = AuditReader(bank.database)
-    verifier = Verifier(await reader.identity(), whole=True)
+    verifier = Verifier(await reader.read_log_identity(), whole=True)
     found = [
         violation
-        for partition in await reader.partitions()
-        async for page in reader.pages(partition)
+        for partition in await reader.nonempty_partitions()
+        async for page in reader.read_pages(partition)
         for event in page
-        for violation in verifier.check(event)
+        for violation in verifier.check_event(event)
     ]
-    return [violation.field for violation in [*found, *verifier.end()]]
+    return [violation.field for violation in [*found, *verifier.take_open_violations()]]
 
 
 async def exported(bank: Bank, account: UUID) -> list[bytes]:
     """The lines of a bundle of one account, without private text."""
     reader = AuditReader(bank.database)
-    header = Header(
-        log=await reader.identity(), exported_at=datetime.now(UTC), stream=account, since=None, private=False
+    header = BundleHeader(
+        log=await reader.read_log_identity(), exported_at=datetime.now(UTC), stream=account, since=None, private=False
     )
-    writer = Writer(header)
-    return [writer.begin(), *map(writer.event, await reader.stream(account)), writer.end()]
+    writer = BundleWriter(header)
+    return [writer.header_line(), *map(writer.event_line, await reader.read_stream(account)), writer.end_line()]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from eventstore.errors import EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
-from eventstore.log import Append, Batch, Move, Moved, Send
+from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Send
 from eventstore.outbox import Claim
 from eventstore.subscription import Subscription
 from orchestrator import codec
@@ -29,7 +29,7 @@ CLAIM = Claim(
     read_ct=1,
     enqueued_at=NOON,
     command=StepCommand(job_id=new_id(), step_id=new_id(), step="generate", version=1),
-    expires=0.0,
+    expires_at_s=0.0,
 )
 """A claim for runs whose message doesn't matter."""
 
@@ -46,7 +46,9 @@ class Recorder:
         self.poison: UUID | None = None
         self.moves = 0
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         if any(one.stream_id == self.poison for one in events):
             raise ValueError("poison")
         await asyncio.sleep(0)
@@ -57,10 +59,10 @@ class Recorder:
         self._seen.extend((one.stream_id, one.version) for one in events if one.partition in accepted)
         return answers.moves
 
-    async def set_aside(self, rejected: EventRejected) -> bool:
+    async def quarantine(self, rejected: EventRejected) -> bool:
         raise AssertionError(rejected)
 
-    async def move(self, moves: Sequence[Move]) -> Mapping[int, Moved]:
+    async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         self.moves += 1
         return (await self._store.log.commit(Batch(moves=moves))).moves
 
@@ -71,7 +73,9 @@ class Forwarder(Recorder):
     def __init__(self, store: Store) -> None:
         super().__init__(store, [])
 
-    async def handle(self, events: Sequence[RecordedEvent], moves: Sequence[Move]) -> Mapping[int, Moved] | None:
+    async def handle(
+        self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
+    ) -> Mapping[int, CheckpointMoveOutcome] | None:
         sends = [
             Send(
                 stream=one.stream_id,
@@ -171,13 +175,13 @@ async def test_a_subscription_stops_before_what_it_does_not_know(
     await store.log.commit(Batch(appends=[after]))
     subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, poll_s=0.02)
     for _ in range(3):
-        await subscription.step()
+        await subscription.poll_once()
     assert seen == [(before.stream, 1)]
     failure = subscription.cursors[3].failure
     assert failure is not None
     assert code in failure
     # Readers, unlike subscriptions, are given it as it is.
-    assert codec.body((await store.log.after({3: 1}, limit=1))[3][0]) is None
+    assert codec.decode_body((await store.log.read_after({3: 1}, limit=1))[3][0]) is None
 
 
 async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: str) -> None:
@@ -192,7 +196,7 @@ async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: s
     await connection.execute("delete from eventstore.events where partition = 6 and position = 1")
     await connection.close()
     subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, poll_s=0.02)
-    await subscription.step()
+    await subscription.poll_once()
     assert seen == [(elsewhere.stream, 1)]
     assert "position 1 is missing" in (subscription.cursors[6].failure or "")
 
@@ -205,14 +209,14 @@ async def test_a_process_that_stood_still_goes_on_after_another_got_past(store: 
     older.poison = poisonous.stream
     await store.log.commit(Batch(appends=[poisonous]))
     subscription = Subscription(store.log, store.notifier, older, codec.is_known, poll_s=0.02)
-    await subscription.step()
+    await subscription.poll_once()
     failures = [subscription.cursors[1].failure]
-    await Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known).step()
+    await Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known).poll_once()
     await store.log.commit(Batch(appends=[after]))
 
     async def followed() -> bool:
         subscription.cursors[1].retry_at = 0.0
-        await subscription.step()
+        await subscription.poll_once()
         return (after.stream, 1) in seen
 
     await eventually(followed)
@@ -227,10 +231,10 @@ async def test_checkpoints_move_past_events_without_reaction(store: Store) -> No
     subscription = Subscription(store.log, store.notifier, handler, codec.is_known, poll_s=0.02)
     for _ in range(5):
         await store.log.commit(Batch(appends=[some_append(stream_in(0))]))
-        await subscription.step()
+        await subscription.poll_once()
 
     async def moved() -> bool:
-        await subscription.step()
+        await subscription.poll_once()
         return (await store.log.checkpoints("recorder"))[0] == 5
 
     await eventually(moved)
@@ -255,7 +259,7 @@ async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store
     await store.log.commit(Batch(appends=[Append(stream=job_id, category="job", expected=2, events=(event(failed),))]))
     slipped = False
 
-    real_streams = store.log.streams
+    real_streams = store.log.read_streams
 
     async def cancelling(streams: Sequence[UUID]) -> dict[UUID, list[RecordedEvent]]:
         nonlocal slipped
@@ -266,15 +270,15 @@ async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store
             await store.log.commit(Batch(appends=[cancel]))
         return found
 
-    store.log.streams = cancelling  # type: ignore[method-assign]
+    store.log.read_streams = cancelling  # type: ignore[method-assign]
     subscription = Subscription(
         store.log, store.notifier, Orchestrator(store.log, store.committer, "o"), codec.is_known, poll_s=0.02
     )
     for _ in range(3):
-        await subscription.step()
+        await subscription.poll_once()
     assert slipped
     assert (await store.codes(job_id))[3:] == ["job.cancel_requested", "job.finish"]
-    assert (await store.state(job_id)).finished == "failed"
+    assert (await store.state(job_id)).outcome == "failed"
 
 
 async def test_a_zombie_that_folds_again_is_rejected(store: Store) -> None:
@@ -282,7 +286,9 @@ async def test_a_zombie_that_folds_again_is_rejected(store: Store) -> None:
     jobs, job_id, step_id = await running_job(store)
     zombie = await jobs.load(job_id)
     other = await jobs.load(job_id)
-    command = StartStep(step_id=step_id, after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3)
+    command = StartStep(
+        step_id=step_id, claimed_attempt=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3
+    )
     await jobs.execute(other, command, CLAIM)
     history = History(scale=None)
     item = RecordItems(step_id=step_id, attempt=1, items=[replace(history.item("generate", 0), step_id=step_id)])

@@ -11,7 +11,7 @@ from eventstore.committer import Transition
 from eventstore.errors import LogDamaged
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
-from eventstore.log import Batch, Head
+from eventstore.log import Batch, LogHead
 from eventstore.tailer import Tailer
 from tests.kit import Store, connect, eventually, some_append, stream_in
 from tests.store.test_readers import commit_on
@@ -80,7 +80,7 @@ class Reader:
         seen = self.versions.setdefault(stream, [])
         async with tailer.follow(stream) as wake_signal:
             while len(seen) < EVENTS:
-                events = await tailer.after(stream, len(seen), limit=self._limit)
+                events = await tailer.stream_events_after(stream, len(seen), limit=self._limit)
                 for event in events:
                     self._check(event)
                 await asyncio.sleep(self._pause)
@@ -91,7 +91,7 @@ class Reader:
         """Read the whole log until so many events were read."""
         async with tailer.follow(None) as wake_signal:
             while sum(self.positions.values()) < until:
-                batches = await tailer.everything(self.positions, limit=self._limit)
+                batches = await tailer.log_events_after(self.positions, limit=self._limit)
                 for partition, events in batches.items():
                     for event in events:
                         assert (event.partition, event.position) == (partition, self.positions[partition] + 1)
@@ -116,7 +116,7 @@ async def test_a_tailer_feeds_its_followers_from_history_and_ring(store: Store) 
     async def follow() -> None:
         async with tailer.follow(stream) as wake_signal:
             while len(seen) < 12:
-                seen.extend([one.version for one in await tailer.after(stream, seen[-1] if seen else 0)])
+                seen.extend([one.version for one in await tailer.stream_events_after(stream, seen[-1] if seen else 0)])
                 if len(seen) < 12:
                     await wake_signal.wait(5)
 
@@ -176,20 +176,20 @@ async def test_what_is_appended_while_the_tailer_starts_wakes_its_followers(
 ) -> None:
     """Given an event between a follower's first look and the tailer's, which takes it for old, then it is told."""
     stream, looked = new_id(), asyncio.Event()
-    head = store.log.head
+    head = store.log.read_head
 
-    async def late() -> Head:
+    async def late() -> LogHead:
         await looked.wait()
         await store.log.commit(Batch(appends=[some_append(stream)]))
         return await head()
 
-    monkeypatch.setattr(store.log, "head", late)
+    monkeypatch.setattr(store.log, "read_head", late)
     tailer = Tailer(store.log, store.notifier)
     async with tailer.follow(stream) as wake_signal:
-        assert await tailer.after(stream, 0) == []
+        assert await tailer.stream_events_after(stream, 0) == []
         looked.set()
         assert await wake_signal.wait(20)
-        assert [event.version for event in await tailer.after(stream, 0)] == [1]
+        assert [event.version for event in await tailer.stream_events_after(stream, 0)] == [1]
     await tailer.stop()
 
 
@@ -201,9 +201,9 @@ async def test_what_one_process_has_told_the_other_does_not_tell_again(pair: Pai
     async with tailer.follow(None) as wake_signal:
         await wake_signal.wait(5)
         tailer._cursor[3] = 0  # as of a tailer that lags behind the other process's
-        assert await tailer.everything({3: 2}) == {}
+        assert await tailer.log_events_after({3: 2}) == {}
         await store.log.commit(Batch(appends=[some_append(stream, expected=2)]))
-        found = await eventually(lambda: tailer.everything({3: 2}))
+        found = await eventually(lambda: tailer.log_events_after({3: 2}))
         assert [event.version for event in found[3]] == [3]
 
 
@@ -224,8 +224,8 @@ async def test_an_event_that_was_removed_is_missed(store: Store, db_url: str) ->
     await damage(db_url, 6, 2)
     tailer = Tailer(store.log, store.notifier)
     with pytest.raises(LogDamaged, match="position 2 is missing"):
-        await tailer.everything({6: 0})
-    assert [event.position for event in (await tailer.everything({6: 2}))[6]] == [3, 4]
+        await tailer.log_events_after({6: 0})
+    assert [event.position for event in (await tailer.log_events_after({6: 2}))[6]] == [3, 4]
 
 
 async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(store: Store, db_url: str) -> None:
@@ -235,7 +235,7 @@ async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(sto
     connection = await connect(db_url)
     async with tailer.follow(None):
         await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
-        await eventually(lambda: tailer.everything({6: 1}))
+        await eventually(lambda: tailer.log_events_after({6: 1}))
         await eventually(lambda: asyncio.sleep(0, tailer._cursor.get(6) == 2))
         async with connection.transaction():
             await commit_on(connection, some_append(stream, expected=2, count=2))
@@ -243,9 +243,9 @@ async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(sto
             await connection.execute("delete from eventstore.events where partition = 6 and position = 3")
         for position in (2, 0):
             with pytest.raises(LogDamaged, match="position 3 is missing"):
-                await eventually(lambda after=position: tailer.everything({6: after}))  # type: ignore[misc]
+                await eventually(lambda after=position: tailer.log_events_after({6: after}))  # type: ignore[misc]
         await store.log.commit(Batch(appends=[some_append(stream, expected=4)]))
-        found = await eventually(lambda: tailer.everything({6: 4}))
+        found = await eventually(lambda: tailer.log_events_after({6: 4}))
         assert [event.position for event in found[6]] == [5]
     await connection.close()
     await tailer.stop()

@@ -12,29 +12,29 @@ from prometheus_client import REGISTRY
 from artifacts.encoding import size_of
 from artifacts.lineage import Derived, read_lineage
 from artifacts.object_store import ObjectStore, S3Config
-from eventstore.errors import Undecodable
+from eventstore.errors import UndecodableEvent
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from eventstore.outbox import Outbox
 from eventstore.subscription import Subscription
 from orchestrator import codec, step_command
-from orchestrator.events import DomainEvent, PlannedStep, Private
+from orchestrator.events import DomainEvent, PersonalText, PlannedStep
 from orchestrator.process_manager import Orchestrator
 from orchestrator.reconciler import OutboxReconciler
 from orchestrator.service import JobService
 from orchestrator.step_command import StepCommand
-from orchestrator.step_kinds import STEP_KINDS, Size, StepKind
+from orchestrator.step_kinds import STEP_KINDS, ImageSize, StepKind
 from projections.job_view import JobView, of_history
 from projections.progress import Stage, progress
 from runners import metrics
 from runners.engines.protocol import ModelRef, Work
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.selection import Selected, Selection
+from runners.selection import ModelChoices, SelectedEngine
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
-from runners.worker import Item
+from runners.threads import ThreadPerCallExecutor
+from runners.worker import StepItem
 from tests.kit import Store, connect, event, eventually, job_created
 
 SIZES = {"generate": (64, 48), "upscale": (128, 96), "sharpen": (120, 88)}
@@ -51,32 +51,32 @@ class SharpenParams(Struct, frozen=True, kw_only=True):
 class SharpenWorker:
     """Sharpens with Pillow."""
 
-    async def select(self, selection: Selection, asked: SharpenParams) -> Selected:
+    async def select(self, selection: ModelChoices, parameters: SharpenParams) -> SelectedEngine:
         """Nothing to choose from."""
-        del selection, asked
-        return Selected(engine="pillow", source="fake")
+        del selection, parameters
+        return SelectedEngine(engine="pillow", source="fake")
 
-    def render(self, item: Item) -> Image.Image:
+    def render(self, item: StepItem) -> Image.Image:
         """Sharpen the image of the step before, without its frame."""
-        asked: SharpenParams = item.asked
+        parameters: SharpenParams = item.parameters
         width, height = item.source.size
-        inner = (asked.margin, asked.margin, width - asked.margin, height - asked.margin)
-        return item.source.filter(ImageFilter.UnsharpMask(percent=asked.percent)).crop(inner)
+        inner = (parameters.margin, parameters.margin, width - parameters.margin, height - parameters.margin)
+        return item.source.filter(ImageFilter.UnsharpMask(percent=parameters.percent)).crop(inner)
 
-    def request(self, model: ModelRef, item: Item, again: Any = None) -> Work:
+    def build_request(self, model: ModelRef, item: StepItem, previous_rendering: Any = None) -> Work:
         """No model can do it."""
         raise NotImplementedError
 
 
-def sharpened(asked: SharpenParams, before: Size) -> Size:
-    return before[0] - 2 * asked.margin, before[1] - 2 * asked.margin
+def sharpened(parameters: SharpenParams, before: ImageSize) -> ImageSize:
+    return before[0] - 2 * parameters.margin, before[1] - 2 * parameters.margin
 
 
 SHARPEN = StepKind(
     name="sharpen",
-    request=SharpenParams,
-    recorded=SharpenParams,
-    shown=("percent",),
+    request_type=SharpenParams,
+    recorded_type=SharpenParams,
+    shown_parameters=("percent",),
     weight=1.0,
     output_size=sharpened,
     worker=f"{__name__}:SharpenWorker",
@@ -95,7 +95,7 @@ class Chain:
         self._runner = StepRunner(
             JobService(store.log, store.committer, "r"),
             objects,
-            ItemRenderer(Renderer(faults=FaultPlan(), max_pixels=1_000_000), Threads()),
+            ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1_000_000), ThreadPerCallExecutor()),
             retry=RetryPolicy(max_attempts=1, first_delay_s=0, longest_delay_s=0),
             name="r",
         )
@@ -107,7 +107,7 @@ class Chain:
 
     async def submit(self) -> None:
         """Create the job."""
-        created = event(self.created, private=Private(prompt="a castle"))
+        created = event(self.created, private=PersonalText(prompt="a castle"))
         first = Append(stream=self.job_id, category="job", expected=0, events=(created,))
         await self._store.log.subscribe(Orchestrator.name)
         await self._store.log.commit(Batch(appends=[first]))
@@ -117,7 +117,7 @@ class Chain:
 
         async def ended() -> bool:
             await self._run_next()
-            return (await self._store.state(self.job_id)).finished is not None
+            return (await self._store.state(self.job_id)).outcome is not None
 
         await eventually(ended, what="the job's end")
 
@@ -126,24 +126,28 @@ class Chain:
 
         async def sent() -> bool:
             await self._run_next()
-            await self._subscription.step()
+            await self._subscription.poll_once()
             return bool(await self._store.database.read(f"select from pgmq.q_{step}"))
 
         await eventually(sent, what="the command")
 
     async def _run_next(self) -> None:
-        await self._subscription.step()
+        await self._subscription.poll_once()
         for claim in await self._outbox.claim(1, 60):
             self.claimed.append(claim.command)
             await self._runner.run(claim)
 
     async def history(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [
+            body
+            for one in await self._store.log.read_stream(self.job_id)
+            if (body := codec.decode_body(one)) is not None
+        ]
 
     async def view(self) -> JobView:
         """The job as its users see it."""
-        view = of_history(await self._store.log.stream(self.job_id))
+        view = of_history(await self._store.log.read_stream(self.job_id))
         assert view is not None
         return view
 
@@ -166,7 +170,11 @@ async def chain(
     made = Chain(store, objects)
     await made.submit()
     yield made
-    for counters in (metrics.STARTED, metrics.SUCCEEDED, metrics.FAILED):  # those of the process, for other tests
+    for counters in (
+        metrics.STEPS_STARTED,
+        metrics.STEPS_SUCCEEDED,
+        metrics.STEPS_FAILED,
+    ):  # those of the process, for other tests
         if (counter := counters.pop(SHARPEN.name, None)) is not None:
             REGISTRY.unregister(counter)
 
@@ -236,7 +244,7 @@ async def test_a_lost_command_of_a_third_step_is_sent_again(chain: Chain, store:
     await chain.run_up_to("sharpen")
     await execute(db_url, "delete from pgmq.q_sharpen")
     reconciler = OutboxReconciler(store.database, "operator")
-    assert {queue.queue: queue.missing for queue in await reconciler.status()} == dict.fromkeys(SIZES, 0) | {
+    assert {queue.queue: queue.missing for queue in await reconciler.queue_statuses()} == dict.fromkeys(SIZES, 0) | {
         "sharpen": 1
     }
     assert [one.step for one in await reconciler.rebuild(0)] == ["sharpen"]
@@ -249,6 +257,6 @@ async def test_a_process_that_does_not_know_the_kind_rejects_the_job(
 ) -> None:
     """Given a release without its entry in the table, then the job's first event can't be decoded."""
     monkeypatch.delitem(STEP_KINDS, SHARPEN.name)
-    [created] = await store.log.stream(chain.job_id)
-    with pytest.raises(Undecodable, match="unknown kind of step 'sharpen'"):
+    [created] = await store.log.read_stream(chain.job_id)
+    with pytest.raises(UndecodableEvent, match="unknown kind of step 'sharpen'"):
         codec.decode_event(created)

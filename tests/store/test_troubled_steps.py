@@ -30,21 +30,21 @@ from orchestrator.events import (
     StepRetry,
     StepStart,
 )
-from orchestrator.service import JobService, Unreadable
+from orchestrator.service import JobService, UnreadableJob
 from orchestrator.state import JobState, StepState
 from orchestrator.step_command import StepClaim, StepCommand
-from runners.fake_renderer import Renderer
+from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.selection import Selected
+from runners.selection import SelectedEngine
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import Threads
+from runners.threads import ThreadPerCallExecutor
 from tests.kit import Store, event, eventually, job_created
 
 RENDERING = Rendering(engine="diffusers", device="cpu", dtype="float32", versions={}, batch_size=3, batch_index=1)
 
 
-class Hanging(Renderer):
+class Hanging(FakeRenderer):
     """Renders the first items, and hangs in another until it is let go."""
 
     def __init__(self, hangs_at: int) -> None:
@@ -87,10 +87,10 @@ class Unselectable(ItemRenderer):
     """Finds out what renders a step only after so many failures."""
 
     def __init__(self, *, failures: int) -> None:
-        super().__init__(Hanging(-1), Threads())
+        super().__init__(Hanging(-1), ThreadPerCallExecutor())
         self.failures = failures
 
-    async def select(self, job: JobState, step: StepState) -> Selected:
+    async def select(self, job: JobState, step: StepState) -> SelectedEngine:
         if self.failures > 0:
             self.failures -= 1
             raise KeyError("a bad row")
@@ -101,7 +101,7 @@ class Baffled(JobService):
     """Can't fold any history."""
 
     async def load(self, job_id: UUID, *, tenant: str | None = None) -> JobState:
-        raise Unreadable(job_id, 1, KeyError(tenant))
+        raise UnreadableJob(job_id, 1, KeyError(tenant))
 
 
 class Undecided(JobService):
@@ -147,14 +147,16 @@ class Bench:
         await self._store.log.commit(Batch(sends=[Send(stream=self.job_id, queue="upscale", message=command)]))
 
     def runner(
-        self, item_renderer: ItemRenderer | Renderer, jobs: type[JobService] = JobService, **policy: Any
+        self, item_renderer: ItemRenderer | FakeRenderer, jobs: type[JobService] = JobService, **policy: Any
     ) -> StepRunner:
         """A runner of steps. item_renderer: or what renders in one."""
         given: dict[str, Any] = {"max_attempts": 2, "first_delay_s": 0, "longest_delay_s": 0}
         return StepRunner(
             jobs(self._store.log, self._store.committer, "r"),
             self._objects,
-            item_renderer if isinstance(item_renderer, ItemRenderer) else ItemRenderer(item_renderer, Threads()),
+            item_renderer
+            if isinstance(item_renderer, ItemRenderer)
+            else ItemRenderer(item_renderer, ThreadPerCallExecutor()),
             retry=RetryPolicy(**given | policy),
             name="r",
         )
@@ -169,7 +171,11 @@ class Bench:
 
     async def bodies(self) -> list[DomainEvent]:
         """The job's events."""
-        return [body for one in await self._store.log.stream(self.job_id) if (body := codec.body(one)) is not None]
+        return [
+            body
+            for one in await self._store.log.read_stream(self.job_id)
+            if (body := codec.decode_body(one)) is not None
+        ]
 
     async def codes(self) -> list[str]:
         """Their codes."""

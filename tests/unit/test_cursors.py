@@ -11,7 +11,7 @@ from api.cursors import JobsCursor, LogCursor, Mark
 from eventstore.ids import new_id
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
-MARKS = st.builds(
+QUARANTINE_MARK_CODES = st.builds(
     lambda position, chain: Mark.at(position, chain if position else b""),
     st.integers(0, 2**63 - 1),
     st.binary(min_size=32, max_size=32),
@@ -24,7 +24,7 @@ def test_a_jobs_cursor_comes_back_as_it_went(created_at: datetime, job_id: UUID)
     assert JobsCursor.decode(cursor.encode()) == cursor
 
 
-@given(st.uuids(), st.lists(MARKS, max_size=256))
+@given(st.uuids(), st.lists(QUARANTINE_MARK_CODES, max_size=256))
 def test_a_log_cursor_comes_back_as_it_went(log_id: UUID, marks: list[Mark]) -> None:
     cursor = LogCursor(log_id, dict(enumerate(marks)))
     found = LogCursor.decode(cursor.encode())

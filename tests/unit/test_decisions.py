@@ -11,7 +11,7 @@ from orchestrator.decisions import (
     FailAttempt,
     FailStart,
     FinishJob,
-    HandBack,
+    HandBackStep,
     RecordItems,
     RequestCancel,
     RequestErasure,
@@ -43,7 +43,7 @@ def start(history: History, name: StepName = "generate", max_attempts: int = 3) 
     """What a runner's start of a step leads to."""
     command = StartStep(
         step_id=history.step_id(name),
-        after=history.state.step(history.step_id(name)).attempt,
+        claimed_attempt=history.state.step(history.step_id(name)).attempt,
         runner="r",
         engine="e",
         source="s",
@@ -72,7 +72,7 @@ def fail_start(history: History, *, after: int = 0, retryable: bool = True) -> l
     """What a failure before the start of generate leads to."""
     command = FailStart(
         step_id=history.step_id("generate"),
-        after=after,
+        claimed_attempt=after,
         error_code="internal",
         error_message="the registry is broken",
         retryable=retryable,
@@ -114,7 +114,13 @@ def test_an_upscale_starts_without_choosing_a_model_and_only_after_generate() ->
 def test_a_redelivered_step_starts_with_the_next_attempt() -> None:
     history = History().started("generate")
     command = StartStep(
-        step_id=history.step_id("generate"), after=1, runner="b", engine="e", source="s", model_id=None, max_attempts=3
+        step_id=history.step_id("generate"),
+        claimed_attempt=1,
+        runner="b",
+        engine="e",
+        source="s",
+        model_id=None,
+        max_attempts=3,
     )
     first = decide(history.state, command)[0]
     assert first.attempt == 2  # type: ignore[attr-defined]
@@ -224,7 +230,7 @@ def test_an_older_attempt_is_rejected_whatever_it_wants() -> None:
     with pytest.raises(StaleAttempt):
         fail(history, attempt=1)
     with pytest.raises(StaleAttempt):
-        decide(history.state, HandBack(step_id=history.step_id("generate"), attempt=1))
+        decide(history.state, HandBackStep(step_id=history.step_id("generate"), attempt=1))
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
@@ -237,7 +243,13 @@ def test_a_start_is_rejected_if_another_began_since_the_claim() -> None:
     """A runner frozen between claim and start must not take the step from whoever holds the lease by now."""
     history = History().started("generate")
     command = StartStep(
-        step_id=history.step_id("generate"), after=0, runner="z", engine="e", source="s", model_id=None, max_attempts=3
+        step_id=history.step_id("generate"),
+        claimed_attempt=0,
+        runner="z",
+        engine="e",
+        source="s",
+        model_id=None,
+        max_attempts=3,
     )
     with pytest.raises(StaleAttempt, match="began after the claim"):
         decide(history.state, command)
@@ -254,7 +266,7 @@ def test_a_requested_retry_opens_the_job_and_counts_anew() -> None:
     history = History(count=2).started("generate", 1).wrote("generate", 0).started("generate", 2)
     history.started("generate", 3).finished("generate", "failed", 3).add(JobFinish(status="failed"))
     history.add(RetryRequested(step_id=history.step_id("generate"), step_name="generate"))
-    assert history.state.finished is None
+    assert history.state.outcome is None
     assert start(history) == ["step.start", "model.selected"]
     assert list(history.state.step(history.step_id("generate")).artifacts) == [0]
 
@@ -314,7 +326,7 @@ def test_a_retry_of_a_job_whose_images_are_gone_names_the_step_that_makes_them()
     assert found == RetryRequested(step_id=history.step_id("generate"), step_name="generate", items=[0, 2])
     history.add(found)
     assert [step.status for step in history.state.steps] == ["queued", "queued"]
-    assert [history.state.steps[0].has(index) for index in range(3)] == [False, True, False]
+    assert [history.state.steps[0].has_item(index) for index in range(3)] == [False, True, False]
     assert start(history, "upscale") == []
     history.started("generate", 2)
     assert record(history, 0, 1, attempt=2) == ["artifact.rewritten"]
@@ -395,11 +407,17 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
         attempt = history.state.step(step_id).attempt
         commands: dict[str, Any] = {
             "start": StartStep(
-                step_id=step_id, after=attempt, runner="r", engine="e", source="s", model_id=None, max_attempts=3
+                step_id=step_id,
+                claimed_attempt=attempt,
+                runner="r",
+                engine="e",
+                source="s",
+                model_id=None,
+                max_attempts=3,
             ),
             "fail_start": FailStart(
                 step_id=step_id,
-                after=attempt,
+                claimed_attempt=attempt,
                 error_code="internal",
                 error_message="m",
                 retryable=True,
@@ -418,7 +436,7 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
                 delay_s=0.0,
                 max_attempts=3,
             ),
-            "hand_back": HandBack(step_id=step_id, attempt=attempt),
+            "hand_back": HandBackStep(step_id=step_id, attempt=attempt),
         }
         if step == "cancel":
             if not history.state.cancel_pending:
@@ -427,7 +445,7 @@ def test_whatever_happens_a_repeated_command_yields_nothing_new(steps: list[str]
         try:
             history.add(*decide(history.state, commands[step]))
         except StaleAttempt:
-            assert not (may_start(history.state, step_id) and history.state.running)
+            assert not (may_start(history.state, step_id) and history.state.running_step)
     written = [one.body.item_index for one in history.events if isinstance(one.body, ArtifactWritten)]
     assert len(written) == len(set(written))
     seen = [one.body.code for one in history.events if one.body is not None and one.body.code != "job.cancel_requested"]

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.step_errors import ProviderError, classified
+from orchestrator.step_errors import ProviderError, to_step_error
 from runners.faults import FaultPlan
 
 JOB = UUID("018f0000-0000-7000-8000-000000000001")
@@ -22,7 +22,7 @@ def fails(plan: FaultPlan, step: str, item_index: int, job_id: UUID = JOB) -> bo
 
 def test_an_error_says_only_what_can_be_stored() -> None:
     """Given an engine's message with U+0000 and half a surrogate pair, then an event can hold it."""
-    assert str(classified(ProviderError("CUDA\0 error in \ud800"))) == "CUDA error in ?"
+    assert str(to_step_error(ProviderError("CUDA\0 error in \ud800"))) == "CUDA error in ?"
 
 
 def test_an_empty_plan_never_fails() -> None:

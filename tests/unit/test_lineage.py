@@ -26,7 +26,7 @@ from artifacts.lineage import (
 )
 from dreamforge.cli import main as cli
 from eventstore.ids import new_id
-from orchestrator.events import Private, Rendering
+from orchestrator.events import PersonalText, Rendering
 from orchestrator.parameters import ImageFormat
 from runners.engines.landscape import paint
 from tests.kit import History, project_root
@@ -153,7 +153,7 @@ def test_a_broken_file_is_told_in_a_sentence(fmt: ImageFormat, data: Any) -> Non
 def test_it_tells_what_the_job_asked_for_and_both_steps_did() -> None:
     """And nothing of attempts or times: the same item has the same lineage whoever renders it when."""
     history = History(count=2).started("generate").wrote("generate", 0, 1).finished("generate").started("upscale")
-    job = replace(history.state, private=Private(prompt="a castle"))
+    job = replace(history.state, private=PersonalText(prompt="a castle"))
     parent = job.steps[0].artifacts[1]
     made = replace(parent, rendering=RENDERING)
     step = replace(job.steps[0], artifacts={**job.steps[0].artifacts, 1: made})

@@ -4,7 +4,7 @@ import pytest
 
 from eventstore.events import EventRow
 from orchestrator.events import JobQuarantined, JobReleased
-from orchestrator.quarantine import is_set_aside
+from orchestrator.quarantine import is_quarantined
 from tests.kit import NOBODY, NOON
 
 MARK = JobQuarantined.code, '{"reader":"orchestrator","at_version":1,"reason":"broken"}'
@@ -45,4 +45,4 @@ def history(*events: tuple[str, str]) -> list[EventRow]:
     ],
 )
 def test_the_last_mark_counts_even_if_it_cannot_be_read(marks: list[tuple[str, str]], aside: bool) -> None:  # noqa: FBT001  # a row of the table
-    assert is_set_aside(history(*marks)) is aside
+    assert is_quarantined(history(*marks)) is aside

@@ -2,7 +2,7 @@
 
 from orchestrator.decisions import FinishJob
 from orchestrator.events import CancelRequested, JobErased, JobFinish, JobReleased, RetryRequested, StepRetry
-from orchestrator.reactions import REACTED, Reaction, RunStep, react
+from orchestrator.reactions import REACTION_CODES, Reaction, RunStep, react
 from tests.kit import History
 
 
@@ -86,7 +86,7 @@ def test_every_other_event_has_no_reaction() -> None:
     history = History(count=2).started("generate").wrote("generate", 0)
     for decoded in history.events[1:]:
         assert decoded.body is not None
-        assert decoded.body.code not in REACTED
+        assert decoded.body.code not in REACTION_CODES
         assert react(history.state, decoded.body) is None
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from api.errors import ApiError
 from api.requests import JobRequest, events, parse
 from eventstore.ids import new_id
-from orchestrator.events import JobCreated, Private
+from orchestrator.events import JobCreated, PersonalText
 from orchestrator.parameters import LARGEST_SEED
 
 BASE: dict[str, Any] = {"type": "generate", "prompt": "a castle"}
@@ -55,7 +55,7 @@ def piped(
     return {"pipeline": [{**BASE, **(first or {})}, {"type": "upscale", **(second or {})}], **beside}
 
 
-def job_of(body: object, *, seed: int = 7, max_pixels: int = 64_000_000) -> tuple[JobCreated, Private]:
+def job_of(body: object, *, seed: int = 7, max_pixels: int = 64_000_000) -> tuple[JobCreated, PersonalText]:
     """The first event of the job that a request asks for."""
     return events(parse(json.dumps(body).encode()), seed=seed, step_ids=STEP_IDS, max_pixels=max_pixels)
 
@@ -374,7 +374,7 @@ def test_a_rejection_keeps_nothing_of_the_rejections_before_it() -> None:
 
 def test_personal_text_lies_apart_from_what_is_hashed() -> None:
     created, private = job_of({**BASE, "negative_prompt": "fog", "metadata": {"order": "66"}})
-    assert private == Private(prompt="a castle", negative_prompt="fog", metadata={"order": "66"})
+    assert private == PersonalText(prompt="a castle", negative_prompt="fog", metadata={"order": "66"})
     assert "castle" not in repr(created)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eventstore import supervision
 from eventstore.database import Backoff
-from eventstore.supervision import Supervised
+from eventstore.supervision import SupervisedTask
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def pauses(clock: list[float], monkeypatch: pytest.MonkeyPatch, lives: lis
             raise RuntimeError("it fails")
         ended.set()
 
-    supervised = Supervised("work", work)
+    supervised = SupervisedTask("work", work)
     supervised.start()
     await ended.wait()
     await supervised.stop()
@@ -62,7 +62,7 @@ async def test_a_failure_shows_for_ten_seconds(clock: list[float]) -> None:
         failed.set()
         raise RuntimeError("it fails")
 
-    supervised = Supervised("work", work)
+    supervised = SupervisedTask("work", work)
     supervised.start()
     await again.wait()
     assert supervised.failure == "RuntimeError: it fails"

@@ -23,16 +23,16 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def flaws(rows: Sequence[AuditEvent]) -> list[IntegrityViolation]:
     """What a verification of the whole log says of some rows."""
-    verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.VOCABULARY)
-    found = [flaw for row in memory_log.read(memory_log.ordered(rows)) for flaw in verifier.check(row)]
-    return found + verifier.end()
+    verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.COLUMN_VOCABULARY)
+    found = [flaw for row in memory_log.read(memory_log.ordered(rows)) for flaw in verifier.check_event(row)]
+    return found + verifier.take_open_violations()
 
 
 def stream_flaws(rows: Sequence[AuditEvent], stream: UUID) -> list[IntegrityViolation]:
     """What a verification of one stream says."""
-    verifier = Verifier(memory_log.LOG, whole=False, vocabulary=codec.VOCABULARY)
+    verifier = Verifier(memory_log.LOG, whole=False, vocabulary=codec.COLUMN_VOCABULARY)
     own = sorted((row for row in memory_log.read(rows) if row.stream_id == stream), key=lambda row: row.version)
-    return [flaw for row in own for flaw in verifier.check(row)] + verifier.end()
+    return [flaw for row in own for flaw in verifier.check_event(row)] + verifier.take_open_violations()
 
 
 def other(rng: random.Random, value: Any) -> Any:
@@ -130,9 +130,9 @@ def test_any_single_change_is_found_where_it_stands() -> None:
     for n in range(MUTATIONS):
         if n % 20 == 0:
             rows = memory_log.log(rng, rng.randrange(8, 24))
-            anchor = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(rows), NOON)
+            anchor = anchors.sign_anchor(KEY, memory_log.LOG.log_id, memory_log.ends(rows), NOON)
         forged, what, touched = rng.choice(KINDS)(rng, rows)
-        found = flaws(forged) + anchors.differences(anchor, memory_log.LOG.log_id, memory_log.chains(forged))
+        found = flaws(forged) + anchors.find_violations(anchor, memory_log.LOG.log_id, memory_log.chains(forged))
         places = {(row.partition, position) for row in touched for position in (row.position, row.position + 1)}
         assert found, (n, what, touched)
         assert (found[0].partition, found[0].position) in places, (n, what, touched, found)
@@ -144,13 +144,15 @@ def test_a_sound_log_is_never_blamed() -> None:
     for _ in range(300):
         rows = memory_log.log(rng, rng.randrange(1, 40), streams=rng.randrange(1, 8))
         assert flaws(rows) == []
-        anchor = anchors.sign(KEY, memory_log.LOG.log_id, memory_log.ends(rows[: rng.randrange(len(rows))]), NOON)
-        assert anchors.differences(anchor, memory_log.LOG.log_id, memory_log.chains(rows)) == []
+        anchor = anchors.sign_anchor(
+            KEY, memory_log.LOG.log_id, memory_log.ends(rows[: rng.randrange(len(rows))]), NOON
+        )
+        assert anchors.find_violations(anchor, memory_log.LOG.log_id, memory_log.chains(rows)) == []
         for stream in {row.stream_id for row in rows}:
             assert stream_flaws(rows, stream) == []
-        verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.VOCABULARY)
+        verifier = Verifier(memory_log.LOG, whole=True, vocabulary=codec.COLUMN_VOCABULARY)
         later = [row for row in memory_log.read(memory_log.ordered(rows)) if row.position > 3]
-        assert [flaw for row in later for flaw in verifier.check(row)] + verifier.end() == []
+        assert [flaw for row in later for flaw in verifier.check_event(row)] + verifier.take_open_violations() == []
 
 
 NAMED = ["code", "category", "schema_version", "private_digest", "hash", "chain", "recorded_at", "private"]

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from orchestrator.events import CancelRequested, JobErased, JobFinish, Private, RetryRequested, StepError, StepRetry
+from orchestrator.events import (
+    CancelRequested,
+    JobErased,
+    JobFinish,
+    PersonalText,
+    RetryRequested,
+    StepError,
+    StepRetry,
+)
 from projections.job_view import JobView, ViewGap, as_of, evolve, view
 from projections.progress import progress
 from projections.rows import ArtifactRow, Rows, artifact_rows, job_row, step_rows, to_view
@@ -202,7 +210,7 @@ def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> No
 def test_an_erased_job_has_neither_prompt_nor_metadata() -> None:
     """Given the row of before and the event, or a history whose text is gone, then the view is the same."""
     ended = chained().add(JobFinish(status="succeeded"), JobErased(erased=["prompt"]))
-    gone = [replace(event, private=Private()) for event in ended.events]
+    gone = [replace(event, private=PersonalText()) for event in ended.events]
     assert seen(ended) == view(gone)
     assert (seen(ended).params["prompt"], seen(ended).metadata) == (None, {})
 

@@ -12,7 +12,7 @@ A redelivered step owes the same bytes on another machine. So there is no `hash(
 
 from PIL import Image
 
-from runners.engines.landscape.brushes import SMOOTH, Size, fitted
+from runners.engines.landscape.brushes import SMOOTH_RESAMPLING, Size, fit_size
 from runners.engines.landscape.dice import Dice
 from runners.engines.landscape.painting import Painting
 from runners.engines.landscape.palette import MOODS
@@ -29,9 +29,9 @@ def paint(prompt: str, seed: int, size: Size) -> Image.Image:
     of one job look like takes of one idea.
     """
     theme = Dice("theme", prompt)
-    palette = theme.named(MOODS, prompt).turned(theme.between(-20, 20))
-    scene = theme.named(SCENES, prompt)
-    painting = Painting(palette, Dice("shapes", prompt, str(seed)), fitted(size, SHARP_PIXELS))
+    palette = theme.draw_named_option(MOODS, prompt).rotate_hues(theme.draw_between(-20, 20))
+    scene = theme.draw_named_option(SCENES, prompt)
+    painting = Painting(palette, Dice("shapes", prompt, str(seed)), fit_size(size, SHARP_PIXELS))
     scene(painting)
     painting.darken_corners()
-    return painting.image if painting.size == size else painting.image.resize(size, SMOOTH)
+    return painting.image if painting.size == size else painting.image.resize(size, SMOOTH_RESAMPLING)

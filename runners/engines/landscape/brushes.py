@@ -13,7 +13,7 @@ Size = tuple[int, int]
 Point = tuple[float, float]
 """A place as fractions of the picture's width and height, counted from the upper left."""
 
-SMOOTH = Image.Resampling.BICUBIC
+SMOOTH_RESAMPLING = Image.Resampling.BICUBIC
 
 
 class Stencil:
@@ -45,31 +45,33 @@ class Stencil:
         return self._mask.reduce(self._finer)
 
 
-def gradient(size: Size, colors: Sequence[Color]) -> Image.Image:
+def vertical_gradient(size: Size, colors: Sequence[Color]) -> Image.Image:
     """Return an image that runs from the first colour at the top to the last at the bottom."""
     strip = Image.new("RGB", (1, len(colors)))
     for row, color in enumerate(colors):
         strip.putpixel((0, row), color)
-    return strip.resize(size, SMOOTH)
+    return strip.resize(size, SMOOTH_RESAMPLING)
 
 
-def smoke(dice: Dice, size: Size, grains: Size, *, octaves: int) -> Image.Image:
+def smoke_image(dice: Dice, size: Size, grains: Size, *, octaves: int) -> Image.Image:
     """Return grey smoke: random grids of `grains`, twice as many, …, each smoothed and half as strong as the last."""
-    layers = dice.texture(grains).resize(size, SMOOTH)
+    layers = dice.draw_texture(grains).resize(size, SMOOTH_RESAMPLING)
     for octave in range(1, octaves):
         finer = (min(grains[0] << octave, size[0]), min(grains[1] << octave, size[1]))
-        layers = Image.blend(layers, dice.texture(finer).resize(size, SMOOTH), 1 / (2 ** (octave + 1) - 1))
+        layers = Image.blend(
+            layers, dice.draw_texture(finer).resize(size, SMOOTH_RESAMPLING), 1 / (2 ** (octave + 1) - 1)
+        )
     return layers
 
 
 @cache
-def light(levels: tuple[int, ...]) -> Image.Image:
+def light_mask(levels: tuple[int, ...]) -> Image.Image:
     """Return a small round mask to be resized; `levels` is its strength from the middle out to the corners."""
-    return Image.radial_gradient("L").resize((64, 64), SMOOTH).point(curve(levels))
+    return Image.radial_gradient("L").resize((64, 64), SMOOTH_RESAMPLING).point(lookup_table(levels))
 
 
 @cache
-def curve(levels: tuple[int, ...]) -> list[int]:
+def lookup_table(levels: tuple[int, ...]) -> list[int]:
     """Return a lookup table for `Image.point` that runs through the levels, evenly spaced."""
     table = []
     for value in range(256):
@@ -79,14 +81,14 @@ def curve(levels: tuple[int, ...]) -> list[int]:
     return table
 
 
-def winding(dice: Dice, samples: int, bends: int, *, sharp: bool) -> list[float]:
+def winding_line(dice: Dice, samples: int, bends: int, *, sharp: bool) -> list[float]:
     """Return a line from left to right that winds about 0, by half at most: `bends` times, twice as often, …."""
     line = [-0.5] * samples
     octaves, fade = (6, 0.5) if sharp else (4, 0.4)
     weight = 1 - fade
     for octave in range(octaves):
         count = bends << octave
-        posts = [dice.share() for _ in range(count + 2)]
+        posts = [dice.draw_fraction() for _ in range(count + 2)]
         for index in range(samples):
             post, along = divmod(index * count / samples, 1.0)
             here, there = posts[int(post)], posts[int(post) + 1]
@@ -95,7 +97,7 @@ def winding(dice: Dice, samples: int, bends: int, *, sharp: bool) -> list[float]
     return line
 
 
-def fitted(size: Size, pixels: int) -> Size:
+def fit_size(size: Size, pixels: int) -> Size:
     """Return the size itself or, in its shape, one of about that many pixels."""
     width, height = size
     if width * height <= pixels:

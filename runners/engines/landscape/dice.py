@@ -21,24 +21,24 @@ class Dice:
         self._random = random.Random(int.from_bytes(self._key, "big"))  # noqa: S311 -- paints pictures, keeps no secrets
         self._textures = 0
 
-    def share(self) -> float:
+    def draw_fraction(self) -> float:
         """Draw a number from 0 to 1."""
         return self._random.random()
 
-    def between(self, low: float, high: float) -> float:
+    def draw_between(self, low: float, high: float) -> float:
         """Draw a number from `low` to `high`."""
         return low + (high - low) * self._random.random()
 
-    def pick(self, options: Sequence[T]) -> T:
+    def draw_option(self, options: Sequence[T]) -> T:
         """Draw one of the options."""
         return options[int(self._random.random() * len(options))]
 
-    def named(self, options: Mapping[str, T], text: str) -> T:
+    def draw_named_option(self, options: Mapping[str, T], text: str) -> T:
         """Draw one of the options that the text names or, if it names none, any."""
         named = [name for name in options if name in text.lower()]
-        return options[self.pick(named or list(options))]
+        return options[self.draw_option(named or list(options))]
 
-    def texture(self, size: tuple[int, int]) -> Image.Image:
+    def draw_texture(self, size: tuple[int, int]) -> Image.Image:
         """Draw a grey image whose every pixel is on its own."""
         self._textures += 1
         stream = hashlib.shake_256(self._key + self._textures.to_bytes(4, "big"))

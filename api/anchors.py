@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import AUDIT
+from api.access import AUDIT_SCOPES
 from api.inputs import whole_number
 from api.openapi.log import LIST_ANCHORS
 from api.responses import json_response
@@ -28,4 +28,4 @@ async def list_anchors(request: Request, services: Services) -> Response:
     return json_response(AnchorList(items=await newest_anchors(services.log, limit)))
 
 
-ROUTES = [get("/v1/anchors", list_anchors, AUDIT, LIST_ANCHORS)]
+ROUTES = [get("/v1/anchors", list_anchors, AUDIT_SCOPES, LIST_ANCHORS)]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect, Request
 
-from api.errors import ApiError, invalid, not_found
+from api.errors import ApiError, invalid_field_error, not_found_error
 
 # An unescaped `+` in a query is decoded as a space.
 _SPACE_OFFSET = re.compile(r"(.*[T ]\d\d.*) (\d\d(?::?\d\d)?)")
@@ -38,7 +38,7 @@ def path_id(request: Request, name: str, what: str) -> UUID:
         found = None
     # UUID() also accepts braces, urn:uuid: and digits of any script.
     if found is None or str(found) != given.lower():
-        raise not_found(f"{what} {given[:200]}")
+        raise not_found_error(f"{what} {given[:200]}")
     return found
 
 
@@ -58,7 +58,7 @@ def whole_number(request: Request, name: str, *, default: int, least: int, most:
     if given is None:
         return default
     if not (given.isascii() and given.isdigit() and len(given) < 20 and least <= int(given) <= most):
-        raise invalid(name, f"must be a whole number from {least} to {most}")
+        raise invalid_field_error(name, f"must be a whole number from {least} to {most}")
     return int(given)
 
 
@@ -68,7 +68,7 @@ def clamped_number(request: Request, name: str, *, default: int, least: int, mos
     if given is None:
         return default
     if not re.fullmatch(r"-?[0-9]{1,20}", given):
-        raise invalid(name, "must be a whole number")
+        raise invalid_field_error(name, "must be a whole number")
     return min(max(int(given), least), most)
 
 
@@ -76,7 +76,7 @@ def one_of(request: Request, name: str, choices: tuple[str, ...]) -> str | None:
     """A query parameter with a fixed set of values; None if absent."""
     given = request.query_params.get(name)
     if given is not None and given not in choices:
-        raise invalid(name, f"must be one of {', '.join(choices)}")
+        raise invalid_field_error(name, f"must be one of {', '.join(choices)}")
     return given
 
 
@@ -92,7 +92,7 @@ def moment(request: Request, name: str) -> datetime | None:
         found = datetime.fromisoformat(text)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise invalid(name, "must be a time like 2026-01-02T12:00:00Z") from None
+        raise invalid_field_error(name, "must be a time like 2026-01-02T12:00:00Z") from None
 
 
 async def json_body(request: Request, most: int) -> bytes:
@@ -108,7 +108,7 @@ async def no_body(request: Request, most: int) -> None:
         return
     _expect_json(request)
     if body != b"null" and (body[:1] != b"{" or body[-1:] != b"}" or body[1:-1].strip()):
-        raise invalid("body", "must be empty, or {}")
+        raise invalid_field_error("body", "must be empty, or {}")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -116,12 +116,12 @@ async def _body(request: Request, most: int) -> bytes:
         async with asyncio.timeout(BODY_S):
             body = await _read(request, most)
     except ClientDisconnect:
-        raise invalid("body", "the connection ended before the body did") from None
+        raise invalid_field_error("body", "the connection ended before the body did") from None
     except TimeoutError:
-        raise invalid("body", f"did not arrive within {BODY_S:g} s") from None
+        raise invalid_field_error("body", f"did not arrive within {BODY_S:g} s") from None
     for mark, name in _OTHER_ENCODINGS.items():
         if body.startswith(mark):
-            raise invalid("body", f"is {name}; send UTF-8")
+            raise invalid_field_error("body", f"is {name}; send UTF-8")
     return bytes(body).removeprefix(codecs.BOM_UTF8)  # a parser may ignore it (RFC 8259, section 8.1)
 
 

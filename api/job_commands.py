@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import requests, responses, schemas
-from api.access import READ, WRITE, caller
-from api.errors import ApiError, invalid, not_found, unavailable
+from api.access import READ_SCOPES, WRITE_SCOPES, caller_of
+from api.errors import ApiError, database_unavailable_error, invalid_field_error, not_found_error
 from api.inputs import job_id, json_body, no_body
 from api.jobs import load
 from api.middleware import trace_id
@@ -73,7 +73,7 @@ async def stream_token(request: Request, services: Services) -> Response:
     """POST /v1/jobs/{id}/stream_token: for a browser's EventSource, which can't send headers."""
     await no_body(request, services.config.max_body_bytes)
     seen = await load(request, services)
-    sender = caller(request)
+    sender = caller_of(request)
     token, expires = await services.tokens.issue(seen.job_id, sender.tenant, sender.key_id)
     expires_at = responses.stamp(datetime.fromtimestamp(expires, UTC))
     answer = schemas.StreamToken(token=token, expires_at=expires_at)
@@ -82,7 +82,7 @@ async def stream_token(request: Request, services: Services) -> Response:
 
 async def _accept_once(request: Request, services: Services, submission: requests.Submission, key: bytes) -> _Accepted:
     """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
-    job = derived_id(caller(request).tenant.encode(), key)
+    job = derived_id(caller_of(request).tenant.encode(), key)
     idempotency = submission.idempotency(key)
     earlier = await services.log.stream(job, limit=1)
     if earlier:
@@ -117,8 +117,8 @@ async def _accept(
     if ids is not None:
         private = replace(private, request_id=ids.request_id, traceparent=ids.traceparent)
     first = event(created, _cause(request), private=private)
-    append = Append(stream=job, category="job", tenant=caller(request).tenant, expected=0, events=(first,))
-    async with services.admission.slot(caller(request).tenant):
+    append = Append(stream=job, category="job", tenant=caller_of(request).tenant, expected=0, events=(first,))
+    async with services.admission.reserve_job(caller_of(request).tenant):
         answer = await _within_patience(services, services.committer.commit(Transition(append=append)))
     return _Accepted(job, first.ts, replayed=not answer.committed)
 
@@ -127,14 +127,16 @@ def _check_model(submission: requests.Submission, model: ModelView | None) -> No
     """Raise unless the requested model exists and accepts the requested parameters."""
     field = submission.field_path("model_id")
     if model is None:
-        raise invalid(field, "must be a model that is installed, enabled and can generate; see /v1/models")
+        raise invalid_field_error(field, "must be a model that is installed, enabled and can generate; see /v1/models")
     try:
         found = parameters.violation(model.parameters_schema, submission.parameters())
     except parameters.BadSchema as error:
-        raise invalid(field, f"the parameters_schema of model {model.name} can't be used: {error}") from None
+        raise invalid_field_error(
+            field, f"the parameters_schema of model {model.name} can't be used: {error}"
+        ) from None
     if found is not None:
         field = field if found.parameter is None else submission.field_path(found.parameter)
-        raise invalid(field, f"model {model.name} does not take it: {found.reason}")
+        raise invalid_field_error(field, f"model {model.name} does not take it: {found.reason}")
 
 
 def _replay(earlier: RecordedEvent, idempotency: Idempotency) -> _Accepted:
@@ -158,7 +160,7 @@ async def _answer(request: Request, services: Services, accepted: _Accepted) -> 
     seconds = preferred if config.eager_s is None else config.eager_s
     view = None
     if seconds is not None:
-        view = await wait_until_terminal(services, caller(request).tenant, accepted.job_id, seconds)
+        view = await wait_until_terminal(services, caller_of(request).tenant, accepted.job_id, seconds)
     ended = view is not None and view.terminal
     status: Status = "queued" if view is None else view.status
     return json_response(
@@ -173,17 +175,17 @@ async def _answer(request: Request, services: Services, accepted: _Accepted) -> 
 async def _change(request: Request, services: Services, change: RequestCancel | RequestRetry) -> Response:
     job = job_id(request)
     await no_body(request, services.config.max_body_bytes)
-    tenant = caller(request).tenant
+    tenant = caller_of(request).tenant
     try:
         # A retried job counts as open, like a new one.
-        async with services.admission.slot(tenant) if isinstance(change, RequestRetry) else nullcontext():
+        async with services.admission.reserve_job(tenant) if isinstance(change, RequestRetry) else nullcontext():
             deciding = services.jobs.request(tenant, job, change, _cause(request), _client_ids(request))
             state = await _within_patience(services, deciding)
     except Unreadable as error:
         await _within_patience(services, services.jobs.report(error, "api"))
         raise _unreadable(job) from None
     except NoSuchJob:
-        raise not_found(f"job {job}") from None
+        raise not_found_error(f"job {job}") from None
     except CommandRejected as rejection:
         raise ApiError("conflict", str(rejection), {"field": "status", "job_id": str(job)}) from None
     view = await load(request, services)
@@ -209,12 +211,12 @@ async def _within_patience(services: Services, write: Coroutine[Any, Any, T]) ->
     try:
         return await within(services.config.patience_s, write)
     except TimeoutError:
-        raise unavailable() from None
+        raise database_unavailable_error() from None
 
 
 def _cause(request: Request) -> Meta:
     """The permanent metadata of all events that a request causes. It contains nothing from the client."""
-    return Meta(request_id=request.state.own_request_id, key_id=caller(request).key_id)
+    return Meta(request_id=request.state.own_request_id, key_id=caller_of(request).key_id)
 
 
 def _client_ids(request: Request) -> Private | None:
@@ -235,13 +237,13 @@ def _idempotency_key(request: Request) -> bytes | None:
     except UnicodeDecodeError:
         length = len(key)
     if len(given) > 1 or not 1 <= length <= _MAX_KEY_LENGTH:
-        raise invalid("Idempotency-Key", f"must be one key of 1 to {_MAX_KEY_LENGTH} characters")
+        raise invalid_field_error("Idempotency-Key", f"must be one key of 1 to {_MAX_KEY_LENGTH} characters")
     return key
 
 
 ROUTES = [
-    post("/v1/jobs", create, WRITE, described.CREATE_JOB),
-    post("/v1/jobs/{job_id}/cancel", cancel, WRITE, described.CANCEL_JOB),
-    post("/v1/jobs/{job_id}/retry", retry, WRITE, described.RETRY_JOB),
-    post("/v1/jobs/{job_id}/stream_token", stream_token, READ, described.CREATE_STREAM_TOKEN),
+    post("/v1/jobs", create, WRITE_SCOPES, described.CREATE_JOB),
+    post("/v1/jobs/{job_id}/cancel", cancel, WRITE_SCOPES, described.CANCEL_JOB),
+    post("/v1/jobs/{job_id}/retry", retry, WRITE_SCOPES, described.RETRY_JOB),
+    post("/v1/jobs/{job_id}/stream_token", stream_token, READ_SCOPES, described.CREATE_STREAM_TOKEN),
 ]

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import frames
-from api.access import READ
-from api.errors import invalid
-from api.event_stream import EventStream, HeartbeatTimer, StreamEndpoint, joined
+from api.access import READ_SCOPES
+from api.errors import invalid_field_error
+from api.event_stream import EventStreamResponse, HeartbeatTimer, StreamEndpoint, join_frames
 from api.inputs import comma_separated, job_id, last_event_id, moment
 from api.jobs import first_since, load
 from api.openapi.jobs import STREAM_JOB
@@ -32,12 +32,12 @@ async def open_stream(request: Request, services: Services) -> Response:
     if after >= view.version and view.terminal:
         return Response(status_code=204)
     content = follow(services, job_id(request), after, separate_steps="step" in comma_separated(request, "include"))
-    return EventStream(services, content)
+    return EventStreamResponse(services, content)
 
 
 async def follow(services: Services, job: UUID, after: int, *, separate_steps: bool) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
-    first = frames.retry(frames.RETRY_MS)  # part of the first frame with data
+    first = frames.retry_line(frames.RECONNECT_DELAY_MS)  # part of the first frame with data
     view: JobView | None = None
     heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(job) as wake_signal:
@@ -49,22 +49,22 @@ async def follow(services: Services, job: UUID, after: int, *, separate_steps: b
             except EventStoreError:
                 return  # the client reconnects and resumes
             new = (event for event in events if event.version > after)
-            for chunk in joined(frames.of_event(event, separate_steps=separate_steps) for event in new):
+            for chunk in join_frames(frames.job_event_frame(event, separate_steps=separate_steps) for event in new):
                 yield first + chunk
                 first = b""
             if len(events) == _PAGE:
                 continue
             if view is None:
                 return
-            due = heartbeat.due()
+            due = heartbeat.take_if_due()
             if due:
-                yield frames.HEARTBEAT
+                yield frames.HEARTBEAT_FRAME
             if events or due:
-                yield first + frames.of_progress(progress(view, services.config.weights))
+                yield first + frames.progress_frame(progress(view, services.config.weights))
                 first = b""
             if view.terminal:
                 return
-            await wake_signal.wait(heartbeat.left)
+            await wake_signal.wait(heartbeat.seconds_left)
 
 
 async def _resume(request: Request, services: Services, view: JobView) -> int:
@@ -74,12 +74,17 @@ async def _resume(request: Request, services: Services, view: JobView) -> int:
     if given is None:
         return 0 if since is None else await first_since(services, view, since) - 1
     if not (given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= view.version):
-        raise invalid("Last-Event-ID", f"must be a version of this job, 0 to {view.version}")
+        raise invalid_field_error("Last-Event-ID", f"must be a version of this job, 0 to {view.version}")
     return int(given)
 
 
 ROUTES = [
     ApiRoute(
-        "GET", "/v1/jobs/{job_id}/progress/stream", StreamEndpoint("job", open_stream), READ, STREAM_JOB, head=False
+        "GET",
+        "/v1/jobs/{job_id}/progress/stream",
+        StreamEndpoint("job", open_stream),
+        READ_SCOPES,
+        STREAM_JOB,
+        head=False,
     )
 ]

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api import responses, schemas
-from api.access import READ, caller
+from api.access import READ_SCOPES, caller_of
 from api.cursors import JobsCursor
-from api.errors import invalid, not_found
+from api.errors import invalid_field_error, not_found_error
 from api.inputs import clamped_number, comma_separated, job_id, moment, one_of, path_id, whole_number
 from api.log_lines import ndjson
 from api.openapi import jobs as described
@@ -36,7 +36,7 @@ async def list_jobs(request: Request, services: Services) -> Response:
     status = one_of(request, "status", get_args(Status))
     cursor = _jobs_cursor(request)
     found = await services.queries.jobs(
-        caller(request).tenant,
+        caller_of(request).tenant,
         status=status,  # type: ignore[arg-type]  # `one_of` has checked it
         before=None if cursor is None else (cursor.created_at, cursor.job_id),
         limit=limit + 1,
@@ -53,7 +53,7 @@ def _jobs_cursor(request: Request) -> JobsCursor | None:
     try:
         return JobsCursor.decode(given)
     except ValueError:
-        raise invalid("cursor", "is none of this list; take it from next_cursor as it stands") from None
+        raise invalid_field_error("cursor", "is none of this list; take it from next_cursor as it stands") from None
 
 
 async def show(request: Request, services: Services) -> Response:
@@ -64,7 +64,7 @@ async def show(request: Request, services: Services) -> Response:
     seen = await load(request, services)
     seconds = preferred_wait(request)
     if seconds is not None and not seen.terminal:
-        seen = await wait_until_terminal(services, caller(request).tenant, seen.job_id, seconds) or seen
+        seen = await wait_until_terminal(services, caller_of(request).tenant, seen.job_id, seconds) or seen
     return _shown(request, seen, seen.version, preference_applied(seconds))
 
 
@@ -85,15 +85,15 @@ async def _past(request: Request, services: Services) -> tuple[JobView, int] | N
     if version is None and at is None:
         return None
     if version is not None and at is not None:
-        raise invalid("as_of", "can't stand beside as_of_version; give one of them")
+        raise invalid_field_error("as_of", "can't stand beside as_of_version; give one of them")
     job = job_id(request)
     history = await services.log.stream(job)
     if not _is_own(request, history):
-        raise not_found(f"job {job}")
+        raise not_found_error(f"job {job}")
     beginning = _up_to_version(request, history) if at is None else as_of(history, at)
     seen = of_history(beginning, lenient=True)
     if seen is None:
-        raise not_found(f"job {job} at that time")
+        raise not_found_error(f"job {job} at that time")
     erased = [event.version for event in history if event.code == JobErased.code]
     return seen, max([seen.version, *erased])
 
@@ -101,7 +101,7 @@ async def _past(request: Request, services: Services) -> tuple[JobView, int] | N
 def _up_to_version(request: Request, history: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
     version = whole_number(request, "as_of_version", default=0, least=0, most=_MAX_VERSION)
     if version > len(history):
-        raise invalid("as_of_version", f"the job is at version {len(history)}", version=len(history))
+        raise invalid_field_error("as_of_version", f"the job is at version {len(history)}", version=len(history))
     return history[:version]
 
 
@@ -122,7 +122,7 @@ async def content(request: Request, services: Services) -> Response:
     seen = await load(request, services, artifacts=True)
     key = next((one.s3_key for one in seen.artifacts if one.artifact_id == artifact_id), None)
     if key is None:
-        raise not_found(f"artifact {artifact_id} of job {seen.job_id}")
+        raise not_found_error(f"artifact {artifact_id} of job {seen.job_id}")
     [url], expires_at = await _presign(services, [key], head=redirects and request.method == "HEAD")
     if not redirects:
         answer = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
@@ -151,7 +151,7 @@ async def events(request: Request, services: Services) -> Response:
     limit = whole_number(request, "limit", default=100, least=1, most=_MAX_EVENTS)
     include = comma_separated(request, "include")
     if include - {"proof"}:
-        raise invalid("include", "must be proof")
+        raise invalid_field_error("include", "must be proof")
     source = services.reader if include else services.log
     found: Sequence[RecordedEvent] = await source.stream(job, after=after, limit=limit + 1)
     if not _is_own(request, found):
@@ -199,15 +199,15 @@ async def first_since(services: Services, seen: JobView, since: datetime) -> int
 async def load(request: Request, services: Services, *, artifacts: bool = False) -> JobView:
     """The caller's job that the path names; raises 404 if there is none."""
     job = job_id(request)
-    found = await services.queries.job(caller(request).tenant, job, artifacts=artifacts)
+    found = await services.queries.job(caller_of(request).tenant, job, artifacts=artifacts)
     if found is None:
-        raise not_found(f"job {job}")
+        raise not_found_error(f"job {job}")
     return found
 
 
 def _is_own(request: Request, history: Sequence[RecordedEvent]) -> bool:
     """Whether it is the history of a job of the caller's tenant."""
-    return bool(history) and (history[0].category, history[0].tenant) == ("job", caller(request).tenant)
+    return bool(history) and (history[0].category, history[0].tenant) == ("job", caller_of(request).tenant)
 
 
 def _etags(header: str) -> set[str]:
@@ -215,11 +215,11 @@ def _etags(header: str) -> set[str]:
 
 
 ROUTES = [
-    get("/v1/jobs", list_jobs, READ, described.LIST_JOBS),
-    get("/v1/jobs/{job_id}", show, READ, described.GET_JOB),
-    get("/v1/jobs/{job_id}/artifacts", artifacts, READ, described.LIST_ARTIFACTS),
-    get("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", content, READ, described.GET_ARTIFACT_CONTENT),
-    get("/v1/jobs/{job_id}/progress", progress, READ, described.GET_PROGRESS),
-    get("/v1/jobs/{job_id}/events", events, READ, described.GET_HISTORY),
-    get("/v1/jobs/{job_id}/logs", logs, READ, described.GET_LOGS),
+    get("/v1/jobs", list_jobs, READ_SCOPES, described.LIST_JOBS),
+    get("/v1/jobs/{job_id}", show, READ_SCOPES, described.GET_JOB),
+    get("/v1/jobs/{job_id}/artifacts", artifacts, READ_SCOPES, described.LIST_ARTIFACTS),
+    get("/v1/jobs/{job_id}/artifacts/{artifact_id}/content", content, READ_SCOPES, described.GET_ARTIFACT_CONTENT),
+    get("/v1/jobs/{job_id}/progress", progress, READ_SCOPES, described.GET_PROGRESS),
+    get("/v1/jobs/{job_id}/events", events, READ_SCOPES, described.GET_HISTORY),
+    get("/v1/jobs/{job_id}/logs", logs, READ_SCOPES, described.GET_LOGS),
 ]

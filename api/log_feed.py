@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import frames, responses, schemas
-from api.access import AUDIT, caller
-from api.cursors import LogCursor, Mark
-from api.errors import ApiError, invalid
-from api.event_stream import EventStream, HeartbeatTimer, StreamEndpoint, joined
+from api.access import AUDIT_SCOPES, caller_of
+from api.cursors import LogCursor, LogMark
+from api.errors import ApiError, invalid_field_error
+from api.event_stream import EventStreamResponse, HeartbeatTimer, StreamEndpoint, join_frames
 from api.inputs import comma_separated, last_event_id, one_of, whole_number
 from api.openapi.log import LIST_EVENTS, STREAM_EVENTS
 from api.responses import json_response
@@ -107,12 +107,12 @@ async def open_stream(request: Request, services: Services) -> Response:
         or await _cursor(services, request.query_params.get("cursor"), "cursor")
         or await _at(services, start_at)
     )
-    return EventStream(services, follow(services, cursor, wanted))
+    return EventStreamResponse(services, follow(services, cursor, wanted))
 
 
 async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> AsyncGenerator[bytes, None]:
     """The frames of the whole log after a cursor, without end."""
-    yield frames.retry(frames.RETRY_MS) + frames.of_cursor(cursor.encode())
+    yield frames.retry_line(frames.RECONNECT_DELAY_MS) + frames.cursor_frame(cursor.encode())
     heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(None) as wake_signal:
         while not services.stopping.is_set():
@@ -120,12 +120,12 @@ async def follow(services: Services, cursor: LogCursor, wanted: _Filter) -> Asyn
                 batches = await services.tailer.everything(cursor.positions, limit=_PAGE)
             except EventStoreError:
                 return  # the client reconnects and resumes
-            for chunk in joined(_frames(batches, cursor, wanted)):
+            for chunk in join_frames(_frames(batches, cursor, wanted)):
                 yield chunk
-            if heartbeat.due():
-                yield frames.of_cursor(cursor.encode())
+            if heartbeat.take_if_due():
+                yield frames.cursor_frame(cursor.encode())
             if not batches:
-                await wake_signal.wait(heartbeat.left)
+                await wake_signal.wait(heartbeat.seconds_left)
 
 
 def _frames(batches: Mapping[int, Sequence[RecordedEvent]], cursor: LogCursor, wanted: _Filter) -> Iterator[bytes]:
@@ -133,7 +133,7 @@ def _frames(batches: Mapping[int, Sequence[RecordedEvent]], cursor: LogCursor, w
     for event in _in_order(batches):
         _advance(cursor, event)
         if wanted.passes(event):
-            yield frames.of_log_event(event, cursor.encode())
+            yield frames.log_event_frame(event, cursor.encode())
 
 
 def _in_order(batches: Mapping[int, Sequence[RecordedEvent]]) -> Iterator[RecordedEvent]:
@@ -143,13 +143,13 @@ def _in_order(batches: Mapping[int, Sequence[RecordedEvent]]) -> Iterator[Record
 
 
 def _advance(cursor: LogCursor, event: RecordedEvent) -> None:
-    cursor.marks[event.partition] = Mark.at(event.position, event.chain)
+    cursor.marks[event.partition] = LogMark.of_event(event.position, event.chain)
 
 
 def _filter(request: Request, services: Services) -> _Filter:
     operator = services.keys is None  # without keys, every client may do everything
     category = one_of(request, "category", get_args(Category))
-    return _Filter(caller(request).tenant, operator, _codes(request), category)
+    return _Filter(caller_of(request).tenant, operator, _codes(request), category)
 
 
 def _codes(request: Request) -> frozenset[str] | None:
@@ -158,7 +158,9 @@ def _codes(request: Request) -> frozenset[str] | None:
     codes = comma_separated(request, "codes")
     unknown = sorted(codes - codec.CODES)
     if unknown:
-        raise invalid("codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.CODES))}")
+        raise invalid_field_error(
+            "codes", f"there is no event {unknown[0][:100]!r}; known are {', '.join(sorted(codec.CODES))}"
+        )
     return codes
 
 
@@ -166,8 +168,10 @@ async def _at(services: Services, start_at: str | None) -> LogCursor:
     """The cursor at the log's start, or at its end."""
     head = await services.log.head()
     if start_at == "start":
-        return LogCursor(head.log_id, dict.fromkeys(head.ends, Mark(0, b"")))
-    return LogCursor(head.log_id, {partition: Mark.at(end.position, end.chain) for partition, end in head.ends.items()})
+        return LogCursor(head.log_id, dict.fromkeys(head.ends, LogMark(0, b"")))
+    return LogCursor(
+        head.log_id, {partition: LogMark.of_event(end.position, end.chain) for partition, end in head.ends.items()}
+    )
 
 
 async def _cursor(services: Services, text: str | None, field: str) -> LogCursor | None:
@@ -177,22 +181,22 @@ async def _cursor(services: Services, text: str | None, field: str) -> LogCursor
     try:
         cursor = LogCursor.decode(text)
     except ValueError:
-        raise invalid(
+        raise invalid_field_error(
             field, "is no cursor of the log; take it as it stands from next_cursor or an event's id"
         ) from None
     head = await services.log.head()
     if cursor.log_id != head.log_id or cursor.marks.keys() != head.ends.keys():
-        raise invalid(field, "is a cursor of another log; begin anew, without it")
+        raise invalid_field_error(field, "is a cursor of another log; begin anew, without it")
     seen = {partition: mark.position for partition, mark in cursor.marks.items() if mark.position}
     chains = await services.log.chains(seen)
-    lost = [partition for partition, mark in cursor.marks.items() if not mark.matches(chains.get(partition))]
+    lost = [partition for partition, mark in cursor.marks.items() if not mark.matches_chain(chains.get(partition))]
     if lost:
         raise _log_was_set_back(field, lost[0], cursor.marks[lost[0]].position)
     return cursor
 
 
 def _log_was_set_back(field: str, partition: int, position: int) -> ApiError:
-    return invalid(
+    return invalid_field_error(
         field,
         "has seen events that this log no longer holds, since it was set back (by a restore, say); begin anew",
         partition=partition,
@@ -201,6 +205,6 @@ def _log_was_set_back(field: str, partition: int, position: int) -> ApiError:
 
 
 ROUTES = [
-    get("/v1/events", page, AUDIT, LIST_EVENTS),
-    ApiRoute("GET", "/v1/events/stream", StreamEndpoint("log", open_stream), AUDIT, STREAM_EVENTS, head=False),
+    get("/v1/events", page, AUDIT_SCOPES, LIST_EVENTS),
+    ApiRoute("GET", "/v1/events/stream", StreamEndpoint("log", open_stream), AUDIT_SCOPES, STREAM_EVENTS, head=False),
 ]

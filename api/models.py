@@ -7,8 +7,8 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import READ
-from api.errors import not_found
+from api.access import READ_SCOPES
+from api.errors import not_found_error
 from api.inputs import one_of, path_id, whole_number
 from api.openapi.models import GET_MODEL, LIST_MODELS
 from api.responses import json_response
@@ -81,7 +81,7 @@ async def show(request: Request, services: Services) -> Response:
     model_id = path_id(request, "model_id", "model")
     found = await services.models.model(model_id)
     if found is None:
-        raise not_found(f"model {model_id}")
+        raise not_found_error(f"model {model_id}")
     return json_response(detail(found))
 
 
@@ -97,6 +97,6 @@ def detail(model: ModelView) -> ModelDetail:
 
 
 ROUTES = [
-    get("/v1/models", list_models, READ, LIST_MODELS),
-    get("/v1/models/{model_id}", show, READ, GET_MODEL),
+    get("/v1/models", list_models, READ_SCOPES, LIST_MODELS),
+    get("/v1/models/{model_id}", show, READ_SCOPES, GET_MODEL),
 ]

@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import ADMIN
+from api.access import ADMIN_SCOPES
 from api.openapi.service import LIST_PROJECTIONS
 from api.responses import json_response
 from api.routing import get
@@ -40,4 +40,4 @@ async def list_projections(_request: Request, services: Services) -> Response:
     return json_response(ProjectionList(items=[copied(one, ProjectionStanding) for one in statuses]))
 
 
-ROUTES = [get("/v1/projections", list_projections, ADMIN, LIST_PROJECTIONS)]
+ROUTES = [get("/v1/projections", list_projections, ADMIN_SCOPES, LIST_PROJECTIONS)]

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from api.errors import ApiError, invalid
+from api.errors import ApiError, invalid_field_error
 from orchestrator.copying import copied
 from orchestrator.events import Idempotency, JobCreated, PlannedStep, Private
 from orchestrator.parameters import (
@@ -126,16 +126,16 @@ _NAMED = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<n
 def parse(body: bytes) -> Submission:
     """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
     if not body.strip():
-        raise invalid("body", "empty; send a JSON object")
+        raise invalid_field_error("body", "empty; send a JSON object")
     try:
         given = _clean(msgspec.json.decode(body), ())
         _reject_doubles(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid("body", _not_json(body, error)) from None
+        raise invalid_field_error("body", _not_json(body, error)) from None
     except RecursionError:
-        raise invalid("body", "nested too deeply") from None
+        raise invalid_field_error("body", "nested too deeply") from None
     if not isinstance(given, dict):
-        raise invalid("body", "must be a JSON object")
+        raise invalid_field_error("body", "must be a JSON object")
     return _from_pipeline(given) if given.get("pipeline") is not None else _from_chain(given)
 
 
@@ -154,7 +154,9 @@ def events(
     request = submission.request
     upscale = None if request.chain is None or request.chain.upscale is None else request.chain.upscale
     if upscale is not None and upscale.strict_scale and upscale.impl == "diffusion" and upscale.scale == 2:
-        raise invalid("chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived")
+        raise invalid_field_error(
+            "chain.upscale.strict_scale", "the diffusion upscaler is made for scale 4; scale 2 is derived"
+        )
     generate = copied(request, GenerateParams, seed=seed if request.seed is None else request.seed)
     params = None if upscale is None else copied(upscale, UpscaleParams)
     names = ["generate"] if params is None else ["generate", "upscale"]
@@ -163,7 +165,9 @@ def events(
     width, height = output_size(created.parameters(), names[-1])
     if width * height > max_pixels:
         field = submission.field_path("chain.upscale.scale" if params else "width")
-        raise invalid(field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels)
+        raise invalid_field_error(
+            field, f"the output of {width}x{height} is over {max_pixels} pixels", max_pixels=max_pixels
+        )
     private = Private(prompt=request.prompt, negative_prompt=request.negative_prompt, metadata=request.metadata)
     return created, private
 
@@ -198,7 +202,7 @@ def _reject_doubles(body: bytes) -> None:
     whole = json.loads(body, object_pairs_hook=gathered, parse_int=str, parse_float=str)
     if doubled:
         field_path = _doubled_at(whole, ()) or (doubled[0].key,)
-        raise invalid("".join(field_path).lstrip("."), "stands there twice")
+        raise invalid_field_error("".join(field_path).lstrip("."), "stands there twice")
 
 
 def _doubled_at(value: Any, field_path: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -224,7 +228,7 @@ def _clean(value: Any, field_path: tuple[str, ...]) -> Any:
         case float() if value.is_integer():
             return int(value)
         case str() if "\0" in value:
-            raise invalid("".join(field_path).lstrip(".") or "body", "contains U+0000")
+            raise invalid_field_error("".join(field_path).lstrip(".") or "body", "contains U+0000")
         case dict():
             for key in value:
                 _clean(key, field_path)
@@ -259,7 +263,7 @@ def _from_pipeline(given: dict[str, Any]) -> Submission:
     for name in given:
         if name not in _BESIDE_PIPELINE:
             known = name in JobRequest.__struct_fields__
-            raise invalid(name, "can't stand beside pipeline" if known else "unknown field")
+            raise invalid_field_error(name, "can't stand beside pipeline" if known else "unknown field")
     match given["pipeline"]:
         case [{"type": "generate"} as first, {"type": "upscale"} as second]:
             pass
@@ -268,7 +272,7 @@ def _from_pipeline(given: dict[str, Any]) -> Submission:
     second = _present(second, PipelineUpscale)
     for name in second:
         if name not in PipelineUpscale.__struct_fields__:
-            raise invalid(f"pipeline[1].{name}", "unknown field")
+            raise invalid_field_error(f"pipeline[1].{name}", "unknown field")
     try:
         upscale = msgspec.convert(second, PipelineUpscale)
     except msgspec.ValidationError:
@@ -288,7 +292,7 @@ def _from_pipeline(given: dict[str, Any]) -> Submission:
 
 def _other_pipeline() -> ApiError:
     # A new one each time: an exception kept and raised again gathers the frames, and so the requests, of every raise.
-    return invalid("pipeline", "M5 only supports [generate, upscale]")
+    return invalid_field_error("pipeline", "M5 only supports [generate, upscale]")
 
 
 class _JobMetadata(msgspec.Struct, frozen=True):
@@ -315,7 +319,7 @@ def _explain(text: str, field_path: str) -> ApiError:
     choices = _CHOICES.get(path.rpartition(".")[2])
     if choices and reason.startswith("Invalid enum value"):
         reason = f"must be one of {', '.join(map(str, choices))}"
-    return invalid(field, _QUOTED.sub(_plain, reason))
+    return invalid_field_error(field, _QUOTED.sub(_plain, reason))
 
 
 def _plain(quoted: re.Match[str]) -> str:

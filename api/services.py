@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from api.admission import Admission
-from api.hosts import Hosts
+from api.admission import AdmissionControl
+from api.hosts import AllowedHosts
 from api.metrics import SSE_CLIENTS
 from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
@@ -48,7 +48,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     logs_tail_default: int = 500
     logs_tail_max: int = 2000
     cors_origins: tuple[str, ...] = ()
-    hosts: Hosts = msgspec.field(default_factory=Hosts)
+    hosts: AllowedHosts = msgspec.field(default_factory=AllowedHosts)
     max_streams: int = 10_000
     stream_max_s: float | None = None
     sse_heartbeat_s: float = 15.0
@@ -92,7 +92,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     models: Models
     keys: Keys | None
     tokens: StreamTokens
-    admission: Admission
+    admission: AdmissionControl
     presign: Presign
     config: ApiConfig
     stopping: asyncio.Event

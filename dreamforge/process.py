@@ -19,9 +19,9 @@ import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from api.app import build_health
-from api.health import Health
-from api.hosts import Hosts
+from api.app import build_health_app
+from api.health import HealthSources
+from api.hosts import AllowedHosts
 from api.services import Check
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import object_store
@@ -74,7 +74,7 @@ class Core:
             "committer": self.committer.task.check,
         }
         self.notices: dict[str, Check] = {}
-        self.health = Health(
+        self.health = HealthSources(
             self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
         )
         self.tasks: list[asyncio.Task[None]] = []
@@ -195,7 +195,7 @@ def health_server(role: str, port: int) -> Role:
             bound = listen_nearby(host, port)
         except OSError as error:
             raise StartupError(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
-        url = serve_http(core, stack, build_health(core.health, served_hosts(core.settings)), bound, "health")
+        url = serve_http(core, stack, build_health_app(core.health, served_hosts(core.settings)), bound, "health")
         _log.info("serving health", role=role, url=url)
 
     return health
@@ -214,11 +214,11 @@ def serve_http(core: Core, stack: AsyncExitStack, app: ASGIApp, bound: list[sock
     return url_of(bound[0])
 
 
-def served_hosts(settings: Settings) -> Hosts:
+def served_hosts(settings: Settings) -> AllowedHosts:
     """Who has a key is no page by accident; without keys, only names that the operator knows are served."""
     if settings.allowed_hosts is None and settings.require_keys:
-        return Hosts()
-    return Hosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
+        return AllowedHosts()
+    return AllowedHosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
 
 
 def stop_with(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:

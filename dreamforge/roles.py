@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 import msgspec
 import structlog
 
-from api.admission import Admission, Limits
-from api.app import build
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
@@ -135,7 +135,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
     reads = DatabaseWithDeadline(core.database, config.patience_s)
     log = Log(reads)
     tailer = Tailer(log, core.notifier, poll_s=settings.sse_poll_ms / 1000)
-    limits = Limits(
+    limits = AdmissionLimits(
         queued=settings.max_queued_jobs, tenant_queued=settings.tenant_max_queued_jobs, rate=settings.tenant_rate
     )
     services = Services(
@@ -148,7 +148,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         models=Models(log),
         keys=Keys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
-        admission=Admission(reads, limits),
+        admission=AdmissionControl(reads, limits),
         presign=store.presign_many,
         config=config,
         stopping=core.stopping,
@@ -160,7 +160,7 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
     core.checks["tailer"] = tailer.task.check
     health = msgspec.structs.replace(core.health, needs_writes=False)
-    core.url = serve_http(core, stack, build(services, health), bound, "api")
+    core.url = serve_http(core, stack, build_api_app(services, health), bound, "api")
     stack.push_async_callback(tailer.stop)
     _log.info("listening", url=core.url)
 

@@ -403,15 +403,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "11-ready-while-writes-fail",
         "api/health.py",
-        "spared = set(health.notices) if need or health.needs_writes else {_WRITES, *health.notices}",
-        "spared = {_WRITES, *health.notices}",
+        "spared = set(health.notices) if need or health.needs_writes else {_WRITES_CHECK_NAME, *health.notices}",
+        "spared = {_WRITES_CHECK_NAME, *health.notices}",
         "tests/flow/test_writes.py",
     ),
     Mutant(
         "12-admission-before-the-first-count",
         "api/admission.py",
-        "if age >= _STALE_S and self._reading is not None:",
-        "if age >= _STALE_S and self._reading is None:",
+        "if age >= _COUNT_STALE_AFTER_S and self._reading is not None:",
+        "if age >= _COUNT_STALE_AFTER_S and self._reading is None:",
         "tests/http/test_limits.py -k 'from_the_first_request or known_before'",
     ),
     Mutant(
@@ -501,8 +501,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "15-any-host-is-served-by-a-roles-health",
         "api/app.py",
-        "return _add_middleware(starlette, hosts)",
-        "return _add_middleware(starlette, Hosts())",
+        "return _add_outer_middleware(starlette, hosts)",
+        "return _add_outer_middleware(starlette, AllowedHosts())",
         "tests/http/test_hosts.py -k 'no_role and projector'",
     ),
     Mutant(
@@ -592,8 +592,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "18-a-block-of-retry-alone",
         "api/frames.py",
-        'return b"retry: %d\\n" % millis',
-        'return b"retry: %d\\n\\n" % millis',
+        'return b"retry: %d\\n" % delay_ms',
+        'return b"retry: %d\\n\\n" % delay_ms',
         "tests/unit/test_frames.py tests/http/test_stream.py -k 'transcript or told_to_come_back'",
     ),
     Mutant(
@@ -634,8 +634,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "21-absolute-redirects",
         "api/app.py",
-        "HostCheck(OnStart(app, relative_redirect), hosts)",
-        "HostCheck(app, hosts)",
+        "HostCheckMiddleware(OnStart(app, relative_redirect), hosts)",
+        "HostCheckMiddleware(app, hosts)",
         "tests/http/test_conventions.py -k trailing_slash",
     ),
     Mutant(

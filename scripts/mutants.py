@@ -161,7 +161,7 @@ MUTANTS = (
     Mutant(
         "cursor-of-a-lost-future",
         "api/cursors.py",
-        "return self.position == 0 or (chain is not None and chain.startswith(self.link))",
+        "return self.position == 0 or (chain is not None and chain.startswith(self.chain_prefix))",
         "return self.position == 0 or chain is not None",
         "tests/unit/test_cursors.py tests/http/test_events.py",
     ),

@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from api import anchors, models, projections, requests, schemas
-from api.errors import STATUS
+from api.errors import STATUS_BY_ERROR_CODE
 from api.openapi.vocabulary import (
     CHALLENGE,
     JSON,
@@ -244,7 +244,7 @@ def _security(route: ApiRoute) -> list[Schema]:
 
 def _responses(route: ApiRoute) -> Schema:
     replies = {str(reply.status): _reply(reply) for reply in route.operation.replies}
-    errors = {str(STATUS[code]): _error(code, text) for code, text in _errors(route).items()}
+    errors = {str(STATUS_BY_ERROR_CODE[code]): _error(code, text) for code, text in _errors(route).items()}
     return dict(sorted((replies | errors).items()))
 
 

@@ -65,7 +65,7 @@ class RequestBody(msgspec.Struct, frozen=True):
 class Operation(msgspec.Struct, frozen=True):
     """The description of a route. Its method, path and scopes are the route's own.
 
-    errors: by code of `api.errors.STATUS`, the reason; `document` adds those that all operations share.
+    errors: by code of `api.errors.STATUS_BY_ERROR_CODE`, the reason; `document` adds those that all operations share.
     """
 
     name: str

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.admission import Admission, Limits
-from api.app import build
-from api.health import Health
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
+from api.health import HealthSources
 from api.services import ApiConfig, OpenStreams
 from artifacts.object_store import S3Config
 from eventstore.metrics import Backlog
@@ -181,7 +181,7 @@ class Broken:
     config = ApiConfig()
     open_streams = OpenStreams()
     keys = None
-    admission = Admission(cast("Any", None), Limits())
+    admission = AdmissionControl(cast("Any", None), AdmissionLimits())
 
     def __getattr__(self, _name: str) -> Any:
         raise RuntimeError("the password is swordfish")
@@ -191,7 +191,8 @@ async def test_a_bug_is_a_500_that_leaks_nothing() -> None:
     """And carries its request's id; no black box can be made to have one."""
     broken = cast("Any", Broken())
     transport = httpx.ASGITransport(
-        app=cast("Any", build(broken, Health({}, Backlog(broken), WriteProbe(broken)))), raise_app_exceptions=False
+        app=cast("Any", build_api_app(broken, HealthSources({}, Backlog(broken), WriteProbe(broken)))),
+        raise_app_exceptions=False,
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for request in (client.get(NO_JOB), client.post("/v1/jobs", json=BODY), client.post(f"{NO_JOB}/cancel")):
@@ -251,7 +252,9 @@ def assert_sent_away(answer: httpx.Response) -> None:
 async def test_a_bug_on_a_streams_route_sends_the_client_away_for_a_while() -> None:
     """Any other status would make an EventSource give up for good."""
     broken = cast("Any", Broken())
-    transport = httpx.ASGITransport(app=cast("Any", build(broken, Health({}, Backlog(broken), WriteProbe(broken)))))
+    transport = httpx.ASGITransport(
+        app=cast("Any", build_api_app(broken, HealthSources({}, Backlog(broken), WriteProbe(broken))))
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in (f"{NO_JOB}/progress/stream", "/v1/events/stream"):
             assert_sent_away(await client.get(path))

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.admission import Bucket, Count
+from api.admission import CachedCount, TokenBucket
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch
@@ -86,13 +86,13 @@ async def test_a_count_is_known_before_anybody_is_let_in() -> None:
         asked.set()
         return int(await told)
 
-    count = Count(ask)
-    waiting = [asyncio.create_task(count.refresh()) for _ in range(3)]
+    count = CachedCount(ask)
+    waiting = [asyncio.create_task(count.refresh_if_stale()) for _ in range(3)]
     await asked.wait()
     assert not any(task.done() for task in waiting)
     told.set_result(7)
     await asyncio.gather(*waiting)
-    assert count.value == 7
+    assert count.estimate == 7
 
 
 async def test_a_count_keeps_what_its_answer_cannot_hold() -> None:
@@ -103,18 +103,18 @@ async def test_a_count_keeps_what_its_answer_cannot_hold() -> None:
         asked.set()
         return int(await told)
 
-    count = Count(ask)
-    with count.one_more():
+    count = CachedCount(ask)
+    with count.count_one_more():
         pass  # written before the question, which will tell of it
-    asking = asyncio.create_task(count.refresh())
+    asking = asyncio.create_task(count.refresh_if_stale())
     await asked.wait()
-    with count.one_more():
+    with count.count_one_more():
         pass
-    with count.one_more():
+    with count.count_one_more():
         told.set_result(1)
         await asking
-        assert count.value == 3
-    assert count.value == 3
+        assert count.estimate == 3
+    assert count.estimate == 3
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(paced: Api) -> None:
 
 def test_a_bucket_gives_what_it_holds_and_fills_again() -> None:
     """Two seconds' worth at once, then so many a second."""
-    bucket = Bucket(2.0, 100.0)
+    bucket = TokenBucket(2.0, 100.0)
     assert [bucket.acquire(100.0) for _ in range(4)] == [0, 0, 0, 0]
     assert bucket.acquire(100.0) == pytest.approx(0.5)
     assert bucket.acquire(100.5) == 0

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import httpx
 
-from api.admission import Admission, Limits
-from api.app import build
-from api.health import Health
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
+from api.health import HealthSources
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from dreamforge.http_server import Server, listen, url_of
@@ -41,13 +41,13 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         models=Models(store.log),
         keys=None,
         tokens=StreamTokens(store.database),
-        admission=Admission(store.database, Limits()),
+        admission=AdmissionControl(store.database, AdmissionLimits()),
         presign=cast("Any", None),
         config=ApiConfig(slow_client_s=0.5),
         stopping=asyncio.Event(),
     )
     bound = listen("127.0.0.1", 0)
-    server = Server(build(services, Health({}, Backlog(store.database), WriteProbe(store.database))))
+    server = Server(build_api_app(services, HealthSources({}, Backlog(store.database), WriteProbe(store.database))))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield url_of(bound)

@@ -9,7 +9,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from api.app import ROUTES
-from api.errors import STATUS
+from api.errors import STATUS_BY_ERROR_CODE
 from api.openapi.document import document, encoded
 from api.requests import parse
 from api.routing import ApiRoute
@@ -64,7 +64,7 @@ def test_an_operation_names_the_parameters_of_its_path_and_known_errors(route: A
     operation = route.operation
     in_path = {one.name for one in operation.parameters if one.location == "path"}
     assert in_path == set(re.findall(r"\{(\w+)\}", route.path))
-    assert operation.errors.keys() <= STATUS.keys()
+    assert operation.errors.keys() <= STATUS_BY_ERROR_CODE.keys()
     assert operation.summary
 
 

@@ -130,7 +130,7 @@ class AuthenticationMiddleware:
         token = QueryParams(scope["query_string"]).get("access_token")
         if path is None or token is None:
             raise _unauthorized_error("An API key is needed: Authorization: Bearer df_….", credentials_given=False)
-        claims = await self._services.tokens.claims(token, path[1])
+        claims = await self._services.tokens.verify(token, path[1])
         if claims is None:
             raise _unauthorized_error(
                 "This token is not valid for this stream, or has expired.", credentials_given=True

@@ -16,8 +16,14 @@ from api.access import ANY_SCOPE, NO_SCOPES, AuthenticationMiddleware
 from api.errors import EXCEPTION_HANDLERS
 from api.health import HealthSources
 from api.hosts import AllowedHosts, HostCheckMiddleware
-from api.metrics import RequestMetrics
-from api.middleware import AcceptedEncoding, OnStart, RequestIds, relative_redirect, security_headers
+from api.metrics import RequestMetricsMiddleware
+from api.middleware import (
+    AcceptEncodingMiddleware,
+    RequestIdMiddleware,
+    ResponseStartMiddleware,
+    make_redirect_relative,
+    set_security_headers,
+)
 from api.openapi import service as described
 from api.openapi.document import encoded
 from api.responses import json_response
@@ -74,7 +80,7 @@ def build_api_app(services: Services, process_health: HealthSources) -> ASGIApp:
     )
     starlette.state.services = services
     starlette.state.health = process_health
-    app: ASGIApp = AcceptedEncoding(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
+    app: ASGIApp = AcceptEncodingMiddleware(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,
@@ -95,5 +101,5 @@ def build_health_app(process_health: HealthSources, hosts: AllowedHosts) -> ASGI
 
 def _add_outer_middleware(app: ASGIApp, hosts: AllowedHosts) -> ASGIApp:
     # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
-    checked = HostCheckMiddleware(OnStart(app, relative_redirect), hosts)
-    return RequestIds(OnStart(RequestMetrics(checked), security_headers))
+    checked = HostCheckMiddleware(ResponseStartMiddleware(app, make_redirect_relative), hosts)
+    return RequestIdMiddleware(ResponseStartMiddleware(RequestMetricsMiddleware(checked), set_security_headers))

@@ -128,7 +128,7 @@ class StreamEndpoint:
         """Serve one stream. Its slot is taken before the first await: after a restart all clients come at once."""
         request = Request(scope, receive, send)
         services: Services = request.app.state.services
-        with services.open_streams.slot(self._kind, services.config.max_streams) as free:
+        with services.open_streams.occupy_slot(self._kind, services.config.max_streams) as free:
             response = await self._open_or_defer(services, request) if free else _reconnect_later_response(services)
             await response(scope, receive, send)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from api.log_lines import compact_data, event_fields, head
+from api.log_lines import common_line_fields, event_data_fields, single_line_event_data
 from api.responses import log_event
 from eventstore.events import RecordedEvent
 from orchestrator import codec
@@ -37,7 +37,7 @@ def reconnect_later_content() -> bytes:
 def job_event_frame(event: RecordedEvent, *, separate_steps: bool) -> bytes:
     """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
     body = codec.body_if_readable(event)
-    line = head(event, body)
+    line = common_line_fields(event, body)
     match body:
         case ArtifactWritten():
             kind = "artifact"
@@ -50,8 +50,8 @@ def job_event_frame(event: RecordedEvent, *, separate_steps: bool) -> bytes:
                 line["item_index"] = body.item_index
         case _:
             kind = "step" if separate_steps and isinstance(body, StepStart | StepFinish) else "log"
-            line |= event_fields(event)
-    line["payload"] = compact_data(event)
+            line |= event_data_fields(event)
+    line["payload"] = single_line_event_data(event)
     return _event_frame(kind, line, event.version)
 
 

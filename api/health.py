@@ -17,7 +17,7 @@ from api.openapi.service import GET_HEALTH, GET_METRICS, GET_READINESS
 from api.responses import json_response
 from api.routing import ApiRoute
 from api.schemas import Liveness, Readiness
-from api.services import Check
+from api.services import HealthCheck
 from eventstore.database import within
 from eventstore.metrics import Backlog
 from eventstore.write_probe import WriteProbe
@@ -36,11 +36,11 @@ class HealthSources(msgspec.Struct, frozen=True):
     notices: checks that are reported only: the process is ready although one fails.
     """
 
-    checks: Mapping[str, Check]
+    checks: Mapping[str, HealthCheck]
     backlog: Backlog
     writes: WriteProbe
     needs_writes: bool = True
-    notices: Mapping[str, Check] = {}
+    notices: Mapping[str, HealthCheck] = {}
 
 
 async def get_liveness(_request: Request) -> Response:
@@ -73,7 +73,7 @@ async def get_metrics(request: Request) -> Response:
     return Response(body, headers={"Content-Type": content_type})
 
 
-async def _run_check(check: Check) -> str:
+async def _run_check(check: HealthCheck) -> str:
     try:
         await within(_CHECK_TIMEOUT_S, check())
     except TimeoutError:

@@ -43,12 +43,12 @@ class ApiRoute(Route):
         self.scopes = scopes
 
 
-def _route(method: Method, path: str, handler: Handler, scopes: Scopes, operation: Operation) -> ApiRoute:
+def _route_with_services(method: Method, path: str, handler: Handler, scopes: Scopes, operation: Operation) -> ApiRoute:
     async def endpoint(request: Request) -> Response:
         return await handler(request, request.app.state.services)
 
     return ApiRoute(method, path, endpoint, scopes, operation)
 
 
-get = partial(_route, "GET")
-post = partial(_route, "POST")
+get = partial(_route_with_services, "GET")
+post = partial(_route_with_services, "POST")

@@ -9,7 +9,7 @@ import msgspec
 
 from api.admission import AdmissionControl
 from api.hosts import AllowedHosts
-from api.metrics import SSE_CLIENTS
+from api.metrics import OPEN_SSE_STREAMS
 from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
@@ -22,7 +22,7 @@ from projections.progress import Weights
 from projections.queries import Queries
 
 
-class Presign(Protocol):
+class PresignUrls(Protocol):
     """Makes presigned URLs, for GET or for HEAD, from object keys and a validity in seconds."""
 
     def __call__(self, keys: Sequence[str], expires_s: int, /, *, head: bool = False) -> Awaitable[list[str]]:
@@ -30,7 +30,7 @@ class Presign(Protocol):
         ...
 
 
-Check = Callable[[], Coroutine[Any, Any, None]]
+HealthCheck = Callable[[], Coroutine[Any, Any, None]]
 """Raises if what it checks is down; the message gives the reason."""
 
 
@@ -57,21 +57,21 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     weights: Weights | None = None
 
 
-class OpenStreams:
+class OpenStreamLimiter:
     """Counts the live streams that a process serves."""
 
     def __init__(self) -> None:
         self._count = 0
 
     @contextmanager
-    def slot(self, kind: str, most: int) -> Iterator[bool]:
+    def occupy_slot(self, kind: str, max_streams: int) -> Iterator[bool]:
         """Occupy one of `most` slots during the block; yields False if none is free."""
-        if self._count >= most:
+        if self._count >= max_streams:
             yield False
             return
         self._count += 1
         try:
-            with SSE_CLIENTS.labels(kind).track_inprogress():
+            with OPEN_SSE_STREAMS.labels(kind).track_inprogress():
                 yield True
         finally:
             self._count -= 1
@@ -93,7 +93,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     keys: Keys | None
     tokens: StreamTokens
     admission: AdmissionControl
-    presign: Presign
+    presign: PresignUrls
     config: ApiConfig
     stopping: asyncio.Event
-    open_streams: OpenStreams = msgspec.field(default_factory=OpenStreams)
+    open_streams: OpenStreamLimiter = msgspec.field(default_factory=OpenStreamLimiter)

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from api.app import build_health_app
 from api.health import HealthSources
 from api.hosts import AllowedHosts
-from api.services import Check
+from api.services import HealthCheck
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import object_store
 from dreamforge.cli.console import FAILED, UNAVAILABLE
@@ -69,11 +69,11 @@ class Core:
         self.notifier = Notifier(database)
         self.committer = Committer(self.log, self.notifier)
         self.url = ""
-        self.checks: dict[str, Check] = {
+        self.checks: dict[str, HealthCheck] = {
             "database": lambda: schema.check(database),
             "committer": self.committer.task.check,
         }
-        self.notices: dict[str, Check] = {}
+        self.notices: dict[str, HealthCheck] = {}
         self.health = HealthSources(
             self.checks, Backlog(database, {QUARANTINED_JOBS: QUARANTINED}), WriteProbe(database), notices=self.notices
         )

@@ -131,7 +131,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-replayed-answer-waits-for-nothing",
         "api/job_commands.py",
-        "        await _within_patience(services, services.log.confirm_replicated())\n",
+        "        await _await_write_or_503(services, services.log.confirm_replicated())\n",
         "",
         "tests/flow/test_standby.py -k accepted",
     ),
@@ -215,7 +215,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unreadable-to-the-api-alone",
         "api/job_commands.py",
-        '        await _within_patience(services, services.jobs.report(error, "api"))\n',
+        '        await _await_write_or_503(services, services.jobs.report(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
@@ -578,7 +578,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "17-gzip-refused",
         "api/middleware.py",
-        'accepted = b"gzip" if _takes_gzip(given) else b"identity"',
+        'accepted = b"gzip" if _prefers_gzip(given) else b"identity"',
         "accepted = given.encode()",
         "tests/http/test_conventions.py -k 'gzip_is_for'",
     ),
@@ -634,15 +634,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "21-absolute-redirects",
         "api/app.py",
-        "HostCheckMiddleware(OnStart(app, relative_redirect), hosts)",
+        "HostCheckMiddleware(ResponseStartMiddleware(app, make_redirect_relative), hosts)",
         "HostCheckMiddleware(app, hosts)",
         "tests/http/test_conventions.py -k trailing_slash",
     ),
     Mutant(
         "21-head-led-to-a-get",
         "api/jobs.py",
-        'head=redirects and request.method == "HEAD"',
-        "head=False",
+        'for_head=redirects and request.method == "HEAD"',
+        "for_head=False",
         "tests/http/test_artifacts.py -k takes_a_head",
     ),
     Mutant(
@@ -767,7 +767,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "25-probes-in-the-log",
         "api/middleware.py",
-        'scope["path"] in _PROBES and',
+        'scope["path"] in _PROBE_PATHS and',
         'scope["path"] == "" and',
         "tests/flow/test_log_lines.py -k probes",
     ),

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from api.app import ROUTES
 from api.openapi.document import document
 from api.routing import ApiRoute
-from api.stream_tokens import Claims, encode
+from api.stream_tokens import StreamTokenClaims, encode_token
 from artifacts.object_store import S3Config
 from dreamforge.operations.anchoring import anchor
 from eventstore.ids import new_id
@@ -320,10 +320,10 @@ class TestStreamTokens:
         with realm.client(None) as page:
             return page.get(f"/v1/jobs/{job_id}/progress/stream", params={"access_token": token})
 
-    def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> Claims:
+    def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> StreamTokenClaims:
         """What a token for alice's job would say."""
         given = {"job_id": UUID(job["job_id"]), "tenant": "alice", "key_id": id_of(shown(alice)), "expires": 2**40}
-        return Claims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
+        return StreamTokenClaims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
 
     def test_it_opens_its_jobs_stream_and_nothing_else(
         self, realm: Realm, alice: httpx.Client, job: dict[str, Any]
@@ -346,12 +346,12 @@ class TestStreamTokens:
     ) -> None:
         """Nor does one that was given to somebody without a key, before keys were asked for."""
         secret = realm.secret()
-        good = encode(self.claims(alice, job), secret)
+        good = encode_token(self.claims(alice, job), secret)
         assert self.stream(realm, job["job_id"], good).status_code == 200
-        forged = encode(self.claims(alice, job), b"guessed")
-        over = encode(self.claims(alice, job, expires=1), secret)
-        others = encode(self.claims(alice, job, job_id=NOBODY), secret)
-        nobodys = [encode(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
+        forged = encode_token(self.claims(alice, job), b"guessed")
+        over = encode_token(self.claims(alice, job, expires=1), secret)
+        others = encode_token(self.claims(alice, job, job_id=NOBODY), secret)
+        nobodys = [encode_token(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
         for token in (forged, over, others, *nobodys, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):
             rejected(self.stream(realm, job["job_id"], token), 401, "unauthorized")
 

@@ -11,7 +11,7 @@ import pytest
 from api.admission import AdmissionControl, AdmissionLimits
 from api.app import build_api_app
 from api.health import HealthSources
-from api.services import ApiConfig, OpenStreams
+from api.services import ApiConfig, OpenStreamLimiter
 from artifacts.object_store import S3Config
 from eventstore.metrics import Backlog
 from eventstore.write_probe import WriteProbe
@@ -179,7 +179,7 @@ class Broken:
     """Services of which each breaks."""
 
     config = ApiConfig()
-    open_streams = OpenStreams()
+    open_streams = OpenStreamLimiter()
     keys = None
     admission = AdmissionControl(cast("Any", None), AdmissionLimits())
 

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from api.access import ANONYMOUS_CALLER
 from api.admission import AdmissionControl, AdmissionLimits
 from api.event_stream import StreamEndpoint, join_frames
-from api.services import ApiConfig, OpenStreams, Services
+from api.services import ApiConfig, OpenStreamLimiter, Services
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=20))
@@ -43,7 +43,7 @@ async def test_who_was_not_let_in_before_the_stop_is_told_to_come_back() -> None
 
     admission = AdmissionControl(cast("Any", None), AdmissionLimits())
     services = SimpleNamespace(
-        config=ApiConfig(), keys=None, admission=admission, stopping=stopping, open_streams=OpenStreams()
+        config=ApiConfig(), keys=None, admission=admission, stopping=stopping, open_streams=OpenStreamLimiter()
     )
     starlette = Starlette(routes=[Route("/", StreamEndpoint("job", opens))])
     starlette.state.services = services

@@ -25,7 +25,7 @@ from api.middleware import (
     set_security_headers,
 )
 from api.openapi import service as described
-from api.openapi.document import encoded
+from api.openapi.document import encode_document
 from api.responses import json_response
 from api.routing import ApiRoute, get
 from api.services import Services
@@ -53,7 +53,7 @@ async def get_openapi_document(_request: Request) -> Response:
 
 @cache
 def _encoded_openapi_document() -> bytes:
-    return encoded(ROUTES)
+    return encode_document(ROUTES)
 
 
 ROUTES = [

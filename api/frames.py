@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from api.log_lines import common_line_fields, event_data_fields, single_line_event_data
-from api.responses import log_event
+from api.responses import log_event_answer
 from eventstore.events import RecordedEvent
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, StepError, StepFinish, StepStart
@@ -62,7 +62,7 @@ def progress_frame(progress: Progress) -> bytes:
 
 def log_event_frame(event: RecordedEvent, cursor: str) -> bytes:
     """An event of the whole log, as a message without a name."""
-    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
+    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event_answer(event)), cursor.encode())
 
 
 def cursor_frame(cursor: str) -> bytes:

@@ -96,7 +96,7 @@ def time_query(request: Request, name: str) -> datetime | None:
 
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a request, which must be declared as JSON; at most `most` bytes."""
+    """The body of a request, which must be declared as JSON; at most `max_bytes` bytes."""
     _expect_json_content_type(request)
     return await _read_utf8_body(request, max_bytes)
 

@@ -50,7 +50,7 @@ class _AcceptedJob(msgspec.Struct, frozen=True):
 
 async def create_job(request: Request, services: Services) -> Response:
     """POST /v1/jobs: when this answers, the job, its steps and the duty to run the first are durable."""
-    submission = requests.parse(await read_json_body(request, services.config.max_body_bytes))
+    submission = requests.parse_job_request(await read_json_body(request, services.config.max_body_bytes))
     key = _idempotency_key(request)
     if key is None:
         accepted = await _append_job_created(request, services, submission, new_id(), None)
@@ -75,7 +75,7 @@ async def create_stream_token(request: Request, services: Services) -> Response:
     seen = await load_job_view(request, services)
     sender = caller_of(request)
     token, expires = await services.tokens.issue_token(seen.job_id, sender.tenant, sender.key_id)
-    expires_at = responses.stamp(datetime.fromtimestamp(expires, UTC))
+    expires_at = responses.format_timestamp(datetime.fromtimestamp(expires, UTC))
     answer = schemas.StreamToken(token=token, expires_at=expires_at)
     return json_response(answer, headers={"Cache-Control": "no-store"})
 
@@ -85,7 +85,7 @@ async def _accept_idempotently(
 ) -> _AcceptedJob:
     """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
     job = derived_id(caller_of(request).tenant.encode(), idempotency_key)
-    idempotency = submission.idempotency(idempotency_key)
+    idempotency = submission.idempotency_record(idempotency_key)
     earlier = await services.log.stream(job, limit=1)
     if earlier:
         # The earlier request may have ended before its commit was replicated.
@@ -108,7 +108,7 @@ async def _append_job_created(
     model_id = submission.request.model_id
     if model_id is not None:
         _check_requested_model(submission, await services.models.generator(model_id))
-    created, private = requests.events(
+    created, private = requests.job_created_event(
         submission,
         seed=1 + secrets.randbelow(SEED_PRIME),
         step_ids=(new_id(), new_id()),
@@ -127,17 +127,17 @@ async def _append_job_created(
 
 def _check_requested_model(submission: requests.Submission, model: ModelView | None) -> None:
     """Raise unless the requested model exists and accepts the requested parameters."""
-    field = submission.field_path("model_id")
+    field = submission.client_field_path("model_id")
     if model is None:
         raise invalid_field_error(field, "must be a model that is installed, enabled and can generate; see /v1/models")
     try:
-        found = parameters.violation(model.parameters_schema, submission.parameters())
+        found = parameters.violation(model.parameters_schema, submission.generate_parameters())
     except parameters.BadSchema as error:
         raise invalid_field_error(
             field, f"the parameters_schema of model {model.name} can't be used: {error}"
         ) from None
     if found is not None:
-        field = field if found.parameter is None else submission.field_path(found.parameter)
+        field = field if found.parameter is None else submission.client_field_path(found.parameter)
         raise invalid_field_error(field, f"model {model.name} does not take it: {found.reason}")
 
 
@@ -198,7 +198,7 @@ async def _request_job_change(request: Request, services: Services, change: Requ
 
 
 def _job_headers(job: UUID, version: int) -> dict[str, str]:
-    return {"Location": f"/v1/jobs/{job}", "ETag": responses.etag(version)}
+    return {"Location": f"/v1/jobs/{job}", "ETag": responses.job_etag(version)}
 
 
 def _unreadable_history_error(job: UUID) -> ApiError:

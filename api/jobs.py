@@ -51,7 +51,7 @@ async def list_jobs(request: Request, services: Services) -> Response:
     )
     page, more = found[:limit], found[limit:]
     next_cursor = JobsCursor(page[-1].created_at, page[-1].job_id).encode() if more else None
-    return json_response(responses.job_list(page, next_cursor))
+    return json_response(responses.job_list_answer(page, next_cursor))
 
 
 def _jobs_cursor_query(request: Request) -> JobsCursor | None:
@@ -77,10 +77,10 @@ async def get_job(request: Request, services: Services) -> Response:
 
 
 def _job_response(request: Request, view: JobView, etag_version: int, headers: dict[str, str]) -> Response:
-    headers["ETag"] = responses.etag(etag_version)
+    headers["ETag"] = responses.job_etag(etag_version)
     if {headers["ETag"], "*"} & _parse_etags(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
-    return json_response(responses.job(view), headers=headers)
+    return json_response(responses.job_detail_answer(view), headers=headers)
 
 
 async def _past_view(request: Request, services: Services) -> tuple[JobView, int] | None:
@@ -120,7 +120,7 @@ async def list_artifacts(request: Request, services: Services) -> Response:
     ids = {step.step_id for step in seen.steps if wanted in {None, step.name}}
     chosen = [one for one in seen.artifacts if one.step_id in ids]
     urls, expires_at = await _presign_urls(services, [one.s3_key for one in chosen])
-    return json_response(responses.artifacts(seen, chosen, urls, expires_at))
+    return json_response(responses.artifact_list_answer(seen, chosen, urls, expires_at))
 
 
 async def get_artifact_content(request: Request, services: Services) -> Response:
@@ -133,7 +133,7 @@ async def get_artifact_content(request: Request, services: Services) -> Response
         raise not_found_error(f"artifact {artifact_id} of job {seen.job_id}")
     [url], expires_at = await _presign_urls(services, [key], for_head=redirects and request.method == "HEAD")
     if not redirects:
-        answer = schemas.ArtifactPlace(url=url, expires_at=responses.stamp(expires_at))
+        answer = schemas.ArtifactPlace(url=url, expires_at=responses.format_timestamp(expires_at))
         return json_response(answer, headers={"Cache-Control": "no-store"})
     return Response(status_code=302, headers={"Location": url, "Cache-Control": "no-store"})
 
@@ -167,7 +167,7 @@ async def get_history(request: Request, services: Services) -> Response:
     if not _is_job_of_caller(request, found):
         found = []
         await load_job_view(request, services)
-    return json_response(responses.history(found[:limit], has_more=len(found) > limit))
+    return json_response(responses.history_answer(found[:limit], has_more=len(found) > limit))
 
 
 async def get_log_lines(request: Request, services: Services) -> Response:

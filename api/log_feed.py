@@ -33,7 +33,7 @@ _MAX_READS_PER_REQUEST = 20
 
 
 class _EventFilter(msgspec.Struct, frozen=True):
-    """The events that a subscriber may see and asked for. operator: also those of the service itself.
+    """The events that a subscriber may see and asked for. includes_operator_events: also those of the service itself.
 
     codes, category: None for all.
     """
@@ -74,7 +74,9 @@ async def list_events(request: Request, services: Services) -> Response:
         more = left or any(len(events) == size for events in batches.values())
         if not more or len(found) == limit:
             break
-    answer = schemas.LogPage(events=list(map(responses.log_event, found)), next_cursor=cursor.encode(), has_more=more)
+    answer = schemas.LogPage(
+        events=list(map(responses.log_event_answer, found)), next_cursor=cursor.encode(), has_more=more
+    )
     return json_response(answer)
 
 

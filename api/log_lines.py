@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from api.responses import stamp
+from api.responses import format_timestamp
 from eventstore.events import RecordedEvent
 from orchestrator import codec
 from orchestrator.events import DomainEvent
@@ -16,7 +16,7 @@ _JSON_DECODE_ERRORS = (msgspec.DecodeError, RecursionError)
 def common_line_fields(event: RecordedEvent, body: DomainEvent | None) -> dict[str, Any]:
     """The first members of every line. body: None for an event that this release does not know."""
     return {
-        "ts": stamp(event.ts),
+        "ts": format_timestamp(event.ts),
         "level": "info" if body is None else body.level,
         "code": event.code,
         "message": event.code if body is None else body.message(),

@@ -22,7 +22,7 @@ _MAX_TOKEN_LENGTH = 512
 
 
 class StreamTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a token. expires: Unix seconds. key_id: of the API key that requested it, if any."""
+    """The content of a token. key_id: of the API key that requested it, if any."""
 
     job_id: UUID
     tenant: str

@@ -12,7 +12,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "01-document-as-the-library-words-it",
         "api/openapi/document.py",
-        "    return {name: _normalise(schema) for name, schema in schemas.items()}",
+        "    return {name: _normalise_schema(schema) for name, schema in schemas.items()}",
         "    return dict(schemas)",
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
     ),
@@ -585,7 +585,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "17-key-twice",
         "api/requests.py",
-        "        _reject_doubles(body)\n",
+        "        _reject_duplicate_keys(body)\n",
         "",
         "tests/unit/test_requests.py -k twice",
     ),

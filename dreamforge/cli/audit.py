@@ -216,7 +216,8 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
     events = _events_until(_history(settings, args.job), args.at)
     job = of_history(events, lenient=True)
     answer = JobHistory(
-        job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
+        job=None if job is None else responses.job_detail_answer(job),
+        events=[responses.log_event_answer(event) for event in events],
     )
     plain = msgspec.to_builtins(answer)
     state = "The job was not there yet." if job is None else show.job_table(plain["job"])

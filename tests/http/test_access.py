@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from api.app import ROUTES
-from api.openapi.document import document
+from api.openapi.document import build_document
 from api.routing import ApiRoute
 from api.stream_tokens import StreamTokenClaims, encode_token
 from artifacts.object_store import S3Config
@@ -148,7 +148,7 @@ def names(route: ApiRoute) -> str:
 def test_every_path_under_v1_asks_for_a_scope() -> None:
     """A new route can't be forgotten: it names its scopes, and so the document tells of the key."""
     assert {one.path for one in ROUTES if one.path.startswith("/v1")} == {one.path for one in GUARDED}
-    paths = document(ROUTES)["paths"]
+    paths = build_document(ROUTES)["paths"]
     for route in GUARDED:
         described = paths[route.path][route.method.lower()]
         assert {"401", "403"} <= described["responses"].keys()
@@ -322,7 +322,12 @@ class TestStreamTokens:
 
     def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> StreamTokenClaims:
         """What a token for alice's job would say."""
-        given = {"job_id": UUID(job["job_id"]), "tenant": "alice", "key_id": id_of(shown(alice)), "expires": 2**40}
+        given = {
+            "job_id": UUID(job["job_id"]),
+            "tenant": "alice",
+            "key_id": id_of(shown(alice)),
+            "expires_at_unix_s": 2**40,
+        }
         return StreamTokenClaims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
 
     def test_it_opens_its_jobs_stream_and_nothing_else(
@@ -349,7 +354,7 @@ class TestStreamTokens:
         good = encode_token(self.claims(alice, job), secret)
         assert self.stream(realm, job["job_id"], good).status_code == 200
         forged = encode_token(self.claims(alice, job), b"guessed")
-        over = encode_token(self.claims(alice, job, expires=1), secret)
+        over = encode_token(self.claims(alice, job, expires_at_unix_s=1), secret)
         others = encode_token(self.claims(alice, job, job_id=NOBODY), secret)
         nobodys = [encode_token(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
         for token in (forged, over, others, *nobodys, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):

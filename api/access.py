@@ -61,7 +61,7 @@ async def is_key_valid(services: Services, authenticated: Caller) -> bool:
     """Whether an authenticated caller's key is still valid; always true where no keys are required."""
     if services.keys is None or authenticated.key_id is None:
         return True
-    return await services.keys.active(authenticated.key_id) is not None
+    return await services.keys.active_key(authenticated.key_id) is not None
 
 
 class AuthenticationMiddleware:

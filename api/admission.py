@@ -18,7 +18,7 @@ import msgspec
 
 from api.errors import ApiError
 from eventstore.database import Database
-from projections.admission_queries import open_jobs, waiting_commands
+from projections.admission_queries import count_open_jobs, count_waiting_commands
 
 _COUNT_REFRESH_AFTER_S = 1.0
 _COUNT_STALE_AFTER_S = 2.0
@@ -106,7 +106,7 @@ class AdmissionControl:
     def __init__(self, database: Database, limits: AdmissionLimits) -> None:
         self._database = database
         self._limits = limits
-        self._queued = CachedCount(lambda: waiting_commands(database))
+        self._queued = CachedCount(lambda: count_waiting_commands(database))
         self._tenants: dict[str, CachedCount] = {}
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -137,7 +137,7 @@ class AdmissionControl:
         limit = self._limits.tenant_queued
         if limit is None:
             return None
-        count = self._tenants.setdefault(tenant, CachedCount(lambda: open_jobs(self._database, tenant, limit)))
+        count = self._tenants.setdefault(tenant, CachedCount(lambda: count_open_jobs(self._database, tenant, limit)))
         await count.refresh_if_stale()
         return count
 

@@ -20,7 +20,7 @@ from api.routing import ApiRoute
 from api.services import Services
 from eventstore.errors import EventStoreError
 from projections.job_view import JobView
-from projections.progress import progress
+from projections.progress import job_progress
 
 _EVENTS_PER_READ = 500
 
@@ -49,7 +49,7 @@ async def follow_job(
             version = 0 if view is None else view.version
             try:
                 events = await services.tailer.after(job, version, limit=_EVENTS_PER_READ)
-                view = await services.queries.fold_onto(view, events)
+                view = await services.queries.fold_events_onto_view(view, events)
             except EventStoreError:
                 return  # the client reconnects and resumes
             new = (event for event in events if event.version > after_version)
@@ -64,7 +64,7 @@ async def follow_job(
             if due:
                 yield frames.HEARTBEAT_FRAME
             if events or due:
-                yield first + frames.progress_frame(progress(view, services.config.weights))
+                yield first + frames.progress_frame(job_progress(view, services.config.weights))
                 first = b""
             if view.terminal:
                 return

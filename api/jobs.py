@@ -29,8 +29,8 @@ from api.waiting import preference_applied_header, preferred_wait_s, wait_until_
 from eventstore.events import RecordedEvent
 from orchestrator.events import JobErased, Status
 from orchestrator.step_kinds import STEP_KINDS
-from projections.job_view import JobView, as_of, of_history
-from projections.progress import progress as progress_of
+from projections.job_view import JobView, fold_history, history_as_of
+from projections.progress import job_progress as progress_of
 
 _MAX_HISTORY_PAGE_SIZE = 1000
 _EVENTS_PER_READ = 500
@@ -43,10 +43,10 @@ async def list_jobs(request: Request, services: Services) -> Response:
     limit = clamped_integer_query(request, "limit", default=20, minimum=1, maximum=200)
     status = choice_query(request, "status", get_args(Status))
     cursor = _jobs_cursor_query(request)
-    found = await services.queries.jobs(
+    found = await services.queries.list_jobs(
         caller_of(request).tenant,
         status=status,  # type: ignore[arg-type]  # `choice_query` has checked it
-        before=None if cursor is None else (cursor.created_at, cursor.job_id),
+        older_than=None if cursor is None else (cursor.created_at, cursor.job_id),
         limit=limit + 1,
     )
     page, more = found[:limit], found[limit:]
@@ -98,8 +98,8 @@ async def _past_view(request: Request, services: Services) -> tuple[JobView, int
     history = await services.log.stream(job)
     if not _is_job_of_caller(request, history):
         raise not_found_error(f"job {job}")
-    beginning = _history_up_to_queried_version(request, history) if at is None else as_of(history, at)
-    seen = of_history(beginning, lenient=True)
+    beginning = _history_up_to_queried_version(request, history) if at is None else history_as_of(history, at)
+    seen = fold_history(beginning, lenient=True)
     if seen is None:
         raise not_found_error(f"job {job} at that time")
     erased = [event.version for event in history if event.code == JobErased.code]
@@ -209,7 +209,7 @@ async def first_version_since(services: Services, view: JobView, since: datetime
 async def load_job_view(request: Request, services: Services, *, artifacts: bool = False) -> JobView:
     """The caller's job that the path names; raises 404 if there is none."""
     job = path_job_id(request)
-    found = await services.queries.job(caller_of(request).tenant, job, artifacts=artifacts)
+    found = await services.queries.job_view(caller_of(request).tenant, job, artifacts=artifacts)
     if found is None:
         raise not_found_error(f"job {job}")
     return found

@@ -10,7 +10,7 @@ from api.routing import get
 from api.schemas import Answer
 from api.services import Services
 from orchestrator.copying import copied
-from projections.subscription_status import subscription_statuses
+from projections.subscription_status import read_subscription_statuses
 
 
 class ProjectionStanding(Answer, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class ProjectionList(Answer, frozen=True, kw_only=True):
 
 async def list_projections(_request: Request, services: Services) -> Response:
     """GET /v1/projections."""
-    statuses = await subscription_statuses(services.log.database)
+    statuses = await read_subscription_statuses(services.log.database)
     return json_response(ProjectionList(items=[copied(one, ProjectionStanding) for one in statuses]))
 
 

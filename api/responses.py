@@ -15,7 +15,7 @@ from orchestrator import codec
 from orchestrator.copying import copied
 from orchestrator.events import Status
 from projections.job_view import ArtifactView, JobView, StepView
-from projections.queries import JobListItem
+from projections.queries import JobSummary
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -78,12 +78,12 @@ def _step_answer(step: StepView) -> schemas.Step:
     return copied(step, schemas.Step, id=step.step_id, **times)
 
 
-def job_list_answer(items: Sequence[JobListItem], next_cursor: str | None) -> schemas.JobList:
+def job_list_answer(items: Sequence[JobSummary], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
     return schemas.JobList(jobs=list(map(_job_list_item_answer, items)), next_cursor=next_cursor)
 
 
-def _job_list_item_answer(item: JobListItem) -> schemas.JobListItem:
+def _job_list_item_answer(item: JobSummary) -> schemas.JobListItem:
     return copied(
         item,
         schemas.JobListItem,

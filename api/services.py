@@ -17,9 +17,9 @@ from eventstore.log import Log
 from eventstore.tailer import Tailer
 from model_registry.catalogue import Models
 from orchestrator.service import JobService
-from projections.key_queries import Keys
-from projections.progress import Weights
-from projections.queries import Queries
+from projections.key_queries import ApiKeys
+from projections.progress import StepWeights
+from projections.queries import JobQueries
 
 
 class PresignUrls(Protocol):
@@ -54,7 +54,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     sse_heartbeat_s: float = 15.0
     slow_client_s: float = 30.0
     patience_s: float = 10.0
-    weights: Weights | None = None
+    weights: StepWeights | None = None
 
 
 class OpenStreamLimiter:
@@ -88,9 +88,9 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     committer: Committer
     jobs: JobService
     tailer: Tailer
-    queries: Queries
+    queries: JobQueries
     models: Models
-    keys: Keys | None
+    keys: ApiKeys | None
     tokens: StreamTokens
     admission: AdmissionControl
     presign: PresignUrls

@@ -37,10 +37,15 @@ async def wait_until_terminal(services: Services, tenant: str, job_id: UUID, tim
     async with services.tailer.follow(job_id) as wake_signal:
         while True:
             try:
-                view = view or await services.queries.job(tenant, job_id)
+                view = view or await services.queries.job_view(tenant, job_id)
                 if view is None:
                     return None
-                view = await services.queries.fold_onto(view, await services.tailer.after(job_id, view.version)) or view
+                view = (
+                    await services.queries.fold_events_onto_view(
+                        view, await services.tailer.after(job_id, view.version)
+                    )
+                    or view
+                )
             except EventStoreError:
                 return view
             left = deadline - loop.time()

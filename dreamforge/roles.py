@@ -45,9 +45,9 @@ from orchestrator.quarantine_log import Quarantine
 from orchestrator.service import JobService
 from orchestrator.step_kinds import STEP_KINDS
 from projections import job_view
-from projections.key_queries import Keys
+from projections.key_queries import ApiKeys
 from projections.projector import Projector
-from projections.queries import Queries
+from projections.queries import JobQueries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
 from runners.engines.batching import BatchScheduler
@@ -144,9 +144,9 @@ async def _api(core: Core, stack: AsyncExitStack) -> None:
         committer=core.committer,
         jobs=JobService(core.log, core.committer, core.actor),
         tailer=tailer,
-        queries=Queries(reads),
+        queries=JobQueries(reads),
         models=Models(log),
-        keys=Keys(log) if settings.require_keys else None,
+        keys=ApiKeys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
         admission=AdmissionControl(reads, limits),
         presign=store.presign_many,
@@ -212,11 +212,11 @@ async def _rebuild_outdated(settings: Settings) -> None:
     async with open_database(settings, "dreamforge-rebuild", bounded=False) as database:
         rebuild = Rebuild(database)
         serving = (await until_available("rebuild", rebuild.state)).views_version
-        if serving > job_view.VERSION:
+        if serving > job_view.VIEWS_VERSION:
             _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
-        if serving >= job_view.VERSION:
+        if serving >= job_view.VIEWS_VERSION:
             return
-        _log.info("rebuilding the read model", views_version=job_view.VERSION, serving=serving)
+        _log.info("rebuilding the read model", views_version=job_view.VIEWS_VERSION, serving=serving)
         try:
             lag = await until_available("rebuild", rebuild.run)
         except RebuildFailed as error:

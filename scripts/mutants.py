@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant(
         "revoked-key-opens",
         "projections/key_queries.py",
-        "return key if key is not None and key.active else None",
+        "return key if key is not None and key.is_active else None",
         "return key",
         "tests/http/test_access.py",
     ),

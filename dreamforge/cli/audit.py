@@ -37,9 +37,9 @@ from orchestrator import codec
 from orchestrator.events import JobErased
 from orchestrator.quarantine import mark
 from orchestrator.service import Unreadable
-from projections.comparison import Difference, differences
-from projections.job_view import JobView, as_of, evolve, of_history
-from projections.progress import progress
+from projections.comparison import Difference, view_differences
+from projections.job_view import JobView, evolve_view, fold_history, history_as_of
+from projections.progress import job_progress
 from projections.verifier import Disagreement, ReadModelVerifier
 
 
@@ -214,7 +214,7 @@ def _with_advice(handler: Handler) -> Handler:
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
     events = _events_until(_history(settings, args.job), args.at)
-    job = of_history(events, lenient=True)
+    job = fold_history(events, lenient=True)
     answer = JobHistory(
         job=None if job is None else responses.job_detail_answer(job),
         events=[responses.log_event_answer(event) for event in events],
@@ -227,7 +227,7 @@ def _show(args: argparse.Namespace, settings: Settings) -> int:
 
 def _replay(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database) -> tuple[list[AuditEvent], list[Disagreement]]:
-        return await _stream(database, args.job), await ReadModelVerifier(database).check([args.job])
+        return await _stream(database, args.job), await ReadModelVerifier(database).check_jobs([args.job])
 
     events, found = ask_database(settings, "audit", ask)
     steps = []
@@ -235,11 +235,11 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
     strict = mark(events) is None
     for count, event in enumerate(events, 1):
         try:
-            job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
+            job = evolve_view(job, codec.decode_event(event)) if strict else fold_history(events[:count], lenient=True)
         except Exception as error:  # a fold may raise anything on unexpected data
             raise Unreadable(args.job, event.version, error) from error
         if job is not None:
-            done = progress(job).progress
+            done = job_progress(job).progress
             steps.append(ReplayStep(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
     disagreement = found[0] if found else None
     verdict: RenderableType = "The read model agrees, as far as the projector has come."
@@ -254,8 +254,8 @@ def _replay(args: argparse.Namespace, settings: Settings) -> int:
 
 def _diff(args: argparse.Namespace, settings: Settings) -> int:
     events = _history(settings, args.job)
-    before, after = (of_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
-    found = differences(before, after)
+    before, after = (fold_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
+    found = view_differences(before, after)
     print_result(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
     return OK
 
@@ -337,7 +337,7 @@ async def _stream(database: Database, job: UUID) -> list[AuditEvent]:
 def _events_until(events: Sequence[AuditEvent], at: int | datetime | None) -> Sequence[AuditEvent]:
     """The events up to a version or a time; all if neither is given."""
     if isinstance(at, datetime):
-        return as_of(events, at)
+        return history_as_of(events, at)
     return [event for event in events if at is None or event.version <= at]
 
 

@@ -22,8 +22,8 @@ from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
 from orchestrator.copying import copied
 from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from orchestrator.service import event
-from projections.key_queries import Keys
-from projections.keys import TENANT, KeyView, digest, key_text
+from projections.key_queries import ApiKeys
+from projections.keys import TENANT_NAME_PATTERN, KeyView, key_text_digest, make_key_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def _key_name(text: str) -> str:
 
 
 def _tenant(text: str) -> str:
-    if not TENANT.fullmatch(text):
+    if not TENANT_NAME_PATTERN.fullmatch(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no tenant; it has 1 to 63 of a-z, 0-9 and -, and begins without -"
         )
@@ -107,12 +107,12 @@ class NoSuchKey(Exception):
 
 def _create(args: argparse.Namespace, settings: Settings) -> int:
     key_id = new_id()
-    text = key_text(key_id, secrets.token_urlsafe(32))
-    body = KeyCreated(name=args.name, scopes=args.scopes, digest=digest(text))
+    text = make_key_text(key_id, secrets.token_urlsafe(32))
+    body = KeyCreated(name=args.name, scopes=args.scopes, digest=key_text_digest(text))
 
     async def create(database: Database) -> bool:
-        known = await Keys(Log(database)).all()
-        if any((key.tenant, key.name, key.active) == (args.tenant, args.name, True) for key in known):
+        known = await ApiKeys(Log(database)).list_keys()
+        if any((key.tenant, key.name, key.is_active) == (args.tenant, args.name, True) for key in known):
             return False
         await _append(database, args.tenant, key_id, 0, body)
         return True
@@ -127,21 +127,21 @@ def _create(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    found = ask_database(settings, "keys", lambda database: Keys(Log(database)).all())
-    shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.active)]
+    found = ask_database(settings, "keys", lambda database: ApiKeys(Log(database)).list_keys())
+    shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.is_active)]
     print_result(args.output, [_key_output(key) for key in shown], _table(shown))
     return OK
 
 
 def _revoke(args: argparse.Namespace, settings: Settings) -> int:
     async def revoke(database: Database) -> KeyView:
-        keys = Keys(Log(database))
-        found = _select_key(await keys.all(), args.key)
-        if found.active:
+        keys = ApiKeys(Log(database))
+        found = _select_key(await keys.list_keys(), args.key)
+        if found.is_active:
             await _append(database, found.tenant, found.key_id, found.stream_version, KeyRevoked())
         else:
             await Log(database).confirm_replicated()
-        return _select_key(await keys.all(), str(found.key_id))
+        return _select_key(await keys.list_keys(), str(found.key_id))
 
     revoked = ask_database(settings, "keys", revoke)
     text = f"Key {revoked.name} of tenant {revoked.tenant} opens nothing any more."
@@ -159,7 +159,7 @@ async def _append(database: Database, tenant: str, key_id: UUID, version: int, b
 def _select_key(keys: Sequence[KeyView], text: str) -> KeyView:
     """The key with an id or a name. Of several keys with one name, the active one."""
     found = [key for key in keys if text.lower() == str(key.key_id)] or [key for key in keys if key.name == text]
-    active = [key for key in found if key.active]
+    active = [key for key in found if key.is_active]
     if len(active or found) == 1:
         return (active or found)[0]
     raise NoSuchKey(

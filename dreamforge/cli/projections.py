@@ -22,9 +22,9 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from orchestrator.copying import copied
 from projections import job_view
-from projections.projector import LIVE
+from projections.projector import LIVE_SCHEMA
 from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
-from projections.subscription_status import SubscriptionStatus, subscription_statuses
+from projections.subscription_status import SubscriptionStatus, read_subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 
 _SIZES = """
@@ -136,9 +136,9 @@ class SwapResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
     async def watch(database: Database) -> Status:
-        before, began = await subscription_statuses(database), time.monotonic()
+        before, began = await read_subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
-        after = await subscription_statuses(database)
+        after = await read_subscription_statuses(database)
         partitions = _partition_statuses(before, after, time.monotonic() - began)
         return Status(projections=partitions, readmodel=await Rebuild(database).state())
 
@@ -167,11 +167,13 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
         verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
-        async for page in verifier.pages():
+        async for page in verifier.job_id_pages():
             jobs += len(page)
-            found += await verifier.check(page)
-        found += await verifier.orphans()
-        waiting = sum(status.lag for status in await subscription_statuses(database) if status.projection == LIVE)
+            found += await verifier.check_jobs(page)
+        found += await verifier.find_orphans()
+        waiting = sum(
+            status.lag for status in await read_subscription_statuses(database) if status.projection == LIVE_SCHEMA
+        )
         return ReadModelVerification(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = ask_database(settings, "projections", verify)
@@ -196,9 +198,9 @@ def _rebuild(args: argparse.Namespace, settings: Settings) -> int:
             await rebuilder.begin()
             await fill(rebuilder, database, args.workers)
             under_way = (await rebuilder.state()).rebuild
-            async for _ in rebuilder.index():
+            async for _ in rebuilder.build_missing_indexes():
                 pass
-            lag = await rebuilder.follow()
+            lag = await rebuilder.follow_and_swap()
         events = 0 if under_way is None else under_way.of_events
         return _swap_result(rebuilder, events, time.monotonic() - began, lag)
 
@@ -218,7 +220,7 @@ def _rollback(args: argparse.Namespace, settings: Settings) -> int:
         began = time.monotonic()
         await rebuilder.begin_rollback()
         async with _progress_bars(rebuilder, quiet=args.output == "json"):
-            lag = await rebuilder.follow()
+            lag = await rebuilder.follow_and_swap()
         return _swap_result(rebuilder, 0, time.monotonic() - began, lag)
 
     done = ask_database(settings, "projections", run)
@@ -236,7 +238,9 @@ def _resume(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _set_paused(args: argparse.Namespace, settings: Settings, text: str, *, paused: bool) -> int:
-    if not ask_database(settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)):
+    if not ask_database(
+        settings, "projections", lambda database: Rebuild(database).set_paused(args.name, paused=paused)
+    ):
         text = f"{args.name} has not run yet: there is nothing to pause."
     print_result(args.output, {"projection": args.name, "paused": paused}, text)
     return OK
@@ -253,7 +257,7 @@ async def _plan(database: Database) -> Plan:
     sizes = (await database.read(_SIZES))[0]
     return Plan(
         state=await Rebuild(database).state(),
-        views_version=job_view.VERSION,
+        views_version=job_view.VIEWS_VERSION,
         events=sizes["events"],
         bytes=sizes["bytes"],
     )

@@ -21,7 +21,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
 from orchestrator.service import event
-from projections.keys import digest, key_text
+from projections.keys import key_text_digest, make_key_text
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Frames, rejected, running, until
 from tests.kit import NOBODY, Api, Service, Store, eventually
@@ -42,8 +42,8 @@ class Realm(msgspec.Struct, frozen=True):
     async def made(self, tenant: str, *scopes: Scope) -> str:
         """The same, for a test that is async."""
         key_id = new_id()
-        text = key_text(key_id, "x" * 42 + "A")
-        made = event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=digest(text)), Meta())
+        text = make_key_text(key_id, "x" * 42 + "A")
+        made = event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=key_text_digest(text)), Meta())
         await self._append(Append(stream=key_id, category="key", tenant=tenant, expected=0, events=(made,)))
         return text
 
@@ -459,7 +459,7 @@ async def test_a_made_up_key_costs_no_read_of_the_database(realm: Realm) -> None
     before = await calls()
     async with httpx.AsyncClient(base_url=realm.service.url, trust_env=False) as client:
         for _ in range(200):
-            headers = {"Authorization": f"Bearer {key_text(new_id(), 'x' * 43)}"}
+            headers = {"Authorization": f"Bearer {make_key_text(new_id(), 'x' * 43)}"}
             assert (await client.get("/v1/jobs", headers=headers)).status_code == 401
 
     async def counted() -> bool:

@@ -13,7 +13,7 @@ from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch
 from orchestrator.events import RetryRequested
-from projections.admission_queries import OPEN_JOBS
+from projections.admission_queries import OPEN_JOBS_SQL
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, rejected, running, until
 from tests.kit import Api, Store, event, job_created, some_append, stream_in
@@ -203,7 +203,7 @@ async def test_a_projector_that_stands_makes_no_scan_of_a_count(store: Store) ->
     await store.log.subscribe("readmodel")
     await store.log.commit(Batch(appends=[some_append(stream_in(0), count=1500)]))
     async with store.database.connection() as connection:
-        plan = await connection.fetchval(f"explain (analyze, format json) {OPEN_JOBS}", DEFAULT_TENANT, 20)
+        plan = await connection.fetchval(f"explain (analyze, format json) {OPEN_JOBS_SQL}", DEFAULT_TENANT, 20)
     rows = [node["Actual Rows"] for node in nodes(json.loads(plan)[0]["Plan"]) if node.get("Relation Name") == "events"]
     assert 0 < max(rows) <= 1000
 
@@ -221,7 +221,7 @@ async def test_what_no_projector_has_seen_counts_by_job(store: Store) -> None:
     await store.log.commit(Batch(appends=[some_append(retried)]))
     await store.log.commit(Batch(appends=[Append(stream=retried, category="job", expected=1, events=(retry,))]))
     async with store.database.connection() as connection:
-        assert await connection.fetchval(OPEN_JOBS, DEFAULT_TENANT, 20) == 2
+        assert await connection.fetchval(OPEN_JOBS_SQL, DEFAULT_TENANT, 20) == 2
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from eventstore.write_probe import WriteProbe
 from model_registry.catalogue import Models
 from orchestrator.events import JobFinish, StepRetry
 from orchestrator.service import JobService
-from projections.queries import Queries
+from projections.queries import JobQueries
 from tests.http.conftest import Scribe
 from tests.http.test_stream import ids, path
 from tests.kit import Api, History, Metrics, Store, eventually, parse_sse
@@ -37,7 +37,7 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         committer=store.committer,
         jobs=JobService(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),
-        queries=Queries(store.database),
+        queries=JobQueries(store.database),
         models=Models(store.log),
         keys=None,
         tokens=StreamTokens(store.database),

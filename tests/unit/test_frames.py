@@ -14,8 +14,8 @@ from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from orchestrator import codec
 from orchestrator.events import CancelRequested, DomainEvent, JobFinish, StepError, StepRetry
-from projections.job_view import view
-from projections.progress import progress
+from projections.job_view import fold_events
+from projections.progress import job_progress
 from tests.kit import NOON, History, job_created
 
 HISTORY = History().started("generate").wrote("generate", 0).finished("generate")
@@ -195,9 +195,9 @@ def test_any_text_keeps_to_its_frame(text: str) -> None:
 
 
 def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
-    job = view(HISTORY.events)
+    job = fold_events(HISTORY.events)
     assert job is not None
-    kind, data, version = read(progress_frame(progress(job)))
+    kind, data, version = read(progress_frame(job_progress(job)))
     assert (kind, version) == ("progress", None)
     assert data == {
         "progress": 0.5,

@@ -14,7 +14,7 @@ CLAIMS = st.builds(
     job_id=st.uuids(),
     tenant=st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True),
     key_id=st.none() | st.uuids(version=4),
-    expires=st.integers(0, 2**63 - 1),
+    expires_at_unix_s=st.integers(0, 2**63 - 1),
 )
 ONE = StreamTokenClaims(job_id=new_id(), tenant="acme", key_id=new_id(), expires_at_unix_s=2**40)
 

@@ -318,7 +318,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-described-as-asked-for",
         "runners/item_renderer.py",
-        "    return RenderedImage(body, size_of(body), rendering)",
+        "    return RenderedImage(body, image_size(body), rendering)",
         "    from orchestrator.plan import output_size\n"
         "    return RenderedImage(body, output_size(job.parameters, step), rendering)",
         "tests/store/test_stored_images.py -k described",

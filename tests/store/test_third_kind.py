@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from PIL import Image, ImageFilter
 from prometheus_client import REGISTRY
 
-from artifacts.encoding import size_of
-from artifacts.lineage import Derived, read_lineage
+from artifacts.encoding import image_size
+from artifacts.lineage import LaterStepInputs, read_lineage
 from artifacts.object_store import ObjectStore, S3Config
 from eventstore.errors import Undecodable
 from eventstore.ids import new_id
@@ -195,14 +195,14 @@ async def test_each_step_writes_its_images_in_its_size_and_with_their_sources(
         assert found is not None
         assert found.upscale is not None
         assert found.upscale.parent_sha256 == written["generate", item].sha256
-        third = Derived(
+        third = LaterStepInputs(
             step="sharpen",
             params={"percent": 150, "margin": 4},
             size=SIZES["sharpen"],
             parent_sha256=written["upscale", item].sha256,
             rendering=None,
         )
-        assert (found.later, found.size, found.last) == ([third], size_of(body), ("sharpen", None))
+        assert (found.later, found.size, found.last) == ([third], image_size(body), ("sharpen", None))
 
 
 async def test_each_command_follows_the_end_of_the_step_before(chain: Chain) -> None:

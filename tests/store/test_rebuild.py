@@ -298,7 +298,7 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     await project(store)
     old = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     await old.step()
-    monkeypatch.setattr(job_view, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VIEWS_VERSION", 2)
     await append(store, 5, seed=2)
     await project(store)
     assert len(await store.database.read("select from readmodel.jobs")) == 10
@@ -306,11 +306,11 @@ async def test_views_of_a_later_version_are_built_aside(store: Store, monkeypatc
     await rebuild.follow_and_swap()
     assert (await rebuild.state()).views_version == 2
 
-    monkeypatch.setattr(job_view, "VERSION", 1)
+    monkeypatch.setattr(job_view, "VIEWS_VERSION", 1)
     await append(store, 5, seed=3)
     await project(store)
     assert len(await store.database.read("select from readmodel.jobs")) == 10
-    monkeypatch.setattr(job_view, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VIEWS_VERSION", 2)
     with pytest.raises(RebuildFailed, match=r"of version 1, .* run the release that built it"):
         await rebuild.begin_rollback()
 
@@ -321,9 +321,9 @@ async def test_a_rebuild_for_other_views_is_given_up(store: Store, monkeypatch: 
     rebuild = Rebuild(store.database)
     await rebuild.begin()
     await rebuild.fill_chunks()
-    monkeypatch.setattr(job_view, "VERSION", 2)
+    monkeypatch.setattr(job_view, "VIEWS_VERSION", 2)
     await rebuild.begin()
-    monkeypatch.setattr(job_view, "VERSION", 1)
+    monkeypatch.setattr(job_view, "VIEWS_VERSION", 1)
     await rebuild.fill_chunks()  # who began with the other has no part in this one
     state = await rebuild.state()
     assert state.rebuild is not None

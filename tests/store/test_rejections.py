@@ -182,7 +182,7 @@ async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, mo
     await store.log.commit(Batch(appends=[key, model]))
     keys, models = ApiKeys(store.log), Models(store.log)
     assert (len(await keys.list_keys()), len(await models.all())) == (1, 1)
-    monkeypatch.setattr("projections.key_queries.evolve", lambda *_: 1 / 0)
+    monkeypatch.setattr("projections.key_queries.evolve_key", lambda *_: 1 / 0)
     monkeypatch.setattr("model_registry.catalogue.evolve", lambda *_: 1 / 0)
     assert (await keys.list_keys(), await models.all(), await models.model(model.stream)) == ([], [], None)
 

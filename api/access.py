@@ -26,17 +26,17 @@ from orchestrator.events import Scope
 
 Scopes = tuple[Scope, ...]
 
-PUBLIC: Scopes = ()
-ANY: Scopes = get_args(Scope)
-READ: Scopes = ("jobs", "audit")
-WRITE: Scopes = ("jobs",)
-AUDIT: Scopes = ("audit",)
-ADMIN: Scopes = ("admin",)
+NO_SCOPES: Scopes = ()
+ANY_SCOPE: Scopes = get_args(Scope)
+READ_SCOPES: Scopes = ("jobs", "audit")
+WRITE_SCOPES: Scopes = ("jobs",)
+AUDIT_SCOPES: Scopes = ("audit",)
+ADMIN_SCOPES: Scopes = ("admin",)
 
-_CHALLENGE = 'Bearer realm="Dream Forge"'
-_STREAM = "/stream"
+_BEARER_CHALLENGE = 'Bearer realm="Dream Forge"'
+_STREAM_PATH_SUFFIX = "/stream"
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_TOKEN_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
+_JOB_STREAM_PATH = re.compile(r"/v1/jobs/([^/]+)/progress/stream")
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,24 +47,24 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     key_id: UUID | None = None
 
 
-ANONYMOUS = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(ANY))
+ANONYMOUS_CALLER = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(ANY_SCOPE))
 """The caller of every request where the service requires no keys."""
 
 
-def caller(request: Request) -> Caller:
+def caller_of(request: Request) -> Caller:
     """The caller of a request."""
     found: Caller = request.state.caller
     return found
 
 
-async def key_active(services: Services, sender: Caller) -> bool:
+async def is_key_valid(services: Services, authenticated: Caller) -> bool:
     """Whether an authenticated caller's key is still valid; always true where no keys are required."""
-    if services.keys is None or sender.key_id is None:
+    if services.keys is None or authenticated.key_id is None:
         return True
-    return await services.keys.active(sender.key_id) is not None
+    return await services.keys.active_key(authenticated.key_id) is not None
 
 
-class Authentication:
+class AuthenticationMiddleware:
     """Middleware: finds the caller of each request to /v1, and applies the tenant's request rate."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
@@ -75,37 +75,37 @@ class Authentication:
         """Handle one connection."""
         app: ASGIApp | None = None
         if scope["type"] == "http" and (scope["path"] == "/v1" or scope["path"].startswith("/v1/")):
-            app = await self._rejection(scope)
+            app = await self._rejection_response(scope)
         await (app or self._app)(scope, receive, send)
 
-    async def _rejection(self, scope: Connection) -> Response | None:
+    async def _rejection_response(self, scope: Connection) -> Response | None:
         """The response to a request that is rejected; None if it may go on."""
-        streams = scope["path"].endswith(_STREAM)
+        streams = scope["path"].endswith(_STREAM_PATH_SUFFIX)
         try:
-            found = scope["state"]["caller"] = await self._caller(scope)
+            found = scope["state"]["caller"] = await self._authenticate(scope)
             if not streams:  # `StreamEndpoint` counts requests for streams and answers them in its own way
                 self._services.admission.count_request(found.tenant)
         except ApiError as error:
-            return errors.respond(Request(scope), error)
+            return errors.error_response(Request(scope), error)
         except EventStoreError as error:
-            response = await errors.on_store_error(Request(scope), error)
+            response = await errors.handle_store_error(Request(scope), error)
             # An EventSource stops for good at any status but 200.
-            return Response(frames.reconnect_later(), media_type="text/event-stream") if streams else response
+            return Response(frames.reconnect_later_content(), media_type="text/event-stream") if streams else response
         return None
 
-    async def _caller(self, scope: Connection) -> Caller:
+    async def _authenticate(self, scope: Connection) -> Caller:
         keys = self._services.keys
         headers = Headers(scope=scope)
         if keys is None:
             self._reject_cross_origin(scope, headers)
-            return ANONYMOUS
+            return ANONYMOUS_CALLER
         given = headers.getlist("authorization")
         if not given:
-            return await self._by_token(scope)
+            return await self._authenticate_by_stream_token(scope)
         kind, _, text = given[0].partition(" ")
         key = await keys.authenticate(text.strip()) if kind.lower() == "bearer" and len(given) == 1 else None
         if key is None:
-            raise _unauthorized("This API key is unknown or was revoked.", given=True)
+            raise _unauthorized_error("This API key is unknown or was revoked.", credentials_given=True)
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)
 
     def _reject_cross_origin(self, scope: Connection, headers: Headers) -> None:
@@ -124,22 +124,26 @@ class Authentication:
                 {"field": "Origin"},
             )
 
-    async def _by_token(self, scope: Connection) -> Caller:
+    async def _authenticate_by_stream_token(self, scope: Connection) -> Caller:
         """The caller of a job's stream by its token. A browser's EventSource can't send an Authorization header."""
-        path = _TOKEN_PATH.fullmatch(scope["path"])
+        path = _JOB_STREAM_PATH.fullmatch(scope["path"])
         token = QueryParams(scope["query_string"]).get("access_token")
         if path is None or token is None:
-            raise _unauthorized("An API key is needed: Authorization: Bearer df_….", given=False)
-        claims = await self._services.tokens.claims(token, path[1])
+            raise _unauthorized_error("An API key is needed: Authorization: Bearer df_….", credentials_given=False)
+        claims = await self._services.tokens.verify(token, path[1])
         if claims is None:
-            raise _unauthorized("This token is not valid for this stream, or has expired.", given=True)
+            raise _unauthorized_error(
+                "This token is not valid for this stream, or has expired.", credentials_given=True
+            )
         found = Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
-        if claims.key_id is None or not await key_active(self._services, found):
-            raise _unauthorized("There is no API key behind this token, or it was revoked.", given=True)
+        if claims.key_id is None or not await is_key_valid(self._services, found):
+            raise _unauthorized_error(
+                "There is no API key behind this token, or it was revoked.", credentials_given=True
+            )
         return found
 
 
-class Guard:
+class ScopeGuard:
     """Middleware of a route: the caller needs one of its scopes."""
 
     def __init__(self, app: ASGIApp, scopes: Scopes) -> None:
@@ -154,12 +158,12 @@ class Guard:
                 "forbidden",
                 f"This API key lacks the scope {' or '.join(self._scopes)}.",
                 {"field": "Authorization", "scopes": list(self._scopes)},
-                {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope"'},
+                {"WWW-Authenticate": f'{_BEARER_CHALLENGE}, error="insufficient_scope"'},
             )
         await self._app(scope, receive, send)
 
 
-def _unauthorized(message: str, *, given: bool) -> ApiError:
+def _unauthorized_error(message: str, *, credentials_given: bool) -> ApiError:
     # RFC 6750, section 3.1: no error code where no credentials were given.
-    challenge = f'{_CHALLENGE}, error="invalid_token"' if given else _CHALLENGE
+    challenge = f'{_BEARER_CHALLENGE}, error="invalid_token"' if credentials_given else _BEARER_CHALLENGE
     return ApiError("unauthorized", message, {"field": "Authorization"}, {"WWW-Authenticate": challenge})

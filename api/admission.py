@@ -18,14 +18,14 @@ import msgspec
 
 from api.errors import ApiError
 from eventstore.database import Database
-from projections.admission_queries import open_jobs, waiting_commands
+from projections.admission_queries import count_open_jobs, count_waiting_commands
 
-_FRESH_S = 1.0
-_STALE_S = 2.0
+_COUNT_REFRESH_AFTER_S = 1.0
+_COUNT_STALE_AFTER_S = 2.0
 _MAX_BUCKETS = 10_000
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The settings; None sets no limit. rate: requests a second of one tenant."""
 
     queued: int | None = None
@@ -33,11 +33,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
 
 
-class Count:
+class CachedCount:
     """A number from the database, plus what this process has added since it was read."""
 
-    def __init__(self, read: Callable[[], Awaitable[int]]) -> None:
-        self._read = read
+    def __init__(self, read_count: Callable[[], Awaitable[int]]) -> None:
+        self._read = read_count
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -math.inf
         self._last = 0
@@ -45,21 +45,21 @@ class Count:
         self._written = 0
 
     @property
-    def value(self) -> int:
+    def estimate(self) -> int:
         """The current estimate."""
         return self._last + self._open + self._written
 
-    async def refresh(self) -> None:
+    async def refresh_if_stale(self) -> None:
         """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
         age = time.monotonic() - self._read_at
-        if age >= _FRESH_S and (self._reading is None or self._reading.done()):
-            self._reading = asyncio.create_task(self._measure(), name="count")
-            self._reading.add_done_callback(_retrieve)
-        if age >= _STALE_S and self._reading is not None:
+        if age >= _COUNT_REFRESH_AFTER_S and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._read_and_store(), name="count")
+            self._reading.add_done_callback(_retrieve_task_error)
+        if age >= _COUNT_STALE_AFTER_S and self._reading is not None:
             await asyncio.shield(self._reading)
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
+    def count_one_more(self) -> Iterator[None]:
         """Add one during the block, and afterwards until a read that began after the block has ended."""
         self._open += 1
         try:
@@ -68,20 +68,20 @@ class Count:
             self._open -= 1
             self._written += 1
 
-    async def _measure(self) -> None:
+    async def _read_and_store(self) -> None:
         read_at, written = time.monotonic(), self._written
         self._last = await self._read()
         self._read_at = read_at
         self._written -= written
 
 
-def _retrieve(reading: asyncio.Task[None]) -> None:
-    """Mark the task's error as retrieved: it is raised in `refresh` if anything awaits the task."""
-    if not reading.cancelled():
-        reading.exception()
+def _retrieve_task_error(task: asyncio.Task[None]) -> None:
+    """Mark the task's error as retrieved: it is raised in `refresh_if_stale` if anything awaits the task."""
+    if not task.cancelled():
+        task.exception()
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket. rate: tokens a second; two seconds' worth are kept, at least one."""
 
     def __init__(self, rate: float, now: float) -> None:
@@ -100,15 +100,15 @@ class Bucket:
         return 0.0
 
 
-class Admission:
+class AdmissionControl:
     """Applies the limits in one process. Methods may raise `DatabaseUnavailable`."""
 
-    def __init__(self, database: Database, limits: Limits) -> None:
+    def __init__(self, database: Database, limits: AdmissionLimits) -> None:
         self._database = database
         self._limits = limits
-        self._queued = Count(lambda: waiting_commands(database))
-        self._tenants: dict[str, Count] = {}
-        self._buckets: dict[str, Bucket] = {}
+        self._queued = CachedCount(lambda: count_waiting_commands(database))
+        self._tenants: dict[str, CachedCount] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     def count_request(self, tenant: str) -> None:
         """Count a request of a tenant; raise 429 if it exceeds the rate."""
@@ -118,34 +118,36 @@ class Admission:
         now = time.monotonic()
         if tenant not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
             self._buckets.clear()
-        wait_s = self._buckets.setdefault(tenant, Bucket(rate, now)).acquire(now)
+        wait_s = self._buckets.setdefault(tenant, TokenBucket(rate, now)).acquire(now)
         if wait_s > 0:
-            raise _limited(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
+            raise _rate_limited_error(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
     @asynccontextmanager
-    async def slot(self, tenant: str) -> AsyncIterator[None]:
+    async def reserve_job(self, tenant: str) -> AsyncIterator[None]:
         """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
-        own = await self._open_jobs(tenant)
+        own = await self._refreshed_open_jobs_count(tenant)
         if self._limits.queued is not None:
-            await self._queued.refresh()
+            await self._queued.refresh_if_stale()
         # No await between the checks and the reservation: a concurrent request could take the room.
-        self._check(own)
-        with self._queued.one_more(), nullcontext() if own is None else own.one_more():
+        self._check_limits(own)
+        with self._queued.count_one_more(), nullcontext() if own is None else own.count_one_more():
             yield
 
-    async def _open_jobs(self, tenant: str) -> Count | None:
+    async def _refreshed_open_jobs_count(self, tenant: str) -> CachedCount | None:
         limit = self._limits.tenant_queued
         if limit is None:
             return None
-        count = self._tenants.setdefault(tenant, Count(lambda: open_jobs(self._database, tenant, limit)))
-        await count.refresh()
+        count = self._tenants.setdefault(tenant, CachedCount(lambda: count_open_jobs(self._database, tenant, limit)))
+        await count.refresh_if_stale()
         return count
 
-    def _check(self, own: Count | None) -> None:
+    def _check_limits(self, own: CachedCount | None) -> None:
         queued, own_most = self._limits.queued, self._limits.tenant_queued
-        if own is not None and own_most is not None and own.value >= own_most:
-            raise _limited(f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1)
-        if queued is not None and self._queued.value >= queued:
+        if own is not None and own_most is not None and own.estimate >= own_most:
+            raise _rate_limited_error(
+                f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1
+            )
+        if queued is not None and self._queued.estimate >= queued:
             raise ApiError(
                 "infra_unavailable",
                 f"{queued} commands are waiting, as many as may; no new job is accepted now.",
@@ -154,5 +156,5 @@ class Admission:
             )
 
 
-def _limited(message: str, wait_s: float) -> ApiError:
+def _rate_limited_error(message: str, wait_s: float) -> ApiError:
     return ApiError("rate_limited", message, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})

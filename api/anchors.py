@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import AUDIT
-from api.inputs import whole_number
+from api.access import AUDIT_SCOPES
+from api.inputs import bounded_integer_query
 from api.openapi.log import LIST_ANCHORS
 from api.responses import json_response
 from api.routing import get
@@ -13,7 +13,7 @@ from api.services import Services
 from eventstore.integrity.anchors import Anchor
 from projections.anchor_queries import newest_anchors
 
-_MAX_ANCHORS = 200
+_MAX_ANCHORS_LISTED = 200
 
 
 class AnchorList(Answer, frozen=True, kw_only=True):
@@ -24,8 +24,8 @@ class AnchorList(Answer, frozen=True, kw_only=True):
 
 async def list_anchors(request: Request, services: Services) -> Response:
     """GET /v1/anchors: the same for every tenant, since anchors contain only positions and hashes."""
-    limit = whole_number(request, "limit", default=50, least=1, most=_MAX_ANCHORS)
+    limit = bounded_integer_query(request, "limit", default=50, minimum=1, maximum=_MAX_ANCHORS_LISTED)
     return json_response(AnchorList(items=await newest_anchors(services.log, limit)))
 
 
-ROUTES = [get("/v1/anchors", list_anchors, AUDIT, LIST_ANCHORS)]
+ROUTES = [get("/v1/anchors", list_anchors, AUDIT_SCOPES, LIST_ANCHORS)]

@@ -12,39 +12,52 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from api import anchors, docs, health, job_commands, job_stream, jobs, log_feed, models, projections, schemas
-from api.access import ANY, PUBLIC, Authentication
-from api.errors import HANDLERS
-from api.health import Health
-from api.hosts import HostCheck, Hosts
-from api.metrics import RequestMetrics
-from api.middleware import AcceptedEncoding, OnStart, RequestIds, relative_redirect, security_headers
+from api.access import ANY_SCOPE, NO_SCOPES, AuthenticationMiddleware
+from api.errors import EXCEPTION_HANDLERS
+from api.health import HealthSources
+from api.hosts import AllowedHosts, HostCheckMiddleware
+from api.metrics import RequestMetricsMiddleware
+from api.middleware import (
+    AcceptEncodingMiddleware,
+    RequestIdMiddleware,
+    ResponseStartMiddleware,
+    make_redirect_relative,
+    set_security_headers,
+)
 from api.openapi import service as described
-from api.openapi.document import encoded
+from api.openapi.document import encode_document
 from api.responses import json_response
 from api.routing import ApiRoute, get
 from api.services import Services
 
 _GZIP_MIN_BYTES = 1000
-_EXPOSED = ["ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"]
+_CORS_EXPOSED_HEADERS = [
+    "ETag",
+    "Idempotency-Replayed",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "X-Request-Id",
+]
 
 
-async def service(_request: Request, _services: Services) -> Response:
+async def get_service_name(_request: Request, _services: Services) -> Response:
     """GET /v1/: the service's name."""
     return json_response(schemas.Service())
 
 
-async def openapi(_request: Request) -> Response:
+async def get_openapi_document(_request: Request) -> Response:
     """GET /openapi.json."""
-    return Response(_document(), media_type="application/json")
+    return Response(_encoded_openapi_document(), media_type="application/json")
 
 
 @cache
-def _document() -> bytes:
-    return encoded(ROUTES)
+def _encoded_openapi_document() -> bytes:
+    return encode_document(ROUTES)
 
 
 ROUTES = [
-    get("/v1/", service, ANY, described.GET_SERVICE),
+    get("/v1/", get_service_name, ANY_SCOPE, described.GET_SERVICE),
     *jobs.ROUTES,
     *job_commands.ROUTES,
     *job_stream.ROUTES,
@@ -54,39 +67,39 @@ ROUTES = [
     *models.ROUTES,
     *health.ROUTES,
     *docs.ROUTES,
-    ApiRoute("GET", "/openapi.json", openapi, PUBLIC, described.GET_OPENAPI),
+    ApiRoute("GET", "/openapi.json", get_openapi_document, NO_SCOPES, described.GET_OPENAPI),
 ]
 
 
-def build(services: Services, process_health: Health) -> ASGIApp:
+def build_api_app(services: Services, process_health: HealthSources) -> ASGIApp:
     """The ASGI application of the API."""
     starlette = Starlette(
-        routes=[*ROUTES, Mount("/docs/assets", docs.assets())],
-        middleware=[Middleware(Authentication, services=services)],
-        exception_handlers=HANDLERS,
+        routes=[*ROUTES, Mount("/docs/assets", docs.swagger_ui_assets())],
+        middleware=[Middleware(AuthenticationMiddleware, services=services)],
+        exception_handlers=EXCEPTION_HANDLERS,
     )
     starlette.state.services = services
     starlette.state.health = process_health
-    app: ASGIApp = AcceptedEncoding(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
+    app: ASGIApp = AcceptEncodingMiddleware(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,
             allow_origins=services.config.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=_EXPOSED,
+            expose_headers=_CORS_EXPOSED_HEADERS,
         )
-    return _add_middleware(app, services.config.hosts)
+    return _add_outer_middleware(app, services.config.hosts)
 
 
-def build_health(process_health: Health, hosts: Hosts) -> ASGIApp:
+def build_health_app(process_health: HealthSources, hosts: AllowedHosts) -> ASGIApp:
     """The ASGI application of a role without an API: health and metrics only."""
-    starlette = Starlette(routes=health.ROUTES, exception_handlers=HANDLERS)
+    starlette = Starlette(routes=health.ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     starlette.state.health = process_health
-    return _add_middleware(starlette, hosts)
+    return _add_outer_middleware(starlette, hosts)
 
 
-def _add_middleware(app: ASGIApp, hosts: Hosts) -> ASGIApp:
+def _add_outer_middleware(app: ASGIApp, hosts: AllowedHosts) -> ASGIApp:
     # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
-    checked = HostCheck(OnStart(app, relative_redirect), hosts)
-    return RequestIds(OnStart(RequestMetrics(checked), security_headers))
+    checked = HostCheckMiddleware(ResponseStartMiddleware(app, make_redirect_relative), hosts)
+    return RequestIdMiddleware(ResponseStartMiddleware(RequestMetricsMiddleware(checked), set_security_headers))

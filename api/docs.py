@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from api.access import PUBLIC
+from api.access import NO_SCOPES
 from api.openapi.service import GET_DOCS, GET_HOME
 from api.routing import ApiRoute
 
-_PAGE = """\
+_PAGE_HTML = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -30,28 +30,28 @@ _PAGE = """\
 </body>
 </html>
 """
-_START = (
+_SWAGGER_SCRIPT = (
     'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true, tryItOutEnabled: true, '
     "validatorUrl: null});"
 )
 # Scripts: the page's own files and this one line. Swagger UI sets inline styles.
-_POLICY = (
-    f"default-src 'none'; script-src 'self' 'sha256-{b64encode(sha256(_START.encode()).digest()).decode()}'; "
+_CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; script-src 'self' 'sha256-{b64encode(sha256(_SWAGGER_SCRIPT.encode()).digest()).decode()}'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 
 
-async def home(_request: Request) -> Response:
+async def redirect_home_to_docs(_request: Request) -> Response:
     """GET /: to the page."""
     return RedirectResponse("/docs")
 
 
-async def page(_request: Request) -> Response:
+async def docs_page(_request: Request) -> Response:
     """GET /docs."""
-    return HTMLResponse(_PAGE % _START, headers={"Content-Security-Policy": _POLICY})
+    return HTMLResponse(_PAGE_HTML % _SWAGGER_SCRIPT, headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
 
 
-def assets() -> StaticFiles:
+def swagger_ui_assets() -> StaticFiles:
     """Swagger UI's files. Their package is not imported, since it would import Flask."""
     package = find_spec("flask_swagger_ui")
     if package is None or package.origin is None:
@@ -60,6 +60,6 @@ def assets() -> StaticFiles:
 
 
 ROUTES = [
-    ApiRoute("GET", "/", home, PUBLIC, GET_HOME),
-    ApiRoute("GET", "/docs", page, PUBLIC, GET_DOCS),
+    ApiRoute("GET", "/", redirect_home_to_docs, NO_SCOPES, GET_HOME),
+    ApiRoute("GET", "/docs", docs_page, NO_SCOPES, GET_DOCS),
 ]

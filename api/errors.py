@@ -17,7 +17,7 @@ from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
 from orchestrator.copying import copy_fields
 
-STATUS = {
+STATUS_BY_ERROR_CODE = {
     "unauthorized": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -31,8 +31,8 @@ STATUS = {
     "infra_unavailable": 503,
     "internal": 500,
 }
-_MAX_FIELD_LENGTH = 200
-_CODES = {status: code for code, status in STATUS.items()}
+_MAX_FIELD_NAME_LENGTH = 200
+_ERROR_CODE_BY_STATUS = {status: code for code, status in STATUS_BY_ERROR_CODE.items()}
 _log = structlog.get_logger(__name__)
 
 
@@ -53,59 +53,59 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
-def invalid(field: str, reason: str, **more: object) -> ApiError:
+def invalid_field_error(field: str, reason: str, **details: object) -> ApiError:
     """An error in one field of a request. The client may have made up the field's name, of any length."""
-    field = field[:_MAX_FIELD_LENGTH]
-    return ApiError("invalid_input", f"{field}: {reason}", {"field": field, "reason": reason, **more})
+    field = field[:_MAX_FIELD_NAME_LENGTH]
+    return ApiError("invalid_input", f"{field}: {reason}", {"field": field, "reason": reason, **details})
 
 
-def not_found(what: str) -> ApiError:
+def not_found_error(description: str) -> ApiError:
     """The thing does not exist, or belongs to another tenant."""
-    return ApiError("not_found", f"There is no {what}.")
+    return ApiError("not_found", f"There is no {description}.")
 
 
-def unavailable() -> ApiError:
+def database_unavailable_error() -> ApiError:
     """The database can't be reached."""
     return ApiError(
         "infra_unavailable", "The database can't be reached at the moment; try again.", headers={"Retry-After": "2"}
     )
 
 
-def respond(request: Request, error: ApiError) -> Response:
+def error_response(request: Request, error: ApiError) -> Response:
     """The response that reports an error."""
     details = None if error.details is None else dict(error.details)
     detail = copy_fields(error, ErrorDetail, details=details)
     body = copy_fields(detail, Error, correlation_id=request.state.request_id, detail=detail)
-    return json_response(body, STATUS[error.code], error.headers)
+    return json_response(body, STATUS_BY_ERROR_CODE[error.code], error.headers)
 
 
-async def on_api_error(request: Request, error: ApiError) -> Response:
+async def handle_api_error(request: Request, error: ApiError) -> Response:
     """Handler of `ApiError`."""
-    return respond(request, error)
+    return error_response(request, error)
 
 
-async def on_store_error(request: Request, error: EventStoreError) -> Response:
+async def handle_store_error(request: Request, error: EventStoreError) -> Response:
     """Handler of `EventStoreError`: the database can't be reached, or is not as expected."""
     _log.warning("request failed", error=str(error), path=request.url.path)
-    return respond(request, unavailable())
+    return error_response(request, database_unavailable_error())
 
 
-async def on_http_error(request: Request, error: HTTPException) -> Response:
+async def handle_http_error(request: Request, error: HTTPException) -> Response:
     """Handler of Starlette's own errors: unknown routes and methods."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods(request))
+        headers["Allow"] = ", ".join(_allowed_methods(request))
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
-    code = _CODES.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal")
+    code = _ERROR_CODE_BY_STATUS.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal")
     message = {
         "not_found": f"There is nothing at {request.url.path[:200]}.",
         "method_not_allowed": f"{request.method} is not possible here; see the header Allow.",
     }.get(code, error.detail)
-    return respond(request, ApiError(code, message, headers=headers))
+    return error_response(request, ApiError(code, message, headers=headers))
 
 
-def _methods(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     """The methods of all routes with this path. Static files, which have no such route, take GET and HEAD.
 
     Starlette's own Allow header names the methods of the first route only.
@@ -114,14 +114,14 @@ def _methods(request: Request) -> list[str]:
     return sorted({method for route in matching for method in getattr(route, "methods", ())} or {"GET", "HEAD"})
 
 
-async def on_bug(request: Request, _error: Exception) -> Response:
+async def handle_unexpected_error(request: Request, _error: Exception) -> Response:
     """Handler of all other errors, which are bugs: the client gets nothing but the request's id."""
-    return respond(request, ApiError("internal", "Something went wrong on our side; it was logged."))
+    return error_response(request, ApiError("internal", "Something went wrong on our side; it was logged."))
 
 
-HANDLERS: Mapping[Any, Any] = {
-    ApiError: on_api_error,
-    EventStoreError: on_store_error,
-    HTTPException: on_http_error,
-    Exception: on_bug,
+EXCEPTION_HANDLERS: Mapping[Any, Any] = {
+    ApiError: handle_api_error,
+    EventStoreError: handle_store_error,
+    HTTPException: handle_http_error,
+    Exception: handle_unexpected_error,
 }

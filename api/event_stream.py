@@ -13,17 +13,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
-from api.access import Caller, caller, key_active
+from api.access import Caller, caller_of, is_key_valid
 from api.errors import ApiError
 from api.routing import Handler
 from api.services import Services
 
-_CHUNK_BYTES = 1 << 16
-_RETRIED = {"rate_limited", "infra_unavailable", "internal"}
+_MIN_CHUNK_BYTES = 1 << 16
+_RETRYABLE_ERROR_CODES = {"rate_limited", "infra_unavailable", "internal"}
 _log = structlog.get_logger(__name__)
 
 
-class EventStream(Response):
+class EventStreamResponse(Response):
     """Sends frames as they come, until the client leaves.
 
     Ends if the client does not read for a while, if its key was revoked, or after the longest time for a stream.
@@ -44,7 +44,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the content ends or the client disconnects."""
-        sending = asyncio.create_task(self._send(send, caller(Request(scope))))
+        sending = asyncio.create_task(self._send_response(send, caller_of(Request(scope))))
         leaving = asyncio.create_task(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -55,22 +55,22 @@ class EventStream(Response):
         if isinstance(results[0], Exception) and not isinstance(results[0], TimeoutError):
             raise results[0]
 
-    async def _send(self, send: Send, client: Caller) -> None:
+    async def _send_response(self, send: Send, client: Caller) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async with asyncio.timeout(self._max_s) as life:
-                await self._send_all(send, client)
+                await self._send_chunks(send, client)
         except TimeoutError:
             if not life.expired():
                 raise
         async with asyncio.timeout(self._slow_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, send: Send, client: Caller) -> None:
+    async def _send_chunks(self, send: Send, client: Caller) -> None:
         # Closed at once, also on a timeout: until then the tailer reads for this stream.
         async with aclosing(self._content) as content:
             async for chunk in content:
-                if not await key_active(self._services, client):
+                if not await is_key_valid(self._services, client):
                     return
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -87,11 +87,11 @@ class HeartbeatTimer:
         self._next = self._clock() + seconds
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds to the next heartbeat."""
         return max(0.0, self._next - self._clock())
 
-    def due(self) -> bool:
+    def take_if_due(self) -> bool:
         """Whether a heartbeat is due. If so, the next is due `seconds` from now."""
         if self._clock() < self._next:
             return False
@@ -99,14 +99,14 @@ class HeartbeatTimer:
         return True
 
 
-def joined(stream: Iterable[bytes]) -> Iterator[bytes]:
+def join_frames(frames: Iterable[bytes]) -> Iterator[bytes]:
     """Join frames into chunks of 64 KiB and the rest of a frame, since each send has a cost."""
     held: list[bytes] = []
     size = 0
-    for frame in stream:
+    for frame in frames:
         held.append(frame)
         size += len(frame)
-        if size >= _CHUNK_BYTES:
+        if size >= _MIN_CHUNK_BYTES:
             yield b"".join(held)
             held, size = [], 0
     if held:
@@ -120,51 +120,51 @@ class StreamEndpoint:
     reconnection delay: at any other status an EventSource stops for good.
     """
 
-    def __init__(self, kind: str, opener: Handler) -> None:
+    def __init__(self, kind: str, open_stream: Handler) -> None:
         self._kind = kind
-        self._opener = opener
+        self._opener = open_stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one stream. Its slot is taken before the first await: after a restart all clients come at once."""
         request = Request(scope, receive, send)
         services: Services = request.app.state.services
-        with services.open_streams.slot(self._kind, services.config.max_streams) as free:
-            response = await self._response(services, request) if free else _later(services)
+        with services.open_streams.occupy_slot(self._kind, services.config.max_streams) as free:
+            response = await self._open_or_defer(services, request) if free else _reconnect_later_response(services)
             await response(scope, receive, send)
 
-    async def _response(self, services: Services, request: Request) -> Response:
+    async def _open_or_defer(self, services: Services, request: Request) -> Response:
         try:
-            services.admission.count_request(caller(request).tenant)
-            return await _unless_stopping(services, self._opener(request, services))
+            services.admission.count_request(caller_of(request).tenant)
+            return await _open_unless_stopping(services, self._opener(request, services))
         except HTTPException:
             raise
         except ApiError as error:
-            if error.code not in _RETRIED:
+            if error.code not in _RETRYABLE_ERROR_CODES:
                 raise
         except Exception:  # noqa: BLE001  # the client must reconnect whatever the error is
             _log.exception("stream rejected", path=request.url.path)
-        return _later(services)
+        return _reconnect_later_response(services)
 
 
-async def _unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:
+async def _open_unless_stopping(services: Services, opening: Coroutine[Any, Any, Response]) -> Response:
     """Open a stream, unless the process stops before it is open: the server would then answer 500."""
     work = asyncio.create_task(opening)
     stopping = asyncio.create_task(services.stopping.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else _later(services)
+        return work.result() if work.done() else _reconnect_later_response(services)
     finally:
         stopping.cancel()
         work.cancel()
         await asyncio.gather(work, stopping, return_exceptions=True)
 
 
-def _later(services: Services) -> EventStream:
-    return EventStream(services, _reconnect_later())
+def _reconnect_later_response(services: Services) -> EventStreamResponse:
+    return EventStreamResponse(services, _reconnect_later_content())
 
 
-async def _reconnect_later() -> AsyncGenerator[bytes, None]:
-    yield frames.reconnect_later()
+async def _reconnect_later_content() -> AsyncGenerator[bytes, None]:
+    yield frames.reconnect_later_content()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -9,35 +9,35 @@ from typing import Any
 
 import msgspec
 
-from api.log_lines import compact_data, event_fields, head
-from api.responses import log_event
+from api.log_lines import common_line_fields, event_data_fields, single_line_event_data
+from api.responses import log_event_answer
 from eventstore.events import RecordedEvent
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, StepError, StepFinish, StepStart
 from projections.progress import Progress
 
-HEARTBEAT = b":\n\n"
-RETRY_MS = 2000
+HEARTBEAT_FRAME = b":\n\n"
+RECONNECT_DELAY_MS = 2000
 _ARTIFACT_FIELDS = ("item_index", "artifact_id", "s3_key", "format", "width", "height", "seed")
 
 
-def retry(millis: int) -> bytes:
+def retry_line(delay_ms: int) -> bytes:
     """The client's reconnection delay, as a line at the beginning of a frame or the end of a stream.
 
     In a frame of its own, some clients would read it as an event with empty data.
     """
-    return b"retry: %d\n" % millis
+    return b"retry: %d\n" % delay_ms
 
 
-def reconnect_later() -> bytes:
+def reconnect_later_content() -> bytes:
     """The whole content of a rejected stream. With jitter, so that clients don't reconnect all at once."""
-    return retry(random.randint(RETRY_MS, 4 * RETRY_MS))  # noqa: S311  # no secret
+    return retry_line(random.randint(RECONNECT_DELAY_MS, 4 * RECONNECT_DELAY_MS))  # noqa: S311  # no secret
 
 
-def of_event(event: RecordedEvent, *, separate_steps: bool) -> bytes:
+def job_event_frame(event: RecordedEvent, *, separate_steps: bool) -> bytes:
     """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
     body = codec.decode_body_or_none(event)
-    line = head(event, body)
+    line = common_line_fields(event, body)
     match body:
         case ArtifactWritten():
             kind = "artifact"
@@ -50,25 +50,25 @@ def of_event(event: RecordedEvent, *, separate_steps: bool) -> bytes:
                 line["item_index"] = body.item_index
         case _:
             kind = "step" if separate_steps and isinstance(body, StepStart | StepFinish) else "log"
-            line |= event_fields(event)
-    line["payload"] = compact_data(event)
-    return _frame(kind, line, event.version)
+            line |= event_data_fields(event)
+    line["payload"] = single_line_event_data(event)
+    return _event_frame(kind, line, event.version)
 
 
-def of_progress(progress: Progress) -> bytes:
+def progress_frame(progress: Progress) -> bytes:
     """The progress of a job."""
     return b"event: progress\ndata: %s\n\n" % msgspec.json.encode(progress)
 
 
-def of_log_event(event: RecordedEvent, cursor: str) -> bytes:
+def log_event_frame(event: RecordedEvent, cursor: str) -> bytes:
     """An event of the whole log, as a message without a name."""
-    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event(event)), cursor.encode())
+    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event_answer(event)), cursor.encode())
 
 
-def of_cursor(cursor: str) -> bytes:
+def cursor_frame(cursor: str) -> bytes:
     """The cursor of a subscriber of the whole log. It has data, since some clients ignore an `id:` without it."""
     return b"event: cursor\ndata: {}\nid: %s\n\n" % cursor.encode()
 
 
-def _frame(kind: str, line: dict[str, Any], version: int) -> bytes:
-    return b"event: %s\ndata: %s\nid: %d\n\n" % (kind.encode(), msgspec.json.encode(line), version)
+def _event_frame(event_name: str, payload: dict[str, Any], version: int) -> bytes:
+    return b"event: %s\ndata: %s\nid: %d\n\n" % (event_name.encode(), msgspec.json.encode(payload), version)

@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import errors
 from api.errors import ApiError
 
-_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
+_HOST_HEADER_PATTERN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
 
-_LOOPBACK = {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
+_LOOPBACK_NAMES = {"localhost", "localhost.localdomain", "localhost6", "ip6-localhost", "ip6-loopback"}
 """The local names in /etc/hosts of Debian and Fedora; no page can have one of them."""
 
 
-class Hosts:
+class AllowedHosts:
     """The hosts that are served: addresses, this machine's local names, and the configured names.
 
     names: like `forge.example.org`; `*.example.org` stands for all names below, `*` for all. None: all hosts.
@@ -30,25 +30,25 @@ class Hosts:
     def __init__(self, names: Collection[str] | None = None) -> None:
         self._names = None if names is None else {name.lower() for name in names}
 
-    def serves(self, given: str) -> bool:
+    def allows(self, host_header: str) -> bool:
         """Whether a request with this Host is answered."""
-        if self._names is None or "*" in self._names or not given:
+        if self._names is None or "*" in self._names or not host_header:
             return True
-        match = _AUTHORITY.fullmatch(given)
+        match = _HOST_HEADER_PATTERN.fullmatch(host_header)
         if match is None:
             return False
         host = match["host"].lower().removesuffix(".")
-        if _is_address(host.strip("[]")) or host in _LOOPBACK or host.endswith(".localhost"):
+        if _is_ip_address(host.strip("[]")) or host in _LOOPBACK_NAMES or host.endswith(".localhost"):
             return True
         labels = host.split(".")
         above = {f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels))}
         return host in self._names or not above.isdisjoint(self._names)
 
 
-class HostCheck:
+class HostCheckMiddleware:
     """Middleware: answers 421 to requests for other hosts. Requests without Host, as HTTP/1.0 allows, are served."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app = app
         self._hosts = hosts
 
@@ -56,18 +56,18 @@ class HostCheck:
         """Handle one request."""
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
-            if not self._hosts.serves(host):
+            if not self._hosts.allows(host):
                 rejection = ApiError(
                     "misdirected_request",
                     f"This service does not answer for {host[:200]!r}; name it in DF_ALLOWED_HOSTS if it should.",
                     {"field": "Host"},
                 )
-                await errors.respond(Request(scope), rejection)(scope, receive, send)
+                await errors.error_response(Request(scope), rejection)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _is_address(text: str) -> bool:
+def _is_ip_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
     except ValueError:

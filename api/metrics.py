@@ -6,30 +6,32 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.middleware import on_start
+from api.middleware import call_on_response_start
 
-_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_STANDARD_HTTP_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 
-REQUESTS = Counter(
+HTTP_REQUESTS_TOTAL = Counter(
     "df_http_requests_total",
     "Requests answered, streams when they begin; `route` is the template, `unmatched` if there is none.",
     ["method", "route", "status"],
 )
-REQUEST_SECONDS = Histogram(
+HTTP_REQUEST_SECONDS = Histogram(
     "df_http_request_seconds",
     "From a request to the beginning of its answer, streams left out.",
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
-SSE_CLIENTS = Gauge("df_sse_clients", "Live streams that are open: `job` of one job, `log` of the log.", ["stream"])
+OPEN_SSE_STREAMS = Gauge(
+    "df_sse_clients", "Live streams that are open: `job` of one job, `log` of the log.", ["stream"]
+)
 for _stream in ("job", "log"):
-    SSE_CLIENTS.labels(_stream)
+    OPEN_SSE_STREAMS.labels(_stream)
 # A gauge, since it keeps the old service's name: a counter's would have to end in _total.
 HEALTHZ_HITS = Gauge("df_api_healthz_hits", "Requests for /healthz.")
 HEALTHZ_REQUESTS = Counter("df_healthz_requests_total", "The same, as a counter.")
 
 
-class RequestMetrics:
+class RequestMetricsMiddleware:
     """Counts every request when its response begins, and measures the time until then, except for streams."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,20 +42,20 @@ class RequestMetrics:
         began = time.perf_counter()
 
         def begin(message: Message) -> None:
-            method, route = _method(scope), _route(scope)
-            REQUESTS.labels(method, route, message["status"]).inc()
+            method, route = _method_label(scope), _route_template_label(scope)
+            HTTP_REQUESTS_TOTAL.labels(method, route, message["status"]).inc()
             if not Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
-                REQUEST_SECONDS.labels(method, route).observe(time.perf_counter() - began)
+                HTTP_REQUEST_SECONDS.labels(method, route).observe(time.perf_counter() - began)
 
-        await self._app(scope, receive, on_start(send, begin))
+        await self._app(scope, receive, call_on_response_start(send, begin))
 
 
-def _method(scope: Scope) -> str:
+def _method_label(scope: Scope) -> str:
     # Each method that a client makes up would be a time series.
     method: str = scope["method"]
-    return method if method in _METHODS else "other"
+    return method if method in _STANDARD_HTTP_METHODS else "other"
 
 
-def _route(scope: Scope) -> str:
+def _route_template_label(scope: Scope) -> str:
     """The route's template from Starlette's scope: with raw paths, each job would be a time series."""
     return getattr(scope.get("route"), "path", "unmatched")

@@ -7,9 +7,9 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import READ
-from api.errors import not_found
-from api.inputs import one_of, path_id, whole_number
+from api.access import READ_SCOPES
+from api.errors import not_found_error
+from api.inputs import bounded_integer_query, choice_query, path_uuid
 from api.openapi.models import GET_MODEL, LIST_MODELS
 from api.responses import json_response
 from api.routing import get
@@ -19,8 +19,8 @@ from model_registry.view import ModelView
 from orchestrator.copying import copy_fields
 from orchestrator.events import ModelKind
 
-_MAX_MODELS = 200
-_MAX_PAGE = 2**31 - 1
+_MAX_MODELS_PER_PAGE = 200
+_MAX_PAGE_NUMBER = 2**31 - 1
 
 
 class ModelSummary(Answer, frozen=True, kw_only=True):
@@ -66,37 +66,37 @@ class ModelList(Answer, frozen=True, kw_only=True):
 
 async def list_models(request: Request, services: Services) -> Response:
     """GET /v1/models: those that jobs may use, or the others; the default generator first, upscalers last."""
-    available = one_of(request, "enabled", ("true", "false")) != "false"
-    page = whole_number(request, "page", default=1, least=1, most=_MAX_PAGE)
-    limit = whole_number(request, "limit", default=50, least=1, most=_MAX_MODELS)
+    available = choice_query(request, "enabled", ("true", "false")) != "false"
+    page = bounded_integer_query(request, "page", default=1, minimum=1, maximum=_MAX_PAGE_NUMBER)
+    limit = bounded_integer_query(request, "limit", default=50, minimum=1, maximum=_MAX_MODELS_PER_PAGE)
     found = [model for model in await services.models.all() if model.available is available]
     shown = found[(page - 1) * limit : page * limit]
     return json_response(
-        ModelList(models=[summary(model) for model in shown], page=page, limit=limit, total=len(found))
+        ModelList(models=[model_summary(model) for model in shown], page=page, limit=limit, total=len(found))
     )
 
 
-async def show(request: Request, services: Services) -> Response:
+async def get_model(request: Request, services: Services) -> Response:
     """GET /v1/models/{id}."""
-    model_id = path_id(request, "model_id", "model")
+    model_id = path_uuid(request, "model_id", "model")
     found = await services.models.model(model_id)
     if found is None:
-        raise not_found(f"model {model_id}")
-    return json_response(detail(found))
+        raise not_found_error(f"model {model_id}")
+    return json_response(model_detail(found))
 
 
-def summary(model: ModelView) -> ModelSummary:
+def model_summary(model: ModelView) -> ModelSummary:
     """A model as the list shows it."""
     return copy_fields(model, ModelSummary, id=model.model_id)
 
 
-def detail(model: ModelView) -> ModelDetail:
+def model_detail(model: ModelView) -> ModelDetail:
     """Everything about a model."""
     files = [copy_fields(file, ModelFile) for file in model.files]
     return copy_fields(model, ModelDetail, id=model.model_id, capabilities=list(model.capabilities), files_json=files)
 
 
 ROUTES = [
-    get("/v1/models", list_models, READ, LIST_MODELS),
-    get("/v1/models/{model_id}", show, READ, GET_MODEL),
+    get("/v1/models", list_models, READ_SCOPES, LIST_MODELS),
+    get("/v1/models/{model_id}", get_model, READ_SCOPES, GET_MODEL),
 ]

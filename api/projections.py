@@ -3,14 +3,14 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.access import ADMIN
+from api.access import ADMIN_SCOPES
 from api.openapi.service import LIST_PROJECTIONS
 from api.responses import json_response
 from api.routing import get
 from api.schemas import Answer
 from api.services import Services
 from orchestrator.copying import copy_fields
-from projections.subscription_status import subscription_statuses
+from projections.subscription_status import read_subscription_statuses
 
 
 class ProjectionStanding(Answer, frozen=True, kw_only=True):
@@ -36,8 +36,8 @@ class ProjectionList(Answer, frozen=True, kw_only=True):
 
 async def list_projections(_request: Request, services: Services) -> Response:
     """GET /v1/projections."""
-    statuses = await subscription_statuses(services.log.database)
+    statuses = await read_subscription_statuses(services.log.database)
     return json_response(ProjectionList(items=[copy_fields(one, ProjectionStanding) for one in statuses]))
 
 
-ROUTES = [get("/v1/projections", list_projections, ADMIN, LIST_PROJECTIONS)]
+ROUTES = [get("/v1/projections", list_projections, ADMIN_SCOPES, LIST_PROJECTIONS)]

@@ -15,26 +15,26 @@ from orchestrator import codec
 from orchestrator.copying import copy_fields
 from orchestrator.events import Status
 from projections.job_view import ArtifactView, JobView, StepView
-from projections.queries import JobListItem
+from projections.queries import JobSummary
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def stamp(moment: datetime) -> str:
+def format_timestamp(moment: datetime) -> str:
     """RFC 3339, UTC, six fractional digits."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _stamp(moment: datetime | None) -> str | None:
-    return None if moment is None else stamp(moment)
+def _format_optional_timestamp(moment: datetime | None) -> str | None:
+    return None if moment is None else format_timestamp(moment)
 
 
-def etag(version: int) -> str:
+def job_etag(version: int) -> str:
     """The entity tag (RFC 9110, section 8.8.3) of a job at a version."""
     return f'"v{version}"'
 
 
-def links(job_id: UUID) -> schemas.Links:
+def job_links(job_id: UUID) -> schemas.Links:
     """The paths of a job's other resources."""
     base = f"/v1/jobs/{job_id}"
     return schemas.Links(
@@ -48,89 +48,94 @@ def links(job_id: UUID) -> schemas.Links:
 
 def job_answer(job_id: UUID, status: Status, created_at: datetime) -> schemas.JobAnswer:
     """The answer of submitting, cancelling and retrying a job."""
-    stub = schemas.JobStub(id=job_id, status=status, type="generate", created_at=stamp(created_at), links=links(job_id))
+    stub = schemas.JobStub(
+        id=job_id, status=status, type="generate", created_at=format_timestamp(created_at), links=job_links(job_id)
+    )
     return schemas.JobAnswer(job=stub)
 
 
-def job(view: JobView) -> schemas.Job:
+def job_detail_answer(view: JobView) -> schemas.Job:
     """The answer of GET /v1/jobs/{id}."""
     return copy_fields(
         view,
         schemas.Job,
         id=view.job_id,
         type="generate",
-        created_at=stamp(view.created_at),
-        updated_at=stamp(view.updated_at),
+        created_at=format_timestamp(view.created_at),
+        updated_at=format_timestamp(view.updated_at),
         params=msgspec.convert(view.params, schemas.JobParams) if view.params else None,
-        steps=[_step(step) for step in view.steps],
+        steps=[_step_answer(step) for step in view.steps],
         summary=schemas.Summary(count=view.count, completed=view.completed),
-        links=links(view.job_id),
+        links=job_links(view.job_id),
     )
 
 
-def _step(step: StepView) -> schemas.Step:
-    times = {"started_at": _stamp(step.started_at), "finished_at": _stamp(step.finished_at)}
+def _step_answer(step: StepView) -> schemas.Step:
+    times = {
+        "started_at": _format_optional_timestamp(step.started_at),
+        "finished_at": _format_optional_timestamp(step.finished_at),
+    }
     return copy_fields(step, schemas.Step, id=step.step_id, **times)
 
 
-def job_list(listed: Sequence[JobListItem], next_cursor: str | None) -> schemas.JobList:
+def job_list_answer(items: Sequence[JobSummary], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
-    return schemas.JobList(jobs=list(map(_listed, listed)), next_cursor=next_cursor)
+    return schemas.JobList(jobs=list(map(_job_list_item_answer, items)), next_cursor=next_cursor)
 
 
-def _listed(one: JobListItem) -> schemas.JobListItem:
+def _job_list_item_answer(item: JobSummary) -> schemas.JobListItem:
     return copy_fields(
-        one,
+        item,
         schemas.JobListItem,
-        id=one.job_id,
+        id=item.job_id,
         type="generate",
-        created_at=stamp(one.created_at),
-        updated_at=stamp(one.updated_at),
-        summary=schemas.Summary(count=one.count, completed=one.completed),
+        created_at=format_timestamp(item.created_at),
+        updated_at=format_timestamp(item.updated_at),
+        summary=schemas.Summary(count=item.count, completed=item.completed),
     )
 
 
-def artifacts(
-    view: JobView, chosen: Sequence[ArtifactView], urls: Sequence[str], expires_at: datetime
+def artifact_list_answer(
+    view: JobView, listed_artifacts: Sequence[ArtifactView], urls: Sequence[str], expires_at: datetime
 ) -> schemas.ArtifactList:
     """The answer of GET /v1/jobs/{id}/artifacts; a URL for each chosen one."""
     names = {step.step_id: step.name for step in view.steps}
-    end = stamp(expires_at)
+    end = format_timestamp(expires_at)
     return schemas.ArtifactList(
         artifacts=[
             copy_fields(one, schemas.Artifact, id=one.artifact_id, step=names[one.step_id], url=url, expires_at=end)
-            for one, url in zip(chosen, urls, strict=True)
+            for one, url in zip(listed_artifacts, urls, strict=True)
         ]
     )
 
 
-def history(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.History:
+def history_answer(events: Sequence[RecordedEvent], *, has_more: bool) -> schemas.History:
     """The answer of GET /v1/jobs/{id}/events; audit events carry their proof."""
     return schemas.History(
-        events=[schemas.HistoryEvent(**_recorded(event), proof=_proof(event)) for event in events],
+        events=[schemas.HistoryEvent(**_recorded_event_fields(event), proof=_event_proof(event)) for event in events],
         next_after_version=events[-1].version if has_more else None,
         has_more=has_more,
     )
 
 
-def _proof(event: RecordedEvent) -> schemas.Proof | msgspec.UnsetType:
+def _event_proof(event: RecordedEvent) -> schemas.Proof | msgspec.UnsetType:
     if not isinstance(event, AuditEvent):
         return msgspec.UNSET
-    return copy_fields(event, schemas.Proof, recorded_at=stamp(event.recorded_at))
+    return copy_fields(event, schemas.Proof, recorded_at=format_timestamp(event.recorded_at))
 
 
-def log_event(event: RecordedEvent) -> schemas.LogEvent:
+def log_event_answer(event: RecordedEvent) -> schemas.LogEvent:
     """One event of the whole log."""
-    return schemas.LogEvent(**_recorded(event), stream=event.stream_id, category=event.category)
+    return schemas.LogEvent(**_recorded_event_fields(event), stream=event.stream_id, category=event.category)
 
 
-def _recorded(event: RecordedEvent) -> dict[str, Any]:
+def _recorded_event_fields(event: RecordedEvent) -> dict[str, Any]:
     body = codec.decode_body_or_none(event)
     return {
         "version": event.version,
         "event_id": event.event_id,
         "code": event.code,
-        "ts": stamp(event.ts),
+        "ts": format_timestamp(event.ts),
         "level": "info" if body is None else body.level,
         "step": None if body is None else body.step,
         "data": event.data,

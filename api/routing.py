@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.access import Guard, Scopes
+from api.access import ScopeGuard, Scopes
 from api.openapi.vocabulary import Operation
 from api.services import Services
 
@@ -20,8 +20,8 @@ Handler = Callable[[Request, Services], Coroutine[Any, Any, Response]]
 class ApiRoute(Route):
     """A route of the API.
 
-    endpoint: a function of the request, or an ASGI application. scopes: the caller needs one of them; `PUBLIC` routes
-    require no API key. head: whether GET includes HEAD.
+    endpoint: a function of the request, or an ASGI application. scopes: the caller needs one of them; `NO_SCOPES`
+    routes require no API key. head: whether GET includes HEAD.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ApiRoute(Route):
         *,
         head: bool = True,
     ) -> None:
-        guard = [Middleware(Guard, scopes=scopes)] if scopes else []
+        guard = [Middleware(ScopeGuard, scopes=scopes)] if scopes else []
         super().__init__(path, endpoint, methods=[method], middleware=guard)
         if not head:
             self.methods = {method}
@@ -43,12 +43,12 @@ class ApiRoute(Route):
         self.scopes = scopes
 
 
-def _route(method: Method, path: str, handler: Handler, scopes: Scopes, operation: Operation) -> ApiRoute:
+def _route_with_services(method: Method, path: str, handler: Handler, scopes: Scopes, operation: Operation) -> ApiRoute:
     async def endpoint(request: Request) -> Response:
         return await handler(request, request.app.state.services)
 
     return ApiRoute(method, path, endpoint, scopes, operation)
 
 
-get = partial(_route, "GET")
-post = partial(_route, "POST")
+get = partial(_route_with_services, "GET")
+post = partial(_route_with_services, "POST")

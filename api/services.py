@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from api.admission import Admission
-from api.hosts import Hosts
-from api.metrics import SSE_CLIENTS
+from api.admission import AdmissionControl
+from api.hosts import AllowedHosts
+from api.metrics import OPEN_SSE_STREAMS
 from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
@@ -17,12 +17,12 @@ from eventstore.log import Log
 from eventstore.tailer import Tailer
 from model_registry.catalogue import ModelCatalogue
 from orchestrator.service import JobService
-from projections.key_queries import Keys
-from projections.progress import Weights
-from projections.queries import Queries
+from projections.key_queries import ApiKeys
+from projections.progress import StepWeights
+from projections.queries import JobQueries
 
 
-class Presign(Protocol):
+class PresignUrls(Protocol):
     """Makes presigned URLs, for GET or for HEAD, from object keys and a validity in seconds."""
 
     def __call__(self, keys: Sequence[str], expires_s: int, /, *, head: bool = False) -> Awaitable[list[str]]:
@@ -30,7 +30,7 @@ class Presign(Protocol):
         ...
 
 
-Check = Callable[[], Coroutine[Any, Any, None]]
+HealthCheck = Callable[[], Coroutine[Any, Any, None]]
 """Raises if what it checks is down; the message gives the reason."""
 
 
@@ -48,30 +48,30 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     logs_tail_default: int = 500
     logs_tail_max: int = 2000
     cors_origins: tuple[str, ...] = ()
-    hosts: Hosts = msgspec.field(default_factory=Hosts)
+    hosts: AllowedHosts = msgspec.field(default_factory=AllowedHosts)
     max_streams: int = 10_000
     stream_max_s: float | None = None
     sse_heartbeat_s: float = 15.0
     slow_client_s: float = 30.0
     patience_s: float = 10.0
-    weights: Weights | None = None
+    weights: StepWeights | None = None
 
 
-class OpenStreams:
+class OpenStreamLimiter:
     """Counts the live streams that a process serves."""
 
     def __init__(self) -> None:
         self._count = 0
 
     @contextmanager
-    def slot(self, kind: str, most: int) -> Iterator[bool]:
+    def occupy_slot(self, kind: str, max_streams: int) -> Iterator[bool]:
         """Occupy one of `most` slots during the block; yields False if none is free."""
-        if self._count >= most:
+        if self._count >= max_streams:
             yield False
             return
         self._count += 1
         try:
-            with SSE_CLIENTS.labels(kind).track_inprogress():
+            with OPEN_SSE_STREAMS.labels(kind).track_inprogress():
                 yield True
         finally:
             self._count -= 1
@@ -88,12 +88,12 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     committer: Committer
     jobs: JobService
     tailer: Tailer
-    queries: Queries
+    queries: JobQueries
     models: ModelCatalogue
-    keys: Keys | None
+    keys: ApiKeys | None
     tokens: StreamTokens
-    admission: Admission
-    presign: Presign
+    admission: AdmissionControl
+    presign: PresignUrls
     config: ApiConfig
     stopping: asyncio.Event
-    open_streams: OpenStreams = msgspec.field(default_factory=OpenStreams)
+    open_streams: OpenStreamLimiter = msgspec.field(default_factory=OpenStreamLimiter)

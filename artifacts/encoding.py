@@ -32,7 +32,7 @@ def content_type(fmt: ImageFormat) -> str:
     return CONTENT_TYPES[fmt]
 
 
-def size_of(body: bytes) -> tuple[int, int]:
+def image_size(body: bytes) -> tuple[int, int]:
     """The width and height in the image's header. Raises `InvalidSource` if the header is invalid."""
     try:
         return _read_header(body).size

@@ -162,7 +162,7 @@ class ObjectStore:
 
     def _put(self, key: str, body: bytes, content_type: str) -> StoredObject:
         with self._translated_errors(key):
-            if self._put_new(key, body, content_type):
+            if self._put_if_absent(key, body, content_type):
                 return stored_object(body)
         return self._describe(key, MAX_OBJECT_BYTES)
 
@@ -170,16 +170,16 @@ class ObjectStore:
         with self._translated_errors(key):
             self._s3.put_object(Bucket=self._config.bucket, Key=key, Body=body, ContentType=content_type)
 
-    def _put_new(self, key: str, body: bytes, content_type: str) -> bool:
+    def _put_if_absent(self, key: str, body: bytes, content_type: str) -> bool:
         """Write the object if the key does not exist. Returns whether it was written."""
         params = {"Bucket": self._config.bucket, "Key": key, "ContentType": content_type, "IfNoneMatch": "*"}
         for pause_s in CONFLICT_PAUSES_S:
             try:
                 self._s3.put_object(Body=body, **params)
             except ClientError as error:
-                if _status(error) == 412:
+                if _http_status(error) == 412:
                     return False
-                if _status(error) != 409:
+                if _http_status(error) != 409:
                     raise
                 time.sleep(pause_s)
             else:
@@ -190,10 +190,10 @@ class ObjectStore:
         with self._translated_errors(key), self._open(key) as stream:
             body: bytes = stream.read(max_bytes + 1)
         if len(body) > max_bytes:
-            raise self._too_large(key, max_bytes)
+            raise self._too_large_error(key, max_bytes)
         return body
 
-    def _too_large(self, key: str, max_bytes: int) -> ObjectChanged:
+    def _too_large_error(self, key: str, max_bytes: int) -> ObjectChanged:
         return ObjectChanged(
             f"{self._location} holds more than {max_bytes:,} bytes under {key}; no job wrote such a file"
         )
@@ -217,7 +217,7 @@ class ObjectStore:
                 size += len(chunk)
                 digest.update(chunk)
                 if max_bytes is not None and size > max_bytes:
-                    raise self._too_large(key, max_bytes)
+                    raise self._too_large_error(key, max_bytes)
         return StoredObject(size, digest.hexdigest())
 
     def _open(self, key: str) -> closing[Any]:
@@ -246,7 +246,7 @@ class ObjectStore:
             try:
                 self._s3.head_bucket(Bucket=self._config.bucket)
             except ClientError as error:
-                if _status(error) != 404:
+                if _http_status(error) != 404:
                     raise
                 self._create_bucket()
 
@@ -257,7 +257,7 @@ class ObjectStore:
         try:
             self._s3.create_bucket(**params)
         except ClientError as error:
-            if _code(error) not in CREATED_BY_ANOTHER:
+            if _s3_error_code(error) not in CREATED_BY_ANOTHER:
                 raise
 
     @contextmanager
@@ -266,12 +266,12 @@ class ObjectStore:
         try:
             yield
         except ClientError as error:
-            raise self._translate(error, key) from error
+            raise self._translate_client_error(error, key) from error
         except (BotoCoreError, OSError) as error:
             raise ObjectStoreUnavailable(f"{self._location} can't be reached: {error}") from error
 
-    def _translate(self, error: ClientError, key: str | None) -> ObjectMissing | ObjectStoreUnavailable:
-        status, code = _status(error), _code(error)
+    def _translate_client_error(self, error: ClientError, key: str | None) -> ObjectMissing | ObjectStoreUnavailable:
+        status, code = _http_status(error), _s3_error_code(error)
         if status == 404 and (key is None or code == "NoSuchBucket"):
             return ObjectStoreUnavailable(f"{self._location} does not exist; create it, or correct DF_S3_BUCKET")
         if status == 404:
@@ -284,12 +284,12 @@ class ObjectStore:
         return ObjectStoreUnavailable(f"{self._location} answered {status}: {error}")
 
 
-def _status(error: ClientError) -> int:
+def _http_status(error: ClientError) -> int:
     status: int = error.response["ResponseMetadata"]["HTTPStatusCode"]
     return status
 
 
-def _code(error: ClientError) -> str:
+def _s3_error_code(error: ClientError) -> str:
     code: str = error.response["Error"]["Code"]
     return code
 

@@ -19,10 +19,10 @@ import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from api.app import build_health
-from api.health import Health
-from api.hosts import Hosts
-from api.services import Check
+from api.app import build_health_app
+from api.health import HealthSources
+from api.hosts import AllowedHosts
+from api.services import HealthCheck
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import create_object_store
 from dreamforge.cli.console import FAILED, UNAVAILABLE
@@ -69,12 +69,12 @@ class ProcessContext:
         self.notifier = Notifier(database)
         self.committer = Committer(self.log, self.notifier)
         self.url = ""
-        self.checks: dict[str, Check] = {
+        self.checks: dict[str, HealthCheck] = {
             "database": lambda: schema.check_release(database),
             "committer": self.committer.task.check,
         }
-        self.notices: dict[str, Check] = {}
-        self.health = Health(
+        self.notices: dict[str, HealthCheck] = {}
+        self.health = HealthSources(
             self.checks,
             BacklogGauges(database, {QUARANTINED_JOBS: QUARANTINED_JOBS_COUNT_SQL}),
             WriteProbe(database),
@@ -200,7 +200,9 @@ def health_server(role: str, port: int) -> Role:
             bound = listen_or_use_free_port(host, port)
         except OSError as error:
             raise StartupError(f"can't serve health on {host}:{port} ({error}); see DF_METRICS_HOST") from error
-        url = serve_http(context, stack, build_health(context.health, served_hosts(context.settings)), bound, "health")
+        url = serve_http(
+            context, stack, build_health_app(context.health, served_hosts(context.settings)), bound, "health"
+        )
         _log.info("serving health", role=role, url=url)
 
     return health
@@ -221,11 +223,11 @@ def serve_http(
     return url_of_socket(sockets[0])
 
 
-def served_hosts(settings: Settings) -> Hosts:
+def served_hosts(settings: Settings) -> AllowedHosts:
     """Who has a key is no page by accident; without keys, only names that the operator knows are served."""
     if settings.allowed_hosts is None and settings.require_keys:
-        return Hosts()
-    return Hosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
+        return AllowedHosts()
+    return AllowedHosts({*(settings.allowed_hosts or ()), settings.host, settings.metrics_host})
 
 
 def cancel_on_exit(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 import msgspec
 import structlog
 
-from api.admission import Admission, Limits
-from api.app import build
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
@@ -45,9 +45,9 @@ from orchestrator.quarantine_log import Quarantine
 from orchestrator.service import JobService
 from orchestrator.step_kinds import STEP_KINDS
 from projections import job_view
-from projections.key_queries import Keys
+from projections.key_queries import ApiKeys
 from projections.projector import Projector
-from projections.queries import Queries
+from projections.queries import JobQueries
 from projections.rebuild import Rebuild, RebuildFailed
 from runners.consumer import Consumer
 from runners.engines.batching import BatchScheduler
@@ -135,7 +135,7 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
     reads = DatabaseWithDeadline(context.database, config.patience_s)
     log = Log(reads)
     tailer = Tailer(log, context.notifier, poll_s=settings.sse_poll_ms / 1000)
-    limits = Limits(
+    limits = AdmissionLimits(
         queued=settings.max_queued_jobs, tenant_queued=settings.tenant_max_queued_jobs, rate=settings.tenant_rate
     )
     services = Services(
@@ -144,11 +144,11 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
         committer=context.committer,
         jobs=JobService(context.log, context.committer, context.actor),
         tailer=tailer,
-        queries=Queries(reads),
+        queries=JobQueries(reads),
         models=ModelCatalogue(log),
-        keys=Keys(log) if settings.require_keys else None,
+        keys=ApiKeys(log) if settings.require_keys else None,
         tokens=StreamTokens(reads),
-        admission=Admission(reads, limits),
+        admission=AdmissionControl(reads, limits),
         presign=store.presign_many,
         config=config,
         stopping=context.stopping,
@@ -160,7 +160,7 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
         raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
     context.checks["tailer"] = tailer.task.check
     health = msgspec.structs.replace(context.health, needs_writes=False)
-    context.url = serve_http(context, stack, build(services, health), bound, "api")
+    context.url = serve_http(context, stack, build_api_app(services, health), bound, "api")
     stack.push_async_callback(tailer.stop)
     _log.info("listening", url=context.url)
 
@@ -212,11 +212,11 @@ async def _rebuild_outdated(settings: Settings) -> None:
     async with open_database(settings, "dreamforge-rebuild", bounded=False) as database:
         rebuild = Rebuild(database)
         serving = (await retry_until_available("rebuild", rebuild.state)).views_version
-        if serving > job_view.VERSION:
+        if serving > job_view.VIEWS_VERSION:
             _log.warning("a later release keeps the read model: this projector stands by", views_version=serving)
-        if serving >= job_view.VERSION:
+        if serving >= job_view.VIEWS_VERSION:
             return
-        _log.info("rebuilding the read model", views_version=job_view.VERSION, serving=serving)
+        _log.info("rebuilding the read model", views_version=job_view.VIEWS_VERSION, serving=serving)
         try:
             lag = await retry_until_available("rebuild", rebuild.run)
         except RebuildFailed as error:

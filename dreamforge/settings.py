@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrator.step_kinds import STEP_KINDS, default_weights
-from projections.keys import key_id_in
+from projections.keys import parse_key_id
 from runners.faults import FaultPlan
 
 _VARIABLE_PREFIX = "DF_"
@@ -159,7 +159,7 @@ def _none_if_auto(text: str) -> str | None:
 
 
 def _parse_api_key(text: str) -> str:
-    if key_id_in(text) is None:
+    if parse_key_id(text) is None:
         raise ValueError
     return text
 

@@ -1,6 +1,6 @@
 """Read models: pure views of jobs and API keys, the tables that store them, and the queries that read them.
 
-- `job_view`      `JobView` and `evolve`, which applies one event to a view
+- `job_view`      `JobView` and `evolve_view`, which applies one event to a view
 - `progress`      a job's weighted progress
 - `projector`     writes the tables, as a subscription
 - `rebuild`       builds a new generation of the tables and swaps it in

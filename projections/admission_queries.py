@@ -3,7 +3,7 @@
 from eventstore.database import Database
 
 # Events after the orchestrator's checkpoint count too: each may become a command, also while no orchestrator runs.
-_WAITING_COMMANDS = """
+_WAITING_COMMANDS_SQL = """
 select (select coalesce(sum(commands), 0) from eventstore.queue_lengths()) + (
     select coalesce(sum((
         select coalesce(max(e.position), 0) from eventstore.events e where e.partition = p
@@ -14,7 +14,7 @@ select (select coalesce(sum(commands), 0) from eventstore.queue_lengths()) + (
 """
 # Open jobs in the read model, and jobs that were created or retried after the projector's checkpoint. Each part counts
 # up to the limit only.
-OPEN_JOBS = """
+OPEN_JOBS_SQL = """
 select (
     select count(*) from (
         select from readmodel.jobs where tenant = $1 and status in ('queued', 'running') limit $2) as seen
@@ -33,11 +33,11 @@ select (
 """
 
 
-async def waiting_commands(database: Database) -> int:
+async def count_waiting_commands(database: Database) -> int:
     """Commands in all queues, and events that the orchestrator has not handled."""
-    return int((await database.read(_WAITING_COMMANDS))[0]["waiting"])
+    return int((await database.read(_WAITING_COMMANDS_SQL))[0]["waiting"])
 
 
-async def open_jobs(database: Database, tenant: str, limit: int) -> int:
+async def count_open_jobs(database: Database, tenant: str, limit: int) -> int:
     """A tenant's queued and running jobs. The number is exact below `limit` only."""
-    return int((await database.read(OPEN_JOBS, tenant, limit))[0]["open"])
+    return int((await database.read(OPEN_JOBS_SQL, tenant, limit))[0]["open"])

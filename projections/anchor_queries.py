@@ -6,11 +6,11 @@ from eventstore.log import Log
 from orchestrator import codec
 from orchestrator.events import AnchorSigned
 
-ANCHOR_STREAM = derive_id(b"anchors")
+ANCHOR_STREAM_ID = derive_id(b"anchors")
 """The stream of all anchors."""
 
 
 async def newest_anchors(log: Log, limit: int) -> list[Anchor]:
     """The newest anchors that this release can read, newest first. Raises `DatabaseUnavailable`."""
-    bodies = map(codec.decode_body_or_none, await log.latest_events(ANCHOR_STREAM, limit=limit))
+    bodies = map(codec.decode_body_or_none, await log.latest_events(ANCHOR_STREAM_ID, limit=limit))
     return [body.anchor for body in bodies if isinstance(body, AnchorSigned)]

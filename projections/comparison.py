@@ -19,7 +19,7 @@ class Difference(msgspec.Struct, frozen=True):
     after: Any
 
 
-def differences(before: JobView | None, after: JobView | None) -> list[Difference]:
+def view_differences(before: JobView | None, after: JobView | None) -> list[Difference]:
     """The fields in which two views differ, ordered by path."""
     if before == after:
         return []
@@ -42,12 +42,12 @@ def _leaves_by_path(view: JobView | None) -> dict[str, Any]:
             for artifact in view.artifacts
         },
     }
-    return dict(_leaves("", tree))
+    return dict(_iterate_leaves("", tree))
 
 
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         yield path, value
         return
     for name, part in value.items():
-        yield from _leaves(f"{path}.{name}" if path else str(name), part)
+        yield from _iterate_leaves(f"{path}.{name}" if path else str(name), part)

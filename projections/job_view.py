@@ -1,6 +1,6 @@
 """A job as its users see it. Pure.
 
-`evolve` serves the projector, the reads, time travel and the live streams alike.
+`evolve_view` serves the projector, the reads, time travel and the live streams alike.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,11 +35,11 @@ from orchestrator.events import (
 )
 from orchestrator.parameters import ImageFormat
 from orchestrator.quarantine import QUARANTINE_MARK_CODES, last_quarantine_mark, mark_resumes_job
-from orchestrator.step_kinds import STEP_KINDS, expect_known_steps
+from orchestrator.step_kinds import STEP_KINDS
 
-VERSION = 1
-"""Of what is kept of a job. Whoever lets `evolve` make something else of the same events adds one: the projector then
-builds the read model anew, beside the one that serves."""
+VIEWS_VERSION = 1
+"""Of what is kept of a job. Whoever lets `evolve_view` make something else of the same events adds one: the projector
+then builds the read model anew, beside the one that serves."""
 
 S = TypeVar("S", bound=EventRow | DecodedEvent)
 
@@ -72,12 +72,8 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     metadata: dict[str, Any] = msgspec.field(default_factory=dict, name="metadata_json")
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for a name that is no kind of step, as a row of a later release may have it."""
-        expect_known_steps(self.name)
 
-
-class JobHead(msgspec.Struct, frozen=True, kw_only=True):
+class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     """One job, but for its steps and artifacts."""
 
     job_id: UUID
@@ -94,7 +90,7 @@ class JobHead(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
 
 
-class JobView(JobHead, frozen=True, kw_only=True):
+class JobView(JobRow, frozen=True, kw_only=True):
     """One job. artifacts: those of the events seen so far, or none if the view was loaded without them."""
 
     steps: tuple[StepView, ...]
@@ -116,15 +112,15 @@ class JobView(JobHead, frozen=True, kw_only=True):
         return self.steps[-1]
 
 
-class ViewGap(Exception):
+class MissingPrecedingEvent(Exception):
     """An event came before the one that precedes it."""
 
 
-def of_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView | None:
+def fold_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView | None:
     """The view after a whole history, by its marks: of a job that is set aside, what can't be read is passed over.
 
     A job that was released to go on is folded as if it had never been set aside. lenient: passes over what can't be
-    read in any case, for whoever must show something. Raises what `codec.decode_event` and `evolve` do.
+    read in any case, for whoever must show something. Raises what `codec.decode_event` and `evolve_view` do.
     """
     last = last_quarantine_mark(history)
     resumed = last is not None and mark_resumes_job(last)
@@ -132,25 +128,25 @@ def of_history(history: Sequence[EventRow], *, lenient: bool = False) -> JobView
     seen: JobView | None = None
     for event in history:
         if resumed and event.code in QUARANTINE_MARK_CODES:
-            seen = _passed(seen, event)
+            seen = _skip_event(seen, event)
             continue
         try:
-            seen = evolve(seen, codec.decode_event(event))
+            seen = evolve_view(seen, codec.decode_event(event))
         except Exception:  # a fold may break in any way on what it was not written for
             if not lenient:
                 raise
-            seen = _passed(seen, event)
+            seen = _skip_event(seen, event)
     return seen
 
 
-def _passed(seen: JobView | None, event: EventRow) -> JobView | None:
+def _skip_event(view: JobView | None, event: EventRow) -> JobView | None:
     """The view after an event that changes nothing in it."""
-    return None if seen is None else replace(seen, version=event.version, updated_at=event.ts)
+    return None if view is None else replace(view, version=event.version, updated_at=event.ts)
 
 
-def least(view: JobView, kept: JobView | None) -> JobView:
+def minimal_view(view: JobView, stored_view: JobView | None) -> JobView:
     """What is kept of a job that is set aside where its rows can't be stored: what was kept before, and its end."""
-    known = kept or replace(view, count=0, params={}, metadata={}, steps=(), artifacts=())
+    known = stored_view or replace(view, count=0, params={}, metadata={}, steps=(), artifacts=())
     return replace(
         known,
         status=view.status,
@@ -161,64 +157,66 @@ def least(view: JobView, kept: JobView | None) -> JobView:
     )
 
 
-def view(events: Iterable[DecodedEvent]) -> JobView | None:
+def fold_events(events: Iterable[DecodedEvent]) -> JobView | None:
     """The view after a whole history; None for an empty one."""
     seen: JobView | None = None
     for event in events:
-        seen = evolve(seen, event)
+        seen = evolve_view(seen, event)
     return seen
 
 
-def as_of(history: Sequence[S], at: datetime) -> Sequence[S]:
+def history_as_of(history: Sequence[S], moment: datetime) -> Sequence[S]:
     """A history as it was at a time: its longest beginning whose `ts` are all by then."""
-    return history[: next((n for n, event in enumerate(history) if event.ts > at), len(history))]
+    return history[: next((n for n, event in enumerate(history) if event.ts > moment), len(history))]
 
 
-def evolve(seen: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
-    """The view after one more event. One that was applied already changes nothing; a gap raises `ViewGap`."""
-    version = 0 if seen is None else seen.version
-    if seen is not None and event.version <= version:
-        return seen
+def evolve_view(view: JobView | None, event: DecodedEvent) -> JobView:  # noqa: C901, PLR0911, PLR0912  # one case an event
+    """The view after one more event. An applied one changes nothing; a gap raises `MissingPrecedingEvent`."""
+    version = 0 if view is None else view.version
+    if view is not None and event.version <= version:
+        return view
     if isinstance(event.body, JobQuarantined):
-        return _quarantined_view(seen, event)  # even where what came before can't be read
+        return _apply_quarantined(view, event)  # even where what came before can't be read
     if event.version != version + 1:
-        raise ViewGap(f"job {event.stream_id}: the view is at version {version}, event {event.version} can't follow")
-    if seen is None:
+        raise MissingPrecedingEvent(
+            f"job {event.stream_id}: the view is at version {version}, event {event.version} can't follow"
+        )
+    if view is None:
         if not isinstance(event.body, JobCreated):
-            raise ViewGap(f"job {event.stream_id}: the history does not begin with job.created")
+            raise MissingPrecedingEvent(f"job {event.stream_id}: the history does not begin with job.created")
         return _apply_created(event, event.body)
-    seen = replace(seen, version=event.version, updated_at=event.ts)
+    view = replace(view, version=event.version, updated_at=event.ts)
     match event.body:
         case StepStart() as body:
-            return _apply_started(seen, body, event.ts)
+            return _apply_started(view, body, event.ts)
         case ModelSelected() as body:
             chosen = {"engine": body.engine, "source": body.source, "model_id": body.model_id}
             if body.model_sha256 is not None:
                 chosen["model_sha256"] = body.model_sha256
-            return _replace_step(seen, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
+            return _replace_step(view, body.step_id, lambda step: replace(step, metadata={**step.metadata, **chosen}))
         case ArtifactWritten() as body:
-            return _apply_written(seen, body, event.ts)
+            return _apply_written(view, body, event.ts)
         case ArtifactRewritten() as body:
-            return _apply_rewritten(seen, body, event.ts)
+            return _apply_rewritten(view, body, event.ts)
         case StepRetry() as body:
-            return _apply_step_retry(seen, body)
+            return _apply_step_retry(view, body)
         case StepFinish() as body:
-            return _apply_step_finish(seen, body, event.ts)
+            return _apply_step_finish(view, body, event.ts)
         case StepError() as body:
-            return replace(seen, error_code=body.error_code, error_message=body.error_message)
+            return replace(view, error_code=body.error_code, error_message=body.error_message)
         case RetryRequested() as body:
-            return _apply_retry_requested(replace(seen, status="queued", error_code=None, error_message=None), body)
+            return _apply_retry_requested(replace(view, status="queued", error_code=None, error_message=None), body)
         case JobFinish() as body:
-            return _apply_job_finish(seen, body, event.ts)
-        case JobErased() if seen.params:  # none are known of a job whose first event can't be read
-            return replace(seen, params={**seen.params, "prompt": None, "negative_prompt": None}, metadata={})
+            return _apply_job_finish(view, body, event.ts)
+        case JobErased() if view.params:  # none are known of a job whose first event can't be read
+            return replace(view, params={**view.params, "prompt": None, "negative_prompt": None}, metadata={})
         case _:
-            return seen
+            return view
 
 
-def _quarantined_view(seen: JobView | None, event: DecodedEvent) -> JobView:
+def _apply_quarantined(view: JobView | None, event: DecodedEvent) -> JobView:
     """The job failed: whatever is known of it stands, which may be nothing."""
-    known = seen or JobView(
+    known = view or JobView(
         job_id=event.stream_id,
         tenant=event.tenant,
         type="generate",
@@ -262,72 +260,73 @@ def _apply_created(event: DecodedEvent, body: JobCreated) -> JobView:
         params=params,
         metadata=event.private.metadata or {},
         steps=tuple(
-            StepView(step_id=step.step_id, name=step.name, metadata=_shown(step.name, asked)) for step in body.steps
+            StepView(step_id=step.step_id, name=step.name, metadata=_shown_parameters(step.name, asked))
+            for step in body.steps
         ),
     )
 
 
-def _shown(step: StepName, asked: dict[str, Any]) -> dict[str, Any]:
+def _shown_parameters(step: StepName, parameters_by_step: dict[str, Any]) -> dict[str, Any]:
     """The parameters that a step's metadata shows."""
-    return {name: asked[step][name] for name in STEP_KINDS[step].shown_parameters}
+    return {name: parameters_by_step[step][name] for name in STEP_KINDS[step].shown_parameters}
 
 
-def _apply_started(seen: JobView, body: StepStart, ts: datetime) -> JobView:
+def _apply_started(view: JobView, body: StepStart, ts: datetime) -> JobView:
     def start(step: StepView) -> StepView:
         return replace(step, status="running", attempt=body.attempt, started_at=step.started_at or ts, finished_at=None)
 
-    return _replace_step(replace(seen, status="running"), body.step_id, start)
+    return _replace_step(replace(view, status="running"), body.step_id, start)
 
 
-def _apply_written(seen: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
-    seen = replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
-    return _replace_step(seen, body.step_id, lambda step: replace(step, completed=step.completed + 1))
+def _apply_written(view: JobView, body: ArtifactWritten, ts: datetime) -> JobView:
+    view = replace(view, artifacts=(*view.artifacts, _artifact_view(body, ts)))
+    return _replace_step(view, body.step_id, lambda step: replace(step, completed=step.completed + 1))
 
 
-def _apply_rewritten(seen: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
+def _apply_rewritten(view: JobView, body: ArtifactRewritten, ts: datetime) -> JobView:
     """Other bytes of an image. The projector's view may be without it: its row stands, and takes these from another."""
-    for index, artifact in enumerate(seen.artifacts):
+    for index, artifact in enumerate(view.artifacts):
         if (artifact.step_id, artifact.item_index) == (body.step_id, body.item_index):
             after = replace(artifact, bytes=body.bytes, sha256=body.sha256)
-            return replace(seen, artifacts=(*seen.artifacts[:index], after, *seen.artifacts[index + 1 :]))
-    return replace(seen, artifacts=(*seen.artifacts, _artifact(body, ts)))
+            return replace(view, artifacts=(*view.artifacts[:index], after, *view.artifacts[index + 1 :]))
+    return replace(view, artifacts=(*view.artifacts, _artifact_view(body, ts)))
 
 
-def _artifact(body: ArtifactEvent, ts: datetime) -> ArtifactView:
+def _artifact_view(body: ArtifactEvent, ts: datetime) -> ArtifactView:
     return copy_fields(body, ArtifactView, created_at=ts)
 
 
-def _apply_step_retry(seen: JobView, body: StepRetry) -> JobView:
-    return _replace_step(seen, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
+def _apply_step_retry(view: JobView, body: StepRetry) -> JobView:
+    return _replace_step(view, body.step_id, lambda step: replace(step, status="queued", attempt=body.attempt))
 
 
-def _apply_retry_requested(seen: JobView, body: RetryRequested) -> JobView:
+def _apply_retry_requested(view: JobView, body: RetryRequested) -> JobView:
     """The step that is to run again is queued, and so is one after it that had failed."""
-    for step in seen.steps:
+    for step in view.steps:
         if step.step_id == body.step_id or step.status == "failed":
-            seen = _replace_step(seen, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
-    return seen
+            view = _replace_step(view, step.step_id, lambda again: replace(again, status="queued", finished_at=None))
+    return view
 
 
-def _apply_step_finish(seen: JobView, body: StepFinish, ts: datetime) -> JobView:
+def _apply_step_finish(view: JobView, body: StepFinish, ts: datetime) -> JobView:
     return _replace_step(
-        seen, body.step_id, lambda step: replace(step, status=body.status, attempt=body.attempt, finished_at=ts)
+        view, body.step_id, lambda step: replace(step, status=body.status, attempt=body.attempt, finished_at=ts)
     )
 
 
-def _apply_job_finish(seen: JobView, body: JobFinish, ts: datetime) -> JobView:
-    seen = replace(seen, status=body.status)
+def _apply_job_finish(view: JobView, body: JobFinish, ts: datetime) -> JobView:
+    view = replace(view, status=body.status)
     if body.status == "succeeded":
-        return seen
+        return view
     if body.status == "cancelled":
-        seen = replace(seen, error_code="cancelled", error_message="The job was cancelled.")
-        for step in seen.steps:
+        view = replace(view, error_code="cancelled", error_message="The job was cancelled.")
+        for step in view.steps:
             if step.status in {"queued", "running"}:
-                seen = _replace_step(
-                    seen, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts)
+                view = _replace_step(
+                    view, step.step_id, lambda open_: replace(open_, status="cancelled", finished_at=ts)
                 )
-    return seen
+    return view
 
 
-def _replace_step(seen: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
-    return replace(seen, steps=tuple(change(step) if step.step_id == step_id else step for step in seen.steps))
+def _replace_step(view: JobView, step_id: UUID, change: Callable[[StepView], StepView]) -> JobView:
+    return replace(view, steps=tuple(change(step) if step.step_id == step_id else step for step in view.steps))

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from orchestrator.events import DecodedEvent, KeyCreated, KeyRevoked, Scope
 
-TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+TENANT_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """The form of a tenant's name, which is a part of its object keys."""
 
-_TEXT = re.compile(r"df_([0-9a-f]{32})_[A-Za-z0-9_-]{43}", re.ASCII)
+_KEY_TEXT_PATTERN = re.compile(r"df_([0-9a-f]{32})_[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,36 +29,36 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None = None
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether it has not been revoked."""
         return self.revoked_at is None
 
 
-def key_text(key_id: UUID, secret: str) -> str:
+def make_key_text(key_id: UUID, secret: str) -> str:
     """A key's text. secret: 256 random bits as 43 characters of base64url."""
     return f"df_{key_id.hex}_{secret}"
 
 
-def key_id_in(text: str) -> UUID | None:
+def parse_key_id(text: str) -> UUID | None:
     """The id in a key's text; None if the text has another form."""
-    match = _TEXT.fullmatch(text)
+    match = _KEY_TEXT_PATTERN.fullmatch(text)
     return None if match is None else UUID(hex=match[1])
 
 
-def digest(text: str) -> str:
+def key_text_digest(text: str) -> str:
     """The digest that is stored instead of a key. The secret cannot be guessed, so one round of SHA-256 is enough."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def evolve(key: KeyView | None, event: DecodedEvent) -> KeyView | None:
+def evolve_key(key: KeyView | None, event: DecodedEvent) -> KeyView | None:
     """The key after one more event; None until it is created."""
     if key is None:
-        return _apply_created(event, event.body) if isinstance(event.body, KeyCreated) else None
+        return _key_of_created_event(event, event.body) if isinstance(event.body, KeyCreated) else None
     revoked_at = event.ts if isinstance(event.body, KeyRevoked) else key.revoked_at
     return replace(key, stream_version=event.version, revoked_at=revoked_at)
 
 
-def _apply_created(event: DecodedEvent, body: KeyCreated) -> KeyView:
+def _key_of_created_event(event: DecodedEvent, body: KeyCreated) -> KeyView:
     return KeyView(
         key_id=event.stream_id,
         stream_version=event.version,

@@ -8,10 +8,10 @@ from orchestrator.events import StepName
 from orchestrator.step_kinds import default_weights
 from projections.job_view import JobView
 
-Weights = Mapping[StepName, float]
+StepWeights = Mapping[StepName, float]
 
 # What a job of one step reports as its stages: the parts in which the old service measured it.
-_SINGLE = (("queued_to_start", 0.1), ("sampling", 0.8), ("finalize", 0.1))
+_SINGLE_STEP_STAGES = (("queued_to_start", 0.1), ("sampling", 0.8), ("finalize", 0.1))
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -37,7 +37,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     per_step: dict[str, float] | None = None
 
 
-def progress(job: JobView, weights: Weights | None = None, *, per_step: bool = False) -> Progress:
+def job_progress(job: JobView, weights: StepWeights | None = None, *, per_step: bool = False) -> Progress:
     """The sum of share * completed / count over the steps, exactly 1.0 when every artifact exists.
 
     weights: by kind of step; those of the table unless given. A step's share is its part of the weights of all steps.
@@ -49,7 +49,7 @@ def progress(job: JobView, weights: Weights | None = None, *, per_step: bool = F
     done = {step.name: min(1.0, step.completed / job.count) for step in job.steps}
     if len(job.steps) == 1:
         [total] = done.values()
-        stages = [Stage(name, weight) for name, weight in _SINGLE]
+        stages = [Stage(name, weight) for name, weight in _SINGLE_STEP_STAGES]
     else:
         own = {name: (weights or default_weights())[name] for name in done}
         shares = {name: weight / (sum(own.values()) or 1.0) for name, weight in own.items()}

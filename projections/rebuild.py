@@ -25,32 +25,32 @@ from orchestrator import codec
 from orchestrator.quarantine import is_quarantined
 from projections import job_view
 from projections.job_view import JobView
-from projections.projector import SHADOW, Projector
-from projections.rows import COLUMNS, copy_records
+from projections.projector import SHADOW_SCHEMA, Projector
+from projections.rows import COPY_COLUMNS, copy_records
 
-Phase = Literal["filling", "following"]
+RebuildPhase = Literal["filling", "following"]
 
 MAX_SWAP_LAG_S = 1.0
 """The largest lag of the new generation, in seconds, at which it is swapped in."""
 
 _JOBS_PER_CHUNK = 500
-_PAGE = 2000
+_EVENTS_PER_FETCH = 2000
 _RETRY_PAUSE_S = 0.1
 _MAX_RETRY_PAUSE_S = 2.0
 _STRICT_SWAP_TRIES = 10
 
-_EVENTS = """
+_CHUNK_EVENTS_SQL = """
 select stream_id, tenant, version, code, schema_version, ts, data, meta, private
 from eventstore.events
 where stream_id > $1 and stream_id <= $2 and category = 'job' and position <= ($3::bigint[])[partition + 1]
 order by stream_id, version
 """
-_TAKE_CHUNK = "select chunk, after, upto from projector.take_chunk($1)"
-_UNFINISHED_CHUNKS = """
+_TAKE_CHUNK_SQL = "select chunk, after, upto from projector.take_chunk($1)"
+_HAS_UNFINISHED_CHUNKS_SQL = """
 select exists (select from projector.chunks where events is null)
     and exists (select from projector.rebuild where version = $1)
 """
-_STATE = """
+_READ_MODEL_STATE_SQL = """
 select g.number, g.version, to_regclass('readmodel_before.generation') is not null as before,
     r.version as building, r.started_at, r.follows, c.chunks, c.filled, c.events,
     (select sum(head)::bigint from unnest(r.heads) as head) as of_events
@@ -70,7 +70,7 @@ class RebuildProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     views_version: int
     started_at: datetime
-    phase: Phase
+    phase: RebuildPhase
     chunks: int
     filled: int
     events: int
@@ -99,7 +99,7 @@ class Rebuild:
 
     async def state(self) -> ReadModelState:
         """Which generation serves, and the progress of a rebuild."""
-        row = (await self._database.read(_STATE))[0]
+        row = (await self._database.read(_READ_MODEL_STATE_SQL))[0]
         return ReadModelState(
             generation=row["number"],
             views_version=row["version"],
@@ -117,13 +117,13 @@ class Rebuild:
         outdated: only if the generation that serves has an earlier version. Raises `RebuildFailed` if not begun.
         """
         row = await self._call_untimed(
-            "select * from projector.begin_rebuild($1, $2, $3)", job_view.VERSION, _JOBS_PER_CHUNK, outdated
+            "select * from projector.begin_rebuild($1, $2, $3)", job_view.VIEWS_VERSION, _JOBS_PER_CHUNK, outdated
         )
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["fresh"]
 
-    async def fill(self, should_continue: Callable[[], bool] = lambda: True) -> None:
+    async def fill_chunks(self, should_continue: Callable[[], bool] = lambda: True) -> None:
         """Fill chunks until this and other processes have filled all, or until `should_continue` returns False.
 
         Raises `RebuildFailed` for a history that this release cannot fold.
@@ -131,19 +131,19 @@ class Rebuild:
         while should_continue():
             if await self._fill_chunk():
                 continue
-            if not await self._call_scalar(_UNFINISHED_CHUNKS, job_view.VERSION):
+            if not await self._call_scalar(_HAS_UNFINISHED_CHUNKS_SQL, job_view.VIEWS_VERSION):
                 return
             await asyncio.sleep(_RETRY_PAUSE_S)  # other processes fill the last chunks, unless they die
 
     async def run(self) -> float:
-        """Rebuild an outdated read model in this process alone. Returns and raises as `follow`."""
+        """Rebuild an outdated read model in this process alone. Returns and raises as `follow_and_swap`."""
         await self.begin(outdated=True)
-        await self.fill()
-        async for _ in self.index():
+        await self.fill_chunks()
+        async for _ in self.build_missing_indexes():
             pass
-        return await self.follow()
+        return await self.follow_and_swap()
 
-    async def index(self) -> AsyncIterator[str]:
+    async def build_missing_indexes(self) -> AsyncIterator[str]:
         """Build the missing indexes, after every chunk is filled. Yields the name of each new index."""
         while True:
             row = await self._call_untimed("select projector.build_index() as name")
@@ -151,7 +151,7 @@ class Rebuild:
                 return
             yield row["name"]
 
-    async def follow(self) -> float:
+    async def follow_and_swap(self) -> float:
         """Follow the log until the new generation has caught up, and swap. Returns its lag at the swap, in seconds.
 
         Raises `RebuildFailed` if the rebuild was aborted or the log cannot be followed.
@@ -160,7 +160,7 @@ class Rebuild:
         # The notifier is not started: this subscription only polls.
         log = Log(self._database)
         subscription = Subscription(
-            log, Notifier(self._database), Projector(self._database, SHADOW), codec.is_known, create=False
+            log, Notifier(self._database), Projector(self._database, SHADOW_SCHEMA), codec.is_known, create=False
         )
         tries = 0
         while True:
@@ -183,8 +183,8 @@ class Rebuild:
             tries += 1
 
     async def begin_rollback(self) -> None:
-        """Begin a rollback to the previous generation; `follow` completes it. Raises `RebuildFailed`."""
-        [row] = await self._database.execute_once("select * from projector.begin_rollback($1)", job_view.VERSION)
+        """Begin a rollback to the previous generation; `follow_and_swap` completes it. Raises `RebuildFailed`."""
+        [row] = await self._database.execute_once("select * from projector.begin_rollback($1)", job_view.VIEWS_VERSION)
         if row["reason"] is not None:
             raise RebuildFailed(row["reason"])
         self.generation = row["generation"]
@@ -193,7 +193,7 @@ class Rebuild:
         """Abort a rebuild or rollback. Returns whether one was in progress."""
         return bool(await self._call_scalar("select projector.abort_rebuild()"))
 
-    async def pause(self, projection: str, *, paused: bool) -> bool:
+    async def set_paused(self, projection: str, *, paused: bool) -> bool:
         """Pause or resume a projection. Returns whether a projection with this name exists."""
         return bool(await self._call_scalar("select projector.pause($1, $2)", projection, paused))
 
@@ -210,15 +210,15 @@ class Rebuild:
         async with self._transaction() as connection:
             # A frozen process must not keep its chunk locked.
             await connection.execute("set local idle_in_transaction_session_timeout = '65s'")
-            chunk = await connection.fetchrow(_TAKE_CHUNK, job_view.VERSION)
+            chunk = await connection.fetchrow(_TAKE_CHUNK_SQL, job_view.VIEWS_VERSION)
             if chunk is None:
                 return False
             heads = await connection.fetchval("select heads from projector.rebuild")
             folder = _JobFolder()
-            cursor = await connection.cursor(_EVENTS, chunk["after"], chunk["upto"], heads)
-            while rows := await cursor.fetch(_PAGE):
-                folder.add(rows)
-            await self._copy_all(connection, folder.end())
+            cursor = await connection.cursor(_CHUNK_EVENTS_SQL, chunk["after"], chunk["upto"], heads)
+            while rows := await cursor.fetch(_EVENTS_PER_FETCH):
+                folder.fold_page(rows)
+            await self._copy_storable_views(connection, folder.finish())
             await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folder.events)
         return True
 
@@ -227,22 +227,24 @@ class Rebuild:
         async with self._database.connection() as connection, connection.transaction():
             yield connection
 
-    async def _copy_all(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
+    async def _copy_storable_views(self, connection: asyncpg.Connection, views: list[JobView]) -> None:
         try:
             async with connection.transaction():
-                await self._copy(connection, jobs)
+                await self._copy_views(connection, views)
         except UNSTORABLE_VALUE_ERRORS as error:
-            if len(jobs) > 1:
-                for job in jobs:
-                    await self._copy_all(connection, [job])
+            if len(views) > 1:
+                for job in views:
+                    await self._copy_storable_views(connection, [job])
                 return
-            if not is_quarantined(await Log(self._database).read_stream(jobs[0].job_id)):
-                raise _rebuild_error(jobs[0].job_id, error) from error
-            await self._copy(connection, [job_view.least(jobs[0], None)])
+            if not is_quarantined(await Log(self._database).read_stream(views[0].job_id)):
+                raise _rebuild_error(views[0].job_id, error) from error
+            await self._copy_views(connection, [job_view.minimal_view(views[0], None)])
 
-    async def _copy(self, connection: asyncpg.Connection, jobs: list[JobView]) -> None:
-        for table, rows in copy_records(jobs).items():
-            await connection.copy_records_to_table(table, schema_name=SHADOW, columns=COLUMNS[table], records=rows)
+    async def _copy_views(self, connection: asyncpg.Connection, views: list[JobView]) -> None:
+        for table, rows in copy_records(views).items():
+            await connection.copy_records_to_table(
+                table, schema_name=SHADOW_SCHEMA, columns=COPY_COLUMNS[table], records=rows
+            )
 
 
 class _JobFolder:
@@ -253,26 +255,26 @@ class _JobFolder:
         self._jobs: list[JobView] = []
         self._open: list[EventRow] = []
 
-    def add(self, rows: list[Row]) -> None:
+    def fold_page(self, rows: list[Row]) -> None:
         """Fold a page. A job may begin on an earlier page and end on a later one."""
         self.events += len(rows)
         for job_id, of_job in groupby(rows, key=lambda row: row["stream_id"]):
             if self._open and self._open[0].stream_id != job_id:
-                self._close()
+                self._finish_open_job()
             self._open.extend(EventRow(**row) for row in of_job)
 
-    def end(self) -> list[JobView]:
+    def finish(self) -> list[JobView]:
         """All jobs. Call it after the last page."""
-        self._close()
+        self._finish_open_job()
         return self._jobs
 
-    def _close(self) -> None:
+    def _finish_open_job(self) -> None:
         history, self._open = self._open, []
-        if history and (view := _fold(history)) is not None:
+        if history and (view := _fold_job(history)) is not None:
             self._jobs.append(view)
 
 
-def _fold(history: Sequence[EventRow]) -> JobView | None:
+def _fold_job(history: Sequence[EventRow]) -> JobView | None:
     for event in history:
         if not codec.is_known(event.code, event.schema_version):
             raise RebuildFailed(
@@ -280,7 +282,7 @@ def _fold(history: Sequence[EventRow]) -> JobView | None:
                 f"{event.schema_version}; rebuild with the release that wrote it"
             )
     try:
-        return job_view.of_history(history)
+        return job_view.fold_history(history)
     except Exception as error:
         raise _rebuild_error(history[0].stream_id, error) from error
 

@@ -8,7 +8,7 @@ from eventstore.database import Database
 
 # The lag is the age of the first event after the checkpoint, by the database's clock. Lateral subqueries, since tables
 # as small as the subscriptions' are never analysed: a join would be planned as a scan of the whole log.
-_STATUSES = """
+_SUBSCRIPTION_STATUSES_SQL = """
 select s.subscription as projection, s.partition, s.position, coalesce(h.position, 0) as head,
     extract(epoch from clock_timestamp() - n.recorded_at)::float8 as lag_s, s.moved_at, b.paused_at
 from eventstore.standings s
@@ -46,6 +46,6 @@ class SubscriptionStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.head - self.position
 
 
-async def subscription_statuses(database: Database) -> list[SubscriptionStatus]:
+async def read_subscription_statuses(database: Database) -> list[SubscriptionStatus]:
     """The status of every subscription in every partition. Raises `DatabaseUnavailable`."""
-    return [SubscriptionStatus(**row) for row in await database.read(_STATUSES)]
+    return [SubscriptionStatus(**row) for row in await database.read(_SUBSCRIPTION_STATUSES_SQL)]

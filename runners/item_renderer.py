@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
-from artifacts.encoding import decode, encode, size_of
+from artifacts.encoding import decode, encode, image_size
 from artifacts.errors import InvalidSource, ObjectChanged
-from artifacts.lineage import embed, lineage_of, read_lineage
+from artifacts.lineage import embed_lineage, lineage_of, read_lineage
 from orchestrator.events import Rendering, StepName
 from orchestrator.state import JobState, StepState
 from runners.engines.batching import AttemptListener, BatchScheduler
@@ -124,8 +124,8 @@ def _embed_lineage(
 ) -> RenderedImage:
     """A file that says where it came from, unless that is not wanted."""
     if job.generate.embed_metadata:
-        body = embed(body, lineage_of(job, step, index, rendering))
-    return RenderedImage(body, size_of(body), rendering)
+        body = embed_lineage(body, lineage_of(job, step, index, rendering))
+    return RenderedImage(body, image_size(body), rendering)
 
 
 def _read_stored_rendering(

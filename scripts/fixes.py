@@ -12,7 +12,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "01-document-as-the-library-words-it",
         "api/openapi/document.py",
-        "    return {name: _normalise(schema) for name, schema in schemas.items()}",
+        "    return {name: _normalise_schema(schema) for name, schema in schemas.items()}",
         "    return dict(schemas)",
         "tests/unit/test_openapi.py -k 'committed or does_not_depend'",
     ),
@@ -131,7 +131,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-replayed-answer-waits-for-nothing",
         "api/job_commands.py",
-        "        await _within_patience(services, services.log.confirm_replicated())\n",
+        "        await _await_write_or_503(services, services.log.confirm_replicated())\n",
         "",
         "tests/flow/test_standby.py -k accepted",
     ),
@@ -215,7 +215,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "05-unreadable-to-the-api-alone",
         "api/job_commands.py",
-        '        await _within_patience(services, services.jobs.report_unreadable(error, "api"))\n',
+        '        await _await_write_or_503(services, services.jobs.report_unreadable(error, "api"))\n',
         "",
         "tests/flow/test_quarantine.py -k whoever",
     ),
@@ -318,7 +318,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-described-as-asked-for",
         "runners/item_renderer.py",
-        "    return RenderedImage(body, size_of(body), rendering)",
+        "    return RenderedImage(body, image_size(body), rendering)",
         "    from orchestrator.plan import output_size\n"
         "    return RenderedImage(body, output_size(job.parameters, step), rendering)",
         "tests/store/test_stored_images.py -k described",
@@ -403,15 +403,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "11-ready-while-writes-fail",
         "api/health.py",
-        "spared = set(health.notices) if need or health.needs_writes else {_WRITES, *health.notices}",
-        "spared = {_WRITES, *health.notices}",
+        "spared = set(health.notices) if need or health.needs_writes else {_WRITES_CHECK_NAME, *health.notices}",
+        "spared = {_WRITES_CHECK_NAME, *health.notices}",
         "tests/flow/test_writes.py",
     ),
     Mutant(
         "12-admission-before-the-first-count",
         "api/admission.py",
-        "if age >= _STALE_S and self._reading is not None:",
-        "if age >= _STALE_S and self._reading is None:",
+        "if age >= _COUNT_STALE_AFTER_S and self._reading is not None:",
+        "if age >= _COUNT_STALE_AFTER_S and self._reading is None:",
         "tests/http/test_limits.py -k 'from_the_first_request or known_before'",
     ),
     Mutant(
@@ -501,8 +501,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "15-any-host-is-served-by-a-roles-health",
         "api/app.py",
-        "return _add_middleware(starlette, hosts)",
-        "return _add_middleware(starlette, Hosts())",
+        "return _add_outer_middleware(starlette, hosts)",
+        "return _add_outer_middleware(starlette, AllowedHosts())",
         "tests/http/test_hosts.py -k 'no_role and projector'",
     ),
     Mutant(
@@ -578,22 +578,22 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "17-gzip-refused",
         "api/middleware.py",
-        'accepted = b"gzip" if _takes_gzip(given) else b"identity"',
+        'accepted = b"gzip" if _prefers_gzip(given) else b"identity"',
         "accepted = given.encode()",
         "tests/http/test_conventions.py -k 'gzip_is_for'",
     ),
     Mutant(
         "17-key-twice",
         "api/requests.py",
-        "        _reject_doubles(body)\n",
+        "        _reject_duplicate_keys(body)\n",
         "",
         "tests/unit/test_requests.py -k twice",
     ),
     Mutant(
         "18-a-block-of-retry-alone",
         "api/frames.py",
-        'return b"retry: %d\\n" % millis',
-        'return b"retry: %d\\n\\n" % millis',
+        'return b"retry: %d\\n" % delay_ms',
+        'return b"retry: %d\\n\\n" % delay_ms',
         "tests/unit/test_frames.py tests/http/test_stream.py -k 'transcript or told_to_come_back'",
     ),
     Mutant(
@@ -634,15 +634,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "21-absolute-redirects",
         "api/app.py",
-        "HostCheck(OnStart(app, relative_redirect), hosts)",
-        "HostCheck(app, hosts)",
+        "HostCheckMiddleware(ResponseStartMiddleware(app, make_redirect_relative), hosts)",
+        "HostCheckMiddleware(app, hosts)",
         "tests/http/test_conventions.py -k trailing_slash",
     ),
     Mutant(
         "21-head-led-to-a-get",
         "api/jobs.py",
-        'head=redirects and request.method == "HEAD"',
-        "head=False",
+        'for_head=redirects and request.method == "HEAD"',
+        "for_head=False",
         "tests/http/test_artifacts.py -k takes_a_head",
     ),
     Mutant(
@@ -767,7 +767,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "25-probes-in-the-log",
         "api/middleware.py",
-        'scope["path"] in _PROBES and',
+        'scope["path"] in _PROBE_PATHS and',
         'scope["path"] == "" and',
         "tests/flow/test_log_lines.py -k probes",
     ),

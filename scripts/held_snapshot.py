@@ -144,10 +144,12 @@ class Arm:
         free = IN_FLIGHT - (self._submitted - self._done)
         if free < IN_FLIGHT // 6:
             return
-        submission = requests.parse(REQUEST)
+        submission = requests.parse_job_request(REQUEST)
         transitions = []
         for _ in range(free):
-            created, private = requests.events(submission, seed=7, step_ids=(new_id(), new_id()), max_pixels=10**9)
+            created, private = requests.job_created_event(
+                submission, seed=7, step_ids=(new_id(), new_id()), max_pixels=10**9
+            )
             first = make_event(created, Meta(), private=private)
             transitions.append(Transition(append=Append(stream=new_id(), category="job", expected=0, events=(first,))))
         self._submitted += free

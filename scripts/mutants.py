@@ -161,7 +161,7 @@ MUTANTS = (
     Mutant(
         "cursor-of-a-lost-future",
         "api/cursors.py",
-        "return self.position == 0 or (chain is not None and chain.startswith(self.link))",
+        "return self.position == 0 or (chain is not None and chain.startswith(self.chain_prefix))",
         "return self.position == 0 or chain is not None",
         "tests/unit/test_cursors.py tests/http/test_events.py",
     ),
@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant(
         "revoked-key-opens",
         "projections/key_queries.py",
-        "return key if key is not None and key.active else None",
+        "return key if key is not None and key.is_active else None",
         "return key",
         "tests/http/test_access.py",
     ),

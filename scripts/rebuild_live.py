@@ -33,7 +33,7 @@ from eventstore.events import NewEvent
 from eventstore.log import Append, Batch, Log
 from orchestrator.events import ArtifactWritten, JobFinish, PersonalText
 from projections.rebuild import Rebuild
-from projections.subscription_status import subscription_statuses
+from projections.subscription_status import read_subscription_statuses
 from projections.verifier import ReadModelVerifier
 from tests.kit import SERVICE_LOGIN, History, Service, dreamforge, event, roles_environ
 
@@ -176,13 +176,13 @@ async def killed_halfway(database: Database, environ: dict[str, str]) -> tuple[i
 
 async def agree(database: Database) -> None:
     """Hold every row against its history, folded from the beginning, once the projector has caught up."""
-    while any(one.lag for one in await subscription_statuses(database)):  # noqa: ASYNC110  # another process moves it
+    while any(one.lag for one in await read_subscription_statuses(database)):  # noqa: ASYNC110  # another process moves it
         await asyncio.sleep(0.5)
     verifier, jobs = ReadModelVerifier(database), 0
-    found = await verifier.orphans()
-    async for page in verifier.pages():
+    found = await verifier.find_orphans()
+    async for page in verifier.job_id_pages():
         jobs += len(page)
-        found += await verifier.check(page)
+        found += await verifier.check_jobs(page)
     say(f"  {jobs:,} jobs held against the log: {len(found)} disagree")
     if found:
         raise RuntimeError(f"rows disagree with the log: {found[:3]}")

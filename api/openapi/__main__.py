@@ -3,6 +3,6 @@
 import sys
 
 from api.app import ROUTES
-from api.openapi.document import encoded
+from api.openapi.document import encode_document
 
-sys.stdout.buffer.write(encoded(ROUTES))
+sys.stdout.buffer.write(encode_document(ROUTES))

@@ -8,40 +8,40 @@ import msgspec
 from msgspec.structs import asdict
 
 from api import anchors, models, projections, requests, schemas
-from api.errors import STATUS
+from api.errors import STATUS_BY_ERROR_CODE
 from api.openapi.vocabulary import (
-    CHALLENGE,
-    JSON,
-    LIMITED,
-    MISDIRECTED,
-    NO_KEY,
-    REQUEST_ID,
-    REQUEST_IDS,
-    RETRY_AFTER,
-    SSE,
+    JSON_MEDIA_TYPE,
+    MISDIRECTED_DESCRIPTION,
+    RATE_LIMITED_DESCRIPTION,
+    REQUEST_ID_HEADER,
+    REQUEST_ID_PARAMETERS,
+    RETRY_AFTER_HEADER,
+    SSE_MEDIA_TYPE,
+    UNAUTHORIZED_DESCRIPTION,
+    WWW_AUTHENTICATE_HEADER,
     Header,
+    JsonSchema,
     Parameter,
     Reply,
     RequestBody,
-    Schema,
-    ref,
+    component_ref,
 )
 from api.routing import ApiRoute
 from orchestrator.step_kinds import STEP_KINDS
 from projections.progress import Progress
 
-_DESCRIPTION = """\
+_SERVICE_DESCRIPTION = """\
 An event-sourced service for image jobs. `HEAD` works on every `GET` but the streams; `OPTIONS` answers 204 with
 `Allow`; unknown query parameters are ignored. A body may be declared as any `application/*+json`. Every response has
 `X-Request-Id`. JSON and NDJSON of a kilobyte and more are gzipped on request, streams never."""
-_TAGS = {
+_TAG_DESCRIPTIONS = {
     "jobs": "Submit jobs, and read them.",
     "streams": "Server-sent events: live and resumable, without a gap.",
     "log": "The whole log and its anchors.",
     "models": "The models that jobs may use. Models are registered by the command line.",
     "operations": "For operators of the service.",
 }
-_SECURITY: Schema = {
+_SECURITY_SCHEMES: JsonSchema = {
     "key": {
         "type": "http",
         "scheme": "bearer",
@@ -54,9 +54,9 @@ _SECURITY: Schema = {
         "description": "A token of `createStreamToken`, for a browser's EventSource.",
     },
 }
-_REF = "#/components/schemas/{name}"
-_NO_NUL = r"^[^\u0000]*$"
-_ANSWERS = (
+_SCHEMA_REF_TEMPLATE = "#/components/schemas/{name}"
+_NO_NUL_PATTERN = r"^[^\u0000]*$"
+_ANSWER_TYPES = (
     schemas.Service,
     schemas.JobAnswer,
     schemas.StreamToken,
@@ -76,19 +76,19 @@ _ANSWERS = (
     models.ModelDetail,
     Progress,
 )
-_REQUESTS = (requests.JobRequest, *requests.PIPELINE)
-_ERROR_HEADERS = {
-    "unauthorized": CHALLENGE,
-    "forbidden": CHALLENGE,
-    "rate_limited": RETRY_AFTER,
-    "infra_unavailable": RETRY_AFTER,
+_REQUEST_TYPES = (requests.JobRequest, *requests.PIPELINE_ELEMENT_TYPES)
+_HEADERS_BY_ERROR_CODE = {
+    "unauthorized": WWW_AUTHENTICATE_HEADER,
+    "forbidden": WWW_AUTHENTICATE_HEADER,
+    "rate_limited": RETRY_AFTER_HEADER,
+    "infra_unavailable": RETRY_AFTER_HEADER,
 }
 # The keywords of a schema that come first, in this order.
-_KEYWORDS = ("title", "description", "type", "properties", "required")
-_SUBSCHEMAS = ("additionalProperties", "items", "propertyNames")
+_KEYWORD_ORDER = ("title", "description", "type", "properties", "required")
+_SUBSCHEMA_KEYWORDS = ("additionalProperties", "items", "propertyNames")
 
 
-def document(routes: Iterable[ApiRoute]) -> Schema:
+def build_document(routes: Iterable[ApiRoute]) -> JsonSchema:
     """The whole document, ready to be encoded as JSON."""
     return {
         "openapi": "3.1.0",
@@ -96,72 +96,72 @@ def document(routes: Iterable[ApiRoute]) -> Schema:
             "title": "Dream Forge",
             "version": "1",
             "summary": f"Image jobs: {', then '.join(STEP_KINDS)}.",
-            "description": _DESCRIPTION,
+            "description": _SERVICE_DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "This server."}],
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
-        "paths": _paths(routes),
+        "tags": [{"name": name, "description": text} for name, text in _TAG_DESCRIPTIONS.items()],
+        "paths": _path_items(routes),
         "components": {
-            "schemas": _components(),
-            "parameters": {one.name: _parameter(one) for one in REQUEST_IDS},
-            "headers": {name: asdict(header) for name, header in REQUEST_ID.items()},
-            "securitySchemes": _SECURITY,
+            "schemas": _component_schemas(),
+            "parameters": {one.name: _parameter_object(one) for one in REQUEST_ID_PARAMETERS},
+            "headers": {name: asdict(header) for name, header in REQUEST_ID_HEADER.items()},
+            "securitySchemes": _SECURITY_SCHEMES,
         },
     }
 
 
-def _components() -> dict[str, Schema]:
-    answers, requested = _derive_schemas(_ANSWERS), _derive_schemas(_REQUESTS)
+def _component_schemas() -> dict[str, JsonSchema]:
+    answers, requested = _derive_schemas(_ANSWER_TYPES), _derive_schemas(_REQUEST_TYPES)
     for schema in requested.values():
         _allow_null(schema)
         _forbid_nul(schema)
     job_request = requested["JobRequest"]
     job_request["properties"]["pipeline"] = {"type": "null", "description": "Its presence makes a PipelineRequest."}
-    for name, rule in requests.RULES.items():
+    for name, rule in requests.SCHEMA_RULES_BY_TYPE.items():
         requested[name] |= rule
-    requested["PipelineRequest"] = _pipeline_request(job_request)
+    requested["PipelineRequest"] = _pipeline_request_schema(job_request)
     return dict(sorted((answers | requested).items()))
 
 
-def _derive_schemas(types: tuple[type, ...]) -> dict[str, Schema]:
-    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
-    return {name: _normalise(schema) for name, schema in schemas.items()}
+def _derive_schemas(types: tuple[type, ...]) -> dict[str, JsonSchema]:
+    _, schemas = msgspec.json.schema_components(types, ref_template=_SCHEMA_REF_TEMPLATE)
+    return {name: _normalise_schema(schema) for name, schema in schemas.items()}
 
 
-def _normalise(schema: Schema) -> Schema:
+def _normalise_schema(schema: JsonSchema) -> JsonSchema:
     """The same schema for all releases of msgspec and Python.
 
     They differ in the indentation of docstrings (none since Python 3.13), and guarantee no order.
     """
-    result: Schema = {}
-    for name in sorted(schema, key=_as_keyword):
+    result: JsonSchema = {}
+    for name in sorted(schema, key=_keyword_sort_key):
         value = schema[name]
         if name == "description":
             value = inspect.cleandoc(value)
         elif name == "properties":
-            value = {field: _normalise(one) for field, one in value.items()}
+            value = {field: _normalise_schema(one) for field, one in value.items()}
         elif name == "required":
             value = sorted(value, key=list(schema["properties"]).index)
         elif name == "enum":
             value = sorted(value, key=msgspec.json.encode)
         elif name == "anyOf":
-            value = sorted(map(_normalise, value), key=_as_alternative)
-        elif name in _SUBSCHEMAS and isinstance(value, dict):
-            value = _normalise(value)
+            value = sorted(map(_normalise_schema, value), key=_alternative_sort_key)
+        elif name in _SUBSCHEMA_KEYWORDS and isinstance(value, dict):
+            value = _normalise_schema(value)
         result[name] = value
     return result
 
 
-def _as_keyword(name: str) -> tuple[int, str]:
-    return _KEYWORDS.index(name) if name in _KEYWORDS else len(_KEYWORDS), name
+def _keyword_sort_key(name: str) -> tuple[int, str]:
+    return _KEYWORD_ORDER.index(name) if name in _KEYWORD_ORDER else len(_KEYWORD_ORDER), name
 
 
-def _as_alternative(schema: Schema) -> tuple[bool, bytes]:
+def _alternative_sort_key(schema: JsonSchema) -> tuple[bool, bytes]:
     return schema.get("type") == "null", msgspec.json.encode(schema)
 
 
-def _allow_null(schema: Schema) -> None:
+def _allow_null(schema: JsonSchema) -> None:
     """Allow null for every optional field of a request: null means absent."""
     for name, field in schema["properties"].items():
         if name in schema["required"] or {"type": "null"} in field.get("anyOf", []):
@@ -180,15 +180,15 @@ def _forbid_nul(schema: Any) -> None:
             _forbid_nul(one)
     if isinstance(schema, dict):
         if schema.get("type") == "string" and "format" not in schema:
-            schema["pattern"] = _NO_NUL
+            schema["pattern"] = _NO_NUL_PATTERN
         if "propertyNames" in schema:
-            schema["propertyNames"] = {"pattern": _NO_NUL} | schema["propertyNames"]
+            schema["propertyNames"] = {"pattern": _NO_NUL_PATTERN} | schema["propertyNames"]
         for one in list(schema.values()):
             _forbid_nul(one)
 
 
-def _pipeline_request(job_request: Schema) -> Schema:
-    steps = [{"$ref": _REF.format(name=step.__name__)} for step in requests.PIPELINE]
+def _pipeline_request_schema(job_request: JsonSchema) -> JsonSchema:
+    steps = [{"$ref": _SCHEMA_REF_TEMPLATE.format(name=step.__name__)} for step in requests.PIPELINE_ELEMENT_TYPES]
     return {
         "title": "PipelineRequest",
         "description": "The same as `chain` with `impl: image`, as a list of exactly these two steps.",
@@ -202,39 +202,39 @@ def _pipeline_request(job_request: Schema) -> Schema:
     }
 
 
-def _paths(routes: Iterable[ApiRoute]) -> dict[str, Schema]:
-    paths: dict[str, Schema] = {}
+def _path_items(routes: Iterable[ApiRoute]) -> dict[str, JsonSchema]:
+    paths: dict[str, JsonSchema] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation_object(route)
     return paths
 
 
-def _operation(route: ApiRoute) -> Schema:
+def _operation_object(route: ApiRoute) -> JsonSchema:
     operation = route.operation
-    return _without_empty(
+    return _drop_empty_members(
         {
             "operationId": operation.name,
             "tags": [operation.tag],
             "summary": operation.summary,
             "description": operation.description,
             "parameters": [
-                *(_parameter(one) for one in operation.parameters),
-                *({"$ref": f"#/components/parameters/{one.name}"} for one in REQUEST_IDS),
+                *(_parameter_object(one) for one in operation.parameters),
+                *({"$ref": f"#/components/parameters/{one.name}"} for one in REQUEST_ID_PARAMETERS),
             ],
-            "requestBody": _request_body(operation.body),
-            "security": _security(route),
-            "responses": _responses(route),
+            "requestBody": _request_body_object(operation.body),
+            "security": _security_requirements(route),
+            "responses": _responses_object(route),
         }
     )
 
 
-def _request_body(body: RequestBody | None) -> Schema:
+def _request_body_object(body: RequestBody | None) -> JsonSchema:
     if body is None:
         return {}
-    return {"required": body.required, "content": {JSON: _content(body)}}
+    return {"required": body.required, "content": {JSON_MEDIA_TYPE: _media_type_object(body)}}
 
 
-def _security(route: ApiRoute) -> list[Schema]:
+def _security_requirements(route: ApiRoute) -> list[JsonSchema]:
     """A key, or none where the service requires none; for a job's stream also a token."""
     if not route.scopes:
         return []
@@ -242,27 +242,33 @@ def _security(route: ApiRoute) -> list[Schema]:
     return [{"key": []}, {}, *([{"stream_token": []}] if token else [])]
 
 
-def _responses(route: ApiRoute) -> Schema:
-    replies = {str(reply.status): _reply(reply) for reply in route.operation.replies}
-    errors = {str(STATUS[code]): _error(code, text) for code, text in _errors(route).items()}
+def _responses_object(route: ApiRoute) -> JsonSchema:
+    replies = {str(reply.status): _reply_object(reply) for reply in route.operation.replies}
+    errors = {
+        str(STATUS_BY_ERROR_CODE[code]): _error_response_object(code, text)
+        for code, text in _error_descriptions(route).items()
+    }
     return dict(sorted((replies | errors).items()))
 
 
-def _errors(route: ApiRoute) -> dict[str, str]:
+def _error_descriptions(route: ApiRoute) -> dict[str, str]:
     """The operation's own errors, and those that routes share."""
-    streams = any(reply.media == SSE for reply in route.operation.replies)
-    errors = dict(route.operation.errors) | {"misdirected_request": MISDIRECTED}
+    streams = any(reply.media == SSE_MEDIA_TYPE for reply in route.operation.replies)
+    errors = dict(route.operation.errors) | {"misdirected_request": MISDIRECTED_DESCRIPTION}
     if route.scopes:
-        errors |= {"unauthorized": NO_KEY, "forbidden": f"The key lacks the scope {' or '.join(route.scopes)}."}
+        errors |= {
+            "unauthorized": UNAUTHORIZED_DESCRIPTION,
+            "forbidden": f"The key lacks the scope {' or '.join(route.scopes)}.",
+        }
     if route.scopes and not streams:
-        errors["rate_limited"] = LIMITED
+        errors["rate_limited"] = RATE_LIMITED_DESCRIPTION
     if not streams:
         errors["internal"] = "A bug; the message leaks nothing."
     return errors
 
 
-def _parameter(parameter: Parameter) -> Schema:
-    described: Schema = {
+def _parameter_object(parameter: Parameter) -> JsonSchema:
+    described: JsonSchema = {
         "name": parameter.name,
         "in": parameter.location,
         "description": parameter.description,
@@ -274,36 +280,36 @@ def _parameter(parameter: Parameter) -> Schema:
     return described
 
 
-def _reply(reply: Reply) -> Schema:
-    described: Schema = {"description": reply.description, "headers": _headers(reply.headers)}
+def _reply_object(reply: Reply) -> JsonSchema:
+    described: JsonSchema = {"description": reply.description, "headers": _headers_object(reply.headers)}
     if reply.schema is not None:
-        described["content"] = {reply.media: _content(reply)}
+        described["content"] = {reply.media: _media_type_object(reply)}
     described["links"] = {name: {"operationId": name, "parameters": dict(given)} for name, given in reply.links.items()}
-    return _without_empty(described)
+    return _drop_empty_members(described)
 
 
-def _error(code: str, text: str) -> Schema:
-    extra = _ERROR_HEADERS.get(code, {})
+def _error_response_object(code: str, text: str) -> JsonSchema:
+    extra = _HEADERS_BY_ERROR_CODE.get(code, {})
     example = {"code": code, "message": text, "correlation_id": "…", "detail": {"code": code, "message": text}}
-    content = {"schema": ref("Error"), "examples": {code: {"value": example}}}
-    return {"description": text, "headers": _headers(extra), "content": {JSON: content}}
+    content = {"schema": component_ref("Error"), "examples": {code: {"value": example}}}
+    return {"description": text, "headers": _headers_object(extra), "content": {JSON_MEDIA_TYPE: content}}
 
 
-def _headers(headers: Mapping[str, Header]) -> Schema:
+def _headers_object(headers: Mapping[str, Header]) -> JsonSchema:
     own = {name: asdict(header) for name, header in headers.items()}
-    return own | {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}
+    return own | {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID_HEADER}
 
 
-def _content(body: RequestBody | Reply) -> Schema:
+def _media_type_object(body: RequestBody | Reply) -> JsonSchema:
     examples = {name: asdict(example) for name, example in body.examples.items()}
-    return _without_empty({"schema": body.schema, "examples": examples})
+    return _drop_empty_members({"schema": body.schema, "examples": examples})
 
 
-def _without_empty(described: Schema) -> Schema:
+def _drop_empty_members(described: JsonSchema) -> JsonSchema:
     """Without empty members."""
     return {name: value for name, value in described.items() if value not in ("", [], {})}
 
 
-def encoded(routes: Iterable[ApiRoute]) -> bytes:
+def encode_document(routes: Iterable[ApiRoute]) -> bytes:
     """The document as it is committed and served."""
-    return msgspec.json.format(msgspec.json.encode(document(routes))) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(build_document(routes))) + b"\n"

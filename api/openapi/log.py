@@ -1,19 +1,19 @@
 """The operations on the whole log. Pure."""
 
 from api.openapi.vocabulary import (
-    CATEGORY,
-    CODES,
-    INVALID_QUERY,
-    LAST_EVENT_ID,
-    STREAM_ERRORS,
-    STRING,
-    UNAVAILABLE,
+    CATEGORY_PARAMETER,
+    CODES_PARAMETER,
+    INVALID_QUERY_ERROR,
+    LAST_EVENT_ID_PARAMETERS,
+    STREAM_ERRORS_NOTE,
+    STRING_SCHEMA,
+    UNAVAILABLE_ERROR,
     Operation,
-    answered,
-    enum,
-    integer,
-    query,
-    streamed,
+    enum_schema,
+    integer_schema,
+    json_replies,
+    query_parameter,
+    stream_reply,
 )
 
 LIST_EVENTS = Operation(
@@ -22,13 +22,15 @@ LIST_EVENTS = Operation(
     "The whole log, page by page",
     description="From its beginning, or after a cursor. Order holds within a stream.",
     parameters=[
-        query("cursor", "`next_cursor` of the previous page, or the `id:` of a streamed event.", STRING),
-        query("limit", "Events a page.", integer(1, 1000, 100)),
-        CODES,
-        CATEGORY,
+        query_parameter(
+            "cursor", "`next_cursor` of the previous page, or the `id:` of a streamed event.", STRING_SCHEMA
+        ),
+        query_parameter("limit", "Events a page.", integer_schema(1, 1000, 100)),
+        CODES_PARAMETER,
+        CATEGORY_PARAMETER,
     ],
-    replies=answered("A page. With a filter it may be short or empty although more follows.", "LogPage"),
-    errors=INVALID_QUERY | UNAVAILABLE,
+    replies=json_replies("A page. With a filter it may be short or empty although more follows.", "LogPage"),
+    errors=INVALID_QUERY_ERROR | UNAVAILABLE_ERROR,
 )
 STREAM_EVENTS = Operation(
     "streamEvents",
@@ -36,23 +38,23 @@ STREAM_EVENTS = Operation(
     "The whole log as it grows",
     description="By default from its end. One message an event, with no `event:` name; the data is a `LogEvent`, `id:`"
     " a cursor. `event: cursor` with `data: {}` is a heartbeat, and moves the cursor past events that a filter leaves"
-    " out." + STREAM_ERRORS,
+    " out." + STREAM_ERRORS_NOTE,
     parameters=[
-        *LAST_EVENT_ID,
-        query("cursor", "Begin after this cursor.", STRING),
-        query("from", "Where to begin without a cursor.", enum("start", "now") | {"default": "now"}),
-        CODES,
-        CATEGORY,
+        *LAST_EVENT_ID_PARAMETERS,
+        query_parameter("cursor", "Begin after this cursor.", STRING_SCHEMA),
+        query_parameter("from", "Where to begin without a cursor.", enum_schema("start", "now") | {"default": "now"}),
+        CODES_PARAMETER,
+        CATEGORY_PARAMETER,
     ],
-    replies=[streamed({})],
-    errors=INVALID_QUERY,
+    replies=[stream_reply({})],
+    errors=INVALID_QUERY_ERROR,
 )
 LIST_ANCHORS = Operation(
     "listAnchors",
     "log",
     "The log's anchors, the newest first",
     description="The same for every tenant. Each is a file for `dreamforge audit verify --anchor`.",
-    parameters=[query("limit", "The maximum number.", integer(1, 200, 50))],
-    replies=answered("The anchors.", "AnchorList"),
-    errors=INVALID_QUERY | UNAVAILABLE,
+    parameters=[query_parameter("limit", "The maximum number.", integer_schema(1, 200, 50))],
+    replies=json_replies("The anchors.", "AnchorList"),
+    errors=INVALID_QUERY_ERROR | UNAVAILABLE_ERROR,
 )

@@ -1,15 +1,15 @@
 """The operations on models. Pure."""
 
 from api.openapi.vocabulary import (
-    INVALID_QUERY,
-    UNAVAILABLE,
-    UUID,
+    INVALID_QUERY_ERROR,
+    UNAVAILABLE_ERROR,
+    UUID_SCHEMA,
     Operation,
     Parameter,
-    answered,
-    enum,
-    integer,
-    query,
+    enum_schema,
+    integer_schema,
+    json_replies,
+    query_parameter,
 )
 
 LIST_MODELS = Operation(
@@ -17,22 +17,24 @@ LIST_MODELS = Operation(
     "models",
     "The models that jobs may use",
     parameters=[
-        query("enabled", "Those that are installed and enabled, or the others.", enum("true", "false")),
-        query("page", "The page's number, from 1.", integer(1, 2**31 - 1, 1)),
-        query("limit", "Models a page.", integer(1, 200, 50)),
+        query_parameter(
+            "enabled", "Those that are installed and enabled, or the others.", enum_schema("true", "false")
+        ),
+        query_parameter("page", "The page's number, from 1.", integer_schema(1, 2**31 - 1, 1)),
+        query_parameter("limit", "Models a page.", integer_schema(1, 200, 50)),
     ],
-    replies=answered(
+    replies=json_replies(
         "The default generator first, upscalers last.",
         "ModelList",
         links={"getModel": {"model_id": "$response.body#/models/0/id"}},
     ),
-    errors=INVALID_QUERY | UNAVAILABLE,
+    errors=INVALID_QUERY_ERROR | UNAVAILABLE_ERROR,
 )
 GET_MODEL = Operation(
     "getModel",
     "models",
     "One model",
-    parameters=[Parameter("model_id", "path", "The model's id.", UUID)],
-    replies=answered("The model.", "ModelDetail"),
-    errors={"not_found": "No such model, or an id that is no UUID."} | UNAVAILABLE,
+    parameters=[Parameter("model_id", "path", "The model's id.", UUID_SCHEMA)],
+    replies=json_replies("The model.", "ModelDetail"),
+    errors={"not_found": "No such model, or an id that is no UUID."} | UNAVAILABLE_ERROR,
 )

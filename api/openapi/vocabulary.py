@@ -9,9 +9,9 @@ from api.examples import Example
 from orchestrator import codec
 from orchestrator.events import Category
 
-Schema = dict[str, Any]
+JsonSchema = dict[str, Any]
 
-JSON, NDJSON, SSE, TEXT, HTML = (
+JSON_MEDIA_TYPE, NDJSON_MEDIA_TYPE, SSE_MEDIA_TYPE, TEXT_MEDIA_TYPE, HTML_MEDIA_TYPE = (
     "application/json",
     "application/x-ndjson",
     "text/event-stream",
@@ -20,7 +20,7 @@ JSON, NDJSON, SSE, TEXT, HTML = (
 )
 
 
-STRING: Schema = {"type": "string"}
+STRING_SCHEMA: JsonSchema = {"type": "string"}
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -29,14 +29,14 @@ class Parameter(msgspec.Struct, frozen=True):
     name: str
     location: Literal["path", "query", "header"]
     description: str
-    schema: Schema
+    schema: JsonSchema
 
 
 class Header(msgspec.Struct, frozen=True):
     """A response header."""
 
     description: str
-    schema: Schema = msgspec.field(default_factory=lambda: STRING)
+    schema: JsonSchema = msgspec.field(default_factory=lambda: STRING_SCHEMA)
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -47,8 +47,8 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     description: str
-    schema: Schema | None = None
-    media: str = JSON
+    schema: JsonSchema | None = None
+    media: str = JSON_MEDIA_TYPE
     headers: Mapping[str, Header] = {}
     examples: Mapping[str, Example] = {}
     links: Mapping[str, Mapping[str, str]] = {}
@@ -57,7 +57,7 @@ class Reply(msgspec.Struct, frozen=True):
 class RequestBody(msgspec.Struct, frozen=True):
     """The body of a request."""
 
-    schema: Schema
+    schema: JsonSchema
     required: bool = True
     examples: Mapping[str, Example] = {}
 
@@ -65,7 +65,7 @@ class RequestBody(msgspec.Struct, frozen=True):
 class Operation(msgspec.Struct, frozen=True):
     """The description of a route. Its method, path and scopes are the route's own.
 
-    errors: by code of `api.errors.STATUS`, the reason; `document` adds those that all operations share.
+    errors: by code of `api.errors.STATUS_BY_ERROR_CODE`, the reason; `document` adds those that all operations share.
     """
 
     name: str
@@ -78,88 +78,94 @@ class Operation(msgspec.Struct, frozen=True):
     errors: Mapping[str, str] = {}
 
 
-def ref(name: str) -> Schema:
+def component_ref(name: str) -> JsonSchema:
     """A schema of the components."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def integer(least: int, most: int, default: int | None = None) -> Schema:
+def integer_schema(minimum: int, maximum: int, default: int | None = None) -> JsonSchema:
     """An integer within bounds."""
-    bounds: Schema = {"type": "integer", "minimum": least, "maximum": most}
+    bounds: JsonSchema = {"type": "integer", "minimum": minimum, "maximum": maximum}
     return bounds if default is None else bounds | {"default": default}
 
 
-def enum(*values: str) -> Schema:
+def enum_schema(*values: str) -> JsonSchema:
     """One of these values."""
     return {"enum": list(values)}
 
 
-def query(name: str, description: str, schema: Schema) -> Parameter:
+def query_parameter(name: str, description: str, schema: JsonSchema) -> Parameter:
     """A query parameter."""
     return Parameter(name, "query", description, schema)
 
 
-def header(name: str, description: str, schema: Schema = STRING) -> Parameter:
+def header_parameter(name: str, description: str, schema: JsonSchema = STRING_SCHEMA) -> Parameter:
     """A request header, of any text unless a schema is given."""
     return Parameter(name, "header", description, schema)
 
 
-def answered(description: str, name: str, **more: Any) -> list[Reply]:
+def json_replies(description: str, schema_name: str, **reply_fields: Any) -> list[Reply]:
     """The only response: 200 with an answer type as JSON. more: further fields of the reply."""
-    return [Reply(200, description, ref(name), **more)]
+    return [Reply(200, description, component_ref(schema_name), **reply_fields)]
 
 
-UUID: Schema = {"type": "string", "format": "uuid"}
-TIME: Schema = {"type": "string", "format": "date-time", "examples": ["2026-01-02T12:00:00Z"]}
+UUID_SCHEMA: JsonSchema = {"type": "string", "format": "uuid"}
+TIME_SCHEMA: JsonSchema = {"type": "string", "format": "date-time", "examples": ["2026-01-02T12:00:00Z"]}
 
-CODES = query(
+CODES_PARAMETER = query_parameter(
     "codes",
     "Only events of these codes.",
-    {"type": "array", "items": enum(*sorted(codec.EVENT_CODES)), "minItems": 1},
+    {"type": "array", "items": enum_schema(*sorted(codec.EVENT_CODES)), "minItems": 1},
 )
-CATEGORY = query("category", "Only events of this category.", enum(*get_args(Category)))
-LAST_EVENT_ID = (
-    header("Last-Event-ID", "The last `id:` that the client received; the stream continues after it."),
-    query("last_event_id", "The same, for clients that can't set headers.", STRING),
+CATEGORY_PARAMETER = query_parameter("category", "Only events of this category.", enum_schema(*get_args(Category)))
+LAST_EVENT_ID_PARAMETERS = (
+    header_parameter("Last-Event-ID", "The last `id:` that the client received; the stream continues after it."),
+    query_parameter("last_event_id", "The same, for clients that can't set headers.", STRING_SCHEMA),
 )
-REQUEST_IDS = (
-    header("X-Client-Request-Id", "An id for this request, 1 to 128 printable ASCII characters; wins over the next."),
-    header("X-Request-Id", "The same. Without either, the service makes one."),
+REQUEST_ID_PARAMETERS = (
+    header_parameter(
+        "X-Client-Request-Id", "An id for this request, 1 to 128 printable ASCII characters; wins over the next."
+    ),
+    header_parameter("X-Request-Id", "The same. Without either, the service makes one."),
 )
 
-REQUEST_ID = {"X-Request-Id": Header("The request's id.", {"type": "string", "minLength": 1, "maxLength": 128})}
-RETRY_AFTER = {"Retry-After": Header("Seconds to wait before the next try.", {"type": "string", "pattern": "^[0-9]+$"})}
-CHALLENGE = {"WWW-Authenticate": Header("`Bearer`, with `error` where a key or a token was given (RFC 6750).")}
-NO_STORE = {"Cache-Control": Header("`no-store`.", {"const": "no-store"})}
+REQUEST_ID_HEADER = {"X-Request-Id": Header("The request's id.", {"type": "string", "minLength": 1, "maxLength": 128})}
+RETRY_AFTER_HEADER = {
+    "Retry-After": Header("Seconds to wait before the next try.", {"type": "string", "pattern": "^[0-9]+$"})
+}
+WWW_AUTHENTICATE_HEADER = {
+    "WWW-Authenticate": Header("`Bearer`, with `error` where a key or a token was given (RFC 6750).")
+}
+NO_STORE_HEADER = {"Cache-Control": Header("`no-store`.", {"const": "no-store"})}
 
-NO_KEY = "No API key, or one that is unknown or was revoked."
-MISDIRECTED = "The service does not answer for this `Host` (`DF_ALLOWED_HOSTS`)."
-LIMITED = "More requests a second, or more open jobs, than this tenant may have; see `Retry-After`."
-UNAVAILABLE = {"infra_unavailable": "The database can't be reached; see `Retry-After`."}
-INVALID_QUERY = {"invalid_input": "A parameter is malformed or out of bounds; `details.field` names it."}
-STREAM_ERRORS = (
+UNAUTHORIZED_DESCRIPTION = "No API key, or one that is unknown or was revoked."
+MISDIRECTED_DESCRIPTION = "The service does not answer for this `Host` (`DF_ALLOWED_HOSTS`)."
+RATE_LIMITED_DESCRIPTION = "More requests a second, or more open jobs, than this tenant may have; see `Retry-After`."
+UNAVAILABLE_ERROR = {"infra_unavailable": "The database can't be reached; see `Retry-After`."}
+INVALID_QUERY_ERROR = {"invalid_input": "A parameter is malformed or out of bounds; `details.field` names it."}
+STREAM_ERRORS_NOTE = (
     " Where other routes answer 429, 503 or 500, this one answers 200 with a `retry:` of its own and closes, since any"
     " other status makes an EventSource stop for good."
 )
 
 # A string for clients that read the body as a whole, an object for each message for clients that know the format.
-_MESSAGES: Schema = {
+_SSE_MESSAGES_SCHEMA: JsonSchema = {
     "type": ["string", "object"],
     "properties": {
-        "event": STRING,
-        "data": STRING | {"contentMediaType": JSON},
-        "id": STRING,
+        "event": STRING_SCHEMA,
+        "data": STRING_SCHEMA | {"contentMediaType": JSON_MEDIA_TYPE},
+        "id": STRING_SCHEMA,
     },
 }
 
 
-def streamed(examples: Mapping[str, Example]) -> Reply:
+def stream_reply(examples: Mapping[str, Example]) -> Reply:
     """The response of a live stream."""
     return Reply(
         200,
         "The events.",
-        _MESSAGES,
-        media=SSE,
-        headers=NO_STORE | {"X-Accel-Buffering": Header("`no`.", {"const": "no"})},
+        _SSE_MESSAGES_SCHEMA,
+        media=SSE_MEDIA_TYPE,
+        headers=NO_STORE_HEADER | {"X-Accel-Buffering": Header("`no`.", {"const": "no"})},
         examples=examples,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from artifacts.encoding import size_of
+from artifacts.encoding import image_size
 from artifacts.errors import InvalidSource
 from artifacts.lineage import Lineage, read_lineage
 from dreamforge.cli import arguments
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _show_lineage(args: argparse.Namespace, _settings: Settings) -> int:
     try:
         body = args.file.read_bytes()
-        lineage, size = read_lineage(body), size_of(body)
+        lineage, size = read_lineage(body), image_size(body)
     except InvalidSource as error:
         return print_message(INVALID, f"{args.file}: {error}")
     if lineage is None:

@@ -37,9 +37,9 @@ from orchestrator import codec
 from orchestrator.events import JobErased
 from orchestrator.quarantine import last_quarantine_mark
 from orchestrator.service import UnreadableJob
-from projections.comparison import Difference, differences
-from projections.job_view import JobView, as_of, evolve, of_history
-from projections.progress import progress
+from projections.comparison import Difference, view_differences
+from projections.job_view import JobView, evolve_view, fold_history, history_as_of
+from projections.progress import job_progress
 from projections.verifier import Disagreement, ReadModelVerifier
 
 
@@ -219,9 +219,10 @@ def _with_verify_advice(handler: Handler) -> Handler:
 
 def _show_job(args: argparse.Namespace, settings: Settings) -> int:
     events = _events_until(_load_job_events(settings, args.job), args.at)
-    job = of_history(events, lenient=True)
+    job = fold_history(events, lenient=True)
     answer = JobHistory(
-        job=None if job is None else responses.job(job), events=[responses.log_event(event) for event in events]
+        job=None if job is None else responses.job_detail_answer(job),
+        events=[responses.log_event_answer(event) for event in events],
     )
     plain = msgspec.to_builtins(answer)
     state = "The job was not there yet." if job is None else show.job_table(plain["job"])
@@ -233,7 +234,7 @@ def _show_job(args: argparse.Namespace, settings: Settings) -> int:
 
 def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
     async def ask(database: Database) -> tuple[list[AuditEvent], list[Disagreement]]:
-        return await _read_job_events(database, args.job), await ReadModelVerifier(database).check([args.job])
+        return await _read_job_events(database, args.job), await ReadModelVerifier(database).check_jobs([args.job])
 
     events, found = run_with_database(settings, "audit", ask)
     steps = []
@@ -241,11 +242,11 @@ def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
     strict = last_quarantine_mark(events) is None
     for count, event in enumerate(events, 1):
         try:
-            job = evolve(job, codec.decode_event(event)) if strict else of_history(events[:count], lenient=True)
+            job = evolve_view(job, codec.decode_event(event)) if strict else fold_history(events[:count], lenient=True)
         except Exception as error:  # a fold may raise anything on unexpected data
             raise UnreadableJob(args.job, event.version, error) from error
         if job is not None:
-            done = progress(job).progress
+            done = job_progress(job).progress
             steps.append(ReplayStep(version=event.version, ts=event.ts, code=event.code, progress=done, job=job))
     disagreement = found[0] if found else None
     verdict: RenderableType = "The read model agrees, as far as the projector has come."
@@ -260,8 +261,8 @@ def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
 
 def _compare_versions(args: argparse.Namespace, settings: Settings) -> int:
     events = _load_job_events(settings, args.job)
-    before, after = (of_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
-    found = differences(before, after)
+    before, after = (fold_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
+    found = view_differences(before, after)
     print_result(args.output, found, _difference_table(found, f"VERSION {args.before}", f"VERSION {args.after}"))
     return OK
 
@@ -343,7 +344,7 @@ async def _read_job_events(database: Database, job_id: UUID) -> list[AuditEvent]
 def _events_until(events: Sequence[AuditEvent], version_or_time: int | datetime | None) -> Sequence[AuditEvent]:
     """The events up to a version or a time; all if neither is given."""
     if isinstance(version_or_time, datetime):
-        return as_of(events, version_or_time)
+        return history_as_of(events, version_or_time)
     return [event for event in events if version_or_time is None or event.version <= version_or_time]
 
 

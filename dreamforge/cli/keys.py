@@ -22,8 +22,8 @@ from eventstore.log import DEFAULT_TENANT, Append, Batch, Log
 from orchestrator.copying import copy_fields
 from orchestrator.events import KeyCreated, KeyEvent, KeyRevoked, Meta, Scope
 from orchestrator.service import make_event
-from projections.key_queries import Keys
-from projections.keys import TENANT, KeyView, digest, key_text
+from projections.key_queries import ApiKeys
+from projections.keys import TENANT_NAME_PATTERN, KeyView, key_text_digest, make_key_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def _parse_key_name(text: str) -> str:
 
 
 def _parse_tenant(text: str) -> str:
-    if not TENANT.fullmatch(text):
+    if not TENANT_NAME_PATTERN.fullmatch(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no tenant; it has 1 to 63 of a-z, 0-9 and -, and begins without -"
         )
@@ -109,12 +109,12 @@ class NoSuchKey(Exception):
 
 def _create_key(args: argparse.Namespace, settings: Settings) -> int:
     key_id = new_id()
-    text = key_text(key_id, secrets.token_urlsafe(32))
-    body = KeyCreated(name=args.name, scopes=args.scopes, digest=digest(text))
+    text = make_key_text(key_id, secrets.token_urlsafe(32))
+    body = KeyCreated(name=args.name, scopes=args.scopes, digest=key_text_digest(text))
 
     async def create(database: Database) -> bool:
-        known = await Keys(Log(database)).all()
-        if any((key.tenant, key.name, key.active) == (args.tenant, args.name, True) for key in known):
+        known = await ApiKeys(Log(database)).list_keys()
+        if any((key.tenant, key.name, key.is_active) == (args.tenant, args.name, True) for key in known):
             return False
         await _append_key_event(database, args.tenant, key_id, 0, body)
         return True
@@ -129,21 +129,21 @@ def _create_key(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _list_keys(args: argparse.Namespace, settings: Settings) -> int:
-    found = run_with_database(settings, "keys", lambda database: Keys(Log(database)).all())
-    shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.active)]
+    found = run_with_database(settings, "keys", lambda database: ApiKeys(Log(database)).list_keys())
+    shown = [key for key in found if args.tenant in {None, key.tenant} and (args.all or key.is_active)]
     print_result(args.output, [_key_output(key) for key in shown], _keys_table(shown))
     return OK
 
 
 def _revoke_key(args: argparse.Namespace, settings: Settings) -> int:
     async def revoke(database: Database) -> KeyView:
-        keys = Keys(Log(database))
-        found = _select_key(await keys.all(), args.key)
-        if found.active:
+        keys = ApiKeys(Log(database))
+        found = _select_key(await keys.list_keys(), args.key)
+        if found.is_active:
             await _append_key_event(database, found.tenant, found.key_id, found.stream_version, KeyRevoked())
         else:
             await Log(database).confirm_replicated()
-        return _select_key(await keys.all(), str(found.key_id))
+        return _select_key(await keys.list_keys(), str(found.key_id))
 
     revoked = run_with_database(settings, "keys", revoke)
     text = f"Key {revoked.name} of tenant {revoked.tenant} opens nothing any more."
@@ -165,7 +165,7 @@ def _select_key(keys: Sequence[KeyView], id_or_name: str) -> KeyView:
     found = [key for key in keys if id_or_name.lower() == str(key.key_id)] or [
         key for key in keys if key.name == id_or_name
     ]
-    active = [key for key in found if key.active]
+    active = [key for key in found if key.is_active]
     if len(active or found) == 1:
         return (active or found)[0]
     raise NoSuchKey(

@@ -10,7 +10,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from api.models import detail, summary
+from api.models import model_detail, model_summary
 from dreamforge.backends import expect_database, run_with_database, user_at_host
 from dreamforge.cli import arguments
 from dreamforge.cli.arguments import CommandParser
@@ -109,19 +109,19 @@ def _add_model(args: argparse.Namespace, settings: Settings) -> int:
     model, new = _call_registry(settings, lambda registry: registry.add(registered, enabled=not args.disabled))
     if not new:
         print_message(OK, f"it is registered already, as {model.model_id}")
-    print_result(args.output, detail(model), _model_table(model))
+    print_result(args.output, model_detail(model), _model_table(model))
     return OK
 
 
 def _list_models(args: argparse.Namespace, settings: Settings) -> int:
     models = [model for model in _call_registry(settings, ModelRegistry.all) if args.all or model.available]
-    print_result(args.output, [summary(model) for model in models], _models_table(models))
+    print_result(args.output, [model_summary(model) for model in models], _models_table(models))
     return OK
 
 
 def _show_model(args: argparse.Namespace, settings: Settings) -> int:
     model = _call_registry(settings, lambda registry: registry.find(args.model))
-    print_result(args.output, detail(model), _model_table(model))
+    print_result(args.output, model_detail(model), _model_table(model))
     return OK
 
 
@@ -163,7 +163,7 @@ def _set_enabled(
     text = f"Model {escape(model.name)} ({model.model_id}) {'is' if new else 'was'} {state}{'' if new else ' already'}."
     if model.enabled and not model.installed:
         text += " No job can use it yet, since its files are damaged: see `dreamforge models verify`."
-    print_result(args.output, summary(model), text)
+    print_result(args.output, model_summary(model), text)
     return OK
 
 

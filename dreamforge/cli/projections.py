@@ -22,9 +22,9 @@ from dreamforge.settings import Settings
 from eventstore.database import Database
 from orchestrator.copying import copy_fields
 from projections import job_view
-from projections.projector import LIVE
+from projections.projector import LIVE_SCHEMA
 from projections.rebuild import ReadModelState, Rebuild, RebuildFailed
-from projections.subscription_status import SubscriptionStatus, subscription_statuses
+from projections.subscription_status import SubscriptionStatus, read_subscription_statuses
 from projections.verifier import Disagreement, ReadModelVerifier
 
 _REBUILD_SIZE_SQL = """
@@ -148,9 +148,9 @@ class SwapResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def _show_status(args: argparse.Namespace, settings: Settings) -> int:
     async def watch(database: Database) -> ProjectionsStatus:
-        before, began = await subscription_statuses(database), time.monotonic()
+        before, began = await read_subscription_statuses(database), time.monotonic()
         await asyncio.sleep(args.seconds)
-        after = await subscription_statuses(database)
+        after = await read_subscription_statuses(database)
         partitions = _partition_statuses(before, after, time.monotonic() - began)
         return ProjectionsStatus(projections=partitions, readmodel=await Rebuild(database).state())
 
@@ -181,11 +181,13 @@ def _verify_read_model(args: argparse.Namespace, settings: Settings) -> int:
         verifier = ReadModelVerifier(database)
         jobs = 0
         found: list[Disagreement] = []
-        async for page in verifier.pages():
+        async for page in verifier.job_id_pages():
             jobs += len(page)
-            found += await verifier.check(page)
-        found += await verifier.orphans()
-        waiting = sum(status.lag for status in await subscription_statuses(database) if status.projection == LIVE)
+            found += await verifier.check_jobs(page)
+        found += await verifier.find_orphans()
+        waiting = sum(
+            status.lag for status in await read_subscription_statuses(database) if status.projection == LIVE_SCHEMA
+        )
         return ReadModelVerification(jobs=jobs, wrong=len(found), disagreements=found[: args.first], waiting=waiting)
 
     found = run_with_database(settings, "projections", verify)
@@ -210,9 +212,9 @@ def _rebuild_read_model(args: argparse.Namespace, settings: Settings) -> int:
             await rebuilder.begin()
             await fill_in_processes(rebuilder, database, args.workers)
             under_way = (await rebuilder.state()).rebuild
-            async for _ in rebuilder.index():
+            async for _ in rebuilder.build_missing_indexes():
                 pass
-            lag = await rebuilder.follow()
+            lag = await rebuilder.follow_and_swap()
         events = 0 if under_way is None else under_way.of_events
         return _make_swap_result(rebuilder, events, time.monotonic() - began, lag)
 
@@ -232,7 +234,7 @@ def _roll_back_read_model(args: argparse.Namespace, settings: Settings) -> int:
         began = time.monotonic()
         await rebuilder.begin_rollback()
         async with _show_progress_bar(rebuilder, quiet=args.output == "json"):
-            lag = await rebuilder.follow()
+            lag = await rebuilder.follow_and_swap()
         return _make_swap_result(rebuilder, 0, time.monotonic() - began, lag)
 
     done = run_with_database(settings, "projections", run)
@@ -251,7 +253,7 @@ def _resume_projection(args: argparse.Namespace, settings: Settings) -> int:
 
 def _set_paused(args: argparse.Namespace, settings: Settings, message: str, *, paused: bool) -> int:
     if not run_with_database(
-        settings, "projections", lambda database: Rebuild(database).pause(args.name, paused=paused)
+        settings, "projections", lambda database: Rebuild(database).set_paused(args.name, paused=paused)
     ):
         message = f"{args.name} has not run yet: there is nothing to pause."
     print_result(args.output, {"projection": args.name, "paused": paused}, message)
@@ -269,7 +271,7 @@ async def _read_rebuild_plan(database: Database) -> RebuildPlan:
     sizes = (await database.read(_REBUILD_SIZE_SQL))[0]
     return RebuildPlan(
         state=await Rebuild(database).state(),
-        views_version=job_view.VERSION,
+        views_version=job_view.VIEWS_VERSION,
         events=sizes["events"],
         bytes=sizes["bytes"],
     )

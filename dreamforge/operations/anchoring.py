@@ -21,7 +21,7 @@ from eventstore.integrity.anchors import Anchor
 from eventstore.log import Log
 from orchestrator.events import AnchorSigned
 from orchestrator.service import append_unconditionally
-from projections.anchor_queries import ANCHOR_STREAM, newest_anchors
+from projections.anchor_queries import ANCHOR_STREAM_ID, newest_anchors
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ async def sign_anchor(log: Log, object_store: ObjectStore | None, key: Ed25519Pr
     head = await log.read_head()
     ends = {partition: (end.position, end.chain) for partition, end in head.ends.items()}
     signed = anchors.sign_anchor(key, head.log_id, ends, datetime.now(UTC))
-    await append_unconditionally(log, ANCHOR_STREAM, "anchor", AnchorSigned(anchor=signed), actor)
+    await append_unconditionally(log, ANCHOR_STREAM_ID, "anchor", AnchorSigned(anchor=signed), actor)
     if object_store is not None:
         key_of_object = f"anchors/{signed.log_id}/{signed.signed_at:%Y-%m-%dT%H-%M-%S.%fZ}.json"
         body = msgspec.json.encode(signed)

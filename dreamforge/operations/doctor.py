@@ -20,8 +20,8 @@ from orchestrator import codec
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reconciler import OutboxReconciler
 from orchestrator.step_kinds import STEP_KINDS, all_queues_sql
-from projections.projector import SHADOW
-from projections.subscription_status import subscription_statuses
+from projections.projector import SHADOW_SCHEMA
+from projections.subscription_status import read_subscription_statuses
 
 FindingState = Literal["ok", "warning", "bad"]
 
@@ -234,7 +234,7 @@ def _is_undecodable(event: RecordedEvent) -> bool:
 
 async def _check_lag(context: DoctorContext) -> CheckOutcome:
     # The shadow generation lags until it is swapped in.
-    kept = [one for one in await subscription_statuses(context.database) if one.projection != SHADOW]
+    kept = [one for one in await read_subscription_statuses(context.database) if one.projection != SHADOW_SCHEMA]
     behind = [one for one in kept if (one.lag_s or 0) > _MAX_LAG_S]
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:

@@ -22,7 +22,7 @@ _stop_event: Event
 
 
 async def fill_in_processes(rebuild: Rebuild, database: Database, worker_count: int) -> None:
-    """Fill every chunk of a rebuild with several processes. Raises as `Rebuild.fill`."""
+    """Fill every chunk of a rebuild with several processes. Raises as `Rebuild.fill_chunks`."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     loop = asyncio.get_running_loop()
@@ -38,7 +38,7 @@ async def fill_in_processes(rebuild: Rebuild, database: Database, worker_count: 
             raise RebuildFailed("a worker was killed, for want of memory perhaps: run it again, to go on") from None
         finally:
             stop.set()
-    await rebuild.fill()
+    await rebuild.fill_chunks()
 
 
 @asynccontextmanager
@@ -83,6 +83,6 @@ def _fill_in_worker(url: str, pooled: bool) -> None:  # noqa: FBT001  # run_in_e
 async def _fill_chunks(url: str, *, pooled: bool) -> None:
     database = Database(url, pooled=pooled, time_limited=False, application_name="dreamforge-rebuild")
     try:
-        await Rebuild(database).fill(lambda: not _stop_event.is_set())
+        await Rebuild(database).fill_chunks(lambda: not _stop_event.is_set())
     finally:
         await database.close()

@@ -14,7 +14,7 @@ from dreamforge.operations.snapshot import (
 )
 from eventstore.database import Database, DatabaseWithDeadline
 from orchestrator.step_kinds import STEP_KINDS, all_queues_sql
-from projections.subscription_status import subscription_statuses
+from projections.subscription_status import read_subscription_statuses
 
 _READ_TIMEOUT_S = 5.0
 _MAX_RUNNING_STEPS = 1000
@@ -115,5 +115,5 @@ class SnapshotReader:
             open_jobs={row["status"]: row["jobs"] for row in await self._database.read(_JOBS_SQL)},
             queues=[QueueCounts(**row) for row in await self._database.read(_QUEUES_SQL, list(STEP_KINDS))],
             running=[RunningStep(**row) for row in await self._database.read(_RUNNING_STEPS_SQL, _MAX_RUNNING_STEPS)],
-            subscription_statuses=await subscription_statuses(self._database),
+            subscription_statuses=await read_subscription_statuses(self._database),
         )

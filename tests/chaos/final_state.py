@@ -30,8 +30,8 @@ from orchestrator.events import (
     StepStart,
 )
 from orchestrator.quarantine import is_quarantined
-from projections.job_view import JobView, ViewGap, of_history, view
-from projections.rows import Rows, to_view
+from projections.job_view import JobView, MissingPrecedingEvent, fold_events, fold_history
+from projections.rows import JobRows, rows_to_view
 from tests.kit import TERMINAL
 from tests.store.test_hash_chain import broken
 
@@ -157,7 +157,7 @@ async def gather(
     try:
         log_id = (await database.read("select log_id from eventstore.log"))[0]["log_id"]
         events = recorded_events(await database.read(_EVENTS))
-        rows = [to_view(msgspec.json.decode(row["rows"], type=Rows)) for row in await database.read(_ROWS)]
+        rows = [rows_to_view(msgspec.json.decode(row["rows"], type=JobRows)) for row in await database.read(_ROWS)]
         sizes = (await database.read(_SIZES))[0]
         commands = [row["found"] for row in await database.read(_COMMANDS)]
     finally:
@@ -168,7 +168,7 @@ async def gather(
         partitions.setdefault(event.partition, []).append(event)
         if event.category == "job":
             histories.setdefault(event.stream_id, []).append(event)
-    aside = {job: of_history(history) for job, history in histories.items() if is_quarantined(history)}
+    aside = {job: fold_history(history) for job, history in histories.items() if is_quarantined(history)}
     decoded = {job: list(map(codec.decode_event, history)) for job, history in histories.items() if job not in aside}
     found = {job: Job(job, known, folded(known)) for job, known in decoded.items()}
     return FinalState(
@@ -210,8 +210,8 @@ async def _objects(s3: S3Config, recorded: Collection[str]) -> dict[str, tuple[i
 def folded(decoded: Sequence[DecodedEvent]) -> JobView | None:
     """The folded view, with its artifacts in the order of the rows."""
     try:
-        seen = view(decoded)
-    except ViewGap:
+        seen = fold_events(decoded)
+    except MissingPrecedingEvent:
         return None
     return None if seen is None else in_order(seen)
 

@@ -29,8 +29,8 @@ from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, JobFinish, PersonalText, StepFinish
-from projections.job_view import JobView, view
-from projections.queries import Queries
+from projections.job_view import JobView, fold_events
+from projections.queries import JobQueries
 from tests.conftest import Backends, fresh_database
 from tests.kit import event, eventually, job_created, roles_environ
 from tests.store.test_hash_chain import broken
@@ -250,9 +250,9 @@ async def check(case: Case, database: Database) -> None:
     head = await log.read_head()
     partition = history[0].partition
     assert broken(head.log_id, (await log.read_after({partition: 0}, limit=1000))[partition]) == []
-    kept = await Queries(database).job(DEFAULT_TENANT, case.job_id, artifacts=True)
+    kept = await JobQueries(database).job_view(DEFAULT_TENANT, case.job_id, artifacts=True)
     assert kept is not None
-    assert in_order(kept) == in_order(view(map(codec.decode_event, history)))
+    assert in_order(kept) == in_order(fold_events(map(codec.decode_event, history)))
     for artifact in kept.artifacts:
         body = await case.store.get(artifact.s3_key)
         assert (len(body), hashlib.sha256(body).hexdigest()) == (artifact.bytes, artifact.sha256)

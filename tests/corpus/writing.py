@@ -62,7 +62,7 @@ from orchestrator.events import (
     StepRetry,
 )
 from projections import keys
-from projections.job_view import of_history
+from projections.job_view import fold_history
 from tests.kit import History, event, model_registered
 
 PLACE = Path(__file__).parent / "histories"
@@ -74,9 +74,9 @@ def folded(histories: list[AuditEvent]) -> dict[str, Any]:
     for one in histories:
         streams.setdefault(one.stream_id, []).append(one)
     folds: dict[str, Callable[[list[AuditEvent]], Any]] = {
-        "job": of_history,
+        "job": fold_history,
         "model": lambda own: codec.fold(view.evolve, map(codec.decode_event, own)),
-        "key": lambda own: codec.fold(keys.evolve, map(codec.decode_event, own)),
+        "key": lambda own: codec.fold(keys.evolve_key, map(codec.decode_event, own)),
     }
     views = {
         str(stream): folds[own[0].category](own) for stream, own in sorted(streams.items()) if own[0].category in folds

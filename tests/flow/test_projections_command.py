@@ -101,7 +101,7 @@ async def test_a_rebuild_that_was_killed_goes_on(store: Store, db_url: str, s3_c
     rng = random.Random(3)
     appends = [histories.append(histories.history(rng)) for _ in range(30)]
     await store.log.commit(Batch(appends=appends))
-    await store.database.execute_once("select projector.begin_rebuild($1, 1, false)", job_view.VERSION)
+    await store.database.execute_once("select projector.begin_rebuild($1, 1, false)", job_view.VIEWS_VERSION)
     environ = roles_environ(db_url, s3_config)
     rebuild = Rebuild(store.database)
     killed = Service("projections", environ, "rebuild", "--workers", "1")
@@ -162,7 +162,7 @@ async def test_a_release_with_other_views_rebuilds_by_itself(store: Store, db_ur
 
         async def taken_over() -> bool:
             state = await rebuild.state()
-            return (state.generation, state.views_version) == (2, job_view.VERSION)
+            return (state.generation, state.views_version) == (2, job_view.VIEWS_VERSION)
 
         await eventually(taken_over)
     assert projections(roles_environ(db_url, s3_config), "verify") == {

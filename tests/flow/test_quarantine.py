@@ -49,7 +49,7 @@ import projections.projector
 from orchestrator.events.jobs import JobCreated
 
 react = orchestrator.process_manager.react
-evolve = projections.projector.evolve
+evolve = projections.projector.evolve_view
 
 def breaks_react(state, body):
     if state.generate.seed == 4711:
@@ -62,7 +62,7 @@ def breaks_evolve(seen, event):
     return evolve(seen, event)
 
 orchestrator.process_manager.react = breaks_react
-projections.projector.evolve = breaks_evolve
+projections.projector.evolve_view = breaks_evolve
 '''
 
 

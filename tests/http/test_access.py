@@ -12,16 +12,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from api.app import ROUTES
-from api.openapi.document import document
+from api.openapi.document import build_document
 from api.routing import ApiRoute
-from api.stream_tokens import Claims, encode
+from api.stream_tokens import StreamTokenClaims, encode_token
 from artifacts.object_store import S3Config
 from dreamforge.operations.anchoring import sign_anchor
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch
 from orchestrator.events import KeyCreated, KeyRevoked, Meta, Scope
 from orchestrator.service import make_event
-from projections.keys import digest, key_text
+from projections.keys import key_text_digest, make_key_text
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, Frames, rejected, running, until
 from tests.kit import NOBODY, Api, Service, Store, eventually
@@ -42,8 +42,8 @@ class Realm(msgspec.Struct, frozen=True):
     async def made(self, tenant: str, *scopes: Scope) -> str:
         """The same, for a test that is async."""
         key_id = new_id()
-        text = key_text(key_id, "x" * 42 + "A")
-        made = make_event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=digest(text)), Meta())
+        text = make_key_text(key_id, "x" * 42 + "A")
+        made = make_event(KeyCreated(name=str(key_id), scopes=list(scopes), digest=key_text_digest(text)), Meta())
         await self._append(Append(stream=key_id, category="key", tenant=tenant, expected=0, events=(made,)))
         return text
 
@@ -148,7 +148,7 @@ def names(route: ApiRoute) -> str:
 def test_every_path_under_v1_asks_for_a_scope() -> None:
     """A new route can't be forgotten: it names its scopes, and so the document tells of the key."""
     assert {one.path for one in ROUTES if one.path.startswith("/v1")} == {one.path for one in GUARDED}
-    paths = document(ROUTES)["paths"]
+    paths = build_document(ROUTES)["paths"]
     for route in GUARDED:
         described = paths[route.path][route.method.lower()]
         assert {"401", "403"} <= described["responses"].keys()
@@ -320,10 +320,15 @@ class TestStreamTokens:
         with realm.client(None) as page:
             return page.get(f"/v1/jobs/{job_id}/progress/stream", params={"access_token": token})
 
-    def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> Claims:
+    def claims(self, alice: httpx.Client, job: dict[str, Any], **changes: Any) -> StreamTokenClaims:
         """What a token for alice's job would say."""
-        given = {"job_id": UUID(job["job_id"]), "tenant": "alice", "key_id": id_of(shown(alice)), "expires": 2**40}
-        return Claims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
+        given = {
+            "job_id": UUID(job["job_id"]),
+            "tenant": "alice",
+            "key_id": id_of(shown(alice)),
+            "expires_at_unix_s": 2**40,
+        }
+        return StreamTokenClaims(**given | changes)  # type: ignore[arg-type]  # of several types, each in its place
 
     def test_it_opens_its_jobs_stream_and_nothing_else(
         self, realm: Realm, alice: httpx.Client, job: dict[str, Any]
@@ -346,12 +351,12 @@ class TestStreamTokens:
     ) -> None:
         """Nor does one that was given to somebody without a key, before keys were asked for."""
         secret = realm.secret()
-        good = encode(self.claims(alice, job), secret)
+        good = encode_token(self.claims(alice, job), secret)
         assert self.stream(realm, job["job_id"], good).status_code == 200
-        forged = encode(self.claims(alice, job), b"guessed")
-        over = encode(self.claims(alice, job, expires=1), secret)
-        others = encode(self.claims(alice, job, job_id=NOBODY), secret)
-        nobodys = [encode(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
+        forged = encode_token(self.claims(alice, job), b"guessed")
+        over = encode_token(self.claims(alice, job, expires_at_unix_s=1), secret)
+        others = encode_token(self.claims(alice, job, job_id=NOBODY), secret)
+        nobodys = [encode_token(self.claims(alice, job, key_id=key), secret) for key in (None, NOBODY)]
         for token in (forged, over, others, *nobodys, good[:-4] + "AAAA", good[4:], "", "é", "=", "A" * 5000):
             rejected(self.stream(realm, job["job_id"], token), 401, "unauthorized")
 
@@ -454,7 +459,7 @@ async def test_a_made_up_key_costs_no_read_of_the_database(realm: Realm) -> None
     before = await calls()
     async with httpx.AsyncClient(base_url=realm.service.url, trust_env=False) as client:
         for _ in range(200):
-            headers = {"Authorization": f"Bearer {key_text(new_id(), 'x' * 43)}"}
+            headers = {"Authorization": f"Bearer {make_key_text(new_id(), 'x' * 43)}"}
             assert (await client.get("/v1/jobs", headers=headers)).status_code == 401
 
     async def counted() -> bool:

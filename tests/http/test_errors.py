@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.admission import Admission, Limits
-from api.app import build
-from api.health import Health
-from api.services import ApiConfig, OpenStreams
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
+from api.health import HealthSources
+from api.services import ApiConfig, OpenStreamLimiter
 from artifacts.object_store import S3Config
 from eventstore.metrics import BacklogGauges
 from eventstore.write_probe import WriteProbe
@@ -179,9 +179,9 @@ class Broken:
     """Services of which each breaks."""
 
     config = ApiConfig()
-    open_streams = OpenStreams()
+    open_streams = OpenStreamLimiter()
     keys = None
-    admission = Admission(cast("Any", None), Limits())
+    admission = AdmissionControl(cast("Any", None), AdmissionLimits())
 
     def __getattr__(self, _name: str) -> Any:
         raise RuntimeError("the password is swordfish")
@@ -191,7 +191,7 @@ async def test_a_bug_is_a_500_that_leaks_nothing() -> None:
     """And carries its request's id; no black box can be made to have one."""
     broken = cast("Any", Broken())
     transport = httpx.ASGITransport(
-        app=cast("Any", build(broken, Health({}, BacklogGauges(broken), WriteProbe(broken)))),
+        app=cast("Any", build_api_app(broken, HealthSources({}, BacklogGauges(broken), WriteProbe(broken)))),
         raise_app_exceptions=False,
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -253,7 +253,7 @@ async def test_a_bug_on_a_streams_route_sends_the_client_away_for_a_while() -> N
     """Any other status would make an EventSource give up for good."""
     broken = cast("Any", Broken())
     transport = httpx.ASGITransport(
-        app=cast("Any", build(broken, Health({}, BacklogGauges(broken), WriteProbe(broken))))
+        app=cast("Any", build_api_app(broken, HealthSources({}, BacklogGauges(broken), WriteProbe(broken))))
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in (f"{NO_JOB}/progress/stream", "/v1/events/stream"):

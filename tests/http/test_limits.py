@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api.admission import Bucket, Count
+from api.admission import CachedCount, TokenBucket
 from artifacts.object_store import S3Config
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Batch
 from orchestrator.events import RetryRequested
-from projections.admission_queries import OPEN_JOBS
+from projections.admission_queries import OPEN_JOBS_SQL
 from tests.conftest import Backends, fresh_database
 from tests.http.conftest import BODY, consumer, rejected, running, until
 from tests.kit import Api, Store, event, job_created, some_append, stream_in
@@ -86,13 +86,13 @@ async def test_a_count_is_known_before_anybody_is_let_in() -> None:
         asked.set()
         return int(await told)
 
-    count = Count(ask)
-    waiting = [asyncio.create_task(count.refresh()) for _ in range(3)]
+    count = CachedCount(ask)
+    waiting = [asyncio.create_task(count.refresh_if_stale()) for _ in range(3)]
     await asked.wait()
     assert not any(task.done() for task in waiting)
     told.set_result(7)
     await asyncio.gather(*waiting)
-    assert count.value == 7
+    assert count.estimate == 7
 
 
 async def test_a_count_keeps_what_its_answer_cannot_hold() -> None:
@@ -103,18 +103,18 @@ async def test_a_count_keeps_what_its_answer_cannot_hold() -> None:
         asked.set()
         return int(await told)
 
-    count = Count(ask)
-    with count.one_more():
+    count = CachedCount(ask)
+    with count.count_one_more():
         pass  # written before the question, which will tell of it
-    asking = asyncio.create_task(count.refresh())
+    asking = asyncio.create_task(count.refresh_if_stale())
     await asked.wait()
-    with count.one_more():
+    with count.count_one_more():
         pass
-    with count.one_more():
+    with count.count_one_more():
         told.set_result(1)
         await asking
-        assert count.value == 3
-    assert count.value == 3
+        assert count.estimate == 3
+    assert count.estimate == 3
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(paced: Api) -> None:
 
 def test_a_bucket_gives_what_it_holds_and_fills_again() -> None:
     """Two seconds' worth at once, then so many a second."""
-    bucket = Bucket(2.0, 100.0)
+    bucket = TokenBucket(2.0, 100.0)
     assert [bucket.acquire(100.0) for _ in range(4)] == [0, 0, 0, 0]
     assert bucket.acquire(100.0) == pytest.approx(0.5)
     assert bucket.acquire(100.5) == 0
@@ -203,7 +203,7 @@ async def test_a_projector_that_stands_makes_no_scan_of_a_count(store: Store) ->
     await store.log.subscribe("readmodel")
     await store.log.commit(Batch(appends=[some_append(stream_in(0), count=1500)]))
     async with store.database.connection() as connection:
-        plan = await connection.fetchval(f"explain (analyze, format json) {OPEN_JOBS}", DEFAULT_TENANT, 20)
+        plan = await connection.fetchval(f"explain (analyze, format json) {OPEN_JOBS_SQL}", DEFAULT_TENANT, 20)
     rows = [node["Actual Rows"] for node in nodes(json.loads(plan)[0]["Plan"]) if node.get("Relation Name") == "events"]
     assert 0 < max(rows) <= 1000
 
@@ -221,7 +221,7 @@ async def test_what_no_projector_has_seen_counts_by_job(store: Store) -> None:
     await store.log.commit(Batch(appends=[some_append(retried)]))
     await store.log.commit(Batch(appends=[Append(stream=retried, category="job", expected=1, events=(retry,))]))
     async with store.database.connection() as connection:
-        assert await connection.fetchval(OPEN_JOBS, DEFAULT_TENANT, 20) == 2
+        assert await connection.fetchval(OPEN_JOBS_SQL, DEFAULT_TENANT, 20) == 2
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

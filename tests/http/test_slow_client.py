@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import httpx
 
-from api.admission import Admission, Limits
-from api.app import build
-from api.health import Health
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
+from api.health import HealthSources
 from api.services import ApiConfig, Services
 from api.stream_tokens import StreamTokens
 from dreamforge.http_server import HttpServer, listen_on, url_of_socket
@@ -21,7 +21,7 @@ from eventstore.write_probe import WriteProbe
 from model_registry.catalogue import ModelCatalogue
 from orchestrator.events import JobFinish, StepRetry
 from orchestrator.service import JobService
-from projections.queries import Queries
+from projections.queries import JobQueries
 from tests.http.conftest import Scribe
 from tests.http.test_stream import ids, path
 from tests.kit import Api, History, Metrics, Store, eventually, parse_sse
@@ -37,17 +37,19 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         committer=store.committer,
         jobs=JobService(store.log, store.committer, "test"),
         tailer=Tailer(store.log, store.notifier),
-        queries=Queries(store.database),
+        queries=JobQueries(store.database),
         models=ModelCatalogue(store.log),
         keys=None,
         tokens=StreamTokens(store.database),
-        admission=Admission(store.database, Limits()),
+        admission=AdmissionControl(store.database, AdmissionLimits()),
         presign=cast("Any", None),
         config=ApiConfig(slow_client_s=0.5),
         stopping=asyncio.Event(),
     )
     bound = listen_on("127.0.0.1", 0)
-    server = HttpServer(build(services, Health({}, BacklogGauges(store.database), WriteProbe(store.database))))
+    server = HttpServer(
+        build_api_app(services, HealthSources({}, BacklogGauges(store.database), WriteProbe(store.database)))
+    )
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield url_of_socket(bound)

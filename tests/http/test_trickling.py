@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import ApiError
-from api.inputs import json_body
+from api.inputs import read_json_body
 from dreamforge.http_server import HttpServer, listen_on
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -83,7 +83,7 @@ async def test_requests_in_time_are_answered_however_many_there_are() -> None:
 
 async def test_who_trickles_a_body_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a body that does not come to its end, then it is a 422 like any other that is wrong."""
-    monkeypatch.setattr("api.inputs.BODY_S", 0.2)
+    monkeypatch.setattr("api.inputs.BODY_TIMEOUT_S", 0.2)
 
     async def trickle() -> Message:
         await asyncio.sleep(0.05)
@@ -91,4 +91,4 @@ async def test_who_trickles_a_body_is_told_so(monkeypatch: pytest.MonkeyPatch) -
 
     request = Request({"type": "http", "method": "POST", "headers": []}, trickle)
     with pytest.raises(ApiError, match=r"did not arrive within 0\.2 s"):
-        await json_body(request, 1000)
+        await read_json_body(request, 1000)

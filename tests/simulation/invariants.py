@@ -18,8 +18,8 @@ from orchestrator.events import (
 from orchestrator.plan import item_seed, object_key, output_size
 from orchestrator.state import JobState, StepState, pending_step
 from orchestrator.step_command import StepCommand
-from projections.job_view import JobView, evolve
-from projections.progress import progress
+from projections.job_view import JobView, evolve_view
+from projections.progress import job_progress
 from tests.simulation.storage import Storage
 
 MAX_ATTEMPTS = 3
@@ -167,8 +167,8 @@ class Auditor:
         expect(self._finishes[drive] == 1, f"step {body.step} finishes twice without a retry between")
 
     def _view(self, after: JobState, event: DecodedEvent) -> None:
-        view = evolve(self._views.get(after.job_id), event)
-        expect(evolve(view, event) is view, f"event {event.version} changes a view twice")
+        view = evolve_view(self._views.get(after.job_id), event)
+        expect(evolve_view(view, event) is view, f"event {event.version} changes a view twice")
         self._views[after.job_id] = view
         for step, shown in zip(after.steps, view.steps, strict=True):
             same = (shown.attempt, shown.completed) == (step.attempt, len(step.artifacts))
@@ -176,7 +176,7 @@ class Auditor:
             expect(same and (swept or shown.status == step.status), f"the view shows {shown}, the state is {step}")
         expect(view.terminal == (after.outcome is not None), f"the view is {view.status}, the state {after.outcome}")
         expect(not view.terminal or view.status == after.outcome, f"the view is {view.status}, not {after.outcome}")
-        now = progress(view).progress
+        now = job_progress(view).progress
         expect(now >= self._progress.get(after.job_id, 0.0), "progress went back")
         whole = all(len(step.artifacts) == after.generate.count for step in after.steps)
         expect((now == 1.0) == whole, f"progress is {now} with {after.steps}")

@@ -11,7 +11,7 @@ from eventstore.notifier import Notifier
 from eventstore.subscription import Handler, PartitionCursor, Subscription
 from orchestrator import codec
 from orchestrator.events import DecodedEvent
-from projections.job_view import JobView, evolve
+from projections.job_view import JobView, evolve_view
 from tests.simulation.connection import SimulatedLog
 from tests.simulation.effects import Actor, Effect
 from tests.simulation.process import Process
@@ -96,7 +96,7 @@ class ReadModel:
         for stream, history in streams.items():
             view = kept.get(stream) if history[0].version > 1 else None
             for one in history:
-                view = evolve(view, one)
+                view = evolve_view(view, one)
             if view is not None:
                 views.append(view)
         return await self._write(views, moves)

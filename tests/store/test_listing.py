@@ -4,7 +4,7 @@ import pytest
 
 from eventstore.database import Database
 from orchestrator.events import Status
-from projections.queries import _LAST_ID, _LIST_ANY, _LIST_OPEN, Queries
+from projections.queries import _LARGEST_UUID, _LIST_JOBS_OF_ANY_STATUS_SQL, _LIST_JOBS_OF_ONE_STATUS_SQL, JobQueries
 
 
 @pytest.mark.parametrize(
@@ -19,16 +19,18 @@ async def test_a_page_of_the_list_reads_no_more_than_the_page(db_url: str, statu
         "from generate_series(1, 100000) as n"
     )
     await database.execute_once("analyze readmodel.jobs")
-    statement = _LIST_ANY if status in {None, "succeeded"} else _LIST_OPEN
+    statement = _LIST_JOBS_OF_ANY_STATUS_SQL if status in {None, "succeeded"} else _LIST_JOBS_OF_ONE_STATUS_SQL
     async with database.connection() as connection:
         before = await connection.fetchval("select created_at from readmodel.jobs limit 1 offset 50000")
         rows = await connection.fetch(
-            f"explain (analyze, costs off) {statement}", "default", status, before, _LAST_ID, _LAST_ID, 20
+            f"explain (analyze, costs off) {statement}", "default", status, before, _LARGEST_UUID, _LARGEST_UUID, 20
         )
     plan = "\n".join(row[0] for row in rows)
     assert index in plan, plan
     assert "Sort" not in plan, plan
-    listed = await Queries(database).jobs("default", status=status, before=(before, _LAST_ID), limit=20)
+    listed = await JobQueries(database).list_jobs(
+        "default", status=status, older_than=(before, _LARGEST_UUID), limit=20
+    )
     assert [one.created_at for one in listed] == sorted((one.created_at for one in listed), reverse=True)
     assert {one.status for one in listed} <= {status or "succeeded", "failed"}
     await database.close()

@@ -31,8 +31,8 @@ async def projected(store: Store, *histories: History) -> None:
 async def everything(store: Store) -> list[Disagreement]:
     """What a check of all jobs finds."""
     verifier = ReadModelVerifier(store.database)
-    found = [one async for page in verifier.pages() for one in await verifier.check(page)]
-    return found + await verifier.orphans()
+    found = [one async for page in verifier.job_id_pages() for one in await verifier.check_jobs(page)]
+    return found + await verifier.find_orphans()
 
 
 def a_job() -> History:
@@ -90,7 +90,7 @@ async def test_a_row_that_is_missing_or_out_of_step_is_told(store: Store, statem
     await store.database.execute_once(statement)
     found = {one.job_id: one.problem for one in await everything(store)}
     assert PROBLEMS[statement] in found[job.job_id] or "belongs to nothing" in found[job.job_id]
-    [checked] = await ReadModelVerifier(store.database).check([job.job_id])
+    [checked] = await ReadModelVerifier(store.database).check_jobs([job.job_id])
     assert PROBLEMS[statement] in checked.problem
 
 
@@ -119,5 +119,5 @@ async def test_every_job_is_looked_at(store: Store) -> None:
             for job in jobs[n : n + 50]
         ]
         await store.log.commit(Batch(appends=appends))
-    found = [job async for page in ReadModelVerifier(store.database).pages() for job in page]
+    found = [job async for page in ReadModelVerifier(store.database).job_id_pages() for job in page]
     assert sorted(found) == sorted(job.job_id for job in jobs)

@@ -13,9 +13,9 @@ from orchestrator import codec
 from orchestrator.events import JobCreated, JobQuarantined, JobReleased, KeyCreated, PersonalText, StepStart
 from orchestrator.process_manager import Orchestrator
 from orchestrator.quarantine_log import Quarantine
-from projections.key_queries import Keys
+from projections.key_queries import ApiKeys
 from projections.projector import Projector
-from projections.queries import Queries
+from projections.queries import JobQueries
 from projections.rebuild import Rebuild
 from projections.verifier import ReadModelVerifier
 from tests.kit import History, Store, event, eventually, job_created, model_registered, stream_in
@@ -35,9 +35,9 @@ async def rebuilt(store: Store) -> None:
     """Build the read model anew, and let it serve."""
     rebuild = Rebuild(store.database)
     await rebuild.begin()
-    await rebuild.fill()
-    assert [name async for name in rebuild.index()]
-    await rebuild.follow()
+    await rebuild.fill_chunks()
+    assert [name async for name in rebuild.build_missing_indexes()]
+    await rebuild.follow_and_swap()
 
 
 async def test_an_older_process_reports_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +56,10 @@ async def test_a_released_job_is_viewed_no_further_than_asked(store: Store) -> N
     append = history(job_created())
     await store.log.commit(Batch(appends=[append]))
     events = await store.log.read_stream(append.stream)
-    view = await Queries(store.database).fold_onto(None, events[:3])
+    view = await JobQueries(store.database).fold_events_onto_view(None, events[:3])
     assert view is not None
     assert (view.version, view.status) == (3, "queued")
-    view = await Queries(store.database).fold_onto(view, events[3:])
+    view = await JobQueries(store.database).fold_events_onto_view(view, events[3:])
     assert view is not None
     assert (view.version, view.status) == (4, "running")
 
@@ -112,7 +112,7 @@ async def test_a_job_that_cannot_be_stored_stops_nobody_else(store: Store) -> No
     await eventually(kept)
     await rebuilt(store)
     assert await kept()
-    assert await ReadModelVerifier(store.database).check([job for job, _, _ in ends]) == []
+    assert await ReadModelVerifier(store.database).check_jobs([job for job, _, _ in ends]) == []
 
 
 async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None:
@@ -135,13 +135,13 @@ async def test_a_row_that_cannot_be_loaded_is_written_anew(store: Store) -> None
         return await store.database.read(REPORTED) != []
 
     await eventually(reported)
-    [found] = await ReadModelVerifier(store.database).check([history.job_id])
+    [found] = await ReadModelVerifier(store.database).check_jobs([history.job_id])
     assert "the row can't be read: Invalid enum value 'lost'" in found.problem
     await Quarantine(store.log, "test").quarantine_job(history.job_id, "default", reader="x", at_version=2, reason="x")
 
     async def kept() -> bool:
         await subscription.poll_once()
-        return await ReadModelVerifier(store.database).check([history.job_id]) == []
+        return await ReadModelVerifier(store.database).check_jobs([history.job_id]) == []
 
     await eventually(kept)
 
@@ -152,17 +152,19 @@ async def test_what_no_fold_was_written_for_is_read_all_the_same(store: Store) -
     bodies = [decoded.body for decoded in history.events if decoded.body is not None]
     events = tuple(event(body) for body in [*bodies, History().item("generate", 0)])
     await store.log.commit(Batch(appends=[Append(stream=history.job_id, category="job", expected=0, events=events)]))
-    queries = Queries(store.database)
+    queries = JobQueries(store.database)
 
     async def images() -> list[int] | None:
-        view = await queries.job("default", history.job_id, artifacts=True)
+        view = await queries.job_view("default", history.job_id, artifacts=True)
         return None if view is None else [one.item_index for one in view.artifacts]
 
     assert await images() == [0]
     subscription = Subscription(store.log, store.notifier, Projector(store.database), codec.is_known)
     while await subscription.poll_once():
         pass
-    assert [one.job_id for one in await ReadModelVerifier(store.database).check([history.job_id])] == [history.job_id]
+    assert [one.job_id for one in await ReadModelVerifier(store.database).check_jobs([history.job_id])] == [
+        history.job_id
+    ]
     await store.database.execute_once("update readmodel.jobs set status = 'lost'")
     assert await images() == [0]
 
@@ -172,7 +174,7 @@ async def test_a_prompt_that_no_text_column_takes_is_listed(store: Store) -> Non
     created = event(job_created(), private=PersonalText(prompt="a\0castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(created,))]))
     await rebuilt(store)
-    listed = await Queries(store.database).jobs("default", status=None, before=None, limit=5)
+    listed = await JobQueries(store.database).list_jobs("default", status=None, older_than=None, limit=5)
     assert [one.prompt for one in listed] == ["a\0castle"]
 
 
@@ -182,11 +184,11 @@ async def test_keys_and_models_that_break_the_fold_are_left_out(store: Store, mo
     key = Append(stream=new_id(), category="key", expected=0, events=(event(created),))
     model = Append(stream=new_id(), category="model", expected=0, events=(event(model_registered()),))
     await store.log.commit(Batch(appends=[key, model]))
-    keys, models = Keys(store.log), ModelCatalogue(store.log)
-    assert (len(await keys.all()), len(await models.all())) == (1, 1)
-    monkeypatch.setattr("projections.key_queries.evolve", lambda *_: 1 / 0)
+    keys, models = ApiKeys(store.log), ModelCatalogue(store.log)
+    assert (len(await keys.list_keys()), len(await models.all())) == (1, 1)
+    monkeypatch.setattr("projections.key_queries.evolve_key", lambda *_: 1 / 0)
     monkeypatch.setattr("model_registry.catalogue.evolve", lambda *_: 1 / 0)
-    assert (await keys.all(), await models.all(), await models.model(model.stream)) == ([], [], None)
+    assert (await keys.list_keys(), await models.all(), await models.model(model.stream)) == ([], [], None)
 
 
 @pytest.mark.parametrize("released_first", [False, True])

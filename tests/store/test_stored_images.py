@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from artifacts.encoding import encode
-from artifacts.lineage import embed, read_lineage
+from artifacts.lineage import embed_lineage, read_lineage
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from orchestrator.events import ArtifactWritten, StepError
 from orchestrator.state import JobState
@@ -47,7 +47,7 @@ def of_size(size: tuple[int, int]) -> bytes:
 def of_another_item(body: bytes) -> bytes:
     found = read_lineage(body)
     assert found is not None
-    return embed(body, type(found)(job_id=found.job_id, item_index=9, generate=found.generate, upscale=None))
+    return embed_lineage(body, type(found)(job_id=found.job_id, item_index=9, generate=found.generate, upscale=None))
 
 
 async def written(work: Bench) -> list[ArtifactWritten]:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from PIL import Image, ImageFilter
 from prometheus_client import REGISTRY
 
-from artifacts.encoding import size_of
-from artifacts.lineage import Derived, read_lineage
+from artifacts.encoding import image_size
+from artifacts.lineage import LaterStepInputs, read_lineage
 from artifacts.object_store import ObjectStore, S3Config
 from eventstore.errors import UndecodableEvent
 from eventstore.ids import new_id
@@ -24,8 +24,8 @@ from orchestrator.reconciler import OutboxReconciler
 from orchestrator.service import JobService
 from orchestrator.step_command import StepCommand
 from orchestrator.step_kinds import STEP_KINDS, ImageSize, StepKind
-from projections.job_view import JobView, of_history
-from projections.progress import Stage, progress
+from projections.job_view import JobView, fold_history
+from projections.progress import Stage, job_progress
 from runners import metrics
 from runners.engines.protocol import ModelRef, Work
 from runners.fake_renderer import FakeRenderer
@@ -147,7 +147,7 @@ class Chain:
 
     async def view(self) -> JobView:
         """The job as its users see it."""
-        view = of_history(await self._store.log.read_stream(self.job_id))
+        view = fold_history(await self._store.log.read_stream(self.job_id))
         assert view is not None
         return view
 
@@ -203,14 +203,14 @@ async def test_each_step_writes_its_images_in_its_size_and_with_their_sources(
         assert found is not None
         assert found.upscale is not None
         assert found.upscale.parent_sha256 == written["generate", item].sha256
-        third = Derived(
+        third = LaterStepInputs(
             step="sharpen",
             params={"percent": 150, "margin": 4},
             size=SIZES["sharpen"],
             parent_sha256=written["upscale", item].sha256,
             rendering=None,
         )
-        assert (found.later, found.size, found.last) == ([third], size_of(body), ("sharpen", None))
+        assert (found.later, found.size, found.last) == ([third], image_size(body), ("sharpen", None))
 
 
 async def test_each_command_follows_the_end_of_the_step_before(chain: Chain) -> None:
@@ -230,11 +230,11 @@ async def test_a_third_step_has_its_share_of_the_progress(chain: Chain) -> None:
     """By its weight in the table; and its parameters are shown as the table says."""
     await chain.run()
     view = await chain.view()
-    whole = progress(view, per_step=True)
+    whole = job_progress(view, per_step=True)
     assert (whole.progress, whole.per_step) == (1.0, dict.fromkeys(SIZES, 1.0))
     assert whole.stages == [Stage("generate", 0.25), Stage("upscale", 0.25), Stage("sharpen", 0.5)]
     before = replace(view, steps=(*view.steps[:2], replace(view.steps[2], completed=1)))
-    assert progress(before).progress == 0.75
+    assert job_progress(before).progress == 0.75
     assert view.steps[2].metadata == {"percent": 150}
     assert view.params["chain"]["sharpen"] == {"percent": 150, "margin": 4}
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from artifacts.errors import ObjectStoreUnavailable
-from artifacts.lineage import embed, read_lineage
+from artifacts.lineage import embed_lineage, read_lineage
 from artifacts.object_store import ObjectStore, S3Config, StoredObject
 from eventstore.ids import new_id
 from eventstore.log import Append, Batch, Send
@@ -79,7 +79,7 @@ class Left(ObjectStore):
         lineage = read_lineage(body)
         assert lineage is not None
         made = replace(lineage, generate=replace(lineage.generate, rendering=RENDERING))
-        await super().put(key, embed(body, made), content_type)
+        await super().put(key, embed_lineage(body, made), content_type)
         return await super().put(key, body, content_type)
 
 

@@ -6,9 +6,9 @@ import httpx
 import pytest
 import structlog
 
-from api.admission import Admission, Limits
-from api.app import build
-from api.health import Health
+from api.admission import AdmissionControl, AdmissionLimits
+from api.app import build_api_app
+from api.health import HealthSources
 from api.services import ApiConfig
 from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
@@ -24,7 +24,7 @@ class Broken:
 
     config = ApiConfig()
     keys = None
-    admission = Admission(cast("Any", None), Limits())
+    admission = AdmissionControl(cast("Any", None), AdmissionLimits())
 
     def __getattr__(self, _name: str) -> Any:
         raise self._error
@@ -33,7 +33,7 @@ class Broken:
 async def answer(error: Exception, path: str) -> httpx.Response:
     """What a GET is answered while everything below breaks."""
     broken = cast("Any", Broken(error))
-    app = build(broken, Health({}, BacklogGauges(broken), WriteProbe(broken)))
+    app = build_api_app(broken, HealthSources({}, BacklogGauges(broken), WriteProbe(broken)))
     transport = httpx.ASGITransport(app=cast("Any", app), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.get(path, headers={"X-Request-Id": "mine"})
@@ -64,7 +64,7 @@ async def test_a_bug_is_logged_once_with_the_requests_id() -> None:
     """Given an exception, then the line that tells of it is ours: uvicorn's would not name the request."""
     with structlog.testing.capture_logs() as lines:
         broken = cast("Any", Broken(RuntimeError("broken")))
-        app = build(broken, Health({}, BacklogGauges(broken), WriteProbe(broken)))
+        app = build_api_app(broken, HealthSources({}, BacklogGauges(broken), WriteProbe(broken)))
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app=cast("Any", app)), base_url="http://test"
         ) as client:

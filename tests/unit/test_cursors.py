@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.cursors import JobsCursor, LogCursor, Mark
+from api.cursors import JobsCursor, LogCursor, LogMark
 from eventstore.ids import new_id
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
 QUARANTINE_MARK_CODES = st.builds(
-    lambda position, chain: Mark.at(position, chain if position else b""),
+    lambda position, chain: LogMark.of_event(position, chain if position else b""),
     st.integers(0, 2**63 - 1),
     st.binary(min_size=32, max_size=32),
 )
@@ -25,7 +25,7 @@ def test_a_jobs_cursor_comes_back_as_it_went(created_at: datetime, job_id: UUID)
 
 
 @given(st.uuids(), st.lists(QUARANTINE_MARK_CODES, max_size=256))
-def test_a_log_cursor_comes_back_as_it_went(log_id: UUID, marks: list[Mark]) -> None:
+def test_a_log_cursor_comes_back_as_it_went(log_id: UUID, marks: list[LogMark]) -> None:
     cursor = LogCursor(log_id, dict(enumerate(marks)))
     found = LogCursor.decode(cursor.encode())
     assert (found.log_id, found.marks) == (cursor.log_id, cursor.marks)
@@ -45,14 +45,14 @@ def test_any_other_text_is_a_value_error(text: str) -> None:
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_a_log_cursor_that_was_cut_off_is_rejected(cut: int) -> None:
     """Not read as one of fewer partitions, unless whole marks are missing, which the number of partitions tells."""
-    whole = LogCursor(new_id(), {0: Mark.at(300, b"x" * 32)}).encode()
+    whole = LogCursor(new_id(), {0: LogMark.of_event(300, b"x" * 32)}).encode()
     with pytest.raises(ValueError):  # noqa: PT011  # any reason is as good
         LogCursor.decode(whole[:-cut])
 
 
 def test_a_mark_holds_its_own_event_alone() -> None:
-    mark = Mark.at(7, bytes(range(32)))
-    assert mark.matches(bytes(range(32)))
-    assert not mark.matches(bytes(32))
-    assert not mark.matches(None)
-    assert Mark(0, b"").matches(None)
+    mark = LogMark.of_event(7, bytes(range(32)))
+    assert mark.matches_chain(bytes(range(32)))
+    assert not mark.matches_chain(bytes(32))
+    assert not mark.matches_chain(None)
+    assert LogMark(0, b"").matches_chain(None)

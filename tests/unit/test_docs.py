@@ -16,7 +16,7 @@ import eventstore.metrics
 import orchestrator.quarantine_log
 import runners.metrics
 from api.app import ROUTES
-from api.errors import STATUS
+from api.errors import STATUS_BY_ERROR_CODE
 from dreamforge.settings import VARIABLES_BY_FIELD, Settings, SettingVariable
 from orchestrator.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
 from tests.kit import project_root
@@ -113,7 +113,7 @@ def test_the_contract_lists_every_route_and_no_other() -> None:
 
 def test_the_contracts_errors_have_the_status_that_is_sent() -> None:
     listed = {row[1].strip("`"): int(row[0]) for row in cells(DOCS / "contract.md", "| status | code | when |")}
-    assert listed == STATUS
+    assert listed == STATUS_BY_ERROR_CODE
 
 
 def test_the_contract_names_every_event() -> None:

@@ -13,17 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from api.access import ANONYMOUS
-from api.admission import Admission, Limits
-from api.event_stream import StreamEndpoint, joined
-from api.services import ApiConfig, OpenStreams, Services
+from api.access import ANONYMOUS_CALLER
+from api.admission import AdmissionControl, AdmissionLimits
+from api.event_stream import StreamEndpoint, join_frames
+from api.services import ApiConfig, OpenStreamLimiter, Services
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=20))
 def test_pieces_are_the_frames_in_their_order(sizes: list[int]) -> None:
     """Whole frames, none left out or repeated, and as few pieces as 64 KiB to each allow."""
     told = [bytes([number]) * size for number, size in enumerate(sizes)]
-    sent = list(joined(told))
+    sent = list(join_frames(told))
     assert b"".join(sent) == b"".join(told)
     assert all(len(piece) >= 1 << 16 for piece in sent[:-1])
     assert all(len(piece) < (1 << 16) + 100_000 for piece in sent)
@@ -41,15 +41,15 @@ async def test_who_was_not_let_in_before_the_stop_is_told_to_come_back() -> None
         await asyncio.Event().wait()
         return Response()
 
-    admission = Admission(cast("Any", None), Limits())
+    admission = AdmissionControl(cast("Any", None), AdmissionLimits())
     services = SimpleNamespace(
-        config=ApiConfig(), keys=None, admission=admission, stopping=stopping, open_streams=OpenStreams()
+        config=ApiConfig(), keys=None, admission=admission, stopping=stopping, open_streams=OpenStreamLimiter()
     )
     starlette = Starlette(routes=[Route("/", StreamEndpoint("job", opens))])
     starlette.state.services = services
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"caller": ANONYMOUS}
+        scope["state"] = {"caller": ANONYMOUS_CALLER}
         await starlette(scope, receive, send)
 
     transport = httpx.ASGITransport(app=cast("Any", app))

@@ -5,7 +5,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from api.log_feed import _Filter
+from api.log_feed import _EventFilter
 from eventstore.log import OPERATOR_TENANT
 from tests import memory_log
 
@@ -30,5 +30,5 @@ def test_an_operators_events_are_seen_only_where_no_keys_are_asked_for(
     seen: bool,  # noqa: FBT001
 ) -> None:
     """A tenant sees its own events and models, and nothing of what was done to the service."""
-    wanted = _Filter("default", operator, None, None)
-    assert wanted.passes(replace(EVENT, tenant=tenant, category=category)) is seen
+    wanted = _EventFilter("default", operator, None, None)
+    assert wanted.accepts(replace(EVENT, tenant=tenant, category=category)) is seen

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.frames import HEARTBEAT, of_event, of_progress, retry
+from api.frames import HEARTBEAT_FRAME, job_event_frame, progress_frame, retry_line
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from orchestrator import codec
 from orchestrator.events import CancelRequested, DomainEvent, JobFinish, StepError, StepRetry
-from projections.job_view import view
-from projections.progress import progress
+from projections.job_view import fold_events
+from projections.progress import job_progress
 from tests.kit import NOON, History, job_created
 
 HISTORY = History().started("generate").wrote("generate", 0).finished("generate")
@@ -75,7 +75,7 @@ def error(item_index: int | None) -> StepError:
 
 
 def test_a_frame_is_event_data_id_to_the_letter() -> None:
-    frame = of_event(stored(CancelRequested(), version=12), separate_steps=False)
+    frame = job_event_frame(stored(CancelRequested(), version=12), separate_steps=False)
     assert frame == (
         b"event: log\n"
         b'data: {"ts":"2026-01-02T12:00:00.000005Z","level":"info","code":"job.cancel_requested",'
@@ -86,7 +86,7 @@ def test_a_frame_is_event_data_id_to_the_letter() -> None:
 
 def test_an_artifact_has_a_shape_of_its_own() -> None:
     item = HISTORY.item("generate", 2)
-    kind, data, version = read(of_event(stored(item), separate_steps=False))
+    kind, data, version = read(job_event_frame(stored(item), separate_steps=False))
     assert (kind, version) == ("artifact", "4")
     assert data == {
         "ts": "2026-01-02T12:00:00.000005Z",
@@ -108,7 +108,7 @@ def test_an_artifact_has_a_shape_of_its_own() -> None:
 def test_an_error_bears_the_jobs_error_code(item_index: int | None) -> None:
     """And the item that it befell, where it was one."""
     body = error(item_index)
-    kind, data, _ = read(of_event(stored(body), separate_steps=False))
+    kind, data, _ = read(job_event_frame(stored(body), separate_steps=False))
     assert kind == "error"
     assert data == {
         "ts": "2026-01-02T12:00:00.000005Z",
@@ -122,7 +122,7 @@ def test_an_error_bears_the_jobs_error_code(item_index: int | None) -> None:
 
 
 def test_a_log_line_names_its_step_if_it_is_about_one() -> None:
-    about_job = read(of_event(stored(JobFinish(status="failed")), separate_steps=False))[1]
+    about_job = read(job_event_frame(stored(JobFinish(status="failed")), separate_steps=False))[1]
     assert about_job.keys() == {"ts", "level", "code", "message", "status", "payload"}
     assert (about_job["level"], about_job["message"]) == ("error", "Job failed.")
     retry = StepRetry(
@@ -134,7 +134,7 @@ def test_a_log_line_names_its_step_if_it_is_about_one() -> None:
         error_message="no room",
         delay_s=1.5,
     )
-    about_step = read(of_event(stored(retry), separate_steps=False))[1]
+    about_step = read(job_event_frame(stored(retry), separate_steps=False))[1]
     assert about_step.keys() == {"ts", "level", "code", "message", "payload"} | about_step["payload"].keys()
     assert (about_step["level"], about_step["step"]) == ("warning", "generate")
     assert about_step["message"] == "Step generate will be tried again in 1.5 s: no room"
@@ -145,15 +145,15 @@ def test_steps_start_and_finish_apart_only_where_asked_for(index: int, apart: st
     """Given a history of created, start, artifact, finish, when steps are wanted apart, then only those two are."""
     body = HISTORY.events[index].body
     assert body is not None
-    together = of_event(stored(body), separate_steps=False)
-    assert read(of_event(stored(body), separate_steps=True))[0] == apart
+    together = job_event_frame(stored(body), separate_steps=False)
+    assert read(job_event_frame(stored(body), separate_steps=True))[0] == apart
     assert read(together)[0] == ("artifact" if apart == "artifact" else "log")
-    assert of_event(stored(body), separate_steps=True).split(b"\n", 1)[1] == together.split(b"\n", 1)[1]
+    assert job_event_frame(stored(body), separate_steps=True).split(b"\n", 1)[1] == together.split(b"\n", 1)[1]
 
 
 def test_the_payload_repeats_the_events_data() -> None:
     created = job_created()
-    data = read(of_event(stored(created), separate_steps=False))[1]
+    data = read(job_event_frame(stored(created), separate_steps=False))[1]
     assert data["payload"] == json.loads(codec.encode(created))
     assert "castle" not in json.dumps(data)
 
@@ -162,7 +162,9 @@ def test_the_payload_repeats_the_events_data() -> None:
     ("code", "schema_version"), [("job.polished", 1), ("job.finish", 2)], ids=["code", "schema-version"]
 )
 def test_what_this_release_does_not_know_is_passed_on(code: str, schema_version: int) -> None:
-    kind, data, version = read(of_event(raw(code, '{"shine":1.5}', schema_version=schema_version), separate_steps=True))
+    kind, data, version = read(
+        job_event_frame(raw(code, '{"shine":1.5}', schema_version=schema_version), separate_steps=True)
+    )
     assert (kind, version) == ("log", "4")
     assert (data["level"], data["code"], data["message"]) == ("info", code, code)
     assert data["payload"] == {"shine": 1.5}
@@ -171,7 +173,7 @@ def test_what_this_release_does_not_know_is_passed_on(code: str, schema_version:
 def test_a_line_break_in_the_data_does_not_end_the_frame() -> None:
     """Given data that another writer spread over lines, then the frame's data is one line all the same."""
     spread = '{\n "text": "a\\nb",\r\n "n": 1.50\n}'
-    frame = of_event(raw("job.polished", spread), separate_steps=False)
+    frame = job_event_frame(raw("job.polished", spread), separate_steps=False)
     assert b"\r" not in frame
     assert frame.count(b"\n") == 4
     assert b'"payload":{"text":"a\\nb","n":1.50}}\n' in frame
@@ -181,7 +183,7 @@ def test_a_line_break_in_the_data_does_not_end_the_frame() -> None:
 @pytest.mark.parametrize("code", ["job.polished", "job.finish"])
 def test_data_that_is_json_to_postgresql_alone_does_not_end_the_stream(code: str, data: str) -> None:
     """Given half a surrogate pair, or more brackets than we open, then the event is told without its data."""
-    kind, told, version = read(of_event(raw(code, data), separate_steps=True))
+    kind, told, version = read(job_event_frame(raw(code, data), separate_steps=True))
     assert (kind, told["code"], told["payload"], version) == ("log", code, {}, "4")
 
 
@@ -189,13 +191,13 @@ def test_data_that_is_json_to_postgresql_alone_does_not_end_the_stream(code: str
 def test_any_text_keeps_to_its_frame(text: str) -> None:
     """Line separators of other alphabets are no line ends of the stream."""
     body = msgspec.structs.replace(error(None), error_message=text)
-    assert read(of_event(stored(body), separate_steps=False))[1]["message"] == text
+    assert read(job_event_frame(stored(body), separate_steps=False))[1]["message"] == text
 
 
 def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
-    job = view(HISTORY.events)
+    job = fold_events(HISTORY.events)
     assert job is not None
-    kind, data, version = read(of_progress(progress(job)))
+    kind, data, version = read(progress_frame(job_progress(job)))
     assert (kind, version) == ("progress", None)
     assert data == {
         "progress": 0.5,
@@ -205,13 +207,13 @@ def test_progress_has_no_id_so_that_a_resume_skips_nothing() -> None:
 
 
 def test_what_keeps_a_stream_alive_has_no_id_either() -> None:
-    assert retry(2000) == b"retry: 2000\n"
-    assert HEARTBEAT == b":\n\n"
+    assert retry_line(2000) == b"retry: 2000\n"
+    assert HEARTBEAT_FRAME == b":\n\n"
 
 
 def test_ids_are_the_versions_of_the_job() -> None:
     frames = [
-        of_event(stored(decoded.body, decoded.version), separate_steps=False)
+        job_event_frame(stored(decoded.body, decoded.version), separate_steps=False)
         for decoded in HISTORY.events
         if decoded.body is not None
     ]

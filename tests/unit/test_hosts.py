@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.hosts import Hosts
+from api.hosts import AllowedHosts
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from api.hosts import Hosts
 )
 def test_addresses_and_the_machines_own_names_are_served(given: str) -> None:
     """A page can have none of them by turning its name elsewhere; probes and scrapes use addresses."""
-    assert Hosts([]).serves(given)
+    assert AllowedHosts([]).allows(given)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_addresses_and_the_machines_own_names_are_served(given: str) -> None:
 )
 def test_other_names_are_not(given: str) -> None:
     """Nor what is no host at all."""
-    assert not Hosts(["forge.example.org"]).serves(given)
-    assert Hosts().serves(given)
-    assert Hosts(["*"]).serves(given)
+    assert not AllowedHosts(["forge.example.org"]).allows(given)
+    assert AllowedHosts().allows(given)
+    assert AllowedHosts(["*"]).allows(given)
 
 
 def test_names_that_are_given_are_served() -> None:
     """A name stands for itself, one with a star for those below it."""
-    hosts = Hosts(["Forge.example.org", "*.example.net"])
+    hosts = AllowedHosts(["Forge.example.org", "*.example.net"])
     for given in ("forge.example.org", "FORGE.example.org.:443", "a.example.net", "a.b.example.net:8001"):
-        assert hosts.serves(given)
+        assert hosts.allows(given)
     for given in ("a.forge.example.org", "example.net", "example.org", "evilexample.net"):
-        assert not hosts.serves(given)
+        assert not hosts.allows(given)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from api.errors import ApiError
-from api.inputs import job_id, moment
-from api.waiting import preference_applied, preferred_wait
+from api.inputs import path_job_id, time_query
+from api.waiting import preference_applied_header, preferred_wait_s
 from tests.kit import NOBODY
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -38,7 +38,7 @@ def asked(query: str, *headers: tuple[str, str]) -> Request:
 )
 def test_a_time_with_any_offset(text: str) -> None:
     """None means UTC, and a plus that was not escaped, so arrives as a blank, is still a plus."""
-    assert moment(asked(f"at={text}"), "at") == NOON
+    assert time_query(asked(f"at={text}"), "at") == NOON
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,14 @@ def test_a_time_with_any_offset(text: str) -> None:
 )
 def test_anything_else_is_rejected_by_name(text: str) -> None:
     with pytest.raises(ApiError) as caught:
-        moment(asked(f"since_ts={quote(text)}"), "since_ts")
+        time_query(asked(f"since_ts={quote(text)}"), "since_ts")
     assert caught.value.details == {"field": "since_ts", "reason": "must be a time like 2026-01-02T12:00:00Z"}
 
 
 def test_a_long_text_costs_no_time() -> None:
     """Given tens of kilobytes, which would keep the pattern for a blank's place busy for hours, then it is rejected."""
     with pytest.raises(ApiError):
-        moment(asked("at=" + "T00" * 20_000), "at")
+        time_query(asked("at=" + "T00" * 20_000), "at")
 
 
 @pytest.mark.parametrize("given_id", ["{%s}", "urn:uuid:%s", "%s0"])
@@ -62,16 +62,16 @@ def test_an_id_is_a_uuid_in_its_one_form(given_id: str) -> None:
     request = asked("")
     request.scope["path_params"] = {"job_id": given_id % NOBODY}
     with pytest.raises(ApiError) as caught:
-        job_id(request)
+        path_job_id(request)
     assert caught.value.code == "not_found"
     request.scope["path_params"] = {"job_id": str(NOBODY).upper()}
-    assert job_id(request) == NOBODY
+    assert path_job_id(request) == NOBODY
 
 
 @given(st.text(max_size=30))
 def test_no_text_breaks_the_clock(text: str) -> None:
     try:
-        found = moment(asked(f"at={quote(text)}"), "at")
+        found = time_query(asked(f"at={quote(text)}"), "at")
     except ApiError:
         return
     assert found is not None
@@ -98,9 +98,9 @@ def test_no_text_breaks_the_clock(text: str) -> None:
 )
 def test_the_preference_to_wait(header: str, seconds: int | None) -> None:
     """At most 60 seconds; of several the first counts, and one that is malformed counts for nothing."""
-    assert preferred_wait(asked("", ("prefer", header))) == seconds
-    assert preference_applied(seconds) == ({} if seconds is None else {"Preference-Applied": f"wait={seconds}"})
+    assert preferred_wait_s(asked("", ("prefer", header))) == seconds
+    assert preference_applied_header(seconds) == ({} if seconds is None else {"Preference-Applied": f"wait={seconds}"})
 
 
 def test_preferences_in_several_headers_are_one_list() -> None:
-    assert preferred_wait(asked("", ("prefer", "respond-async"), ("prefer", "wait=4"))) == 4
+    assert preferred_wait_s(asked("", ("prefer", "respond-async"), ("prefer", "wait=4"))) == 4

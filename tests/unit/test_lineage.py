@@ -15,10 +15,10 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from artifacts.encoding import encode
 from artifacts.errors import InvalidSource
 from artifacts.lineage import (
-    Generated,
+    GenerateInputs,
     Lineage,
-    Upscaled,
-    embed,
+    UpscaleInputs,
+    embed_lineage,
     lineage_of,
     parameters_text,
     read_lineage,
@@ -47,7 +47,7 @@ LONGEST = 4096
 
 
 def a_lineage(prompt: str | None = "ein Schloß, 城, 🏰", negative: str | None = "fog") -> Lineage:
-    generated = Generated(
+    generated = GenerateInputs(
         prompt=prompt,
         negative_prompt=negative,
         seed=7,
@@ -58,7 +58,7 @@ def a_lineage(prompt: str | None = "ein Schloß, 城, 🏰", negative: str | Non
         scheduler="dpmpp_2m_karras",
         rendering=RENDERING,
     )
-    upscaled = Upscaled(scale=2, impl="auto", parent_sha256="cd" * 32, rendering=None)
+    upscaled = UpscaleInputs(scale=2, impl="auto", parent_sha256="cd" * 32, rendering=None)
     return Lineage(job_id=new_id(), item_index=3, generate=generated, upscale=upscaled)
 
 
@@ -79,10 +79,10 @@ def test_what_is_embedded_is_read_back_and_touches_no_pixel(
 ) -> None:
     """Whatever the texts; embedded anew it replaces what was there."""
     plain, found = picture(fmt), a_lineage(prompt, negative)
-    body = embed(plain, found)
+    body = embed_lineage(plain, found)
     assert read_lineage(body) == found
     assert opened(body).tobytes() == opened(plain).tobytes()
-    assert embed(embed(plain, a_lineage()), found) == body
+    assert embed_lineage(embed_lineage(plain, a_lineage()), found) == body
     assert read_lineage(plain) is None
 
 
@@ -91,7 +91,7 @@ def test_what_is_embedded_is_read_back_and_touches_no_pixel(
 def test_the_longest_prompts_fit(fmt: ImageFormat, letter: str) -> None:
     """A JPEG's segment holds 65,533 bytes; each of these letters takes another number of them."""
     found = a_lineage(letter * LONGEST, letter * LONGEST)
-    assert read_lineage(embed(picture(fmt), found)) == found
+    assert read_lineage(embed_lineage(picture(fmt), found)) == found
 
 
 @pytest.mark.parametrize("prompt", ["a castle", "ein Schloß", "城 🏰"])
@@ -103,10 +103,10 @@ def test_other_tools_find_the_text_where_they_look(prompt: str) -> None:
     assert text.splitlines()[2].startswith(
         "Steps: 30, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Size: 24x16, "
     )
-    png = cast("PngImagePlugin.PngImageFile", opened(embed(picture("png"), found)))
+    png = cast("PngImagePlugin.PngImageFile", opened(embed_lineage(picture("png"), found)))
     assert png.text["parameters"] == text
     assert msgspec.json.decode(str(png.text["dreamforge"]).encode(), type=Lineage) == found
-    jpeg = cast("JpegImagePlugin.JpegImageFile", opened(embed(picture("jpg"), found)))
+    jpeg = cast("JpegImagePlugin.JpegImageFile", opened(embed_lineage(picture("jpg"), found)))
     comment: bytes = jpeg.getexif().get_ifd(0x8769)[0x9286]
     assert comment.startswith(b"UNICODE\0")
     assert comment[8:].decode("utf-16-be") == text
@@ -121,14 +121,14 @@ def test_the_model_hash_is_that_of_the_one_file_of_weights() -> None:
     known = replace(found, generate=replace(found.generate, rendering=single))
     assert ", Model hash: 0123456789, Model: " in parameters_text(known)
     erased = replace(known, generate=replace(known.generate, prompt=None, negative_prompt=None))
-    assert embed(picture("png"), erased) == remove_private_text(embed(picture("png"), known))
+    assert embed_lineage(picture("png"), erased) == remove_private_text(embed_lineage(picture("png"), known))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_stripping_takes_the_texts_and_leaves_the_rest(fmt: ImageFormat) -> None:
     """No byte of them stays; a second time changes nothing; a file without lineage stays as it is."""
     plain, found = picture(fmt), a_lineage("a secret harbour", "a secret fog")
-    body = remove_private_text(embed(plain, found))
+    body = remove_private_text(embed_lineage(plain, found))
     for text in ("secret", "secret".encode("utf-16-be"), "secret".encode("utf-16-le")):
         assert (text if isinstance(text, bytes) else text.encode()) not in body
     anonymous = replace(found.generate, prompt=None, negative_prompt=None)
@@ -142,7 +142,7 @@ def test_stripping_takes_the_texts_and_leaves_the_rest(fmt: ImageFormat) -> None
 @given(data=st.data())
 def test_a_broken_file_is_told_in_a_sentence(fmt: ImageFormat, data: Any) -> None:
     """Given any byte changed, or the file cut anywhere, then it is read, or rejected."""
-    body = bytearray(embed(picture(fmt), a_lineage()))
+    body = bytearray(embed_lineage(picture(fmt), a_lineage()))
     at = data.draw(st.integers(0, len(body) - 1))
     body[at] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.none() | st.integers(0, len(body)))
@@ -160,7 +160,7 @@ def test_it_tells_what_the_job_asked_for_and_both_steps_did() -> None:
     job = replace(job, steps=(step, job.steps[1]))
     found = lineage_of(job, "upscale", 1, None)
     assert (found.generate.prompt, found.generate.rendering) == ("a castle", RENDERING)
-    assert found.upscale == Upscaled(scale=2, impl="auto", parent_sha256=parent.sha256, rendering=None)
+    assert found.upscale == UpscaleInputs(scale=2, impl="auto", parent_sha256=parent.sha256, rendering=None)
     again = replace(job, steps=(step, replace(job.steps[1], attempt=9)))
     assert lineage_of(again, "upscale", 1, None) == found
     assert lineage_of(job, "generate", 0, None).upscale is None
@@ -177,7 +177,7 @@ def test_the_documents_example_is_a_lineage() -> None:
 def test_a_strangers_file_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Given a prompt with escape sequences, then they are shown as what they are not: text."""
     path = tmp_path / "theirs.png"
-    path.write_bytes(embed(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
+    path.write_bytes(embed_lineage(picture("png"), a_lineage("a \x1b]0;title\x07 castle\x9b31m")))
     assert cli.main(["--no-env-file", "artifact", "show", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "castle" in shown
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_what_it_says_is_told(tmp_path: Path, capsys: pytest.
     """Given an image's text in another one's file, then it is shown, and so is the difference."""
     path = tmp_path / "theirs.png"
     other = picture("png", (30, 20))
-    path.write_bytes(embed(other, a_lineage("a castle")))
+    path.write_bytes(embed_lineage(other, a_lineage("a castle")))
     assert cli.main(["--no-env-file", "artifact", "show", str(path)]) == 1
     shown = capsys.readouterr()
     assert "castle" in shown.out

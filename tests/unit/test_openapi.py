@@ -9,18 +9,18 @@ import pytest
 from openapi_spec_validator import validate
 
 from api.app import ROUTES
-from api.errors import STATUS
-from api.openapi.document import document, encoded
-from api.requests import parse
+from api.errors import STATUS_BY_ERROR_CODE
+from api.openapi.document import build_document, encode_document
+from api.requests import parse_job_request
 from api.routing import ApiRoute
 from tests.kit import project_root
 
-DOCUMENT = document(ROUTES)
+DOCUMENT = build_document(ROUTES)
 
 
 def test_the_document_is_the_one_that_is_committed() -> None:
     committed = project_root() / "docs" / "openapi" / "openapi.v1.json"
-    assert committed.read_bytes() == encoded(ROUTES), "run `make openapi`, and commit what it writes"
+    assert committed.read_bytes() == encode_document(ROUTES), "run `make openapi`, and commit what it writes"
 
 
 def _as_another_release_words_it(schema: Any) -> Any:
@@ -39,14 +39,14 @@ def _as_another_release_words_it(schema: Any) -> Any:
 
 
 def test_the_document_does_not_depend_on_the_releases_of_msgspec_and_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, derive = encoded(ROUTES), msgspec.json.schema_components
+    before, derive = encode_document(ROUTES), msgspec.json.schema_components
 
     def another(types: Any, *, ref_template: str) -> tuple[Any, Any]:
         schemas, components = derive(types, ref_template=ref_template)
         return schemas, {name: _as_another_release_words_it(one) for name, one in components.items()}
 
     monkeypatch.setattr(msgspec.json, "schema_components", another)
-    assert encoded(ROUTES) == before
+    assert encode_document(ROUTES) == before
 
 
 def test_the_document_is_valid_openapi() -> None:
@@ -64,7 +64,7 @@ def test_an_operation_names_the_parameters_of_its_path_and_known_errors(route: A
     operation = route.operation
     in_path = {one.name for one in operation.parameters if one.location == "path"}
     assert in_path == set(re.findall(r"\{(\w+)\}", route.path))
-    assert operation.errors.keys() <= STATUS.keys()
+    assert operation.errors.keys() <= STATUS_BY_ERROR_CODE.keys()
     assert operation.summary
 
 
@@ -72,4 +72,4 @@ def test_every_example_of_a_request_is_one_that_is_understood() -> None:
     examples = [example for one in ROUTES if one.operation.body for example in one.operation.body.examples.values()]
     assert len(examples) >= 3
     for example in examples:
-        assert parse(msgspec.json.encode(example.value)).request.prompt == "a castle"
+        assert parse_job_request(msgspec.json.encode(example.value)).request.prompt == "a castle"

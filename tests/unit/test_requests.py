@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import ApiError
-from api.requests import JobRequest, events, parse
+from api.requests import JobRequest, job_created_event, parse_job_request
 from eventstore.ids import new_id
 from orchestrator.events import JobCreated, PersonalText
 from orchestrator.parameters import LARGEST_SEED
@@ -24,7 +24,7 @@ STEP_IDS = (new_id(), new_id())
 
 def read(body: object) -> JobRequest:
     """A request as it is understood."""
-    return parse(json.dumps(body).encode()).request
+    return parse_job_request(json.dumps(body).encode()).request
 
 
 def rejected(body: object) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def rejected(body: object) -> dict[str, Any]:
 def rejected_bytes(body: bytes) -> dict[str, Any]:
     """The details with which a body is rejected."""
     with pytest.raises(ApiError) as caught:
-        parse(body)
+        parse_job_request(body)
     return dict(caught.value.details or {})
 
 
@@ -57,7 +57,9 @@ def piped(
 
 def job_of(body: object, *, seed: int = 7, max_pixels: int = 64_000_000) -> tuple[JobCreated, PersonalText]:
     """The first event of the job that a request asks for."""
-    return events(parse(json.dumps(body).encode()), seed=seed, step_ids=STEP_IDS, max_pixels=max_pixels)
+    return job_created_event(
+        parse_job_request(json.dumps(body).encode()), seed=seed, step_ids=STEP_IDS, max_pixels=max_pixels
+    )
 
 
 ACCEPTED: dict[str, list[Any]] = {
@@ -233,7 +235,7 @@ def test_text_that_postgresql_cannot_keep_is_rejected(body: object, field: str) 
 def test_a_body_that_is_no_json_object_is_rejected(body: bytes) -> None:
     """Lone surrogates, escaped or raw, are no JSON that can be kept."""
     with pytest.raises(ApiError) as caught:
-        parse(body)
+        parse_job_request(body)
     assert caught.value.code == "invalid_input"
     assert (caught.value.details or {})["field"] == "body"
 
@@ -253,7 +255,7 @@ def test_a_body_that_is_no_json_object_is_rejected(body: bytes) -> None:
 def test_a_key_that_stands_there_twice_is_named(text: str, field: str) -> None:
     """Given two values for one key, then neither is taken: a proxy or a log may have taken the other."""
     with pytest.raises(ApiError) as error:
-        parse(text.encode())
+        parse_job_request(text.encode())
     assert error.value.details == {"field": field, "reason": "stands there twice"}
 
 
@@ -286,7 +288,7 @@ def test_deep_nesting_is_rejected_however_deep(depth: int, pair: str) -> None:
     opened, closed = pair[:-1], pair[-1]
     body = '{"type":"generate","prompt":"x","z":' + opened * depth + "1" + closed * depth + "}"
     with pytest.raises(ApiError):
-        parse(body.encode())
+        parse_job_request(body.encode())
 
 
 # Pipelines ---------------------------------------------------------------------------------------
@@ -417,22 +419,24 @@ def test_the_diffusion_upscaler_is_not_strictly_of_scale_two() -> None:
 )
 def test_a_request_is_the_same_in_every_form(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Given an Idempotency-Key, then two ways of asking for one thing are no conflict."""
-    first, second = (parse(json.dumps(body).encode()).idempotency(b"key") for body in (one, other))
+    first, second = (parse_job_request(json.dumps(body).encode()).idempotency_record(b"key") for body in (one, other))
     assert first == second
 
 
 @pytest.mark.parametrize("change", [{"prompt": "a tower"}, {"width": 1024}, {"seed": 1}, {"metadata": {"a": "b"}}])
 def test_a_request_is_compared_as_given_before_defaults(change: dict[str, Any]) -> None:
     """Naming a default differs from leaving it open, since a later release may have another."""
-    first, second = (parse(json.dumps(body).encode()).idempotency(b"key") for body in (BASE, BASE | change))
+    first, second = (
+        parse_job_request(json.dumps(body).encode()).idempotency_record(b"key") for body in (BASE, BASE | change)
+    )
     assert first.key_sha256 == second.key_sha256
     assert first.request_hmac != second.request_hmac
 
 
 def test_a_request_cannot_be_told_from_what_is_kept_of_it() -> None:
     """Without the key, which nobody keeps, a guessed prompt can't be checked."""
-    request = parse(json.dumps(BASE).encode())
-    assert request.idempotency(b"one").request_hmac != request.idempotency(b"other").request_hmac
+    request = parse_job_request(json.dumps(BASE).encode())
+    assert request.idempotency_record(b"one").request_hmac != request.idempotency_record(b"other").request_hmac
 
 
 @pytest.mark.parametrize(
@@ -470,7 +474,7 @@ def only_a_request_or_a_rejection(body: bytes) -> None:
     """A body is understood, or rejected in a way that can be told as JSON; it never breaks the parser."""
     found: JobRequest | ApiError
     try:
-        found = parse(body).request
+        found = parse_job_request(body).request
     except ApiError as error:
         found = error
     if isinstance(found, ApiError):
@@ -504,7 +508,7 @@ def test_any_bytes_are_a_request_or_a_rejection(body: bytes) -> None:
 def test_a_rejection_says_what_is_allowed(body: bytes, said: str) -> None:
     """In words of JSON, not of Python."""
     with pytest.raises(ApiError) as rejected:
-        parse(body)
+        parse_job_request(body)
     assert rejected.value.details is not None
     assert said in rejected.value.details["reason"]
     assert "int |" not in rejected.value.message

@@ -19,16 +19,16 @@ from orchestrator.events import (
     StepError,
     StepRetry,
 )
-from projections.job_view import JobView, ViewGap, as_of, evolve, view
-from projections.progress import progress
-from projections.rows import ArtifactRow, Rows, artifact_rows, job_row, step_rows, to_view
+from projections.job_view import JobView, MissingPrecedingEvent, evolve_view, fold_events, history_as_of
+from projections.progress import job_progress
+from projections.rows import ArtifactRow, JobRows, artifact_rows, job_row, rows_to_view, step_rows
 from tests import histories
 from tests.kit import NOON, History
 
 
 def seen(history: History) -> JobView:
     """The view after a whole history."""
-    found = view(history.events)
+    found = fold_events(history.events)
     assert found is not None
     return found
 
@@ -52,7 +52,7 @@ def test_a_chained_job_never_reads_succeeded_before_job_finish() -> None:
     history = chained()
     job: JobView | None = None
     for event in history.events:
-        job = evolve(job, event)
+        job = evolve_view(job, event)
         assert job.status in {"queued", "running"}
     assert seen(history.add(JobFinish(status="succeeded"))).status == "succeeded"
 
@@ -131,11 +131,11 @@ def test_a_retry_at_an_earlier_step_queues_the_failed_one_too() -> None:
 def test_an_event_seen_before_changes_nothing_and_a_gap_is_rejected() -> None:
     history = chained()
     job = seen(history)
-    assert evolve(job, history.events[3]) is job
-    with pytest.raises(ViewGap):
-        evolve(seen(History()), history.events[4])
-    with pytest.raises(ViewGap):
-        evolve(None, history.events[1])
+    assert evolve_view(job, history.events[3]) is job
+    with pytest.raises(MissingPrecedingEvent):
+        evolve_view(seen(History()), history.events[4])
+    with pytest.raises(MissingPrecedingEvent):
+        evolve_view(None, history.events[1])
 
 
 def test_updated_at_is_the_newest_event() -> None:
@@ -151,21 +151,23 @@ def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) 
     """Read model ⊕ tail equals the whole fold, wherever the row stands."""
     history = chained(count).add(JobFinish(status="succeeded"))
     cut = data.draw(st.integers(min_value=1, max_value=len(history.events)))
-    kept = view(history.events[:cut])
+    kept = fold_events(history.events[:cut])
     assert kept is not None
-    stored = Rows(job=job_row(kept), steps=tuple(step_rows(kept)), artifacts=tuple(artifact_rows(kept, kept.artifacts)))
-    back: JobView | None = to_view(msgspec.json.decode(msgspec.json.encode(stored), type=Rows))
+    stored = JobRows(
+        job=job_row(kept), steps=tuple(step_rows(kept)), artifacts=tuple(artifact_rows(kept, kept.artifacts))
+    )
+    back: JobView | None = rows_to_view(msgspec.json.decode(msgspec.json.encode(stored), type=JobRows))
     for event in history.events[cut:]:
-        back = evolve(back, event)
+        back = evolve_view(back, event)
     assert back == seen(history)
     assert all(isinstance(row, ArtifactRow) for row in stored.artifacts or [])
 
 
 def test_progress_is_the_weighted_average_of_both_steps() -> None:
     history = History(count=4).started("generate").wrote("generate", 0, 1, 2)
-    assert progress(seen(history)).progress == 0.375
-    assert progress(seen(history), {"generate": 0.2, "upscale": 0.8}).progress == 0.15
-    assert [(stage.name, stage.weight) for stage in progress(seen(history)).stages] == [
+    assert job_progress(seen(history)).progress == 0.375
+    assert job_progress(seen(history), {"generate": 0.2, "upscale": 0.8}).progress == 0.15
+    assert [(stage.name, stage.weight) for stage in job_progress(seen(history)).stages] == [
         ("generate", 0.5),
         ("upscale", 0.5),
     ]
@@ -173,19 +175,19 @@ def test_progress_is_the_weighted_average_of_both_steps() -> None:
 
 def test_a_job_of_no_images_has_no_progress() -> None:
     """Nobody can ask for one; a view is made of it all the same."""
-    assert progress(seen(History(count=0))).progress == 0.0
+    assert job_progress(seen(History(count=0))).progress == 0.0
 
 
 def test_progress_items_are_those_of_the_last_step() -> None:
     history = History(count=2).started("generate").wrote("generate", 0, 1).finished("generate")
-    assert progress(seen(history)).items == []
-    found = progress(seen(history.started("upscale").wrote("upscale", 1)), per_step=True)
+    assert job_progress(seen(history)).items == []
+    found = job_progress(seen(history.started("upscale").wrote("upscale", 1)), per_step=True)
     assert [(item.item_index, item.progress) for item in found.items] == [(1, 1.0)]
     assert found.per_step == {"generate": 1.0, "upscale": 0.5}
 
 
 def test_progress_of_a_single_step_has_the_old_stages() -> None:
-    found = progress(seen(History(scale=None, count=3).started("generate").wrote("generate", 1)))
+    found = job_progress(seen(History(scale=None, count=3).started("generate").wrote("generate", 1)))
     assert found.progress == 0.333333
     assert [(stage.name, stage.weight) for stage in found.stages] == [
         ("queued_to_start", 0.1),
@@ -200,8 +202,8 @@ def test_progress_rises_and_ends_at_exactly_one(count: int, weight: float) -> No
     job: JobView | None = None
     last = 0.0
     for event in chained(min(count, 7)).events:
-        job = evolve(job, event)
-        now = progress(job, weights).progress
+        job = evolve_view(job, event)
+        now = job_progress(job, weights).progress
         assert now >= last
         last = now
     assert last == 1.0
@@ -211,7 +213,7 @@ def test_an_erased_job_has_neither_prompt_nor_metadata() -> None:
     """Given the row of before and the event, or a history whose text is gone, then the view is the same."""
     ended = chained().add(JobFinish(status="succeeded"), JobErased(erased=["prompt"]))
     gone = [replace(event, private=PersonalText()) for event in ended.events]
-    assert seen(ended) == view(gone)
+    assert seen(ended) == fold_events(gone)
     assert (seen(ended).params["prompt"], seen(ended).metadata) == (None, {})
 
 
@@ -223,12 +225,12 @@ def test_a_job_as_it_was_is_the_fold_of_its_first_events() -> None:
             replace(event, ts=NOON + timedelta(seconds=10 * n)) for n, event in enumerate(histories.history(rng).events)
         ]
         job: JobView | None = None
-        assert as_of(events, NOON - timedelta(seconds=1)) == []
+        assert history_as_of(events, NOON - timedelta(seconds=1)) == []
         for n, event in enumerate(events, 1):
-            job = evolve(job, event)
-            assert view(events[:n]) == job
+            job = evolve_view(job, event)
+            assert fold_events(events[:n]) == job
             moment = event.ts + timedelta(seconds=rng.uniform(0, 9))
-            assert view(as_of(events, moment)) == job
+            assert fold_events(history_as_of(events, moment)) == job
 
 
 def test_a_job_as_it_was_ends_before_the_first_event_of_later() -> None:
@@ -239,7 +241,7 @@ def test_a_job_as_it_was_ends_before_the_first_event_of_later() -> None:
             replace(event, ts=NOON + timedelta(seconds=rng.randint(0, 20))) for event in histories.history(rng).events
         ]
         moment = NOON + timedelta(seconds=rng.randint(0, 20))
-        beginning = as_of(events, moment)
+        beginning = history_as_of(events, moment)
         assert beginning == events[: len(beginning)]
         assert all(event.ts <= moment for event in beginning)
         assert len(beginning) == len(events) or events[len(beginning)].ts > moment

@@ -123,6 +123,7 @@ fmt: $(VENV)/.installed-dev ## Format the code and repair what can be repaired
 
 type: $(VENV)/.installed-dev ## Check the types
 	@$(PY) -m mypy
+	@$(PY) -m mypy scripts
 
 layers: $(VENV)/.installed-dev ## Check who imports whom
 	@$(VENV)/bin/lint-imports --no-logo

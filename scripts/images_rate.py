@@ -74,7 +74,7 @@ def bare_rate(given: Given, batch: int) -> float:
     done = subprocess.run([sys.executable, __file__, "--bare", told], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-2000:])
-    seconds = json.loads(done.stdout)
+    seconds: list[float] = json.loads(done.stdout)
     return batch * len(seconds) / sum(seconds)
 
 

@@ -206,7 +206,7 @@ async def measure(count: int, rate: float) -> None:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         postgres = await asyncio.to_thread(EmbeddedPostgres.start, home)
         stack.push_async_callback(asyncio.to_thread, postgres.stop)
-        database = Database(postgres.url, bounded=False)
+        database = Database(postgres.url, time_limited=False)
         stack.push_async_callback(database.close)
         await install(database)
         await schema.ensure_service_login(database, *SERVICE_LOGIN)

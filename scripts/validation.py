@@ -109,7 +109,7 @@ def main(description: str, validate: Callable[[Client, Report], None]) -> int:
         parser.error(str(error))
     report = Report()
     with Client(base, patience_s=10) as client:
-        if not client.ready():
+        if not client.is_ready():
             say(f"FAILED No service is ready at {base}. Start one with `make up-fake`, or name another with --base.")
             return 1
         try:

@@ -25,7 +25,7 @@ What they use:
 - `stream_tokens` the tokens of browser pages for one stream
 - `schemas`       the types of answers: pure
 - `responses`     answers made from views and events: pure
-- `log_lines`     an event as a line of a log: pure
+- `event_lines`     an event as a line of a log: pure
 - `frames`        the frames of server-sent events
 - `event_stream`  the response and the route of a live stream, heartbeats
 - `errors`        the table of error codes, and the response of each

@@ -57,7 +57,7 @@ def caller_of(request: Request) -> Caller:
     return found
 
 
-async def is_key_valid(services: Services, authenticated: Caller) -> bool:
+async def is_key_still_valid(services: Services, authenticated: Caller) -> bool:
     """Whether an authenticated caller's key is still valid; always true where no keys are required."""
     if services.keys is None or authenticated.key_id is None:
         return True
@@ -105,7 +105,7 @@ class AuthenticationMiddleware:
         kind, _, text = given[0].partition(" ")
         key = await keys.authenticate(text.strip()) if kind.lower() == "bearer" and len(given) == 1 else None
         if key is None:
-            raise _unauthorized_error("This API key is unknown or was revoked.", credentials_given=True)
+            raise _unauthorized_error("This API key is unknown or was revoked.")
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)
 
     def _reject_cross_origin(self, scope: Connection, headers: Headers) -> None:
@@ -132,14 +132,10 @@ class AuthenticationMiddleware:
             raise _unauthorized_error("An API key is needed: Authorization: Bearer df_….", credentials_given=False)
         claims = await self._services.tokens.verify(token, path[1])
         if claims is None:
-            raise _unauthorized_error(
-                "This token is not valid for this stream, or has expired.", credentials_given=True
-            )
+            raise _unauthorized_error("This token is not valid for this stream, or has expired.")
         found = Caller(tenant=claims.tenant, scopes=frozenset({"jobs"}), key_id=claims.key_id)
-        if claims.key_id is None or not await is_key_valid(self._services, found):
-            raise _unauthorized_error(
-                "There is no API key behind this token, or it was revoked.", credentials_given=True
-            )
+        if claims.key_id is None or not await is_key_still_valid(self._services, found):
+            raise _unauthorized_error("There is no API key behind this token, or it was revoked.")
         return found
 
 
@@ -163,7 +159,7 @@ class ScopeGuard:
         await self._app(scope, receive, send)
 
 
-def _unauthorized_error(message: str, *, credentials_given: bool) -> ApiError:
+def _unauthorized_error(message: str, *, credentials_given: bool = True) -> ApiError:
     # RFC 6750, section 3.1: no error code where no credentials were given.
     challenge = f'{_BEARER_CHALLENGE}, error="invalid_token"' if credentials_given else _BEARER_CHALLENGE
     return ApiError("unauthorized", message, {"field": "Authorization"}, {"WWW-Authenticate": challenge})

@@ -55,7 +55,7 @@ class ApiError(Exception):
 
 def invalid_field_error(field: str, reason: str, **details: object) -> ApiError:
     """An error in one field of a request. The client may have made up the field's name, of any length."""
-    field = field[:_MAX_FIELD_NAME_LENGTH]
+    field = field[:_MAX_FIELD_NAME_LENGTH] or '""'
     return ApiError("invalid_input", f"{field}: {reason}", {"field": field, "reason": reason, **details})
 
 

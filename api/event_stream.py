@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api import frames
-from api.access import Caller, caller_of, is_key_valid
+from api.access import Caller, caller_of, is_key_still_valid
 from api.errors import ApiError
 from api.routing import Handler
 from api.services import Services
@@ -70,7 +70,7 @@ class EventStreamResponse(Response):
         # Closed at once, also on a timeout: until then the tailer reads for this stream.
         async with aclosing(self._content) as content:
             async for chunk in content:
-                if not await is_key_valid(self._services, client):
+                if not await is_key_still_valid(self._services, client):
                     return
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from api.log_lines import common_line_fields, event_data_fields, single_line_event_data
+from api.event_lines import common_line_fields, event_data_fields, single_line_event_data
 from api.responses import log_event_answer
 from eventstore.events import RecordedEvent
 from orchestrator import codec

@@ -18,7 +18,7 @@ from api.responses import json_response
 from api.routing import ApiRoute
 from api.schemas import Liveness, Readiness
 from api.services import HealthCheck
-from eventstore.database import run_within
+from eventstore.database import run_with_time_limit
 from eventstore.metrics import BacklogGauges
 from eventstore.write_probe import WriteProbe
 
@@ -75,7 +75,7 @@ async def get_metrics(request: Request) -> Response:
 
 async def _run_check(check: HealthCheck) -> str:
     try:
-        await run_within(_CHECK_TIMEOUT_S, check())
+        await run_with_time_limit(_CHECK_TIMEOUT_S, check())
     except TimeoutError:
         return f"no answer within {_CHECK_TIMEOUT_S:g} s"
     except Exception as error:  # noqa: BLE001  # the error is the verdict

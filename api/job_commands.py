@@ -24,7 +24,7 @@ from api.routing import post
 from api.services import Services
 from api.waiting import preference_applied_header, preferred_wait_s, wait_until_terminal
 from eventstore.committer import Transition
-from eventstore.database import run_within
+from eventstore.database import run_with_time_limit
 from eventstore.events import RecordedEvent
 from eventstore.ids import derive_id, new_id
 from eventstore.log import Append
@@ -98,11 +98,7 @@ async def _accept_idempotently(
 
 
 async def _append_job_created(
-    request: Request,
-    services: Services,
-    submission: requests.Submission,
-    job: UUID,
-    idempotency: Idempotency | None,
+    request: Request, services: Services, submission: requests.Submission, job: UUID, idempotency: Idempotency | None
 ) -> _AcceptedJob:
     """Append a job's first event. `replayed` if the job exists already."""
     model_id = submission.request.model_id
@@ -159,15 +155,14 @@ async def _accepted_job_response(request: Request, services: Services, accepted:
     """Answer at once, or wait for the job's end if `Prefer: wait` or `DF_EAGER` asks for it."""
     config = services.config
     preferred = preferred_wait_s(request) if config.eager_s is None else None
-    seconds = preferred if config.eager_s is None else config.eager_s
+    seconds = config.eager_s if preferred is None else preferred
     view = None
     if seconds is not None:
         view = await wait_until_terminal(services, caller_of(request).tenant, accepted.job_id, seconds)
-    ended = view is not None and view.terminal
     status: Status = "queued" if view is None else view.status
     return json_response(
         responses.job_answer(accepted.job_id, status, accepted.created_at),
-        200 if ended else config.create_status,
+        200 if view is not None and view.terminal else config.create_status,
         _job_headers(accepted.job_id, 1 if view is None else view.version)
         | preference_applied_header(preferred)
         | ({"Idempotency-Replayed": "true"} if accepted.replayed else {}),
@@ -213,7 +208,7 @@ def _unreadable_history_error(job: UUID) -> ApiError:
 async def _await_write_or_503(services: Services, write: Coroutine[Any, Any, T]) -> T:
     """Await a write; raise 503 if the database takes too long."""
     try:
-        return await run_within(services.config.patience_s, write)
+        return await run_with_time_limit(services.config.patience_s, write)
     except TimeoutError:
         raise database_unavailable_error() from None
 

@@ -11,6 +11,7 @@ from api import responses, schemas
 from api.access import READ_SCOPES, caller_of
 from api.cursors import JobsCursor
 from api.errors import invalid_field_error, not_found_error
+from api.event_lines import ndjson_line
 from api.inputs import (
     bounded_integer_query,
     choice_query,
@@ -20,7 +21,6 @@ from api.inputs import (
     path_uuid,
     time_query,
 )
-from api.log_lines import ndjson_line
 from api.openapi import jobs as described
 from api.responses import json_response
 from api.routing import get

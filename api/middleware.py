@@ -21,7 +21,7 @@ _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_PROBE_PATHS = {"/healthz", "/readyz", "/metrics"}
+_DEBUG_LOGGED_PATHS = {"/healthz", "/readyz", "/metrics"}
 _FIRST_SERVER_ERROR_STATUS = 500
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
 _PARENT_ID_AND_FLAGS_PATTERN = "-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -68,7 +68,7 @@ class RequestIdMiddleware:
 
 
 def call_on_response_start(send: Send, on_response_start: Callable[[Message], None]) -> Send:
-    """A `send` that calls `begin` with the first message of the response, before it is sent."""
+    """A `send` that calls `on_response_start` with the first message of the response, before it is sent."""
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -79,7 +79,7 @@ def call_on_response_start(send: Send, on_response_start: Callable[[Message], No
 
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
-    log = _log.debug if scope["path"] in _PROBE_PATHS and status < _FIRST_SERVER_ERROR_STATUS else _log.info
+    log = _log.debug if scope["path"] in _DEBUG_LOGGED_PATHS and status < _FIRST_SERVER_ERROR_STATUS else _log.info
     log(
         "request",
         method=scope["method"],

@@ -224,7 +224,7 @@ def _first_duplicate_key_path(value: Any, field_path: tuple[str, ...]) -> tuple[
 def _normalise_json(value: Any, field_path: tuple[str, ...]) -> Any:
     """Whole numbers written as floats become integers; text that PostgreSQL can't keep is refused.
 
-    place: of the value, in pieces: joined at every level, those of a deep body would fill the memory.
+    field_path: of the value, in pieces: joined at every level, those of a deep body would fill the memory.
     """
     match value:
         case float() if value.is_integer():
@@ -317,7 +317,7 @@ def _validation_error(msgspec_message: str, field_path: str) -> ApiError:
     path = path.removesuffix("[...]")
     named = _NAMED_FIELD_ERROR_PATTERN.match(reason)
     if named:
-        path = f"{path}.{named['name']}"
+        path += "." + (named["name"] or '""')
         reason = "unknown field" if "unknown" in reason else "required"
     field = (field_path + path).lstrip(".") or "body"
     choices = _CHOICES_BY_FIELD.get(path.rpartition(".")[2])

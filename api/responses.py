@@ -59,40 +59,38 @@ def job_detail_answer(view: JobView) -> schemas.Job:
     return copy_fields(
         view,
         schemas.Job,
-        id=view.job_id,
-        type="generate",
-        created_at=format_timestamp(view.created_at),
-        updated_at=format_timestamp(view.updated_at),
+        **_common_job_fields(view),
         params=msgspec.convert(view.params, schemas.JobParams) if view.params else None,
         steps=[_step_answer(step) for step in view.steps],
-        summary=schemas.Summary(count=view.count, completed=view.completed),
         links=job_links(view.job_id),
     )
 
 
-def _step_answer(step: StepView) -> schemas.Step:
-    times = {
-        "started_at": _format_optional_timestamp(step.started_at),
-        "finished_at": _format_optional_timestamp(step.finished_at),
+def _common_job_fields(job: JobView | JobSummary) -> dict[str, Any]:
+    """What a job's own answer and its line in a list have in common, beside the fields that are copied as they are."""
+    return {
+        "id": job.job_id,
+        "type": "generate",
+        "created_at": format_timestamp(job.created_at),
+        "updated_at": format_timestamp(job.updated_at),
+        "summary": schemas.Summary(count=job.count, completed=job.completed),
     }
-    return copy_fields(step, schemas.Step, id=step.step_id, **times)
+
+
+def _step_answer(step: StepView) -> schemas.Step:
+    return copy_fields(
+        step,
+        schemas.Step,
+        id=step.step_id,
+        started_at=_format_optional_timestamp(step.started_at),
+        finished_at=_format_optional_timestamp(step.finished_at),
+    )
 
 
 def job_list_answer(items: Sequence[JobSummary], next_cursor: str | None) -> schemas.JobList:
     """The answer of GET /v1/jobs."""
-    return schemas.JobList(jobs=list(map(_job_list_item_answer, items)), next_cursor=next_cursor)
-
-
-def _job_list_item_answer(item: JobSummary) -> schemas.JobListItem:
-    return copy_fields(
-        item,
-        schemas.JobListItem,
-        id=item.job_id,
-        type="generate",
-        created_at=format_timestamp(item.created_at),
-        updated_at=format_timestamp(item.updated_at),
-        summary=schemas.Summary(count=item.count, completed=item.completed),
-    )
+    jobs = [copy_fields(item, schemas.JobListItem, **_common_job_fields(item)) for item in items]
+    return schemas.JobList(jobs=jobs, next_cursor=next_cursor)
 
 
 def artifact_list_answer(

@@ -65,7 +65,7 @@ class OpenStreamLimiter:
 
     @contextmanager
     def occupy_slot(self, kind: str, max_streams: int) -> Iterator[bool]:
-        """Occupy one of `most` slots during the block; yields False if none is free."""
+        """Occupy one of `max_streams` slots during the block; yields False if none is free."""
         if self._count >= max_streams:
             yield False
             return

@@ -118,7 +118,7 @@ def resolve_backends(settings: Settings, *, with_store: bool = False) -> Iterato
         # Somebody who has just begun to make one is to be named.
         if home.was_locked_before():
             home.lock()
-        _expect_home(settings, with_store=with_store)
+        _expect_configured_or_embedded(settings, with_store=with_store)
         home.lock()
         if settings.db_url is None:
             postgres = EmbeddedPostgres.start(home.path)
@@ -134,10 +134,10 @@ def resolve_backends(settings: Settings, *, with_store: bool = False) -> Iterato
 def expect_database(settings: Settings) -> None:
     """Raise `NotConfigured` early, before a command does what takes long, if there is no database for it."""
     if not Home(settings.home).was_locked_before():
-        _expect_home(settings, with_store=False)
+        _expect_configured_or_embedded(settings, with_store=False)
 
 
-def _expect_home(settings: Settings, *, with_store: bool) -> None:
+def _expect_configured_or_embedded(settings: Settings, *, with_store: bool) -> None:
     home = settings.home.expanduser().resolve()
     way_out = f"or DF_HOME, to the home of `dreamforge up`, which makes one; {home} is none."
     if settings.db_url is None and not EmbeddedPostgres.exists(home):

@@ -68,7 +68,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     return bound
 
 
-def listen_all(host: str, port: int) -> list[socket.socket]:
+def open_listening_sockets(host: str, port: int) -> list[socket.socket]:
     """Listening sockets: for `localhost` on 127.0.0.1 and ::1, with the same port; else one socket. Raises OSError."""
     if host != "localhost":
         return [listen_on(host, port)]
@@ -84,13 +84,13 @@ def listen_all(host: str, port: int) -> list[socket.socket]:
 
 
 def listen_or_use_free_port(host: str, port: int) -> list[socket.socket]:
-    """As `listen_all`, but on a free port if the port is taken, since a machine may run several processes of a role."""
+    """As `open_listening_sockets`, but on a free port if the port is taken: a machine may run a role several times."""
     try:
-        return listen_all(host, port)
+        return open_listening_sockets(host, port)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-    bound = listen_all(host, 0)
+    bound = open_listening_sockets(host, 0)
     _log.warning("port is taken, using a free one", host=host, port=port, used=bound[0].getsockname()[1])
     return bound
 

@@ -14,7 +14,7 @@ from api.stream_tokens import StreamTokens
 from artifacts.object_store import ObjectStore
 from dreamforge.backends import require_db_and_s3, require_db_url, start_embedded_services, with_service_login
 from dreamforge.engines import create_engine_process, create_fake_renderer
-from dreamforge.http_server import is_loopback, listen_all
+from dreamforge.http_server import is_loopback, open_listening_sockets
 from dreamforge.operations import anchoring
 from dreamforge.process import (
     NotReady,
@@ -154,7 +154,7 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
         stopping=context.stopping,
     )
     try:
-        bound = listen_all(settings.host, settings.port)
+        bound = open_listening_sockets(settings.host, settings.port)
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
@@ -250,7 +250,7 @@ async def _runner(context: ProcessContext, stack: AsyncExitStack) -> None:
     item_renderer = _create_item_renderer(context)
     if not settings.fake_runner and settings.model is None and await _has_no_generator(context):
         _log.warning("no model is configured: the fake engine paints; set DF_FAKE_RUNNER=1 to say that it should")
-    stack.push_async_callback(item_renderer.stop)
+    stack.push_async_callback(item_renderer.stop_engine)
     steps = StepRunner(
         JobService(context.log, context.committer, context.actor),
         store,

@@ -192,7 +192,7 @@ WEIGHTS_FORMAT = ValueFormat(
 )
 
 
-class SettingVariable(msgspec.Struct, frozen=True):
+class Variable(msgspec.Struct, frozen=True):
     """The environment variable of a setting: its name, an older name, and its format."""
 
     name: str
@@ -297,221 +297,203 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _VARIABLE_LIST = (
-    SettingVariable("DF_HOME", PATH_FORMAT, "Where the embedded services keep their data."),
-    SettingVariable("DF_DB_URL", DATABASE_URL_FORMAT, "The database; unset starts an embedded one.", secret=True),
-    SettingVariable(
+    Variable("DF_HOME", PATH_FORMAT, "Where the embedded services keep their data."),
+    Variable("DF_DB_URL", DATABASE_URL_FORMAT, "The database; unset starts an embedded one.", secret=True),
+    Variable(
         "DF_DB_LISTEN_URL",
         LISTEN_URL_FORMAT,
         "A direct connection for LISTEN, past any pooler; unset: DF_DB_URL, unless DF_DB_POOLER is set; off: poll.",
         secret=True,
     ),
-    SettingVariable(
+    Variable(
         "DF_DB_POOLER",
         choice_format("transaction"),
         "The mode of the pooler in front of the database, if there is one.",
     ),
-    SettingVariable(
+    Variable(
         "DF_DB_CONNECTIONS",
         integer_format(2, 1000),
         "The most connections that one process opens, besides two for the notifier.",
     ),
-    SettingVariable(
-        "DF_S3_ENDPOINT", HTTP_URL_FORMAT, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"
-    ),
-    SettingVariable(
-        "DF_S3_ACCESS_KEY", TEXT_FORMAT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True
-    ),
-    SettingVariable(
-        "DF_S3_SECRET_KEY", TEXT_FORMAT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True
-    ),
-    SettingVariable("DF_S3_BUCKET", BUCKET_NAME_FORMAT, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
-    SettingVariable("DF_S3_REGION", TEXT_FORMAT, "The object store's region.", "DF_MINIO_REGION"),
-    SettingVariable(
+    Variable("DF_S3_ENDPOINT", HTTP_URL_FORMAT, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
+    Variable("DF_S3_ACCESS_KEY", TEXT_FORMAT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True),
+    Variable("DF_S3_SECRET_KEY", TEXT_FORMAT, "The object store's secret key.", "DF_MINIO_SECRET_KEY", secret=True),
+    Variable("DF_S3_BUCKET", BUCKET_NAME_FORMAT, "The bucket that holds the artifacts.", "DF_MINIO_BUCKET"),
+    Variable("DF_S3_REGION", TEXT_FORMAT, "The object store's region.", "DF_MINIO_REGION"),
+    Variable(
         "DF_S3_PUBLIC_ENDPOINT",
         HTTP_URL_FORMAT,
         "The object store as clients reach it, for presigned URLs, under the same path; DF_S3_ENDPOINT if unset.",
         "DF_MINIO_PUBLIC_ENDPOINT",
     ),
-    SettingVariable(
+    Variable(
         "DF_PRESIGN_EXPIRES_S", integer_format(300, 86400, clamp=True), "How long a presigned URL is valid, in seconds."
     ),
-    SettingVariable("DF_HOST", TEXT_FORMAT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
-    SettingVariable("DF_PORT", integer_format(0, 65535), "The port that the API listens on; 0 takes a free one."),
-    SettingVariable(
-        "DF_API_BASE", HTTP_URL_FORMAT, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."
-    ),
-    SettingVariable(
+    Variable("DF_HOST", TEXT_FORMAT, "The only address that the API listens on; localhost: 127.0.0.1 and ::1."),
+    Variable("DF_PORT", integer_format(0, 65535), "The port that the API listens on; 0 takes a free one."),
+    Variable("DF_API_BASE", HTTP_URL_FORMAT, "Where `dreamforge jobs` finds the API; DF_HOST and DF_PORT if unset."),
+    Variable(
         "DF_API_KEY",
         API_KEY_FORMAT,
         "The API key that `dreamforge jobs` sends, if the service requires one.",
         secret=True,
     ),
-    SettingVariable(
+    Variable(
         "DF_CREATE_STATUS",
         CREATE_STATUS_FORMAT,
         "The status of an accepted job; 200 is for clients of the old service.",
     ),
-    SettingVariable(
+    Variable(
         "DF_EAGER", FLAG_FORMAT, "Answer the submission of a job when the job has ended; for tests.", "DF_CELERY_EAGER"
     ),
-    SettingVariable("DF_EAGER_TIMEOUT_S", SECONDS_FORMAT, "How long DF_EAGER waits for a job's end, in seconds."),
-    SettingVariable("DF_MAX_BODY_BYTES", integer_format(1024, 2**30), "The largest request body."),
-    SettingVariable("DF_MAX_PIXELS", integer_format(256, 2**40), "The largest image that a job may write, in pixels."),
-    SettingVariable(
+    Variable("DF_EAGER_TIMEOUT_S", SECONDS_FORMAT, "How long DF_EAGER waits for a job's end, in seconds."),
+    Variable("DF_MAX_BODY_BYTES", integer_format(1024, 2**30), "The largest request body."),
+    Variable("DF_MAX_PIXELS", integer_format(256, 2**40), "The largest image that a job may write, in pixels."),
+    Variable(
         "DF_LOGS_TAIL_DEFAULT",
         integer_format(1, 100_000),
         "How many lines `/logs` returns without `tail`; DF_LOGS_TAIL_MAX limits it.",
     ),
-    SettingVariable("DF_LOGS_TAIL_MAX", integer_format(1, 100_000), "The largest `tail` that `/logs` accepts."),
-    SettingVariable("DF_REQUIRE_KEYS", FLAG_FORMAT, "Require an API key for every request under /v1."),
-    SettingVariable(
+    Variable("DF_LOGS_TAIL_MAX", integer_format(1, 100_000), "The largest `tail` that `/logs` accepts."),
+    Variable("DF_REQUIRE_KEYS", FLAG_FORMAT, "Require an API key for every request under /v1."),
+    Variable(
         "DF_ALLOW_ANONYMOUS",
         FLAG_FORMAT,
         "Allow an address other than loopback without DF_REQUIRE_KEYS: every client has all rights.",
     ),
-    SettingVariable(
+    Variable(
         "DF_ALLOWED_HOSTS",
         HOST_NAMES_FORMAT,
         "The host names that every role accepts, besides addresses, localhost and the names in DF_HOST and "
         "DF_METRICS_HOST; unset with DF_REQUIRE_KEYS: any.",
     ),
-    SettingVariable(
+    Variable(
         "DF_MAX_QUEUED_JOBS",
         integer_format(1, 10**9),
         "The most commands in the queues; new jobs above it are rejected (503).",
     ),
-    SettingVariable(
+    Variable(
         "DF_TENANT_MAX_QUEUED_JOBS",
         integer_format(1, 10**9),
         "The most open jobs of one tenant; its new jobs above it are rejected (429); unset: no limit.",
     ),
-    SettingVariable(
+    Variable(
         "DF_TENANT_RATE",
         number_format(0, 10**6, exclude_low=True),
         "The most requests per second of one tenant to one process; more are rejected (429); unset: no limit.",
     ),
-    SettingVariable(
+    Variable(
         "DF_CORS_ORIGINS",
         CORS_ORIGINS_FORMAT,
         "The origins whose pages may call the API from a browser; unset allows none.",
     ),
-    SettingVariable(
+    Variable(
         "DF_MAX_STREAMS",
         integer_format(1, 1_000_000),
         "The most live streams of one process; further ones are closed with a `retry` time.",
     ),
-    SettingVariable(
+    Variable(
         "DF_STREAM_MAX_S",
         SECONDS_FORMAT,
         "How long a live stream lasts before its client must reconnect, in seconds; unset: no limit.",
     ),
-    SettingVariable(
+    Variable(
         "DF_SSE_POLL_MS",
         integer_format(1, 60_000),
         "The longest delay of a stream after a lost notification, in milliseconds.",
     ),
-    SettingVariable("DF_SSE_HEARTBEAT_S", SECONDS_FORMAT, "The longest silence on a stream, in seconds."),
-    SettingVariable(
-        "DF_PROGRESS_WEIGHTS", WEIGHTS_FORMAT, "Each step's share of a job's progress.", default_if_invalid=True
-    ),
-    SettingVariable(
+    Variable("DF_SSE_HEARTBEAT_S", SECONDS_FORMAT, "The longest silence on a stream, in seconds."),
+    Variable("DF_PROGRESS_WEIGHTS", WEIGHTS_FORMAT, "Each step's share of a job's progress.", default_if_invalid=True),
+    Variable(
         "DF_POLL_S", SECONDS_FORMAT, "How long a subscription waits for a notification before it polls, in seconds."
     ),
-    SettingVariable(
+    Variable(
         "DF_LEASE_S",
         number_format(3, 86400, exclude_low=True),
         "The lease of a claimed command, in seconds: the longest time from a runner's death to the next attempt.",
     ),
-    SettingVariable(
+    Variable(
         "DF_STEP_TIMEOUT_S",
         SECONDS_FORMAT,
         "The longest time of one attempt of a step, in seconds; the next attempt keeps its artifacts.",
     ),
-    SettingVariable(
+    Variable(
         "DF_STORE_PATIENCE_S",
         number_format(0, 86400),
         "How long an attempt waits for an unavailable object store before it fails, in seconds.",
     ),
-    SettingVariable(
+    Variable(
         "DF_MAX_ATTEMPTS", integer_format(1, 10_000), "Attempts in a row without a new artifact before a step fails."
     ),
-    SettingVariable(
+    Variable(
         "DF_RETRY_BASE_S",
         number_format(0, 86400),
         "The pause before a step's first retry, in seconds; it doubles each time.",
     ),
-    SettingVariable("DF_RETRY_MAX_S", number_format(0, 86400), "The longest pause before a retry, in seconds."),
-    SettingVariable(
+    Variable("DF_RETRY_MAX_S", number_format(0, 86400), "The longest pause before a retry, in seconds."),
+    Variable(
         "DF_RUNNER_SLOTS",
         integer_format(1, 1024),
         "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 2 without models.",
     ),
-    SettingVariable("DF_FAKE_RUNNER", FLAG_FORMAT, "Use the fake engine instead of models."),
-    SettingVariable(
+    Variable("DF_FAKE_RUNNER", FLAG_FORMAT, "Use the fake engine instead of models."),
+    Variable(
         "DF_MODEL",
         TEXT_FORMAT,
         "The default model: a folder, a .safetensors file, or a hub repository; unset: the first registered and "
         "enabled model, or the fake engine if there is none.",
     ),
-    SettingVariable(
+    Variable(
         "DF_MODELS_DIR",
         PATH_FORMAT,
         "The folder of models that `dreamforge models add` fetches or copies; unset: `models` in DF_HOME.",
     ),
-    SettingVariable(
+    Variable(
         "DF_DEVICE", DEVICE_FORMAT, "The device that runs models, such as cpu, cuda or cuda:1; auto: the best one."
     ),
-    SettingVariable(
-        "DF_DTYPE",
-        DTYPE_FORMAT,
-        "The precision of models; auto: the best one for the device.",
-    ),
-    SettingVariable("DF_BATCH_MAX", integer_format(1, 64), "The most images that a runner renders at once."),
-    SettingVariable(
+    Variable("DF_DTYPE", DTYPE_FORMAT, "The precision of models; auto: the best one for the device."),
+    Variable("DF_BATCH_MAX", integer_format(1, 64), "The most images that a runner renders at once."),
+    Variable(
         "DF_MODEL_BYTES",
         integer_format(0, 2**50),
         "The most bytes of open models besides the one in use; unset: half of the device's memory.",
     ),
-    SettingVariable(
+    Variable(
         "DF_ENGINE_STALL_S",
         SECONDS_FORMAT,
         "How long an engine process may send no message while it renders before it is killed, in seconds; opening a "
         "model may take an hour.",
     ),
-    SettingVariable("DF_FAKE_FAIL", FAULT_PLAN_FORMAT, "Make the fake runner fail, for tests."),
-    SettingVariable(
-        "DF_ANCHOR_KEY", PATH_FORMAT, "The file of the key that signs anchors; see `dreamforge audit key`."
-    ),
-    SettingVariable(
+    Variable("DF_FAKE_FAIL", FAULT_PLAN_FORMAT, "Make the fake runner fail, for tests."),
+    Variable("DF_ANCHOR_KEY", PATH_FORMAT, "The file of the key that signs anchors; see `dreamforge audit key`."),
+    Variable(
         "DF_ANCHOR_EVERY_S", SECONDS_FORMAT, "How often the orchestrator signs an anchor, in seconds; unset: never."
     ),
-    SettingVariable(
-        "DF_LOG_LEVEL", choice_format("debug", "info", "warning", "error"), "The lowest level of log lines."
-    ),
-    SettingVariable(
+    Variable("DF_LOG_LEVEL", choice_format("debug", "info", "warning", "error"), "The lowest level of log lines."),
+    Variable(
         "DF_LOG_FORMAT",
         choice_format("auto", "json", "console"),
         "The format of log lines; auto is console on a terminal, else json.",
     ),
-    SettingVariable(
+    Variable(
         "DF_METRICS_HOST",
         TEXT_FORMAT,
         "The address on which roles without an API serve /metrics, /healthz and /readyz.",
     ),
-    SettingVariable(
+    Variable(
         "DF_WORKER_METRICS_PORT",
         integer_format(0, 65535),
         "The runner's port on DF_METRICS_HOST; if it is taken, a free one.",
     ),
-    SettingVariable(
+    Variable(
         "DF_ORCHESTRATOR_METRICS_PORT",
         integer_format(0, 65535),
         "The orchestrator's port on DF_METRICS_HOST, likewise.",
     ),
-    SettingVariable(
+    Variable(
         "DF_PROJECTOR_METRICS_PORT", integer_format(0, 65535), "The projector's port on DF_METRICS_HOST, likewise."
     ),
-    SettingVariable(
+    Variable(
         "DF_SHUTDOWN_GRACE_S",
         number_format(0, 3600),
         "How long a stopping process waits for its running work, in seconds.",
@@ -603,7 +585,7 @@ def _unknown_setting_warnings(names: Iterable[str]) -> list[str]:
     return warnings
 
 
-def _invalid_value_message(name: str, text: str, var: SettingVariable) -> str:
+def _invalid_value_message(name: str, text: str, var: Variable) -> str:
     value = "has an invalid value" if var.secret else f"is {text!r}"
     return f"{name} {value}; it must be {var.value_format.requirement}."
 

@@ -143,7 +143,7 @@ class Database:
         if seconds is None:
             return await self._execute_once(sql, *args)
         try:
-            return await run_within(seconds, self._execute_once(sql, *args))
+            return await run_with_time_limit(seconds, self._execute_once(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
 
@@ -197,7 +197,7 @@ class DatabaseWithDeadline(Database):
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement on the wrapped database, within the deadline."""
         try:
-            return await run_within(self._seconds, self._database.read(sql, *args))
+            return await run_with_time_limit(self._seconds, self._database.read(sql, *args))
         except TimeoutError:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
 
@@ -234,7 +234,7 @@ async def expect_replicated(connection: asyncpg.Connection) -> AsyncIterator[Non
         raise DatabaseUnavailable(f"PostgreSQL: {warnings[0].message}: the commit may be on no standby yet")
 
 
-async def run_within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+async def run_with_time_limit(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Await some work for at most `seconds`, then raise TimeoutError.
 
     asyncio.timeout waits for the cancelled task to end, and asyncpg waits for the server to confirm the cancel: if the

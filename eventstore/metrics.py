@@ -33,8 +33,7 @@ SUBSCRIPTION_FAILED = Gauge(
     ["subscription"],
 )
 DATABASE_WRITABLE = Gauge(
-    "df_database_writable",
-    "1 if the last test commit succeeded, else 0; a scrape runs one at most every two seconds.",
+    "df_database_writable", "1 if the last test commit succeeded, else 0; a scrape runs one at most every two seconds."
 )
 
 _QUEUE_METRICS_SQL = "select queue_name, queue_length, coalesce(oldest_msg_age_sec, 0) as age from pgmq.metrics_all()"

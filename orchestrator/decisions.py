@@ -315,18 +315,10 @@ def _cancelled_finish_event(step: StepState) -> StepFinish:
 
 
 def _retry_event(
-    step: StepState,
-    reason: RetryReason,
-    error_code: ErrorCode | None,
-    error_message: str | None,
-    delay_s: float,
+    step: StepState, reason: RetryReason, error_code: ErrorCode | None, error_message: str | None, delay_s: float
 ) -> StepRetry:
     return StepRetry(
-        **step.identity,
-        reason=reason,
-        error_code=error_code,
-        error_message=error_message,
-        delay_s=delay_s,
+        **step.identity, reason=reason, error_code=error_code, error_message=error_message, delay_s=delay_s
     )
 
 
@@ -335,11 +327,7 @@ def _fail_step(
 ) -> list[DomainEvent]:
     return [
         StepError(
-            **step.identity,
-            item_index=item_index,
-            error_code=error_code,
-            error_message=error_message,
-            lost=list(lost),
+            **step.identity, item_index=item_index, error_code=error_code, error_message=error_message, lost=list(lost)
         ),
         StepFinish(**step.identity, status="failed"),
     ]

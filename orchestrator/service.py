@@ -150,8 +150,8 @@ class JobService:
     ) -> tuple[JobState, list[DomainEvent]]:
         """Decide a command, and append the decision until it is committed, loading the job again after each conflict.
 
-        Returns the state after it and the appended events, which may be none. The claimed message is settled in the
-        commit of the event that ends the attempt. Raises `CommandRejected` as `decide` does, on the newest state.
+        Returns the state after it and the appended events. The claimed message is settled in the commit of the event
+        that ends the attempt. Raises `CommandRejected` as `decide` does, on the newest state.
         """
         while True:
             bodies = decide(state, command)

@@ -144,16 +144,16 @@ def _skip_event(view: JobView | None, event: EventRow) -> JobView | None:
     return None if view is None else replace(view, version=event.version, updated_at=event.ts)
 
 
-def minimal_view(view: JobView, stored_view: JobView | None) -> JobView:
+def minimal_view(newest_view: JobView, stored_view: JobView | None) -> JobView:
     """What is kept of a job that is set aside where its rows can't be stored: what was kept before, and its end."""
-    known = stored_view or replace(view, count=0, params={}, metadata={}, steps=(), artifacts=())
+    known = stored_view or replace(newest_view, count=0, params={}, metadata={}, steps=(), artifacts=())
     return replace(
         known,
-        status=view.status,
-        version=view.version,
-        updated_at=view.updated_at,
-        error_code=view.error_code,
-        error_message=view.error_message,
+        status=newest_view.status,
+        version=newest_view.version,
+        updated_at=newest_view.updated_at,
+        error_code=newest_view.error_code,
+        error_message=newest_view.error_message,
     )
 
 

@@ -96,7 +96,7 @@ class AttemptBuffer:
         if self.failure is None:
             self.failure = AttemptFailure(item_index, cause)
 
-    # What the engine reports (`runners.engines.batching.Report`) -----------------------------------------------------
+    # What the engine reports (`runners.engines.batching.AttemptListener`) ---------------------------------------------
 
     def step_done(self, items: list[int], done: int, of: int) -> None:
         """Report progress: `done` of `of` sampling steps. Recorded once a second at most."""
@@ -114,13 +114,7 @@ class AttemptBuffer:
     ) -> None:
         """Report that memory ran out, and the measure that is tried next."""
         self._add_progress_event(
-            SamplingOom(
-                **self._step.identity,
-                items=items,
-                size=size,
-                next=measure,
-                memory=memory,
-            )
+            SamplingOom(**self._step.identity, items=items, size=size, next=measure, memory=memory)
         )
 
     def engine_lost(self, items: list[int], reason: str) -> None:

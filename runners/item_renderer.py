@@ -110,7 +110,7 @@ class ItemRenderer:
         if self._batches is not None:
             self._batches.stop_accepting()
 
-    async def stop(self) -> None:
+    async def stop_engine(self) -> None:
         """End the engine process, if there is one."""
         if self._batches is not None:
             await self._batches.stop()

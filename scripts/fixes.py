@@ -33,7 +33,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "02-a-command-makes-a-home",
         "dreamforge/backends.py",
-        "        _expect_home(settings, with_store=with_store)\n",
+        "        _expect_configured_or_embedded(settings, with_store=with_store)\n",
         "",
         "tests/flow/test_homes.py -k is_no_home",
     ),
@@ -767,7 +767,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "25-probes-in-the-log",
         "api/middleware.py",
-        'scope["path"] in _PROBE_PATHS and',
+        'scope["path"] in _DEBUG_LOGGED_PATHS and',
         'scope["path"] == "" and',
         "tests/flow/test_log_lines.py -k probes",
     ),

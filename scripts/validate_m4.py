@@ -87,7 +87,7 @@ def artifacts_are_streamed(run: Run) -> None:
 
 def logs_tell_the_history(run: Run) -> None:
     """/logs is NDJSON with a line for each event of the history, oldest first."""
-    with run.client.open_stream(f"/v1/jobs/{run.job_id}/logs") as response:
+    with run.client.get_stream(f"/v1/jobs/{run.job_id}/logs") as response:
         expect("the type", response.headers["content-type"].partition(";")[0], "application/x-ndjson")
     lines = _logs(run)
     told = [(line["ts"], line["level"], line["code"]) for line in lines]

@@ -140,7 +140,7 @@ def stream_of(client: Client, job_id: str, **params: str) -> str:
     """A job's stream, raw, until the server closes it."""
     deadline = time.monotonic() + _WITHIN_S
     text = b""
-    with client.open_stream(f"/v1/jobs/{job_id}/progress/stream", **params) as response:
+    with client.get_stream(f"/v1/jobs/{job_id}/progress/stream", **params) as response:
         expect("the stream's type", response.headers["content-type"], "text/event-stream; charset=utf-8")
         for chunk in response.iter_bytes():
             text += chunk
@@ -221,7 +221,7 @@ def stream_ends(run: Run) -> None:
     expect("the last message", run.messages[-1].event, "progress")
     expect("the last progress", run.data("progress")[-1]["progress"], 1.0)
     path = f"/v1/jobs/{run.job_id}/progress/stream"
-    with run.client.open_stream(path, last_event_id=run.messages[-1].last_event_id) as response:
+    with run.client.get_stream(path, last_event_id=run.messages[-1].last_event_id) as response:
         expect("the status of a resume", response.status_code, 204)
 
 

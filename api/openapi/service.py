@@ -62,10 +62,7 @@ GET_HOME = Operation(
     replies=[Reply(307, "To `/docs`.", headers={"Location": Header("`/docs`.")})],
 )
 GET_OPENAPI = Operation(
-    "getOpenapi",
-    _OPERATIONS_TAG,
-    "This document",
-    replies=[Reply(200, "OpenAPI 3.1.", {"type": "object"})],
+    "getOpenapi", _OPERATIONS_TAG, "This document", replies=[Reply(200, "OpenAPI 3.1.", {"type": "object"})]
 )
 GET_DOCS = Operation(
     "getDocs",

@@ -89,6 +89,13 @@ def parse_positive_int(text: str) -> int:
     return int(text)
 
 
+def add_count_option(
+    container: argparse._ActionsContainer, flag: str, help_text: str, default: int | None = None, metavar: str = "N"
+) -> None:
+    """Add an option to a parser or a group that takes a whole number from 1 on."""
+    container.add_argument(flag, type=parse_positive_int, default=default, metavar=metavar, help=help_text)
+
+
 def parse_name_value_pair(text: str) -> tuple[str, str]:
     """A name and a value from `name=value`."""
     name, equals, value = parse_unicode_text(text).partition("=")

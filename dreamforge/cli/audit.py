@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         {
             "show": _with_verify_advice(_show_job),
             "replay": _with_verify_advice(_replay_job),
-            "diff": _with_verify_advice(_compare_versions),
+            "diff": _with_verify_advice(_compare_job_versions),
             "export": _with_verify_advice(_export_bundle),
             "verify": verification.run,
             "erase": erasure.erase_jobs,
@@ -259,7 +259,7 @@ def _replay_job(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-def _compare_versions(args: argparse.Namespace, settings: Settings) -> int:
+def _compare_job_versions(args: argparse.Namespace, settings: Settings) -> int:
     events = _load_job_events(settings, args.job)
     before, after = (fold_history(_events_until(events, at), lenient=True) for at in (args.before, args.after))
     found = view_differences(before, after)

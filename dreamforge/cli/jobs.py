@@ -42,17 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     list_parser = actions.add_parser("list", parents=[output], help="list jobs, the newest first")
     list_parser.add_argument("--status", help="queued, running, succeeded, failed or cancelled ones only")
     amount_group = list_parser.add_mutually_exclusive_group()
-    amount_group.add_argument(
-        "--limit",
-        type=arguments.parse_positive_int,
-        default=_DEFAULT_LIST_LIMIT,
-        metavar="N",
-        help=f"{_DEFAULT_LIST_LIMIT} unless given",
-    )
+    arguments.add_count_option(amount_group, "--limit", f"{_DEFAULT_LIST_LIMIT} unless given", _DEFAULT_LIST_LIMIT)
     amount_group.add_argument("--all", dest="limit", action="store_const", const=None, help="as many as there are")
     _set_handler(list_parser, _list_jobs)
     logs = actions.add_parser("logs", parents=[output, job_parser], help="print what happened, line by line")
-    logs.add_argument("--tail", type=arguments.parse_positive_int, metavar="N", help="the last N lines only")
+    arguments.add_count_option(logs, "--tail", "the last N lines only")
     logs.add_argument("--since", metavar="TIME", help="from then on, like 2026-01-02T12:00:00Z")
     logs.add_argument("--follow", action="store_true", help="go on to the job's end")
     _set_handler(logs, _print_logs)
@@ -113,12 +107,7 @@ def _add_submission_arguments(parser: argparse.ArgumentParser) -> None:
     )
     end = parser.add_mutually_exclusive_group()
     end.add_argument("--watch", action="store_true", help="follow the job to its end")
-    end.add_argument(
-        "--wait",
-        type=arguments.parse_positive_int,
-        metavar="SECONDS",
-        help="wait for the job's end, but no longer than 60",
-    )
+    arguments.add_count_option(end, "--wait", "wait for the job's end, but no longer than 60", metavar="SECONDS")
     parser.add_argument(
         "--download", type=Path, metavar="DIR", help="follow the job to its end, and download its images to DIR/<step>/"
     )

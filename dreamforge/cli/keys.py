@@ -49,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", parents=[output], help="let a key open nothing any more")
     revoke.add_argument("key", metavar="ID", help="its id, or its name if no other key has it")
     set_handlers(
-        actions,
-        {
-            "create": _create_key,
-            "list": _list_keys,
-            "revoke": _revoke_key,
-        },
-        errors={NoSuchKey: NOT_FOUND},
+        actions, {"create": _create_key, "list": _list_keys, "revoke": _revoke_key}, errors={NoSuchKey: NOT_FOUND}
     )
 
 

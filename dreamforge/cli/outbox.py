@@ -29,14 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "purge", parents=[output], help="delete every command; rebuild sends the pending ones again"
     )
     purge.add_argument("--yes", action="store_true", help="do it; without this it is only shown")
-    set_handlers(
-        actions,
-        {
-            "status": _show_status,
-            "rebuild": _rebuild_queues,
-            "purge": _purge_queues,
-        },
-    )
+    set_handlers(actions, {"status": _show_status, "rebuild": _rebuild_queues, "purge": _purge_queues})
 
 
 T = TypeVar("T")

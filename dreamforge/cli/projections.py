@@ -41,36 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = arguments.output_option_parser(json_alias=True)
 
     status = actions.add_parser("status", parents=[output], help="each projection's place, lag and rate, by partition")
-    status.add_argument(
-        "--seconds",
-        type=arguments.parse_positive_int,
-        default=1,
-        metavar="N",
-        help="for how long to watch, for the rate (1)",
-    )
+    arguments.add_count_option(status, "--seconds", "for how long to watch, for the rate (1)", 1)
     verify = actions.add_parser(
         "verify", parents=[output], help="fold every job anew and compare; exits with 1 if a row says something else"
     )
-    verify.add_argument(
-        "--first",
-        type=arguments.parse_positive_int,
-        default=10,
-        metavar="N",
-        help="how many disagreements to show (10)",
-    )
+    arguments.add_count_option(verify, "--first", "how many disagreements to show (10)", 10)
     rebuild = actions.add_parser(
         "rebuild", parents=[output], help="build a projection anew beside the one that serves, and swap the two"
     )
     what = rebuild.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="only say what would be done")
     what.add_argument("--abort", action="store_true", help="give up a rebuild or rollback that is under way")
-    rebuild.add_argument(
-        "--workers",
-        type=arguments.parse_positive_int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (one a core)",
-    )
+    arguments.add_count_option(rebuild, "--workers", "processes (one a core)", os.cpu_count() or 1)
     rollback = actions.add_parser(
         "rollback", parents=[output], help="bring back the projection that served before the last rebuild"
     )
@@ -127,7 +109,7 @@ class ReadModelVerification(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
-class RebuildPlan(msgspec.Struct, frozen=True, kw_only=True):
+class ReadModelRebuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild would do. events: to read. bytes: about the additional disk space that it needs."""
 
     state: ReadModelState
@@ -267,9 +249,9 @@ def _abort_rebuild(args: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
-async def _read_rebuild_plan(database: Database) -> RebuildPlan:
+async def _read_rebuild_plan(database: Database) -> ReadModelRebuildPlan:
     sizes = (await database.read(_REBUILD_SIZE_SQL))[0]
-    return RebuildPlan(
+    return ReadModelRebuildPlan(
         state=await Rebuild(database).state(),
         views_version=job_view.VIEWS_VERSION,
         events=sizes["events"],
@@ -307,7 +289,7 @@ async def _show_progress_bar(rebuilder: Rebuild, *, quiet: bool) -> AsyncIterato
             yield
 
 
-def _plan_text(plan: RebuildPlan) -> str:
+def _plan_text(plan: ReadModelRebuildPlan) -> str:
     state = plan.state
     text = (
         f"Generation {state.generation} serves, of views of version {state.views_version}; "

@@ -36,13 +36,7 @@ _HIGHLIGHTED_LAG_S = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `dreamforge top`."""
-    parser.add_argument(
-        "--every",
-        type=arguments.parse_positive_int,
-        default=1,
-        metavar="N",
-        help="seconds from one refresh to the next (1)",
-    )
+    arguments.add_count_option(parser, "--every", "seconds from one refresh to the next (1)", 1)
     parser.add_argument("--once", action="store_true", help="watch for so long once, print the answer and end")
     arguments.add_output_option(parser, "json: one object a refresh, a line each")
     set_handler(parser, _handle_top, log_level="error")

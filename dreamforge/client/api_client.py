@@ -38,7 +38,7 @@ _CREATE_JOB_TIMEOUT = httpx.Timeout(330.0, connect=5.0)
 _STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _RETRY_PAUSE_S = 2.0
 _RETRYABLE_STATUSES = {429, 503}
-_CONNECTION_ERRORS = (
+_BROKEN_CONNECTION_ERRORS = (
     httpx.ReadError,
     httpx.WriteError,
     httpx.CloseError,
@@ -142,9 +142,8 @@ class Client:
         """
         if not _JOB_ID_PREFIX_PATTERN.fullmatch(id_or_prefix):
             return id_or_prefix
-        ids: list[str] = [
-            job["id"] for job in self.jobs(limit=_MAX_SEARCHED_JOBS) if job["id"].startswith(id_or_prefix.lower())
-        ]
+        prefix = id_or_prefix.lower()
+        ids: list[str] = [job["id"] for job in self.jobs(limit=_MAX_SEARCHED_JOBS) if job["id"].startswith(prefix)]
         if len(ids) > 1:
             listed = ", ".join(ids[:_MAX_LISTED_MATCHES]) + (" …" if len(ids) > _MAX_LISTED_MATCHES else "")
             raise AmbiguousId(f"{len(ids)} jobs have an id that begins with {id_or_prefix}: {listed}")
@@ -172,7 +171,7 @@ class Client:
 
     def logs(self, job_id: str, *, tail: int | None = None, since: str | None = None) -> Iterator[str]:
         """A job's history as lines of JSON, as received: the last `tail` lines, or those since a time."""
-        with self.open_stream(_job_path(job_id, "logs"), tail=tail, since_ts=since) as response:
+        with self.get_stream(_job_path(job_id, "logs"), tail=tail, since_ts=since) as response:
             rest = b""
             for chunk in response.iter_bytes():
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -214,18 +213,15 @@ class Client:
         yield from (message for message in messages if message.event != "cursor")
 
     @contextlib.contextmanager
-    def open_stream(
-        self, path: str, *, last_event_id: str = "", **params: str | int | None
-    ) -> Iterator[httpx.Response]:
+    def get_stream(self, path: str, *, last_event_id: str = "", **params: str | int | None) -> Iterator[httpx.Response]:
         """GET a response whose body is read incrementally."""
         url = self.base_url + path
         headers = {"Cache-Control": "no-store"} | self._authorization
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
-        query = _without_none(params)
         try:
             with self._http_client_for(url).stream(
-                "GET", url, params=query, headers=headers, timeout=_STREAM_TIMEOUT
+                "GET", url, params=_without_none(params), headers=headers, timeout=_STREAM_TIMEOUT
             ) as response:
                 if not response.is_success:
                     response.read()
@@ -254,21 +250,17 @@ class Client:
 
     def _write_url_to_file(self, url: str, path: Path, max_bytes: int) -> None:
         """Write a URL's content to a file; stop after `max_bytes` and one chunk, since the URL may serve anything."""
-        public_url = url.partition("?")[0]  # the query has the signature
+        source = url.partition("?")[0]  # the query has the signature
         try:
             with self._http_client_for(url).stream("GET", url) as response, path.open("wb") as file:
                 if not response.is_success:
-                    raise ApiError(
-                        response.status_code, "not_downloaded", f"{public_url} answered {response.status_code}."
-                    )
+                    raise ApiError(response.status_code, "not_downloaded", f"{source} answered {response.status_code}.")
                 for chunk in response.iter_bytes():
                     file.write(chunk)
                     if file.tell() > max_bytes:
                         return
         except httpx.TransportError as error:
-            raise Unreachable(
-                f"The download of {public_url} broke off ({str(error) or type(error).__name__})."
-            ) from error
+            raise Unreachable(f"The download of {source} broke off ({str(error) or type(error).__name__}).") from error
 
     def _iterate_job_pages(self, status: str | None, page_size: int) -> Iterator[JsonObject]:
         cursor: str | None = None
@@ -285,7 +277,7 @@ class Client:
         while True:
             # After a lost connection, a close by the server or a short outage: resume.
             with contextlib.suppress(Unreachable):
-                yield from self._stream_until_disconnect(path, position, params)
+                yield from self._read_stream(path, position, params)
             if position.finished:
                 return
             now = time.monotonic()
@@ -294,10 +286,8 @@ class Client:
                 raise Unreachable(f"The service at {self.base_url} went away and did not come back.")
             time.sleep(position.pause_s)
 
-    def _stream_until_disconnect(
-        self, path: str, position: "_StreamPosition", params: QueryParams
-    ) -> Iterator[ServerSentEvent]:
-        with self.open_stream(path, last_event_id=position.last_event_id, **params) as response:
+    def _read_stream(self, path: str, position: "_StreamPosition", params: QueryParams) -> Iterator[ServerSentEvent]:
+        with self.get_stream(path, last_event_id=position.last_event_id, **params) as response:
             if response.status_code == httpx.codes.NO_CONTENT:
                 position.finished = True
                 return
@@ -337,7 +327,7 @@ class Client:
 
     def _unreachable_error(self, error: Exception) -> Unreachable:
         reason = str(error) or type(error).__name__
-        if isinstance(error, _CONNECTION_ERRORS):
+        if isinstance(error, _BROKEN_CONNECTION_ERRORS):
             return ResponseLost(f"The connection to {self.base_url} broke off ({reason}).")
         advice = "start one by `dreamforge up`, or set DF_API_BASE"
         return Unreachable(f"No service answers at {self.base_url} ({reason}): {advice}.")

@@ -140,9 +140,7 @@ async def _check_server(context: DoctorContext) -> CheckOutcome:
         )
     if row["used"] > 0.8 * row["most"]:
         return CheckOutcome(
-            "warning",
-            text,
-            "Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER).",
+            "warning", text, "Lower DF_DB_CONNECTIONS, raise max_connections, or put PgBouncer between (DF_DB_POOLER)."
         )
     if row["autovacuum"] == "off":
         return CheckOutcome("warning", f"{text}; autovacuum off", "Turn autovacuum on.")
@@ -239,9 +237,7 @@ async def _check_lag(context: DoctorContext) -> CheckOutcome:
     paused = sorted({one.projection for one in kept if one.paused_at is not None})
     if paused:
         return CheckOutcome(
-            "warning",
-            f"{', '.join(paused)} is paused",
-            "`dreamforge projections resume` lets it go on.",
+            "warning", f"{', '.join(paused)} is paused", "`dreamforge projections resume` lets it go on."
         )
     if not behind:
         return CheckOutcome("ok", f"nothing waits longer than {_MAX_LAG_S:g} s")

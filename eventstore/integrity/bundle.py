@@ -109,9 +109,7 @@ class BundleWriter:
 
 
 def verify_bundle(
-    lines: Iterable[bytes],
-    anchors: Sequence[Anchor] = (),
-    vocabulary: Vocabulary = NO_VOCABULARY,
+    lines: Iterable[bytes], anchors: Sequence[Anchor] = (), vocabulary: Vocabulary = NO_VOCABULARY
 ) -> BundleReport:
     """Read a bundle's lines, each with its newline, and tell what is wrong, by itself and by anchors that were checked.
 
@@ -217,7 +215,8 @@ class _BundleReader:
             raise _BadLine(f"its {kind} holds a number, or a time without an offset, that no log holds") from None
 
     def _check_event(self, event: AuditEvent) -> None:
-        self._line_of[event.partition, event.position] = self._lines
+        place = event.partition, event.position
+        self._line_of[place] = self._lines
         if self._header is not None and self._header.stream not in {None, event.stream_id}:
             raise _BadLine(f"is of {event.stream_id}, and the bundle of {self._header.stream} alone")
         # An event is judged by the links that it brings along: they must be those of the lines before.
@@ -229,8 +228,8 @@ class _BundleReader:
             raise _BadLine("previous_chain is not the chain of the partition's event before")
         self._hashes[event.stream_id] = event.version, event.hash
         self._chains[event.partition] = event.position, event.chain
-        if (event.partition, event.position) in self._anchored:
-            self._seen[event.partition, event.position] = event.chain
+        if place in self._anchored:
+            self._seen[place] = event.chain
         if self._verifier is not None:
             self._add_violations(self._verifier.check_event(event))
 

@@ -31,9 +31,7 @@ _STREAM_SQL = _AUDIT_EVENTS_SQL.format(
     order="e.version",
 )
 _PARTITION_PAGE_SQL = _AUDIT_EVENTS_SQL.format(
-    columns=EVENT_COLUMNS,
-    condition="partition = $1 and position > $2 order by position limit $3",
-    order="e.position",
+    columns=EVENT_COLUMNS, condition="partition = $1 and position > $2 order by position limit $3", order="e.position"
 )
 # Rows may lie in partitions that the log does not have, if somebody put them there.
 _PARTITIONS_SQL = """

@@ -87,7 +87,7 @@ class ProgressReporter:
         self._injected: list[ImageSpec] = []
         self.unanswered = set(range(items))
 
-    def model_opening(self) -> None:
+    def model_still_opening(self) -> None:
         """Report that a model is still being opened."""
         self._runner.send(ModelOpening())
 

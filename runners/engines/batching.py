@@ -22,16 +22,7 @@ from orchestrator.events import DeviceMemory, ErrorCode, MemoryMeasure
 from orchestrator.step_errors import StepFailure, Unexpected
 from runners import metrics
 from runners.engines.process import EngineProcess, EngineProcessDied
-from runners.engines.protocol import (
-    Enlarge,
-    FromProcess,
-    ItemsFailed,
-    MemoryExhausted,
-    Pixels,
-    Render,
-    StepDone,
-    Work,
-)
+from runners.engines.protocol import Enlarge, FromProcess, ItemsFailed, MemoryExhausted, Pixels, Render, StepDone, Work
 
 _MAX_GATHER_S = 0.1
 """How long a batch waits for announced requests: a few round trips to the database."""

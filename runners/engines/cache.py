@@ -76,7 +76,7 @@ def keepalive_while_opening(listener: RenderListener) -> Iterator[None]:
         for _ in range(_MAX_KEEPALIVES):
             if done.wait(_KEEPALIVE_S):
                 return
-            listener.model_opening()
+            listener.model_still_opening()
 
     threading.Thread(target=send_keepalives, name="opening", daemon=True).start()
     try:

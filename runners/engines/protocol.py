@@ -175,7 +175,7 @@ class RenderCancelled(Exception):
 class RenderListener(Protocol):
     """Receives the progress and the images of an engine, within its process."""
 
-    def model_opening(self) -> None:
+    def model_still_opening(self) -> None:
         """A model is still being opened."""
 
     def step_done(self, items: list[int], done: int, of: int) -> None:

@@ -286,7 +286,7 @@ def test_an_engine_that_opens_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -
     told = threading.Event()
 
     class Counting(ProgressReporter):
-        def model_opening(self) -> None:
+        def model_still_opening(self) -> None:
             told.set()
 
     with cache.keepalive_while_opening(Counting()):

@@ -22,7 +22,7 @@ class ProgressReporter:
         self._give_up_at = give_up_at
         self._counted = counted
 
-    def model_opening(self) -> None:
+    def model_still_opening(self) -> None:
         """Tiny models are open at once, nearly."""
 
     def step_done(self, items: list[int], done: int, of: int) -> None:

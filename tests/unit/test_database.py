@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from eventstore.database import Database, DatabaseWithDeadline, run_within
+from eventstore.database import Database, DatabaseWithDeadline, run_with_time_limit
 from eventstore.errors import DatabaseUnavailable
 
 
@@ -12,7 +12,7 @@ async def test_work_that_ends_in_time_is_answered() -> None:
     async def work() -> int:
         return 7
 
-    assert await run_within(5, work()) == 7
+    assert await run_with_time_limit(5, work()) == 7
 
 
 async def test_work_that_fails_in_time_fails() -> None:
@@ -20,7 +20,7 @@ async def test_work_that_fails_in_time_fails() -> None:
         raise KeyError("gone")
 
     with pytest.raises(KeyError):
-        await run_within(5, work())
+        await run_with_time_limit(5, work())
 
 
 async def test_the_end_of_what_is_given_up_is_not_awaited() -> None:
@@ -34,7 +34,7 @@ async def test_the_end_of_what_is_given_up_is_not_awaited() -> None:
             await ended.wait()
 
     with pytest.raises(TimeoutError):
-        await run_within(0.01, stubborn())
+        await run_with_time_limit(0.01, stubborn())
     assert not ended.is_set()
     ended.set()
 

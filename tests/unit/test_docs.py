@@ -17,7 +17,7 @@ import orchestrator.quarantine_log
 import runners.metrics
 from api.app import ROUTES
 from api.errors import STATUS_BY_ERROR_CODE
-from dreamforge.settings import VARIABLES_BY_FIELD, Settings, SettingVariable
+from dreamforge.settings import VARIABLES_BY_FIELD, Settings, Variable
 from orchestrator.events import AnchorSigned, JobEvent, KeyEvent, ModelEvent, OutboxEvent
 from tests.kit import project_root
 
@@ -34,7 +34,7 @@ def settings_table() -> list[str]:
     return [HEADING, "|---|---|---|---|", *rows]
 
 
-def _row(var: SettingVariable, default: Any) -> str:
+def _row(var: Variable, default: Any) -> str:
     old = f" Old name: `{var.alias}`." if var.alias else ""
     accepted = var.value_format.requirement.replace("|", r"\|")
     return f"| `{var.name}` | {var.description}{old} | {accepted} | {_written(default)} |"

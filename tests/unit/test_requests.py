@@ -494,6 +494,22 @@ def test_any_bytes_are_a_request_or_a_rejection(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"generate","prompt":"x","":1}',
+        b'{"pipeline":[{"type":"generate","prompt":"x"},{"type":"upscale","scale":2}],"":null}',
+        b'{"type":"generate","prompt":"x","":1,"":2}',
+    ],
+)
+def test_a_field_without_a_name_is_named_by_its_quotes(body: bytes) -> None:
+    """An empty `field` would name nothing."""
+    with pytest.raises(ApiError) as rejected:
+        parse_job_request(body)
+    assert rejected.value.details is not None
+    assert rejected.value.details["field"] == '""'
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         (b"", "empty"),

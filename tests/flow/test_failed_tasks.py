@@ -37,8 +37,8 @@ def breakable(kind, name):
 
 
 breakable(Committer, "_next_batch")
-breakable(Tailer, "_read")
-breakable(Consumer, "_beat")
+breakable(Tailer, "_read_new_events")
+breakable(Consumer, "_extend_leases")
 '''
 
 JOB = {"type": "generate", "prompt": "a castle", "width": 64, "height": 64, "steps": 2}
@@ -82,10 +82,10 @@ def test_a_committer_that_fails_starts_again(up: Service, faults: Path) -> None:
 def test_a_tailer_that_fails_starts_again(up: Service, faults: Path) -> None:
     """Given a fault in the tailer while a job is followed, then the stream still comes to the job's end."""
     api = Api(up.url)
-    faults.write_text("_read")
+    faults.write_text("_read_new_events")
     job = api.create()
     assert "job.finish" in [one.data["code"] for one in api.stream(job) if one.event == "log"]
-    assert "_read" in checks(up)["tailer"]
+    assert "_read_new_events" in checks(up)["tailer"]
     api.close()
 
 
@@ -94,9 +94,9 @@ def test_a_heartbeat_that_fails_starts_again(up: Service, faults: Path) -> None:
     api = Api(up.url)
     # Before its first claim a runner extends what it holds itself; a fault there ends the process, as it should.
     api.finished(api.create())
-    faults.write_text("_beat")
+    faults.write_text("_extend_leases")
     deadline = time.monotonic() + 60
-    while "_beat" not in checks(up)["heartbeat"]:
+    while "_extend_leases" not in checks(up)["heartbeat"]:
         assert time.monotonic() < deadline, up.output
         time.sleep(0.1)
     assert api.finished(api.create(count=3))["status"] == "succeeded"

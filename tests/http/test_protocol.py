@@ -247,7 +247,7 @@ async def test_the_rest_of_a_body_that_was_answered_already_is_no_head() -> None
 
 async def test_an_idle_connection_is_closed_in_the_end() -> None:
     """Given a client that says nothing more, then the connection ends, without an error."""
-    async with connected(idle_s=0) as client:
+    async with connected(idle_timeout_s=0) as client:
         client.writer.write(NEXT)
         assert (await client.answer())[0] == 200
         assert await asyncio.wait_for(client.reader.read(), 30) == b""

@@ -16,7 +16,7 @@ from eventstore.database import retry_until_available
 from eventstore.errors import DatabaseUnavailable
 from eventstore.integrity.chain import partition_of
 from eventstore.log import Ack, Append, AppendOutcome, Batch, BatchOutcome, Defer, Log
-from eventstore.notifier import Notifier
+from eventstore.notifier import LOG_CHANNEL, Notifier, queue_channel
 from eventstore.supervision import SupervisedTask
 
 _MAX_TRANSITIONS_PER_CALL = 200
@@ -76,8 +76,7 @@ class Committer:
         Not repeated here: after `DatabaseUnavailable` the subscription reads its checkpoints again.
         """
         answers = await self._log.commit(batch)
-        if batch.appends or batch.sends:
-            self._notifier.notify()
+        self._notifier.notify(_changed_channels(batch))
         return answers
 
     async def stop(self) -> None:
@@ -158,7 +157,13 @@ class Committer:
         for pending in batch_pending:
             if not pending.answer.done():
                 pending.answer.set_result(answers.streams[pending.transition.append.stream])
-        self._notifier.notify()
+        self._notifier.notify(_changed_channels(batch))
+
+
+def _changed_channels(batch: Batch) -> set[str]:
+    """Whom a batch concerns: the readers of the log, and the consumers of the queues that it puts commands into."""
+    queues = {send.queue for send in batch.sends} | {defer.queue for defer in batch.defers}
+    return {*map(queue_channel, queues), *([LOG_CHANNEL] if batch.appends else [])}
 
 
 def _fail_pending(pending_transitions: Iterable[_PendingTransition], error: Exception) -> None:

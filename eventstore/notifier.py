@@ -1,12 +1,16 @@
-"""Notifies tasks of this process and of others that the log or the outbox has changed.
+"""Notifies tasks of this process and of others that the log has new events, or a queue has new commands.
 
 A transaction that issues NOTIFY takes a database-wide lock at commit, so no append issues one. After its commit a
-process sends a NOTIFY without data on a separate connection, at most one at a time. A lost notification delays its
-listeners by one poll interval: correctness depends on polling alone.
+process sends one NOTIFY without data for all channels that have changed, one statement at a time. A lost notification
+delays its listeners by one poll interval: correctness depends on polling alone.
+
+PostgreSQL up to 18 wakes every session of the database that listens to anything, at each NOTIFY. A process therefore
+listens only while one of its tasks waits for what other processes do.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from uuid import uuid4
 
 import asyncpg
 import structlog
@@ -14,27 +18,40 @@ import structlog
 from eventstore.database import Backoff, Database
 from eventstore.errors import DatabaseUnavailable
 
-NOTIFY_CHANNEL = "dreamforge"
+LOG_CHANNEL = "df_log"
 # A notification may be lost in a crash, so it need not wait for the disk. Set for this transaction alone: behind a
 # pooler the next one on the same server connection may be an append.
-_NOTIFY_SQL = f"select set_config('synchronous_commit', 'off', true), pg_notify('{NOTIFY_CHANNEL}', '')"  # a constant
+_NOTIFY_SQL = """
+select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1::text[]) as channel
+"""
 _log = structlog.get_logger(__name__)
 
 
-class WakeSignal:
-    """Wakes one task; a notification that comes while the task is busy ends its next wait."""
+def queue_channel(queue: str) -> str:
+    """The channel that announces new commands in a queue."""
+    return f"df_q_{queue}"
 
-    def __init__(self) -> None:
+
+class WakeSignal:
+    """Wakes one task; a notification that comes while the task is busy ends its next wait.
+
+    channels: whose notifications wake it. remote_delay_s: how long after other processes' notifications; None: those
+    don't wake it.
+    """
+
+    def __init__(self, channels: Iterable[str] = (), remote_delay_s: float | None = 0.0) -> None:
+        self.channels = frozenset(channels)
+        self.remote_delay_s = remote_delay_s
         self._notified = asyncio.Event()
 
     def wake(self) -> None:
         """End the current or the next `wait`."""
         self._notified.set()
 
-    async def wait(self, timeout_s: float) -> bool:
-        """Wait until woken, for at most `timeout_s`. Returns whether it was woken."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until woken, for at most `seconds`. Returns whether it was woken."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(seconds):
                 await self._notified.wait()
         except TimeoutError:
             return False
@@ -48,31 +65,49 @@ class Notifier:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._wake_signals: set[WakeSignal] = set()
-        self._dirty = asyncio.Event()
+        self._unsent_channels: set[str] = set()
+        self._unsent = asyncio.Event()
+        self._signals_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._own_pid = 0
+        self._id = uuid4().hex
 
-    def add_wake_signal(self) -> WakeSignal:
-        """Add a wake signal; `remove_wake_signal` it when it is no longer needed."""
-        wake_signal = WakeSignal()
+    @property
+    def can_listen(self) -> bool:
+        """Whether other processes' notifications can reach this one: not if LISTEN is turned off."""
+        return self._database.listen_url is not None
+
+    def add_wake_signal(self, *channels: str, remote_delay_s: float | None = 0.0) -> WakeSignal:
+        """Add a wake signal; `remove_wake_signal` when it is no longer needed."""
+        wake_signal = WakeSignal(channels, remote_delay_s)
         self._wake_signals.add(wake_signal)
+        self._signals_changed.set()
         return wake_signal
 
     def remove_wake_signal(self, wake_signal: WakeSignal) -> None:
         """Stop waking this signal's task."""
         self._wake_signals.discard(wake_signal)
+        self._signals_changed.set()
 
-    def notify(self) -> None:
-        """Wake every waiting task of this process now, and those of other processes soon. Call it after a commit."""
-        self._wake_all()
-        self._dirty.set()
+    def set_remote_delay(self, wake_signal: WakeSignal, seconds: float | None) -> None:
+        """Let other processes' notifications wake the signal after some seconds, or with None not at all."""
+        if wake_signal.remote_delay_s != seconds:
+            wake_signal.remote_delay_s = seconds
+            self._signals_changed.set()
+
+    def notify(self, channels: Iterable[str]) -> None:
+        """Wake the tasks of this process that wait for a channel now, and those of others soon. Call after a commit."""
+        changed = set(channels)
+        self._wake(changed)
+        self._unsent_channels |= changed
+        if changed:
+            self._unsent.set()
 
     def start(self) -> None:
         """Start to notify other processes, and to listen to them unless LISTEN is turned off."""
         if self._tasks:
             return
         self._tasks.append(asyncio.create_task(self._repeat_forever(self._send_notifications), name="notifier-send"))
-        if self._database.listen_url is not None:
+        if self.can_listen:
             self._tasks.append(asyncio.create_task(self._repeat_forever(self._listen), name="notifier-listen"))
 
     async def stop(self) -> None:
@@ -82,9 +117,10 @@ class Notifier:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _wake_all(self) -> None:
+    def _wake(self, channels: set[str]) -> None:
         for wake_signal in self._wake_signals:
-            wake_signal.wake()
+            if not channels.isdisjoint(wake_signal.channels):
+                wake_signal.wake()
 
     async def _repeat_forever(self, attempt: Callable[[Backoff], Awaitable[None]]) -> None:
         backoff = Backoff()
@@ -100,33 +136,52 @@ class Notifier:
                 await backoff.wait()
 
     async def _send_notifications(self, backoff: Backoff) -> None:
-        connection = await self._database.connect_dedicated()
-        try:
-            self._own_pid = connection.get_server_pid()
-            while True:
-                await self._dirty.wait()
-                self._dirty.clear()
-                await connection.execute(_NOTIFY_SQL, timeout=10)
-                backoff.reset()
-        finally:
-            await _close_connection(connection)
+        while True:
+            await self._unsent.wait()
+            self._unsent.clear()
+            channels, self._unsent_channels = self._unsent_channels, set()
+            await self._database.execute_once(_NOTIFY_SQL, list(channels), self._id, seconds=10)
+            backoff.reset()
+
+    def _wanted_channels(self) -> set[str]:
+        """The channels on which other processes' notifications wake a task of this one."""
+        return {
+            channel
+            for wake_signal in self._wake_signals
+            if wake_signal.remote_delay_s is not None
+            for channel in wake_signal.channels
+        }
 
     async def _listen(self, backoff: Backoff) -> None:
+        """Hold a connection that listens while there is a channel to listen to."""
+        while not self._wanted_channels():
+            await self._signals_changed.wait()
+            self._signals_changed.clear()
         connection = await self._database.connect_dedicated(self._database.listen_url)
+        listened: set[str] = set()
         try:
-            gone = asyncio.Event()
-            connection.add_termination_listener(lambda _: gone.set())
-            await connection.add_listener(NOTIFY_CHANNEL, self._on_notification)
-            backoff.reset()
-            self._wake_all()
-            await gone.wait()
-            raise DatabaseUnavailable("the connection that listens was closed")
+            connection.add_termination_listener(lambda _: self._signals_changed.set())
+            while wanted := self._wanted_channels():
+                for channel in wanted - listened:
+                    await connection.add_listener(channel, self._on_notification)
+                for channel in listened - wanted:
+                    await connection.remove_listener(channel, self._on_notification)
+                self._wake(wanted - listened)  # of what came before
+                listened = wanted
+                backoff.reset()
+                await self._signals_changed.wait()
+                self._signals_changed.clear()
+                if connection.is_closed():
+                    raise DatabaseUnavailable("the connection that listens was closed")
         finally:
             await _close_connection(connection)
 
-    def _on_notification(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
-        if pid != self._own_pid:
-            self._wake_all()
+    def _on_notification(self, _connection: object, _pid: int, channel: str, sender_id: object) -> None:
+        if sender_id == self._id:
+            return
+        for wake_signal in self._wake_signals:
+            if channel in wake_signal.channels and wake_signal.remote_delay_s is not None:
+                asyncio.get_running_loop().call_later(wake_signal.remote_delay_s, wake_signal.wake)
 
 
 async def _close_connection(connection: asyncpg.Connection) -> None:

@@ -15,6 +15,7 @@ import structlog
 
 from eventstore.database import Database, Row
 from eventstore.errors import DatabaseUnavailable
+from eventstore.ids import new_id
 from eventstore.log import Ack, Defer
 
 _MIN_MSG_ID_AGE_S = 5.0
@@ -23,6 +24,10 @@ _MAX_UNREADABLE_CLAIMS = 3
 
 _MAX_COMMIT_DELAY_S = 70.0
 """After how long a message whose id was drawn has been committed: no statement takes longer."""
+
+SEATS = 4
+"""How many of a queue's processes listen for its commands at most; the others poll."""
+_SEAT_LAPSE_S = 25.0
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +67,13 @@ class Claim(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
         )
 
 
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """The processes that serve a queue of ours. idle: how many have a free slot. seat: ours, or None."""
+
+    idle: int
+    seat: int | None
+
+
 class Outbox(Generic[C]):
     """Claims of one process. Every method may raise `DatabaseUnavailable`; all are safe to repeat.
 
@@ -70,8 +82,9 @@ class Outbox(Generic[C]):
 
     def __init__(self, database: Database, queues: Sequence[str], decode: Callable[[str], C]) -> None:
         self._database = database
-        self._queues = list(queues)
+        self.queues = list(queues)
         self._decode = decode
+        self._process = new_id()
         self._reset_min_msg_ids()
 
     async def claim(self, max_claims: int, visibility_s: float) -> list[Claim[C]]:
@@ -81,7 +94,7 @@ class Outbox(Generic[C]):
             await self._refresh_min_msg_ids()
             rows = await self._database.execute_once(
                 "select * from eventstore.claim($1, $2, $3, $4)",
-                self._queues,
+                self.queues,
                 self._min_msg_ids,
                 max_claims,
                 visibility_s,
@@ -100,6 +113,24 @@ class Outbox(Generic[C]):
             given = {name: row[name] for name in ("queue", "msg_id", "read_ct", "enqueued_at")}
             claims.append(Claim(**given, command=command, expires_at_s=expires_at_s))
         return claims
+
+    async def report_process(self, slots: int, free_slots: int, *, wants_seat: bool) -> Fleet:
+        """Report this process, and learn of those that serve the same queues."""
+        [row] = await self._database.execute_once(
+            "select * from eventstore.report_process($1, $2, $3, $4, $5, $6, $7)",
+            self._process,
+            self.queues,
+            slots,
+            free_slots,
+            wants_seat,
+            SEATS,
+            _SEAT_LAPSE_S,
+        )
+        return Fleet(idle=row["idle"], seat=row["seat"])
+
+    async def forget_process(self) -> None:
+        """Give up this process's seat, since it claims no more."""
+        await self._database.execute_once("select eventstore.forget_process($1)", self._process)
 
     async def extend(self, claims: Sequence[Claim[C]], visibility_s: float) -> list[Claim[C]]:
         """Keep claims for `visibility_s` seconds more. Returns those that were lost: stop working on them."""
@@ -130,7 +161,7 @@ class Outbox(Generic[C]):
 
     def _reset_min_msg_ids(self) -> None:
         """Search from id 0 again: a database that was unavailable may come from a backup, with lower ids."""
-        self._min_msg_ids = self._bases = self._lowest = [0] * len(self._queues)
+        self._min_msg_ids = self._bases = self._lowest = [0] * len(self.queues)
         self._lowest_at = self._min_msg_ids_at = 0.0
 
     async def _refresh_min_msg_ids(self) -> None:
@@ -140,7 +171,7 @@ class Outbox(Generic[C]):
         now = time.monotonic()
         if now - self._min_msg_ids_at < _MIN_MSG_ID_AGE_S:
             return
-        rows = await self._database.read("select eventstore.floors($1, $2) as floors", self._queues, self._bases)
+        rows = await self._database.read("select eventstore.floors($1, $2) as floors", self.queues, self._bases)
         self._min_msg_ids = rows[0]["floors"]
         self._min_msg_ids_at = now
         if now - self._lowest_at >= _MAX_COMMIT_DELAY_S:

@@ -37,7 +37,7 @@ create table eventstore.releases (
     serves       integer     not null default 1
 );
 
-insert into eventstore.releases (release, serves) values (4, 2);
+insert into eventstore.releases (release, serves) values (5, 2);
 
 -- Keys that all of an application's processes share, and that no client may learn.
 create table eventstore.secrets (
@@ -331,62 +331,58 @@ create or replace function eventstore.dispatch(
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
-    a   record;
-    own bigint[];
+    a          record;
+    own        bigint[];
+    table_name text;
 begin
-    for a in
-        select x.queue, x.delay, array_agg(x.message order by x.n) as messages
-        from rows from (
-            json_to_recordset(sends) as (stream uuid, queue text, message jsonb, delay double precision)
-        ) with ordinality as x (stream, queue, message, delay, n)
-        where x.stream <> all (skipped)
-            and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
-        group by x.queue, x.delay
-    loop
-        perform pgmq.send_batch(a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
-    end loop;
+    if json_array_length(sends) > 0 then
+        for a in
+            select x.queue, x.delay, array_agg(x.message order by x.n) as messages
+            from rows from (
+                json_to_recordset(sends) as (stream uuid, queue text, message jsonb, delay double precision)
+            ) with ordinality as x (stream, queue, message, delay, n)
+            where x.stream <> all (skipped)
+                and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
+            group by x.queue, x.delay
+        loop
+            perform pgmq.send_batch(
+                a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
+        end loop;
+    end if;
 
-    -- Locks all rows of a queue first, in msg_id order as everywhere: the groups below are ordered by delay, and would
-    -- deadlock with a heartbeat.
+    if json_array_length(acks) + json_array_length(defers) = 0 then
+        return;
+    end if;
     for a in
-        select x.queue, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
+        select x.queue, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens,
+            array_agg(x.msg_id) filter (where x.delay is null) as acked,
+            array_agg(x.msg_id) filter (where x.delay is not null) as deferred,
+            array_agg(x.delay) filter (where x.delay is not null) as delays
         from (
-            select queue, msg_id, read_ct
-            from json_to_recordset(acks) as k (queue text, msg_id bigint, read_ct integer)
-            union all
-            select queue, msg_id, read_ct
-            from json_to_recordset(defers) as d (queue text, msg_id bigint, read_ct integer)
-        ) as x
-        group by x.queue order by x.queue
-    loop
-        perform eventstore.owned(a.queue, a.ids, a.tokens);
-    end loop;
-
-    for a in
-        select x.queue, x.delay, x.ack, array_agg(x.msg_id) as ids, array_agg(x.read_ct) as tokens
-        from (
-            select stream, queue, msg_id, read_ct, null::double precision as delay, true as ack
+            select stream, queue, msg_id, read_ct, null::double precision as delay
             from json_to_recordset(acks) as k (stream uuid, queue text, msg_id bigint, read_ct integer)
             union all
-            select stream, queue, msg_id, read_ct, delay, false
+            select stream, queue, msg_id, read_ct, delay
             from json_to_recordset(defers) as d (
                 stream uuid, queue text, msg_id bigint, read_ct integer, delay double precision)
         ) as x
         where x.stream <> all (skipped)
             and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
-        group by x.queue, x.delay, x.ack
-        order by x.queue, x.ack, x.delay
+        group by x.queue order by x.queue
     loop
+        table_name := pgmq.format_table_name(a.queue, 'q');
+        -- All rows of a queue at once, in msg_id order as everywhere: two groups would deadlock with a heartbeat.
         own := array(select eventstore.owned(a.queue, a.ids, a.tokens));
-        if a.ack then
-            execute format('delete from pgmq.%I where msg_id = any ($1)', pgmq.format_table_name(a.queue, 'q'))
-                using own;
-        else
+        if a.acked is not null then
+            execute format('delete from pgmq.%I where msg_id = any ($1) and msg_id = any ($2)', table_name)
+                using own, a.acked;
+        end if;
+        if a.deferred is not null then
             execute format(
                 -- A new token: a heartbeat of the previous owner that is still in flight must not hide the message again.
-                'update pgmq.%I set vt = clock_timestamp() + make_interval(secs => $2), read_ct = read_ct + 1 '
-                'where msg_id = any ($1)',
-                pgmq.format_table_name(a.queue, 'q')) using own, a.delay;
+                'update pgmq.%I q set read_ct = read_ct + 1, vt = clock_timestamp() + make_interval(secs => ('
+                '    select d.delay from unnest($2, $3) as d (msg_id, delay) where d.msg_id = q.msg_id))'
+                ' where q.msg_id = any ($1) and q.msg_id = any ($2)', table_name) using own, a.deferred, a.delays;
         end if;
     end loop;
 end $$;
@@ -436,21 +432,29 @@ declare
     twice      uuid;
     reserved   text;
     p          smallint;
-    a          record;
     e          record;
     head       record;
     fresh      eventstore.events;
-    old_head   bigint[] := '{}';     -- per partition (subscript + 1): the head before this call …
-    positions  bigint[] := '{}';     -- … and now, with what the next event is chained to
+    added      eventstore.events[] := '{}';
+    written    smallint[] := '{}';   -- the partitions of the appends
+    positions  bigint[] := '{}';     -- per partition (subscript + 1): its head, and what the next event is chained to
+    old_head   bigint[];             -- the heads before this call
     chains     bytea[] := '{}';
     clocks     timestamptz[] := '{}';
     spoilt     smallint[] := '{}';   -- partitions of which nothing is written
     held       smallint[] := '{}';   -- partitions whose checkpoint move is sound
     skipped    uuid[] := '{}';       -- streams whose commands are not touched
     moved      json;                 -- the moves that stand, each with its end
-    verdicts   text[] := '{}';       -- per append, in the order given; then its stream's version and hash
-    versions   integer[] := '{}';
-    hashes     bytea[] := '{}';
+    streams    uuid[];               -- per append, in the order given
+    categories text[];
+    tenants    text[];
+    expected   integer[];
+    lists      json[];               -- of events
+    parts      smallint[];           -- partitions
+    outcomes   text[];
+    versions   integer[];            -- its stream's newest version and hash, before this call and then after it
+    hashes     bytea[];
+    ends       bigint[];             -- its newest position
 begin
     -- "last + 1" needs a snapshot that is later than the lock; other levels keep the transaction's first snapshot.
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -463,28 +467,33 @@ begin
     end if;
     perform set_config('eventstore.committed', 'yes', true);
 
-    select stream into twice from json_to_recordset(appends) as x (stream uuid) group by 1 having count(*) > 1 limit 1;
-    if found then
-        raise exception 'stream % is named twice in one call', twice using errcode = 'DF002';
-    end if;
+    select * into strict the_log from eventstore.log;
+    select array_agg(x.stream order by x.n), array_agg(x.category order by x.n), array_agg(x.tenant order by x.n),
+        array_agg(x.expected order by x.n), array_agg(x.events order by x.n),
+        array_agg(eventstore.partition_of(x.stream, the_log.partitions) order by x.n)
+    into streams, categories, tenants, expected, lists, parts
+    from rows from (
+        json_to_recordset(appends) as (stream uuid, category text, tenant text, expected integer, events json)
+    ) with ordinality as x (stream, category, tenant, expected, events, n);
 
-    if not pg_has_role(session_user, current_user, 'member') then
-        select o.category into reserved
-        from json_to_recordset(appends) as x (category text) join eventstore.owner_categories o using (category) limit 1;
+    if cardinality(streams) > 1 then
+        select stream into twice from unnest(streams) as stream group by 1 having count(*) > 1 limit 1;
+        if found then
+            raise exception 'stream % is named twice in one call', twice using errcode = 'DF002';
+        end if;
+    end if;
+    if streams is not null and not pg_has_role(session_user, current_user, 'member') then
+        select o.category into reserved from eventstore.owner_categories o where o.category = any (categories) limit 1;
         if found then
             raise exception 'events of category % are appended with the login of the database''s owner', reserved
                 using errcode = 'insufficient_privilege';
         end if;
     end if;
 
-    select * into strict the_log from eventstore.log;
-
     -- Locks in ascending order, so that calls can't deadlock. They are held to the commit, so that commit order,
     -- visibility order and position order are the same.
-    for p in
-        select distinct eventstore.partition_of(stream, the_log.partitions)
-        from json_to_recordset(appends) as x (stream uuid) order by 1
-    loop
+    written := array(select distinct part from unnest(parts) as part order by part);
+    foreach p in array written loop
         if not pg_try_advisory_xact_lock(lock_class, p) then
             contended := true;
             perform pg_advisory_xact_lock(lock_class, p);
@@ -493,10 +502,10 @@ begin
         select ev.position, ev.chain, ev.recorded_at into head
         from eventstore.events ev where ev.partition = p order by ev.position desc limit 1;
         positions[p + 1] := coalesce(head.position, 0);
-        old_head[p + 1] := positions[p + 1];
         chains[p + 1] := coalesce(head.chain, eventstore.chain_genesis(the_log.log_id, p));
-        clocks[p + 1] := coalesce(head.recorded_at, '-infinity');
+        clocks[p + 1] := greatest(head.recorded_at, clock_timestamp());
     end loop;
+    old_head := positions;
 
     if subscribed then
         held := array(select eventstore.hold_checkpoints(moves));
@@ -506,125 +515,101 @@ begin
     end if;
 
     -- Check every append before any is written: with moves, one rejection drops the partition's others.
-    for a in
-        select x.stream, eventstore.partition_of(x.stream, the_log.partitions) as partition, j.*
-        from json_to_recordset(appends) as x (stream uuid, expected integer, events json),
-            eventstore.judge(x.stream, x.expected, x.events) as j
-    loop
-        verdicts := verdicts || a.verdict;
-        versions := versions || a.version;
-        hashes := hashes || a.hash;
-        if a.verdict <> 'accepted' then
-            skipped := skipped || a.stream;
-            if subscribed then
-                spoilt := spoilt || a.partition;
+    if streams is not null then
+        select array_agg(j.verdict order by x.n), array_agg(j.version order by x.n), array_agg(j.hash order by x.n)
+        into outcomes, versions, hashes
+        from unnest(streams, expected, lists) with ordinality as x (stream, expected, events, n),
+            eventstore.judge(x.stream, x.expected, x.events) as j;
+        if subscribed then
+            spoilt := spoilt || array(
+                select x.part from unnest(parts, outcomes) as x (part, outcome) where x.outcome <> 'accepted');
+            outcomes := array(
+                select case when x.outcome = 'accepted' and x.part = any (spoilt) then 'refused' else x.outcome end
+                from unnest(parts, outcomes) with ordinality as x (part, outcome, n) order by x.n);
+        end if;
+        skipped := array(
+            select x.stream from unnest(streams, outcomes) as x (stream, outcome) where x.outcome <> 'accepted');
+
+        for e in
+            select x.append, ev.* from unnest(lists, outcomes) with ordinality as x (events, outcome, append),
+                rows from (
+                    json_to_recordset(x.events) as (
+                        event_id uuid, code text, schema_version smallint, ts timestamptz, data text, meta text,
+                        private text)
+                ) with ordinality as ev (event_id, code, schema_version, ts, data, meta, private, n)
+            where x.outcome = 'accepted' order by x.append, ev.n
+        loop
+            p := parts[e.append];
+            fresh.partition := p;
+            fresh.stream_id := streams[e.append];
+            fresh.category := categories[e.append];
+            fresh.tenant := tenants[e.append];
+            fresh.version := versions[e.append] + 1;
+            fresh.position := positions[p + 1] + 1;
+            fresh.event_id := e.event_id;
+            fresh.code := e.code;
+            fresh.schema_version := e.schema_version;
+            fresh.ts := e.ts;
+            fresh.recorded_at := clocks[p + 1];
+            fresh.data := e.data;
+            fresh.meta := e.meta;
+            fresh.private := e.private;
+            fresh.private_salt := null;
+            fresh.private_digest := null;
+            if e.private is not null then
+                -- The salt keeps a short text from being guessed from its digest after erasure.
+                fresh.private_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+                fresh.private_digest := sha256(fresh.private_salt || convert_to(e.private, 'UTF8'));
             end if;
+            fresh.hash := eventstore.event_hash(hashes[e.append], fresh);
+            fresh.chain := eventstore.event_chain(chains[p + 1], fresh.position, fresh.recorded_at, fresh.hash);
+            added := added || fresh;
+            versions[e.append] := fresh.version;
+            hashes[e.append] := fresh.hash;
+            positions[p + 1] := fresh.position;
+            chains[p + 1] := fresh.chain;
+            ends[e.append] := fresh.position;
+        end loop;
+        insert into eventstore.events select * from unnest(added);
+
+        return query
+            select 'append', x.stream, x.part, x.outcome, x.version, x."end"
+            from unnest(streams, parts, outcomes, versions, ends) with ordinality as x (
+                stream, part, outcome, version, "end", n)
+            order by x.n;
+    end if;
+
+    if json_array_length(sends) + json_array_length(acks) + json_array_length(defers) > 0 then
+        perform eventstore.dispatch(sends, acks, defers, skipped, spoilt, the_log.partitions);
+    end if;
+
+    if subscribed then
+        moved := (
+            select json_agg(json_build_object('subscription', subscription, 'partition', m.partition, 'from', m."from",
+                'to', case when m."to" = old_head[m.partition + 1] then positions[m.partition + 1] else m."to" end))
+            from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
+            where m.partition = any (held) and m.partition <> all (spoilt));
+        perform eventstore.move_checkpoints(moved);
+        return query
+            select 'move', null::uuid, m.partition, 'accepted', null::integer, m."to"
+            from json_to_recordset(moved) as m (partition smallint, "to" bigint);
+        if cardinality(spoilt) > 0 then
+            return query
+                select 'move', null::uuid, c.partition,
+                    case when m.partition = any (held) then 'refused' else 'conflict' end, null::integer, c.position
+                from json_to_recordset(moves) as m (subscription text, partition smallint)
+                join eventstore.standings c using (subscription, partition)
+                where m.partition = any (spoilt);
         end if;
-    end loop;
+    end if;
 
-    for a in
-        select x.stream, x.category, x.tenant, x.events, x.n::integer,
-            eventstore.partition_of(x.stream, the_log.partitions) as partition
-        from rows from (
-            json_to_recordset(appends) as (stream uuid, category text, tenant text, events json)
-        ) with ordinality as x (stream, category, tenant, events, n)
-    loop
-        stream_id := a.stream;
-        partition := a.partition;
-        outcome := verdicts[a.n];
-        version := versions[a.n];
-        kind := 'append';
-        "position" := null;
-        if outcome = 'accepted' and a.partition = any (spoilt) then
-            outcome := 'refused';
-            skipped := skipped || a.stream;
-        elsif outcome = 'accepted' then
-            fresh.partition := a.partition;
-            fresh.stream_id := a.stream;
-            fresh.category := a.category;
-            fresh.tenant := a.tenant;
-            fresh.version := versions[a.n];
-            fresh.hash := hashes[a.n];
-            fresh.position := positions[a.partition + 1];
-            fresh.chain := chains[a.partition + 1];
-            fresh.recorded_at := clocks[a.partition + 1];
-            for e in
-                select * from json_to_recordset(a.events) as x (
-                    event_id uuid, code text, schema_version smallint, ts timestamptz,
-                    data text, meta text, private text)
-            loop
-                fresh.version := fresh.version + 1;
-                fresh.position := fresh.position + 1;
-                fresh.event_id := e.event_id;
-                fresh.code := e.code;
-                fresh.schema_version := e.schema_version;
-                fresh.ts := e.ts;
-                fresh.data := e.data;
-                fresh.meta := e.meta;
-                fresh.private := e.private;
-                fresh.private_salt := null;
-                fresh.private_digest := null;
-                if e.private is not null then
-                    -- The salt keeps a short text from being guessed from its digest after erasure.
-                    fresh.private_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
-                    fresh.private_digest := sha256(fresh.private_salt || convert_to(e.private, 'UTF8'));
-                end if;
-                fresh.recorded_at := greatest(fresh.recorded_at, clock_timestamp());
-                fresh.hash := eventstore.event_hash(fresh.hash, fresh);
-                fresh.chain := eventstore.event_chain(fresh.chain, fresh.position, fresh.recorded_at, fresh.hash);
-                insert into eventstore.events select fresh.*;
-            end loop;
-            version := fresh.version;
-            "position" := fresh.position;
-            positions[a.partition + 1] := fresh.position;
-            chains[a.partition + 1] := fresh.chain;
-            clocks[a.partition + 1] := fresh.recorded_at;
-        end if;
-        return next;
-    end loop;
-
-    perform eventstore.dispatch(sends, acks, defers, skipped, spoilt, the_log.partitions);
-
-    kind := 'move';
-    stream_id := null;
-    outcome := 'accepted';
-    version := null;
-    moved := (
-        select json_agg(json_build_object('subscription', subscription, 'partition', m.partition, 'from', m."from",
-            'to', case when m."to" = old_head[m.partition + 1] then positions[m.partition + 1] else m."to" end))
-        from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
-        where m.partition = any (held) and m.partition <> all (spoilt));
-    perform eventstore.move_checkpoints(moved);
-    for a in
-        select * from json_to_recordset(moved) as m (partition smallint, "to" bigint)
-    loop
-        partition := a.partition;
-        "position" := a."to";
-        return next;
-    end loop;
-    for a in
-        select c.partition, c.position,
-            case when m.partition = any (held) then 'refused' else 'conflict' end as outcome
-        from json_to_recordset(moves) as m (subscription text, partition smallint)
-        join eventstore.standings c using (subscription, partition)
-        where m.partition = any (spoilt)
-    loop
-        partition := a.partition;
-        "position" := a.position;
-        outcome := a.outcome;
-        return next;
-    end loop;
-
-    if positions = old_head and moved is null then
+    if cardinality(added) = 0 and moved is null then
         perform eventstore.confirm_replicated();
     end if;
 
     if contended then
-        kind := 'contended';
-        partition := null;
-        "position" := null;
-        outcome := null;
-        return next;
+        return query
+            select 'contended', null::uuid, null::smallint, null::text, null::integer, null::bigint;
     end if;
 end $$;
 
@@ -752,6 +737,61 @@ begin
 end $$;
 
 ---------------------------------------------------------------------------------------------------
+-- Processes that claim commands
+---------------------------------------------------------------------------------------------------
+
+-- Each process that claims commands, as it reported itself. Unlogged: after a crash of the server they report again.
+create unlogged table eventstore.processes (
+    process uuid        primary key,
+    queues  text[]      not null,
+    slots   integer     not null,
+    free    integer     not null,  -- slots without a command
+    seat    smallint,              -- with a seat it listens for commands, without one it polls
+    seen_at timestamptz not null
+);
+
+-- Reports a process. Answers how many processes with free slots serve one of its queues, and its seat: null if it wants
+-- none, or all are taken. A queue has few seats, since a notification wakes every session of the database that listens,
+-- whatever its channel (PostgreSQL 15 to 18). A seat whose process has not been seen for `lapse_s` seconds is free.
+create or replace function eventstore.report_process(
+    process uuid, queues text[], slots integer, free integer, wants_seat boolean, seats integer,
+    lapse_s double precision, out idle integer, out seat smallint
+)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    -- One report at a time chooses a seat. 'drfr', and no partition.
+    lock_class constant integer := 1685218930;
+    choosing   constant integer := -1;
+begin
+    -- If a crash loses this, the process reports again: no need to wait for the disk.
+    perform set_config('synchronous_commit', 'off', true);
+    delete from eventstore.processes p where p.seen_at < clock_timestamp() - make_interval(secs => lapse_s);
+    if wants_seat then
+        select p.seat into seat from eventstore.processes p where p.process = report_process.process;
+        if seat is null then
+            perform pg_advisory_xact_lock(lock_class, choosing);
+            select min(s) into seat from generate_series(0, seats - 1) as s
+            where not exists (
+                select from eventstore.processes p
+                where p.seat = s and p.queues && report_process.queues and p.process <> report_process.process);
+        end if;
+    end if;
+    insert into eventstore.processes (process, queues, slots, free, seat, seen_at)
+    values (report_process.process, report_process.queues, report_process.slots, report_process.free, seat, clock_timestamp())
+    on conflict (process) do update
+    set queues = excluded.queues, slots = excluded.slots, free = excluded.free, seat = excluded.seat,
+        seen_at = excluded.seen_at;
+    select count(*) into idle from eventstore.processes p where p.free > 0 and p.queues && report_process.queues;
+end $$;
+
+-- Forgets a process that stops, so that its seat is free.
+create or replace function eventstore.forget_process(process uuid) returns void
+language sql as $$
+    delete from eventstore.processes p where p.process = forget_process.process
+$$;
+
+---------------------------------------------------------------------------------------------------
 -- Rights
 ---------------------------------------------------------------------------------------------------
 
@@ -799,6 +839,8 @@ begin
         'eventstore.extend(text[], bigint[], integer[], double precision)',
         'eventstore.floors(text[], bigint[])',
         'eventstore.put_aside(text, bigint, integer)',
+        'eventstore.report_process(uuid, text[], integer, integer, boolean, integer, double precision)',
+        'eventstore.forget_process(uuid)',
         'eventstore.queue_lengths()',
         'eventstore.purge()'
     ]);

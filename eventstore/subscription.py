@@ -16,7 +16,7 @@ from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, EventRejected, EventStoreError, LogDamaged, UnknownEvent
 from eventstore.events import RecordedEvent
 from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log, expect_gapless
-from eventstore.notifier import Notifier
+from eventstore.notifier import LOG_CHANNEL, Notifier
 
 _BATCH_SIZE = 500
 _RECHECK_INTERVAL_S = 2.0
@@ -101,7 +101,7 @@ class Subscription:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        wake_signal = self._notifier.add_wake_signal()
+        wake_signal = self._notifier.add_wake_signal(LOG_CHANNEL)
         backoff = Backoff()
         try:
             while True:

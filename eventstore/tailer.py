@@ -17,7 +17,7 @@ from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, LogDamaged
 from eventstore.events import RecordedEvent
 from eventstore.log import Log, expect_gapless
-from eventstore.notifier import Notifier, WakeSignal
+from eventstore.notifier import LOG_CHANNEL, Notifier, WakeSignal
 from eventstore.supervision import SupervisedTask
 
 _BATCH_SIZE = 1000
@@ -99,7 +99,7 @@ class Tailer:
         self._wake_all()
 
     async def _run(self) -> None:
-        wake_signal = self._notifier.add_wake_signal()
+        wake_signal = self._notifier.add_wake_signal(LOG_CHANNEL)
         backoff = Backoff()
         try:
             while self._followers:

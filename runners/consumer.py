@@ -5,23 +5,36 @@ claim ─▶ run ─▶ (heartbeats meanwhile) ─▶ settled by the run itself,
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import structlog
 
 from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable
-from eventstore.notifier import Notifier
+from eventstore.notifier import Notifier, queue_channel
+from eventstore.outbox import SEATS, Fleet
 from eventstore.supervision import SupervisedTask
 from orchestrator.step_command import StepClaim, StepOutbox
 from runners.metrics import LEASES_LOST
 
 RunClaim = Callable[[StepClaim], Awaitable[None]]
 
-_MAX_POLL_INTERVAL_S = 1.0
-"""Seconds between polls for claims at most: a dead runner's lease ends without a notification."""
+_POLL_INTERVAL_S = 1.0
+"""Seconds between polls for claims: a dead runner's lease ends without a notification."""
+
+_FLEET_POLLS_PER_S = 64
+"""How often all processes with free slots poll together at most: the polls of a larger fleet are further apart."""
+
+_REPORT_INTERVAL_S = 10.0
+_SEAT_DELAY_S = 0.005
+"""How much later a seat claims than the one before it, so that one command does not make all of them claim."""
+
+_KEEP_SEAT_S = 2.0
+"""How long a process whose slots are full keeps its seat: another would have to connect first."""
 
 _LEASE_MARGIN_S = 3.0
 """What is left of a lease for the next owner to claim and start."""
@@ -51,7 +64,9 @@ class Consumer:
         self._slots = slots
         self._visibility = visibility_s(lease_s)
         self._active: dict[StepClaim, asyncio.Task[None]] = {}
-        self._wake_signal = notifier.add_wake_signal()
+        self._wake_signal = notifier.add_wake_signal(*map(queue_channel, outbox.queues), remote_delay_s=None)
+        self._fleet = Fleet(idle=1, seat=None)
+        self._report_at = self._free_at = -math.inf
         self._stopping = False
         self.heartbeat = SupervisedTask("heartbeat", self._extend_leases_forever)
         self.available = False
@@ -73,6 +88,7 @@ class Consumer:
                         away_since = math.inf
                     if time.monotonic() >= claims_from:
                         await self._claim_for_free_slots()
+                    await self._report_process()
                 except DatabaseUnavailable as error:
                     if backoff.failures == 0:
                         _log.warning("no claims while the database is away", error=str(error))
@@ -82,7 +98,7 @@ class Consumer:
                     continue
                 self.available = True
                 backoff.reset()
-                await self._wake_signal.wait(_MAX_POLL_INTERVAL_S)
+                await self._wake_signal.wait(self._poll_interval_s())
             if self._active:
                 await asyncio.wait(self._active.values())
         finally:
@@ -91,6 +107,8 @@ class Consumer:
                 task.cancel()
             await asyncio.gather(*self._active.values(), return_exceptions=True)
             self._notifier.remove_wake_signal(self._wake_signal)
+            with suppress(DatabaseUnavailable):
+                await self._outbox.forget_process()
 
     @property
     def ready(self) -> bool:
@@ -102,11 +120,31 @@ class Consumer:
         self._stopping = True
         self._wake_signal.wake()
 
-    async def _claim_for_free_slots(self) -> None:
-        free = self._slots - len(self._active)
-        if free <= 0:
+    @property
+    def _free_slots(self) -> int:
+        return self._slots - len(self._active)
+
+    def _poll_interval_s(self) -> float:
+        fleet_interval_s = max(_POLL_INTERVAL_S, self._fleet.idle / _FLEET_POLLS_PER_S)
+        return fleet_interval_s * random.uniform(0.75, 1.0)  # noqa: S311  # jitter, no secret
+
+    async def _report_process(self) -> None:
+        """Report the free slots every few seconds, and take a seat among those that listen, or leave it to others."""
+        now = time.monotonic()
+        if self._free_slots > 0:
+            self._free_at = now
+        wants_seat = self._notifier.can_listen and (self._fleet.idle <= SEATS or now - self._free_at < _KEEP_SEAT_S)
+        if now < self._report_at and (wants_seat or self._fleet.seat is None):
             return
-        for claim in await self._outbox.claim(free, self._visibility):
+        self._fleet = await self._outbox.report_process(self._slots, self._free_slots, wants_seat=wants_seat)
+        self._report_at = now + _REPORT_INTERVAL_S * random.uniform(0.75, 1.0)  # noqa: S311  # jitter, no secret
+        seat = self._fleet.seat
+        self._notifier.set_remote_delay(self._wake_signal, None if seat is None else seat * _SEAT_DELAY_S)
+
+    async def _claim_for_free_slots(self) -> None:
+        if self._free_slots <= 0:
+            return
+        for claim in await self._outbox.claim(self._free_slots, self._visibility):
             task = asyncio.create_task(self._run_guarded(claim), name=f"run-{claim.command.job_id}")
             self._active[claim] = task
             task.add_done_callback(partial(self._on_run_done, claim))

@@ -27,8 +27,10 @@ from eventstore.database import Database
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
 from eventstore.log import DEFAULT_TENANT, Append, Log
+from eventstore.notifier import LOG_CHANNEL, queue_channel
 from orchestrator import codec
 from orchestrator.events import ArtifactWritten, JobFinish, PersonalText, StepFinish
+from orchestrator.step_kinds import STEP_KINDS
 from projections.job_view import JobView, fold_events
 from projections.queries import JobQueries
 from tests.conftest import Backends, fresh_database
@@ -234,7 +236,7 @@ async def notify(core: FusedCore) -> None:
     """Notify as other processes do all the time: a lease ends without a notification, and polls are far apart."""
     while True:
         await asyncio.sleep(0.3)
-        core.notifier.notify()
+        core.notifier.notify([LOG_CHANNEL, *map(queue_channel, STEP_KINDS)])
 
 
 async def settled(database: Database, job_id: UUID) -> bool:

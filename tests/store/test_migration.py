@@ -113,9 +113,10 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str, release: int) 
     await database.close()
 
 
-async def test_a_commit_that_waits_during_the_migration_is_written(empty_url: str) -> None:
-    """Given a commit of release 3 that waits for a partition's lock, then it is written after the migration."""
-    await install_earlier(empty_url, 3)
+@pytest.mark.parametrize("release", [3, 4])
+async def test_a_commit_that_waits_during_the_migration_is_written(empty_url: str, release: int) -> None:
+    """Given a commit of an earlier release that waits for a partition's lock, then it is written after it."""
+    await install_earlier(empty_url, release)
     database = Database(empty_url)
     one = some_append()
     holder = await connect(empty_url)

@@ -58,6 +58,9 @@ from runners.selection import NO_MODELS, ModelChoices
 from runners.steps import RetryPolicy, StepRunner
 from runners.threads import ThreadPerCallExecutor
 
+_PROJECTOR_GATHER_S = 0.05
+"""How long the projector gathers events. It alone may: reads of a job are fresh without it."""
+
 _HAND_BACK_TIMEOUT_S = 3.0
 """How long a runner that stops may take to tell the log that it hands its steps back."""
 
@@ -203,7 +206,7 @@ async def _orchestrator(context: ProcessContext, stack: AsyncExitStack) -> None:
 
 
 async def _projector(context: ProcessContext, stack: AsyncExitStack) -> None:
-    _subscribe(context, stack, Projector(context.database))
+    _subscribe(context, stack, Projector(context.database), gather_s=_PROJECTOR_GATHER_S)
     cancel_on_exit(stack, context.spawn(_rebuild_outdated(context.settings), "rebuild"))
 
 
@@ -225,8 +228,10 @@ async def _rebuild_outdated(settings: Settings) -> None:
             _log.info("the read model was rebuilt", lag_s=round(lag, 3))
 
 
-def _subscribe(context: ProcessContext, stack: AsyncExitStack, handler: Handler) -> None:
-    subscription = Subscription(context.log, context.notifier, handler, codec.is_known, poll_s=context.settings.poll_s)
+def _subscribe(context: ProcessContext, stack: AsyncExitStack, handler: Handler, gather_s: float = 0.0) -> None:
+    subscription = Subscription(
+        context.log, context.notifier, handler, codec.is_known, poll_s=context.settings.poll_s, gather_s=gather_s
+    )
     task = context.spawn(subscription.run(), handler.name)
 
     async def check() -> None:

@@ -277,9 +277,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
-        """How many steps a runner runs at once. By default the batch size with models, else 2."""
+        """How many steps a runner runs at once. By default the batch size with models, else eight for each core."""
         has_models = not self.fake_runner and find_spec("torch") is not None
-        return self.runner_slots or (max(2, self.batch_max) if has_models else 2)
+        return self.runner_slots or (max(2, self.batch_max) if has_models else 8 * (os.cpu_count() or 1))
 
     @property
     def models_folder(self) -> Path:
@@ -434,7 +434,7 @@ _VARIABLE_LIST = (
     Variable(
         "DF_RUNNER_SLOTS",
         integer_format(1, 1024),
-        "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 2 without models.",
+        "How many steps one runner runs at once; unset: DF_BATCH_MAX, or 8 for each core without models.",
     ),
     Variable("DF_FAKE_RUNNER", FLAG_FORMAT, "Use the fake engine instead of models."),
     Variable(

@@ -48,13 +48,18 @@ class WakeSignal:
         """End the current or the next `wait`."""
         self._notified.set()
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait until woken, for at most `seconds`. Returns whether it was woken."""
+    async def wait(self, seconds: float, *, gather_s: float = 0.0) -> bool:
+        """Wait until woken, for at most `seconds`. Returns whether it was woken.
+
+        gather_s: how much longer to wait then, so that one turn serves what comes meanwhile.
+        """
         try:
             async with asyncio.timeout(seconds):
                 await self._notified.wait()
         except TimeoutError:
             return False
+        if gather_s:
+            await asyncio.sleep(gather_s)
         self._notified.clear()
         return True
 

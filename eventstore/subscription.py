@@ -75,6 +75,7 @@ class Subscription:
 
     is_known: whether this release can handle events of a code and schema version; the subscription stops before others.
     create: add the subscription if there is none; else `SubscriptionGone` is raised once there is none any more.
+    gather_s: how long to wait for more events after a notification, so that fewer turns handle them.
     available: is the database there? cursors: each partition's position, and why it is stalled if it is.
     """
 
@@ -86,6 +87,7 @@ class Subscription:
         is_known: IsKnown,
         *,
         poll_s: float = 1.0,
+        gather_s: float = 0.0,
         create: bool = True,
     ) -> None:
         self._log = log
@@ -93,6 +95,7 @@ class Subscription:
         self._handler = handler
         self._is_known = is_known
         self._poll_s = poll_s
+        self._gather_s = gather_s
         self._create = create
         self._rechecked_at = 0.0
         self._bind = {"subscription": handler.name}
@@ -118,7 +121,7 @@ class Subscription:
                 self.available = True
                 backoff.reset()
                 if not busy:
-                    await wake_signal.wait(self._poll_s)
+                    await wake_signal.wait(self._poll_s, gather_s=self._gather_s)
         finally:
             self._notifier.remove_wake_signal(wake_signal)
 
@@ -135,7 +138,13 @@ class Subscription:
         if batches:
             await self._handle_batches(batches)
         await self._commit_lazy_moves()
-        return bool(batches)
+        return any(self._may_continue(partition, batch) for partition, batch in batches.items())
+
+    def _may_continue(self, partition: int, batch: Sequence[RecordedEvent]) -> bool:
+        """Whether a partition may have more events, or has some of a batch left that can be handled at once."""
+        cursor = self.cursors[partition]
+        is_left = cursor.handled_position < batch[-1].position and cursor.retry_at <= time.monotonic()
+        return is_left or len(batch) == _BATCH_SIZE
 
     async def _load_checkpoints(self) -> None:
         if self._create:

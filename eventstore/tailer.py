@@ -108,7 +108,7 @@ class Tailer:
                         head = await self._log.read_head()
                         self._cursor = {partition: end.position for partition, end in head.ends.items()}
                         self._wake_all()
-                    grown = await self._read_new_events()
+                    has_more = await self._read_new_events()
                 except (DatabaseUnavailable, LogDamaged) as error:
                     if isinstance(error, LogDamaged):
                         self._clear_ring()  # a follower before the gap finds it in the database; others continue
@@ -117,13 +117,14 @@ class Tailer:
                     await backoff.wait()
                     continue
                 backoff.reset()
-                if not grown:
+                if not has_more:
                     await wake_signal.wait(self._poll_s)
         finally:
             self._notifier.remove_wake_signal(wake_signal)
             self._clear_ring()
 
     async def _read_new_events(self) -> bool:
+        """Read what came since into the ring. Answers whether there may be more."""
         batches = await self._log.read_after(self._cursor, limit=_BATCH_SIZE)
         grown: set[UUID | None] = {None} if batches else set()
         for partition, events in batches.items():
@@ -136,7 +137,7 @@ class Tailer:
         for stream in grown & self._followers.keys():
             for wake_signal in self._followers[stream]:
                 wake_signal.wake()
-        return bool(grown)
+        return any(len(events) == _BATCH_SIZE for events in batches.values())
 
     def _add_to_ring(self, event: RecordedEvent) -> None:
         self._buffer.append(event)

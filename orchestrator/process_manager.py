@@ -4,6 +4,7 @@ events ─▶ fold each job ─▶ react ─▶ commands and job.finish ─▶ o
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from uuid import UUID
 
 from eventstore.committer import Committer
@@ -12,6 +13,7 @@ from eventstore.events import NewEvent, RecordedEvent
 from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Log, Send
 from orchestrator import codec
 from orchestrator.decisions import decide
+from orchestrator.events import JobCreated
 from orchestrator.quarantine import is_quarantined
 from orchestrator.quarantine_log import Quarantine
 from orchestrator.reactions import REACTION_CODES, Reaction, RunStep, react
@@ -41,7 +43,7 @@ class Orchestrator:
         due = [event for event in jobs if event.code in REACTION_CODES]
         if not due and not undecodable_jobs:
             return None
-        histories = await self._log.read_streams(list({event.stream_id for event in due} | undecodable_jobs.keys()))
+        histories = await self._read_histories(due, undecodable_jobs.keys())
         appends: list[Append] = []
         sends: list[Send] = []
         for job_id, history in histories.items():
@@ -53,11 +55,21 @@ class Orchestrator:
             try:
                 appended, sent = self._react_to_versions(history, {event.version for event in to_react})
             except Exception as error:  # rules may break in any way on what they were not written for
+                if is_quarantined(await self._log.read_stream(job_id)):
+                    continue
                 raise EventRejected(to_react[0], error) from error
             appends.extend(appended)
             sends.extend(sent)
         answers = await self._committer.commit_batch(Batch(appends=appends, sends=sends, moves=moves))
         return answers.moves
+
+    async def _read_histories(
+        self, due: Sequence[RecordedEvent], undecodable: AbstractSet[UUID]
+    ) -> dict[UUID, Sequence[RecordedEvent]]:
+        """The histories that the reactions need. That of a new job is its first event, whatever else came since."""
+        created = {event.stream_id: [event] for event in due if event.code == JobCreated.code}
+        others = {event.stream_id for event in due if event.code != JobCreated.code} | undecodable
+        return {**created, **await self._log.read_streams(list(others))}
 
     async def commit_moves(self, moves: Sequence[CheckpointMove]) -> Mapping[int, CheckpointMoveOutcome]:
         """Move checkpoints past events that had no reaction."""

@@ -1,6 +1,7 @@
 """Renders one item of a step to the bytes of its file: in this process, or in the engine process."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -20,6 +21,9 @@ from runners.selection import NO_MODELS, ModelChoices, ModelFilesChecker, Select
 from runners.worker import worker_for
 
 T = TypeVar("T")
+
+_PLACE_TIMEOUT_S = 10.0
+"""After how long a call runs beside those that occupy all places: they may hang."""
 
 
 class RenderedImage(msgspec.Struct, frozen=True):
@@ -48,6 +52,7 @@ class ItemRenderer:
         self._selection = selection
         self._batches = batches
         self._files = ModelFilesChecker()
+        self._thread_places = asyncio.Semaphore((os.cpu_count() or 1) + 1)
 
     def announce_request(self) -> Callable[[], None]:
         """Announce a step that is starting: a batch waits briefly for its requests. Call the result afterwards."""
@@ -116,7 +121,15 @@ class ItemRenderer:
             await self._batches.stop()
 
     async def _run_in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        """Run a call in a thread: about as many at once as there are cores, whatever the slots."""
+        try:
+            await asyncio.wait_for(self._thread_places.acquire(), _PLACE_TIMEOUT_S)
+        except TimeoutError:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        finally:
+            self._thread_places.release()
 
 
 def _embed_lineage(

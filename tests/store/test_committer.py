@@ -8,7 +8,7 @@ from eventstore.committer import Committer, Transition
 from eventstore.database import Database
 from eventstore.errors import DatabaseUnavailable
 from eventstore.log import Batch, BatchOutcome, Log
-from tests.kit import Store, connect, some_append, stream_in
+from tests.kit import Store, connect, eventually, some_append, stream_in
 
 
 async def test_transitions_that_arrive_together_share_commits(store: Store) -> None:
@@ -86,7 +86,14 @@ async def test_while_a_lock_is_contended_a_call_keeps_to_one_partition(store: St
     await holder.execute("select pg_advisory_xact_lock(1685218930, 3)")
     committer = Committer(store.log, store.notifier)
     stuck = asyncio.create_task(committer.commit(Transition(append=some_append(stream_in(3)))))
-    await asyncio.sleep(0.1)
+
+    async def waits() -> bool:
+        waiting = """
+            select count(*) from pg_locks join pg_database d on d.oid = database
+            where locktype = 'advisory' and not granted and datname = current_database()"""
+        return bool(await holder.fetchval(waiting))
+
+    await eventually(waits, what="the commit that waits for the lock")
     assert not stuck.done()
     await holder.execute("commit")
     assert (await stuck).verdict == "accepted"

@@ -313,7 +313,7 @@ _VARIABLE_LIST = (
     Variable(
         "DF_DB_CONNECTIONS",
         integer_format(2, 1000),
-        "The most connections that one process opens, besides two for the notifier.",
+        "The most connections that one process opens, besides the one that listens.",
     ),
     Variable("DF_S3_ENDPOINT", HTTP_URL_FORMAT, "The object store; unset starts an embedded one.", "DF_MINIO_ENDPOINT"),
     Variable("DF_S3_ACCESS_KEY", TEXT_FORMAT, "The object store's access key.", "DF_MINIO_ACCESS_KEY", secret=True),

@@ -10,7 +10,7 @@ from artifacts.errors import ObjectMissing, ObjectStoreUnavailable
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _KIND = re.compile(r"HttpError \{\s+kind: (\w+)")
-_CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
+_CAUSE = re.compile(r'(?:message: "|error: "|error: (?=InvalidCertificate))([^"(]+)')
 
 
 class S3Failure(NamedTuple):

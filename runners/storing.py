@@ -10,7 +10,7 @@ import structlog
 
 from artifacts.encoding import content_type
 from artifacts.errors import ObjectChanged, ObjectMissing, ObjectStoreUnavailable
-from artifacts.object_store import ObjectStore, StoredObject, stored_object
+from artifacts.object_store import ObjectStore, StoredObject, hash_body
 from eventstore.database import Backoff
 from eventstore.ids import new_id
 from orchestrator.events import ArtifactWritten, Rendering
@@ -48,7 +48,11 @@ class ImageStorage:
         self._stopping = stopping
 
     async def read_source(self, state: JobState, step: StepState, index: int) -> bytes | None:
-        """The file of an item of the step before; None for the first step."""
+        """The file of an item of the step before; None for the first step.
+
+        A file that this process has stored lately is not fetched again, but the store must still have it unchanged:
+        see `ObjectStore.get_verified`.
+        """
         before = state.step_before(step)
         if before is None:
             return None
@@ -66,7 +70,7 @@ class ImageStorage:
         key = object_key(
             state.tenant, state.job_id, step.name, step.first_started_at, index, size, seed, generate.format
         )
-        ours, made = stored_object(rendered.file_bytes), rendered.rendering
+        ours, made = await hash_body(rendered.file_bytes), rendered.rendering
         if index in step.lost:
             stored = ours
             await self._replace_lost(state, step.artifacts[index], key, rendered)

@@ -303,8 +303,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-adoption-is-bounded",
         "artifacts/object_store.py",
-        "        return self._describe(key, MAX_OBJECT_BYTES)",
-        "        return self._describe(key)",
+        "            return await self._describe(key, MAX_OBJECT_BYTES)",
+        "            return await self._describe(key)",
         "tests/store/test_objects.py -k too_large",
     ),
     Mutant(
@@ -340,8 +340,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-reads-are-bounded",
         "artifacts/object_store.py",
-        "            body: bytes = stream.read(expected.size + 1)",
-        "            body: bytes = stream.read()",
+        "            body = (await found.bytes_async()).to_bytes() if size == expected.size else None",
+        "            body = (await found.bytes_async()).to_bytes()",
         "tests/store/test_objects.py -k changed_object",
     ),
     Mutant(

@@ -21,7 +21,7 @@ import artifacts.object_store
 async def keys(store, prefix):
     return []
 
-artifacts.object_store.ObjectStore.keys = keys
+artifacts.object_store.ObjectStore.list_keys = keys
 """
 
 

@@ -1,5 +1,6 @@
 """What lies in the object store is held against what was written before anything is made of it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -78,6 +79,25 @@ async def test_a_replaced_source_is_not_enlarged(store: Store, s3_config: S3Conf
         assert source.s3_key in why
         assert f"{source.bytes:,} bytes of SHA-256 {source.sha256}" in why
         assert await written(work) == [source]
+
+
+async def test_a_source_that_this_runner_keeps_in_memory_is_lost_when_it_is_gone(
+    store: Store, s3_config: S3Config
+) -> None:
+    """Given images of a runner that somebody removed and replaced, then the same runner finds both of them lost."""
+    objects, somebody = ObjectStore(s3_config), ObjectStore(s3_config)
+    async with bench(store, objects, 3, scale=2) as work:
+        runner = work.runner(Hanging(-1))
+        await work.attempt(runner)
+        removed, _, replaced = sorted(await written(work), key=lambda one: one.item_index)
+        await asyncio.to_thread(somebody._s3.delete_object, Bucket=s3_config.bucket, Key=removed.s3_key)
+        await somebody.replace(replaced.s3_key, of_size((64, 64)), PNG)
+        await work.follow()
+        await work.attempt(runner)
+        error = (await work.bodies())[-2]
+        assert isinstance(error, StepError)
+        assert error.lost == [0, 2]
+    await somebody.close()
 
 
 @pytest.mark.parametrize(

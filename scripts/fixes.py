@@ -82,15 +82,15 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-repeated-commit-waits-for-nothing",
         "eventstore/store.sql",
-        "    if positions = old_head and moved is null then",
+        "    if cardinality(added) = 0 and moved is null then",
         "    if false then",
         "tests/flow/test_standby.py -k repeated_commit",
     ),
     Mutant(
         "04-repeated-commit-with-a-command-waits-for-nothing",
         "eventstore/store.sql",
-        "    if positions = old_head and moved is null then",
-        "    if positions = old_head and moved is null and json_array_length(sends) = 0 then",
+        "    if cardinality(added) = 0 and moved is null then",
+        "    if cardinality(added) = 0 and moved is null and json_array_length(sends) = 0 then",
         "tests/flow/test_standby.py -k repeated_commit",
     ),
     Mutant(

@@ -64,15 +64,16 @@ MUTANTS = (
     Mutant(
         "3-one-conflict-spoils-all",
         "eventstore/store.sql",
-        "            if subscribed then\n                spoilt := spoilt || a.partition;\n            end if;",
-        "            raise exception 'conflict';",
+        "        if subscribed then\n            spoilt := spoilt || array(",
+        "        if 'conflict' = any (outcomes) then\n            raise exception 'conflict';\n        end if;\n"
+        "        if subscribed then\n            spoilt := spoilt || array(",
         "tests/store/test_commit.py -k does_not_spoil",
     ),
     Mutant(
         "3-refusal-leaves-the-partition-be",
         "eventstore/store.sql",
-        "                spoilt := spoilt || a.partition;",
-        "                null;",
+        "from unnest(parts, outcomes) as x (part, outcome) where x.outcome <> 'accepted');",
+        "from unnest(parts, outcomes) as x (part, outcome) where false);",
         "tests/store/test_commit.py tests/store/test_subscription.py -k 'one_rejection or cancel_that_came_first'",
     ),
     Mutant(
@@ -203,8 +204,8 @@ MUTANTS = (
     Mutant(
         "hand-back-keeps-its-token",
         "eventstore/store.sql",
-        ", read_ct = read_ct + 1 '\n                'where msg_id = any ($1)',",
-        " '\n                'where msg_id = any ($1)',",
+        "'update pgmq.%I q set read_ct = read_ct + 1, vt = ",
+        "'update pgmq.%I q set vt = ",
         "tests/store/test_outbox.py -k late_heartbeat",
     ),
     Mutant(
@@ -305,6 +306,41 @@ MUTANTS = (
         "return [command for command in pending_commands if str(command.step_id) not in there]",
         "return list(pending_commands)",
         "tests/store/test_reconciler.py",
+    ),
+    Mutant(
+        "seats-without-end",
+        "eventstore/store.sql",
+        "from generate_series(0, seats - 1) as s",
+        "from generate_series(0, 999) as s",
+        "tests/store/test_wake_ups.py",
+    ),
+    Mutant(
+        "events-wake-runners",
+        "eventstore/notifier.py",
+        "if not channels.isdisjoint(wake_signal.channels):",
+        "if channels:",
+        "tests/store/test_wake_ups.py",
+        more=(
+            (
+                "eventstore/notifier.py",
+                "if channel in wake_signal.channels and wake_signal.remote_delay_s is not None:",
+                "if wake_signal.remote_delay_s is not None:",
+            ),
+        ),
+    ),
+    Mutant(
+        "everybody-listens",
+        "eventstore/notifier.py",
+        "            if wake_signal.remote_delay_s is not None\n            for channel",
+        "            for channel",
+        "tests/store/test_wake_ups.py",
+    ),
+    Mutant(
+        "reactions-read-what-they-were-given",
+        "orchestrator/process_manager.py",
+        "        return {**created, **await self._log.read_streams(list(others))}",
+        "        return await self._log.read_streams([*others, *created])",
+        "tests/flow/test_round_trips.py",
     ),
 )
 

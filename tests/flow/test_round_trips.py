@@ -1,4 +1,4 @@
-"""How many commits and round trips a chained job costs, alone: counted, and bounded.
+"""How many commits, and reads of histories, a chained job costs, alone: counted, and bounded.
 
 docs/performance.md shows the table; `pytest -s tests/flow/test_round_trips.py` prints it.
 """
@@ -18,6 +18,8 @@ from eventstore.database import Database
 from tests.kit import TERMINAL, eventually, roles_environ
 
 COMMITS = 10
+HISTORIES = 4
+"""Reads of whole histories: before each start, and for the two reactions to the end of a step."""
 
 
 class Counted(Database):
@@ -90,3 +92,4 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
         print(f"\ncommits {dict(commits)}, statements {dict(statements)}")  # noqa: T201  # docs/performance.md quotes it
     assert commits["claim"] == 2
     assert sum(commits.values()) <= COMMITS
+    assert statements["read streams"] <= HISTORIES

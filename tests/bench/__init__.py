@@ -7,6 +7,6 @@
 - `peers/`       one module for each peer, with one protocol
 - `jobs`         parts 1 and 2: many jobs, and one alone
 - `http_part`    part 3, with `http_app` (the bare application), `http_load` and `http_client`
-- `figures`      medians, spreads and ratios: pure
+- `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

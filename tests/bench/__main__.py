@@ -10,14 +10,14 @@ import msgspec
 
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.http_part import HttpPart, HttpSize
-from tests.bench.http_result import HttpLine
-from tests.bench.jobs import JobsPart, JobsResult, Size
+from tests.bench.jobs import JobsPart, Size
 from tests.bench.report import http_table, rates_table, times_table
+from tests.bench.results import HttpLine, JobsResult
 from tests.bench.stack import describe_machine, started
 
-_QUICK = Size(rounds=3, jobs={1: 150}, empty_jobs=300, alone=40)
-_FULL = Size(rounds=5, jobs={1: 1000, 10: 100}, empty_jobs=2000, alone=200)
-_QUICK_HTTP = HttpSize(rounds=3, seconds=0.8)
+_QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
+_FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
+_QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
 _FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
 _PARTS = ("jobs", "http")
 
@@ -30,11 +30,6 @@ class Report(msgspec.Struct):
     seconds: float
     jobs: JobsResult | None
     http: list[HttpLine] | None
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _show(report: Report) -> None:
@@ -63,13 +58,17 @@ def main() -> None:
     parser.add_argument("--only", choices=names, action="append", default=[], help="compare only these")
     args = parser.parse_args()
     began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
     parts = args.part or _PARTS
     with started() as stack:
         report = Report(describe_machine(stack), args.quick, 0.0, None, None)
         if "jobs" in parts:
-            report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, _say, args.only).run()
+            report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
         if "http" in parts:
-            report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, _say).run()
+            report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

@@ -46,17 +46,15 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def turn(stack: Stack, contestant: Contestant, name: str, *, empty: bool = False) -> Iterator[Turn]:
-    """Start a contestant on a new database, and stop it at the end. name: of the turn. empty: its steps do nothing."""
-    with stack.database(name) as db_url:
-        begin = _our_turn(stack, name, db_url) if contestant.module is None else None
-        config = PeerConfig(db_url, stack.s3, stack.redis_url, contestant.store, empty)
-        with begin or _peer_turn(stack, name, contestant, config) as started:
-            yield started
+def turn(stack: Stack, contestant: Contestant, name: str) -> Iterator[Turn]:
+    """Start a contestant on a new database, and stop it at the end. name: of the turn, and of its database."""
+    begin = _our_turn if contestant is OURS else _peer_turn
+    with stack.database(name) as db_url, begin(stack, contestant, name, db_url) as started:
+        yield started
 
 
 @contextlib.contextmanager
-def _our_turn(stack: Stack, name: str, db_url: str) -> Iterator[Turn]:
+def _our_turn(stack: Stack, _: Contestant, name: str, db_url: str) -> Iterator[Turn]:
     log = stack.home / f"{name}.log"
     environ = ours.service_environ(db_url, stack.s3) | {"DF_HOME": str(stack.home / name)}
     with ours.role("up", environ, log) as pid, asyncio.Runner() as runner, contextlib.ExitStack() as open_client:
@@ -67,7 +65,8 @@ def _our_turn(stack: Stack, name: str, db_url: str) -> Iterator[Turn]:
 
 
 @contextlib.contextmanager
-def _peer_turn(stack: Stack, name: str, contestant: Contestant, config: PeerConfig) -> Iterator[Turn]:
+def _peer_turn(stack: Stack, contestant: Contestant, name: str, db_url: str) -> Iterator[Turn]:
+    config = PeerConfig(db_url, stack.s3, stack.redis_url, contestant.store)
     log, given = stack.home / f"{name}.log", msgspec.json.encode(config).decode()
 
     def command(role: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 
@@ -20,7 +21,7 @@ class Connection:
         address = urlsplit(base)
         self._host, self._port = address.hostname, address.port
 
-    async def __aenter__(self) -> "Connection":
+    async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         return self
 

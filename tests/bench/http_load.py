@@ -35,7 +35,9 @@ async def generate(load: Load) -> LoadResult:
     latencies: list[float] = []
     began = time.perf_counter()
     end = began + load.seconds
-    await asyncio.gather(*(_client(load, requests[number:] + requests[:number], latencies, end) for number in range(load.clients)))
+    await asyncio.gather(
+        *(_client(load, requests[number:] + requests[:number], latencies, end) for number in range(load.clients))
+    )
     return LoadResult(time.perf_counter() - began, latencies)
 
 

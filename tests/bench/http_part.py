@@ -1,7 +1,7 @@
 """Part 3: three requests to the API, beside a bare application with one statement for each.
 
 Jobs stay queued: api, orchestrator and projector run, as processes of their own, and no runner. The two sides take
-turns; before the bare application's, the projector has caught up with what ours has written.
+turns; before the bare application's, orchestrator and projector have caught up with what ours has written.
 """
 
 import asyncio
@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import msgspec
 
+from eventstore.database import Database
+from projections.subscription_status import read_subscription_statuses
 from tests.bench import ours
 from tests.bench.http_app import TABLE
-from tests.bench.http_client import Connection, request_bytes
+from tests.bench.http_client import Connection
 from tests.bench.http_load import Load
-from tests.bench.http_result import HttpLine
 from tests.bench.jobs import Say
+from tests.bench.results import HttpLine
 from tests.bench.stack import Conversation, Stack, clean_environ, execute, free_port, python, running
 from tests.bench.work import Job
 
@@ -104,7 +105,7 @@ def _our_side(stack: Stack, db_url: str) -> Iterator[Side]:
         "DF_MAX_QUEUED_JOBS": _QUEUE_LIMIT,
     }
     command = python("dreamforge", "--no-env-file", "schema", "install")
-    subprocess.run(command, env=clean_environ(environ), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=clean_environ(environ), check=True, capture_output=True)
     logs = {name: stack.home / f"http_{name}.log" for name in ("orchestrator", "projector", "api")}
     with contextlib.ExitStack() as roles:
         for name, log in logs.items():
@@ -136,16 +137,11 @@ async def _create_jobs(base: str) -> list[str]:
 
 
 async def _catch_up(db_url: str) -> None:
-    """Wait until the read model has every job."""
-    connection = await asyncpg.connect(db_url)
+    """Wait until orchestrator and projector have read the whole log."""
+    database = Database(db_url)
     try:
         async with asyncio.timeout(_CATCH_UP_LIMIT_S):
-            while await connection.fetchval(_BEHIND):  # noqa: ASYNC110  # another process moves it
+            while any(one.lag for one in await read_subscription_statuses(database)):  # noqa: ASYNC110  # others move it
                 await asyncio.sleep(0.05)
     finally:
-        await connection.close()
-
-
-_BEHIND = """
-    select (select count(*) from eventstore.events where code = 'job.created') > (select count(*) from readmodel.jobs)
-"""
+        await database.close()

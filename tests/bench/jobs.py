@@ -8,10 +8,11 @@ import msgspec
 from tests.bench.contestants import CONTESTANTS, OURS, Contestant, Turn, turn
 from tests.bench.cpu import cpu_ms_per_job, cpu_seconds
 from tests.bench.peers.protocol import Request
+from tests.bench.results import EMPTY, JobsResult
 from tests.bench.stack import Stack
 
 Say = Callable[[str], None]
-_WARM_UP_JOBS = 20
+_WARM_UP_JOBS = 10
 _ROOM = 100_000
 """Numbers of jobs for one request."""
 
@@ -23,47 +24,6 @@ class Size(msgspec.Struct, frozen=True):
     jobs: dict[int, int]
     empty_jobs: int
     alone: int
-
-
-class Rates(msgspec.Struct):
-    """One line of part 1, a value for each round. cpu: milliseconds per job, by group of processes."""
-
-    contestant: str
-    work: str
-    jobs_per_s: list[float] = []
-    cpu: list[dict[str, float]] = []
-
-
-class Times(msgspec.Struct):
-    """One line of part 2: the seconds of each job."""
-
-    contestant: str
-    end: str
-    seconds: list[float] = []
-
-
-class JobsResult(msgspec.Struct):
-    """Parts 1 and 2. skipped: who did not take part, with the reason."""
-
-    rates: list[Rates] = []
-    times: list[Times] = []
-    skipped: dict[str, str] = {}
-
-    def line(self, contestant: str, work: str) -> Rates:
-        """A line of part 1, which is new if there is none yet."""
-        for line in self.rates:
-            if (line.contestant, line.work) == (contestant, work):
-                return line
-        self.rates.append(Rates(contestant, work))
-        return self.rates[-1]
-
-    def times_of(self, contestant: Contestant) -> Times:
-        """A line of part 2, likewise."""
-        for line in self.times:
-            if line.contestant == contestant.name:
-                return line
-        self.times.append(Times(contestant.name, contestant.end))
-        return self.times[-1]
 
 
 class JobsPart:
@@ -94,35 +54,24 @@ class JobsPart:
         return self.result
 
     def _measure(self, contestant: Contestant) -> None:
-        with turn(self._stack, contestant, self._turn_name()) as running:
-            self._warm_up(running)
+        with turn(self._stack, contestant, f"turn_{next(self._turns)}") as running:
+            running.ask(Request(next(self._numbers), _WARM_UP_JOBS))
             alone = Request(next(self._numbers), -(-self._size.alone // self._size.rounds), alone=True)
-            self.result.times_of(contestant).seconds += running.ask(alone)
+            self.result.times_of(contestant.name, contestant.end).seconds += running.ask(alone)
             for images, jobs in self._size.jobs.items():
                 self._measure_rate(contestant, running, Request(next(self._numbers), jobs, images), f"count {images}")
-        if contestant.store == "obstore":
-            return  # empty steps use no object store
-        if contestant is OURS:
-            # The place for Dream Forge's empty steps: the runner has no mode without pixels and objects yet.
-            self.result.line(contestant.name, "empty steps")
-            return
-        with turn(self._stack, contestant, self._turn_name(), empty=True) as running:
-            self._warm_up(running)
-            request = Request(next(self._numbers), self._size.empty_jobs)
-            self._measure_rate(contestant, running, request, "empty steps")
+            if contestant is OURS:
+                # The place for Dream Forge's empty steps: its runner has no mode without pixels and objects yet.
+                self.result.rates_of(contestant.name, EMPTY)
+            elif contestant.store == "boto3":
+                self._measure_rate(contestant, running, Request(next(self._numbers), self._size.empty_jobs, 0), EMPTY)
 
     def _measure_rate(self, contestant: Contestant, running: Turn, request: Request, work: str) -> None:
         before = cpu_seconds(running.groups)
         [seconds] = running.ask(request)
-        line = self.result.line(contestant.name, work)
+        line = self.result.rates_of(contestant.name, work)
         line.jobs_per_s.append(request.jobs / seconds)
         line.cpu.append(cpu_ms_per_job(before, cpu_seconds(running.groups), request.jobs))
-
-    def _warm_up(self, running: Turn) -> None:
-        running.ask(Request(next(self._numbers), _WARM_UP_JOBS))
-
-    def _turn_name(self) -> str:
-        return f"turn_{next(self._turns)}"
 
 
 def _place(name: str) -> int:

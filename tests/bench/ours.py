@@ -13,7 +13,7 @@ import msgspec
 from artifacts.object_store import S3Config
 from tests.bench.http_client import Connection, request_bytes
 from tests.bench.peers.protocol import RowCounter
-from tests.bench.stack import clean_environ, python, running
+from tests.bench.stack import python, running
 from tests.bench.work import PROMPT, SCALE, SIDE, Job
 
 _CONNECTIONS = 16

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.http_result import HttpLine
-from tests.bench.jobs import JobsResult
+from tests.bench.results import EMPTY, HttpLine, JobsResult
 
 NONE = "-"
 OURS = "dreamforge"
@@ -32,7 +31,7 @@ def spread_text(values: Spread | None, digits: int = 1) -> str:
 def rates_table(result: JobsResult) -> str:
     """Part 1."""
     rows, works = [], list(dict.fromkeys(line.work for line in result.rates))
-    for work in sorted(works, key=lambda name: name.startswith("empty")):
+    for work in sorted(works, key=lambda name: name == EMPTY):
         lines = [line for line in result.rates if line.work == work]
         ours = next((line.jobs_per_s for line in lines if line.contestant == OURS), [])
         for line in lines:

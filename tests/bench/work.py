@@ -4,6 +4,7 @@ generate: paint ─▶ encode ─▶ put        upscale: get ─▶ decode ─�
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
@@ -25,7 +26,7 @@ _MAX_PIXELS = 64_000_000
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A chained job. number: its seed, and what its objects' keys begin with."""
+    """A chained job. number: its seed, and in its objects' keys. count: of images; 0 makes its steps empty."""
 
     number: int
     count: int = 1
@@ -36,13 +37,12 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class PeerConfig(msgspec.Struct, frozen=True):
-    """What a peer's processes are given. empty: steps do nothing."""
+    """What a peer's processes are given. store: the client for S3."""
 
     db_url: str
     s3: S3Config
     redis_url: str | None = None
     store: Literal["boto3", "obstore"] = "boto3"
-    empty: bool = False
 
 
 def paint_item(job: Job, index: int) -> bytes:
@@ -59,7 +59,6 @@ class Boto3Steps:
     """Steps that block, one item after the other."""
 
     def __init__(self, config: PeerConfig) -> None:
-        self._empty = config.empty
         self._bucket = config.s3.bucket
         self._client: Any = boto3.client(
             "s3",
@@ -79,17 +78,13 @@ class Boto3Steps:
 
     def generate(self, job: Job) -> None:
         """Run the first step."""
-        for index in self.items(job):
+        for index in range(job.count):
             self.generate_item(job, index)
 
     def upscale(self, job: Job) -> None:
         """Run the second step."""
-        for index in self.items(job):
+        for index in range(job.count):
             self.upscale_item(job, index)
-
-    def items(self, job: Job) -> range:
-        """The indexes of the items to render: none if steps are empty."""
-        return range(0 if self._empty else job.count)
 
     def generate_item(self, job: Job, index: int) -> None:
         """Paint and put an item."""
@@ -123,19 +118,15 @@ class ThreadedSteps:
 
     async def generate(self, job: Job) -> None:
         """Run the first step, items concurrently."""
-        loop = asyncio.get_running_loop()
-        items = self._steps.items(job)
-        await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._steps.generate_item, job, index) for index in items)
-        )
+        await self._run(self._steps.generate_item, job)
 
     async def upscale(self, job: Job) -> None:
         """Run the second step, items concurrently."""
+        await self._run(self._steps.upscale_item, job)
+
+    async def _run(self, step: Callable[[Job, int], None], job: Job) -> None:
         loop = asyncio.get_running_loop()
-        items = self._steps.items(job)
-        await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._steps.upscale_item, job, index) for index in items)
-        )
+        await asyncio.gather(*(loop.run_in_executor(self._threads, step, job, index) for index in range(job.count)))
 
 
 class ObstoreSteps:

@@ -24,21 +24,21 @@ _SUCCEEDED = "select count(*) from dbos.workflow_status where status = 'SUCCESS'
 def _launch(config: PeerConfig, steps: Boto3Steps | None) -> None:
     """Start DBOS in this process, with its workflow and its queue."""
 
-    @DBOS.step(name="generate")
     def generate(job: dict[str, Any]) -> None:
         if steps is not None:
             steps.generate(msgspec.convert(job, Job))
 
-    @DBOS.step(name="upscale")
     def upscale(job: dict[str, Any]) -> None:
         if steps is not None:
             steps.upscale(msgspec.convert(job, Job))
 
-    @DBOS.workflow(name="image_job")
-    def image_job(job: dict[str, Any]) -> None:
-        generate(job)
-        upscale(job)
+    first, second = DBOS.step(name="generate")(generate), DBOS.step(name="upscale")(upscale)
 
+    def image_job(job: dict[str, Any]) -> None:
+        first(job)
+        second(job)
+
+    DBOS.workflow(name="image_job")(image_job)
     DBOS(
         config=DBOSConfig(
             name=_APPLICATION,
@@ -62,7 +62,7 @@ def install(config: PeerConfig) -> None:
 def work(config: PeerConfig) -> None:
     """Run workflows until SIGTERM."""
     _launch(config, Boto3Steps(config))
-    signal.sigwait([signal.SIGTERM])
+    signal.pause()
 
 
 class DbosClient:

@@ -45,25 +45,23 @@ async def _work(config: PeerConfig) -> None:
         forge = PgQueuer.from_asyncpg_pool(pool)
         queries = Queries(forge.connection)
 
-        @forge.entrypoint("generate")
         async def generate(queued: Queued) -> None:
             await steps.generate(msgspec.json.decode(queued.payload or b"", type=Job))
             await queries.enqueue("upscale", queued.payload)
 
-        @forge.entrypoint("upscale")
         async def upscale(queued: Queued) -> None:
             await steps.upscale(msgspec.json.decode(queued.payload or b"", type=Job))
 
-        @forge.entrypoint("upscale_alone")
         async def upscale_alone(queued: Queued) -> None:
             await upscale(queued)
             await pool.execute(f"notify {_ENDED}")
 
-        @forge.entrypoint("generate_alone")
         async def generate_alone(queued: Queued) -> None:
             await steps.generate(msgspec.json.decode(queued.payload or b"", type=Job))
             await queries.enqueue("upscale_alone", queued.payload)
 
+        for handler in (generate, upscale, generate_alone, upscale_alone):
+            forge.entrypoint(handler.__name__)(handler)
         await forge.run(batch_size=_BATCH)
 
 

@@ -6,7 +6,7 @@ generate: paint ─▶ encode ─▶ put        upscale: get ─▶ decode ─�
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import boto3
 import msgspec
@@ -99,16 +99,6 @@ class Boto3Steps:
         self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType="image/png")
 
 
-class AsyncSteps(Protocol):
-    """Steps for a peer that runs coroutines."""
-
-    async def generate(self, job: Job) -> None:
-        """Run the first step."""
-
-    async def upscale(self, job: Job) -> None:
-        """Run the second step."""
-
-
 class ThreadedSteps:
     """boto3 in threads, one call for each item."""
 
@@ -165,6 +155,9 @@ class ObstoreSteps:
         source = bytes(await answer.bytes_async())
         body = await asyncio.get_running_loop().run_in_executor(self._threads, upscale_item, source)
         await self._obstore.put_async(self._store, job.key("upscale", index), body)
+
+
+AsyncSteps = ThreadedSteps | ObstoreSteps
 
 
 def async_steps(config: PeerConfig) -> AsyncSteps:

@@ -153,7 +153,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 class Conversation:
     """A process that answers each line of JSON with one. A context manager, which ends the process."""
 
-    def __init__(self, command: Sequence[str], log: Path, *, limit_s: float = 180.0) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, limit_s: float = 600.0) -> None:
         self._log = log
         self._limit_s = limit_s
         with log.open("ab") as output:

@@ -35,7 +35,8 @@ class Report(msgspec.Struct):
 def _show(report: Report) -> None:
     machine = report.machine
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['file_system']}")
-    print(f"{machine['system']}, Python {machine['python']}, PostgreSQL {machine['postgresql']}")
+    postgresql = ", ".join(f"{name} {value}" for name, value in machine["postgresql"].items())
+    print(f"{machine['system']}, Python {machine['python']}, PostgreSQL: {postgresql}")
     print(f"load average at the start {machine['load_average']}")
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), machine["redis"] or "")
     print("\nMedian (lowest-highest) of the rounds; ratios are of the same round.\n")

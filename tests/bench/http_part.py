@@ -27,7 +27,7 @@ from tests.bench.work import Job
 
 CLIENTS = (1, 16, 64)
 _KNOWN_JOBS = 200
-_SAMPLE = 2000
+_SAMPLE = 1000
 """Latencies to keep of each turn."""
 _QUEUE_LIMIT = "10000000"
 """DF_MAX_QUEUED_JOBS: no runner empties the queues, and its default would end a long measurement."""

@@ -1,15 +1,19 @@
-"""Celery on Redis: a job is a chain of two tasks. The client waits by the result backend, which notifies it."""
+"""Celery on Redis: a job is a chain of two tasks. The client of one alone waits for the result backend to notify it."""
 
 import asyncio
+import contextlib
+import time
 from typing import Any
 
 import celery
+import celery.exceptions
 import msgspec
 
 from tests.bench.peers.protocol import answer_requests, main
 from tests.bench.work import Boto3Steps, Job, PeerConfig
 
-_RESULT_LIMIT_S = 120
+_RESULT_LIMIT_S = 240
+_POLL_S = 0.01
 
 
 class _Worker:
@@ -29,7 +33,9 @@ class _Worker:
 
 def _make_app(config: PeerConfig) -> celery.Celery:
     app = celery.Celery("bench", broker=config.redis_url, backend=config.redis_url)
-    app.conf.update(worker_prefetch_multiplier=64, worker_hijack_root_logger=False, broker_connection_retry=False)
+    app.conf.update(
+        worker_prefetch_multiplier=64, worker_hijack_root_logger=False, broker_connection_retry_on_startup=False
+    )
     worker = _Worker(config)
 
     def generate(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,17 +69,33 @@ class CeleryClient:
         self._upscale = app.tasks["upscale"]
 
     async def run_all(self, jobs: list[Job]) -> None:
-        """Send jobs; return when all have a result."""
-        await asyncio.to_thread(self._run, jobs)
+        """Send jobs; return when all have a result, which is polled."""
+        await asyncio.to_thread(self._run_all, jobs)
 
     async def run_alone(self, job: Job) -> None:
-        """Send a job; return when it has a result."""
-        await asyncio.to_thread(self._run, [job])
+        """Send a job; return when the result backend has sent its result."""
+        await asyncio.to_thread(self._run_alone, job)
 
-    def _run(self, jobs: list[Job]) -> None:
-        chains = [celery.chain(self._generate.s(msgspec.to_builtins(job)), self._upscale.s()) for job in jobs]
-        for result in [chain.apply_async() for chain in chains]:
-            result.get(timeout=_RESULT_LIMIT_S)
+    def _run_all(self, jobs: list[Job]) -> None:
+        deadline = time.monotonic() + _RESULT_LIMIT_S
+        for result in [self._send(job) for job in jobs]:
+            while not result.ready():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no result of {result.id} within {_RESULT_LIMIT_S} s: {result.state}")
+                time.sleep(_POLL_S)
+            result.get()
+
+    def _run_alone(self, job: Job) -> None:
+        result = self._send(job)
+        for _ in range(_RESULT_LIMIT_S):
+            # A result that arrives while the client subscribes to it is not notified: `get` asks for it again.
+            with contextlib.suppress(celery.exceptions.TimeoutError):
+                result.get(timeout=1)
+                return
+        raise TimeoutError(f"no result of {result.id} within {_RESULT_LIMIT_S} s: {result.state}")
+
+    def _send(self, job: Job) -> Any:
+        return celery.chain(self._generate.s(msgspec.to_builtins(job)), self._upscale.s()).apply_async()
 
 
 if __name__ == "__main__":

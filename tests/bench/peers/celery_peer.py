@@ -88,7 +88,7 @@ class CeleryClient:
     def _run_alone(self, job: Job) -> None:
         result = self._send(job)
         for _ in range(_RESULT_LIMIT_S):
-            # A result that arrives while the client subscribes to it is not notified: `get` asks for it again.
+            # Once a wait for a result ended after two minutes without one: a new `get` asks for it again.
             with contextlib.suppress(celery.exceptions.TimeoutError):
                 result.get(timeout=1)
                 return

@@ -35,7 +35,7 @@ EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests
 SOURCES := api artifacts dreamforge eventstore model_registry orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
+.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench bench-quick bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,12 @@ test-newest: .venv-newest/.ready ## Run the tests with the newest versions that 
 
 test-pythons: $(VENV)/.installed-dev ## Run the unit tests on each of Python 3.11, 3.12 and 3.13 that is installed
 	@MAKE="$(MAKE)" scripts/pythons.sh $(VENV) $(ARGS)
+
+bench: .venv-bench/.ready ## Compare with PgQueuer, Procrastinate, DBOS, Celery and bare HTTP, in turns (40 minutes; ARGS="--output FILE")
+	@.venv-bench/bin/python -m tests.bench $(ARGS)
+
+bench-quick: .venv-bench/.ready ## The same with fewer jobs and rounds (under five minutes)
+	@.venv-bench/bin/python -m tests.bench --quick $(ARGS)
 
 bench-snapshot: $(VENV)/.installed ## Hold an old snapshot for half an hour, and compare the rates with and without (MINUTES=30)
 	@$(PY) scripts/held_snapshot.py --minutes="$${MINUTES:-30}"
@@ -192,6 +198,14 @@ BESIDE = $(VENV)/bin/uv pip install --quiet --python $(@D)/bin/python
 	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
 	@$(BESIDE) -r requirements/torch.txt
 	@$(BESIDE) --no-deps --require-hashes -r requirements/dev.txt -r requirements/gan.txt
+	@$(BESIDE) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-bench/.ready: pyproject.toml requirements/default.txt tests/bench/requirements.txt | $(VENV)/.installed-dev
+	@echo "Installing requirements/default.txt, tests/bench/requirements.txt and dream-forge into $(@D) …"
+	@[ -x $(@D)/bin/python ] || $(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
+	@$(BESIDE) --no-deps --require-hashes -r requirements/default.txt
+	@$(BESIDE) -r tests/bench/requirements.txt
 	@$(BESIDE) --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -1,0 +1,12 @@
+"""Compares Dream Forge with its peers on one machine: see README.md.
+
+- `stack`        the servers, databases and processes of a run
+- `cpu`          CPU time by group of processes
+- `work`         the jobs, and what peers do for one
+- `contestants`  who takes part, and how a turn of each begins and ends
+- `peers/`       one module for each peer, with one protocol
+- `jobs`         parts 1 and 2: many jobs, and one alone
+- `http_part`    part 3, with `http_app` (the bare application), `http_load` and `http_client`
+- `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
+- `report`       tables: pure
+"""

@@ -1,0 +1,79 @@
+"""Measures Dream Forge and its peers in turns, and prints tables: see README.md."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.bench.contestants import CONTESTANTS
+from tests.bench.http_part import HttpPart, HttpSize
+from tests.bench.jobs import JobsPart, Size
+from tests.bench.report import http_table, rates_table, times_table
+from tests.bench.results import HttpLine, JobsResult
+from tests.bench.stack import describe_machine, started
+
+_QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
+_FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
+_QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
+_FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
+_PARTS = ("jobs", "http")
+
+
+class Report(msgspec.Struct):
+    """What is written to the file: every value, of every round."""
+
+    machine: dict[str, Any]
+    quick: bool
+    seconds: float
+    jobs: JobsResult | None
+    http: list[HttpLine] | None
+
+
+def _show(report: Report) -> None:
+    machine = report.machine
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['file_system']}")
+    postgresql = ", ".join(f"{name} {value}" for name, value in machine["postgresql"].items())
+    print(f"{machine['system']}, Python {machine['python']}, PostgreSQL: {postgresql}")
+    print(f"load average at the start {machine['load_average']}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), machine["redis"] or "")
+    print("\nMedian (lowest-highest) of the rounds; ratios are of the same round.\n")
+    if report.jobs is not None:
+        print(rates_table(report.jobs), times_table(report.jobs), sep="\n\n", end="\n\n")
+        for name, reason in report.jobs.skipped.items():
+            print(f"{name}: skipped, {reason}\n")
+    if report.http is not None:
+        print(http_table(report.http))
+    print(f"\n{report.seconds:.0f} s in all")
+
+
+def main() -> None:
+    """Measure as the command line asks."""
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer jobs and rounds: minutes")
+    parser.add_argument("--output", type=Path, default=Path("bench-results.json"), help="the file for all values")
+    parser.add_argument("--part", choices=_PARTS, action="append", help="measure this part only")
+    names = [one.name for one in CONTESTANTS]
+    parser.add_argument("--only", choices=names, action="append", default=[], help="compare only these")
+    args = parser.parse_args()
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    parts = args.part or _PARTS
+    with started() as stack:
+        report = Report(describe_machine(stack), args.quick, 0.0, None, None)
+        if "jobs" in parts:
+            report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
+        if "http" in parts:
+            report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
+    report.seconds = time.monotonic() - began
+    args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    _show(report)
+
+
+if __name__ == "__main__":
+    main()

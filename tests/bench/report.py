@@ -1,0 +1,85 @@
+"""The tables of a report."""
+
+from collections.abc import Sequence
+
+from tests.bench.figures import Spread, percentile, ratios, spread
+from tests.bench.results import EMPTY, HttpLine, JobsResult
+
+NONE = "-"
+OURS = "dreamforge"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with columns of one width: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(map(line, [head, rule, *rows]))
+
+
+def spread_text(values: Spread | None, digits: int = 1) -> str:
+    """The median, then the lowest and the highest value."""
+    if values is None:
+        return NONE
+    return f"{values.median:.{digits}f} ({values.low:.{digits}f}-{values.high:.{digits}f})"
+
+
+def rates_table(result: JobsResult) -> str:
+    """Part 1."""
+    rows, works = [], list(dict.fromkeys(line.work for line in result.rates))
+    for work in sorted(works, key=lambda name: name == EMPTY):
+        lines = [line for line in result.rates if line.work == work]
+        ours = next((line.jobs_per_s for line in lines if line.contestant == OURS), [])
+        for line in lines:
+            ratio = None if line.contestant == OURS else ratios(ours, line.jobs_per_s)
+            cpu = [_median_cpu(line.cpu, group) for group in ("python", "postgresql", "seaweedfs", "redis")]
+            rate = spread_text(spread(line.jobs_per_s))
+            rows.append([f"{work}: {line.contestant}", rate, spread_text(ratio, 2), *cpu])
+    head = ["chained jobs", "jobs/s", "ours/theirs", "CPU ms/job: Python", "PostgreSQL", "SeaweedFS", "Redis"]
+    return table(head, rows)
+
+
+def times_table(result: JobsResult) -> str:
+    """Part 2."""
+    ours = next((line.seconds for line in result.times if line.contestant == OURS), [])
+    rows = []
+    for line in result.times:
+        middle, late = _milliseconds(line.seconds)
+        ratio = NONE
+        if ours and line.contestant != OURS:
+            ratio = f"{percentile(ours, 50) / percentile(line.seconds, 50):.2f}"
+        rows.append([line.contestant, middle, late, str(len(line.seconds)), ratio, line.end])
+    return table(["one chained job alone", "p50 ms", "p99 ms", "jobs", "p50 ours/theirs", "its end"], rows)
+
+
+def http_table(lines: Sequence[HttpLine]) -> str:
+    """Part 3."""
+    rows = [
+        [
+            f"{line.operation}, {line.clients} client(s)",
+            spread_text(spread(line.ours), 0),
+            spread_text(spread(line.bare), 0),
+            spread_text(ratios(line.ours, line.bare), 2),
+            *_milliseconds(line.our_seconds),
+            *_milliseconds(line.bare_seconds),
+        ]
+        for line in lines
+    ]
+    head = ["HTTP", "ours/s", "bare/s", "ours/bare", "p50 ms", "p99 ms", "bare p50", "bare p99"]
+    return table(head, rows)
+
+
+def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:
+    found = spread([values[group] for values in rounds if group in values])
+    return NONE if found is None else f"{found.median:.1f}"
+
+
+def _milliseconds(seconds: Sequence[float]) -> list[str]:
+    """The median and the 99th percentile."""
+    if not seconds:
+        return [NONE, NONE]
+    return [f"{percentile(seconds, percent) * 1000:.1f}" for percent in (50, 99)]

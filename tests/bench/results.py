@@ -1,0 +1,58 @@
+"""What the parts measure: every value, of every round."""
+
+import msgspec
+
+EMPTY = "empty steps"
+"""The work of jobs whose steps do nothing."""
+
+
+class Rates(msgspec.Struct):
+    """One line of part 1, a value for each round. cpu: milliseconds per job, by group of processes."""
+
+    contestant: str
+    work: str
+    jobs_per_s: list[float] = []
+    cpu: list[dict[str, float]] = []
+
+
+class Times(msgspec.Struct):
+    """One line of part 2: the seconds of each job. end: how a job's end is known."""
+
+    contestant: str
+    end: str
+    seconds: list[float] = []
+
+
+class JobsResult(msgspec.Struct):
+    """Parts 1 and 2. skipped: who did not take part, with the reason."""
+
+    rates: list[Rates] = []
+    times: list[Times] = []
+    skipped: dict[str, str] = {}
+
+    def rates_of(self, contestant: str, work: str) -> Rates:
+        """A line of part 1, which is new if there is none yet."""
+        for line in self.rates:
+            if (line.contestant, line.work) == (contestant, work):
+                return line
+        self.rates.append(Rates(contestant, work))
+        return self.rates[-1]
+
+    def times_of(self, contestant: str, end: str) -> Times:
+        """A line of part 2, likewise."""
+        for line in self.times:
+            if line.contestant == contestant:
+                return line
+        self.times.append(Times(contestant, end))
+        return self.times[-1]
+
+
+class HttpLine(msgspec.Struct):
+    """An operation with so many clients: requests a second in each round, and seconds of requests."""
+
+    operation: str
+    clients: int
+    ours: list[float] = []
+    bare: list[float] = []
+    our_seconds: list[float] = []
+    bare_seconds: list[float] = []

@@ -1,0 +1,88 @@
+"""The pure parts of the comparison with peers: figures and tables."""
+
+import pytest
+
+from tests.bench.figures import Spread, percentile, ratios, spread
+from tests.bench.report import http_table, rates_table, spread_text, table, times_table
+from tests.bench.results import EMPTY, HttpLine, JobsResult
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the row that begins with a name, without that name."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return next(row[1:] for row in rows if row[0] == first)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 50), (99, 99), (99.5, 100), (100, 100)])
+def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> None:
+    assert percentile(range(100, 0, -1), percent) == expected
+
+
+def test_a_percentile_of_few_values_is_the_highest() -> None:
+    assert percentile([3.0, 1.0, 2.0], 99) == 3.0
+
+
+def test_no_values_have_no_percentile_and_no_spread() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+    assert spread([]) is None
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    assert ratios([10.0, 40.0, 30.0], [10.0, 20.0, 10.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_a_spread_shows_the_median_then_lowest_and_highest() -> None:
+    assert spread_text(Spread(2.0, 1.25, 3.0)) == "2.0 (1.2-3.0)"
+    assert spread_text(None) == "-"
+
+
+def test_columns_of_a_table_have_one_width() -> None:
+    assert table(["name", "n"], [["a", "1"], ["longer", "100"]]).splitlines() == [
+        "| name   |   n |",
+        "| :----- | --: |",
+        "| a      |   1 |",
+        "| longer | 100 |",
+    ]
+
+
+def test_a_contestant_without_a_measurement_has_a_line_without_figures() -> None:
+    result = JobsResult()
+    result.rates_of("dreamforge", EMPTY)
+    result.rates_of("dbos", EMPTY).jobs_per_s.append(50.0)
+    assert set(cells(rates_table(result), f"{EMPTY}: dreamforge")) == {"-"}
+    assert cells(rates_table(result), f"{EMPTY}: dbos")[:2] == ["50.0 (50.0-50.0)", "-"]
+
+
+def test_rates_and_cpu_times_are_medians_of_the_rounds() -> None:
+    result = JobsResult()
+    ours, theirs = result.rates_of("dreamforge", "count 1"), result.rates_of("dbos", "count 1")
+    ours.jobs_per_s += [10.0, 20.0, 30.0]
+    theirs.jobs_per_s += [10.0, 10.0, 10.0]
+    theirs.cpu += [{"python": value, "postgresql": 1.0} for value in (5.0, 7.0, 6.0)]
+    assert cells(rates_table(result), "count 1: dbos") == [
+        "10.0 (10.0-10.0)",
+        "2.00 (1.00-3.00)",
+        "6.0",
+        "1.0",
+        "-",
+        "-",
+    ]
+
+
+def test_times_are_milliseconds() -> None:
+    result = JobsResult()
+    result.times_of("dreamforge", "its stream").seconds += [0.03] * 4
+    result.times_of("dbos", "its handle").seconds += [0.01, 0.02, 0.06]
+    assert cells(times_table(result), "dreamforge") == ["30.0", "30.0", "4", "-", "its stream"]
+    assert cells(times_table(result), "dbos") == ["20.0", "60.0", "3", "1.50", "its handle"]
+
+
+def test_http_rates_stand_beside_the_bare_applications() -> None:
+    line = HttpLine("POST", 16, ours=[100.0], bare=[400.0], our_seconds=[0.004], bare_seconds=[0.001])
+    assert cells(http_table([line]), "POST, 16 client(s)") == [
+        "100 (100-100)",
+        "400 (400-400)",
+        "0.25 (0.25-0.25)",
+        *("4.0", "4.0", "1.0", "1.0"),
+    ]

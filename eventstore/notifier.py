@@ -1,8 +1,8 @@
 """Notifies tasks of this process and of others that the log has new events, or a queue has new commands.
 
 A transaction that issues NOTIFY takes a database-wide lock at commit, so no append issues one. After its commit a
-process sends one NOTIFY without data for all channels that have changed, one statement at a time. A lost notification
-delays its listeners by one poll interval: correctness depends on polling alone.
+process sends a NOTIFY on each channel that has changed, all in one statement, which names nothing but the sender. A
+lost notification delays its listeners by one poll interval: correctness depends on polling alone.
 
 PostgreSQL up to 18 wakes every session of the database that listens to anything, at each NOTIFY. A process therefore
 listens only while one of its tasks waits for what other processes do.
@@ -48,13 +48,13 @@ class WakeSignal:
         """End the current or the next `wait`."""
         self._notified.set()
 
-    async def wait(self, seconds: float, *, gather_s: float = 0.0) -> bool:
-        """Wait until woken, for at most `seconds`. Returns whether it was woken.
+    async def wait(self, timeout_s: float, *, gather_s: float = 0.0) -> bool:
+        """Wait until woken, for at most `timeout_s`. Returns whether it was woken.
 
         gather_s: how much longer to wait then, so that one turn serves what comes meanwhile.
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_s):
                 await self._notified.wait()
         except TimeoutError:
             return False
@@ -93,10 +93,10 @@ class Notifier:
         self._wake_signals.discard(wake_signal)
         self._signals_changed.set()
 
-    def set_remote_delay(self, wake_signal: WakeSignal, seconds: float | None) -> None:
-        """Let other processes' notifications wake the signal after some seconds, or with None not at all."""
-        if wake_signal.remote_delay_s != seconds:
-            wake_signal.remote_delay_s = seconds
+    def set_remote_delay(self, wake_signal: WakeSignal, delay_s: float | None) -> None:
+        """Let other processes' notifications wake the signal after `delay_s` seconds, or with None not at all."""
+        if wake_signal.remote_delay_s != delay_s:
+            wake_signal.remote_delay_s = delay_s
             self._signals_changed.set()
 
     def notify(self, channels: Iterable[str]) -> None:

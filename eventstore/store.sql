@@ -778,7 +778,9 @@ begin
         end if;
     end if;
     insert into eventstore.processes (process, queues, slots, free, seat, seen_at)
-    values (report_process.process, report_process.queues, report_process.slots, report_process.free, seat, clock_timestamp())
+    values (
+        report_process.process, report_process.queues, report_process.slots, report_process.free, seat,
+        clock_timestamp())
     on conflict (process) do update
     set queues = excluded.queues, slots = excluded.slots, free = excluded.free, seat = excluded.seat,
         seen_at = excluded.seen_at;

@@ -1,0 +1,58 @@
+"""How many calls of a runner are rendered at once."""
+
+import asyncio
+import os
+import threading
+from functools import partial
+
+import pytest
+
+from runners import item_renderer
+from runners.fake_renderer import FakeRenderer
+from runners.faults import FaultPlan
+from runners.item_renderer import ItemRenderer
+from runners.threads import ThreadPerCallExecutor
+
+PLACES = (os.cpu_count() or 1) + 1
+
+
+def renderer() -> ItemRenderer:
+    """A renderer; what it renders doesn't matter here."""
+    return ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1), ThreadPerCallExecutor())
+
+
+async def test_about_as_many_calls_run_as_there_are_cores() -> None:
+    """Given more calls than places, then the rest wait until one ends."""
+    tested, release, lock = renderer(), threading.Event(), threading.Lock()
+    running: list[int] = []
+    most = 0
+
+    def call(number: int) -> int:
+        nonlocal most
+        with lock:
+            running.append(number)
+            most = max(most, len(running))
+        release.wait(20)
+        with lock:
+            running.remove(number)
+        return number
+
+    calls = [asyncio.create_task(tested._run_in_thread(partial(call, number))) for number in range(2 * PLACES)]
+    while len(running) < PLACES:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    release.set()
+    assert await asyncio.gather(*calls) == list(range(2 * PLACES))
+    assert most == PLACES
+
+
+async def test_calls_that_hang_block_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a hanging call in every place, then the next one runs beside them after a while."""
+    monkeypatch.setattr(item_renderer, "_PLACE_TIMEOUT_S", 0.05)
+    tested, release = renderer(), threading.Event()
+    hanging = [asyncio.create_task(tested._run_in_thread(lambda: release.wait(20))) for _ in range(PLACES)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(tested._run_in_thread(lambda: "rendered"), 20) == "rendered"
+    assert not any(task.done() for task in hanging)
+    release.set()
+    await asyncio.gather(*hanging)

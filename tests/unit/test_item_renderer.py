@@ -12,6 +12,7 @@ from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.threads import ThreadPerCallExecutor
+from tests.kit import eventually
 
 PLACES = (os.cpu_count() or 1) + 1
 
@@ -38,8 +39,11 @@ async def test_about_as_many_calls_run_as_there_are_cores() -> None:
         return number
 
     calls = [asyncio.create_task(tested._run_in_thread(partial(call, number))) for number in range(2 * PLACES)]
-    while len(running) < PLACES:
-        await asyncio.sleep(0.01)
+
+    async def are_full() -> bool:
+        return len(running) == PLACES
+
+    await eventually(are_full, what="a call in each place")
     await asyncio.sleep(0.05)
     release.set()
     assert await asyncio.gather(*calls) == list(range(2 * PLACES))

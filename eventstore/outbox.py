@@ -28,6 +28,7 @@ _MAX_COMMIT_DELAY_S = 70.0
 SEATS = 4
 """How many of a queue's processes listen for its commands at most; the others poll."""
 _SEAT_LAPSE_S = 25.0
+_FORGET_TIMEOUT_S = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -130,7 +131,9 @@ class Outbox(Generic[C]):
 
     async def forget_process(self) -> None:
         """Give up this process's seat, since it claims no more."""
-        await self._database.execute_once("select eventstore.forget_process($1)", self._process)
+        await self._database.execute_once(
+            "select eventstore.forget_process($1)", self._process, seconds=_FORGET_TIMEOUT_S
+        )
 
     async def extend(self, claims: Sequence[Claim[C]], visibility_s: float) -> list[Claim[C]]:
         """Keep claims for `visibility_s` seconds more. Returns those that were lost: stop working on them."""

@@ -99,6 +99,8 @@ class Consumer:
                 self.available = True
                 backoff.reset()
                 await self._wake_signal.wait(self._poll_interval_s())
+            with suppress(DatabaseUnavailable):
+                await self._outbox.forget_process()
             if self._active:
                 await asyncio.wait(self._active.values())
         finally:
@@ -107,8 +109,6 @@ class Consumer:
                 task.cancel()
             await asyncio.gather(*self._active.values(), return_exceptions=True)
             self._notifier.remove_wake_signal(self._wake_signal)
-            with suppress(DatabaseUnavailable):
-                await self._outbox.forget_process()
 
     @property
     def ready(self) -> bool:

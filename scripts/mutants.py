@@ -336,6 +336,27 @@ MUTANTS = (
         "tests/store/test_wake_ups.py",
     ),
     Mutant(
+        "seats-outlive-their-consumers",
+        "runners/consumer.py",
+        "await self._outbox.forget_process()",
+        "pass",
+        "tests/store/test_wake_ups.py -k stops",
+    ),
+    Mutant(
+        "full-batches-wait-for-the-poll",
+        "eventstore/subscription.py",
+        "return is_left or len(batch) == _BATCH_SIZE",
+        "return is_left",
+        "tests/store/test_subscription.py -k full_batch",
+    ),
+    Mutant(
+        "rows-of-unknown-steps",
+        "projections/rows.py",
+        "expect_known_steps(*(step.name for step in self.steps))",
+        "expect_known_steps()",
+        "tests/unit/test_views.py -k no_kind",
+    ),
+    Mutant(
         "reactions-read-what-they-were-given",
         "orchestrator/process_manager.py",
         "        return {**created, **await self._log.read_streams(list(others))}",

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from eventstore import subscription
 from eventstore.errors import EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
@@ -250,6 +251,14 @@ async def running_job(store: Store) -> tuple[JobService, UUID, UUID]:
         Batch(appends=[Append(stream=job_id, category="job", expected=0, events=(event(created), event(start)))])
     )
     return JobService(store.log, store.committer, "a"), job_id, step_id
+
+
+async def test_a_full_batch_is_followed_by_the_next_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given more events than a turn handles, then the turn says that there may be more, and the last one does not."""
+    monkeypatch.setattr(subscription, "_BATCH_SIZE", 3)
+    await store.log.commit(Batch(appends=[some_append(count=4)]))
+    reader = Subscription(store.log, store.notifier, Recorder(store, []), codec.is_known)
+    assert [await reader.poll_once() for _ in range(3)] == [True, False, False]
 
 
 async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:

@@ -177,3 +177,27 @@ async def test_a_command_wakes_no_more_of_a_fleet_than_have_seats(
         # One more: who ran it claims again as soon as its slot is free.
         assert len(woken) <= SEATS + 1
         assert len(ran) == 1
+
+
+async def test_a_consumer_that_stops_leaves_its_seat(store: Store) -> None:
+    """Given a consumer with a seat, when it has stopped, then the next process has that seat at once."""
+
+    async def run(_claim: StepClaim) -> None:
+        raise AssertionError("there is no command")
+
+    store.notifier.start()
+    consumer = Consumer(outbox(store), store.notifier, run, slots=1, lease_s=15)
+    running = asyncio.create_task(consumer.run())
+    await listening_sessions(store, 1)
+    consumer.stop()
+    await running
+    assert (await outbox(store).report_process(1, 1, wants_seat=True)).seat == 0
+
+
+async def test_one_turn_serves_what_comes_while_it_gathers() -> None:
+    """Given a second notification while a task gathers, then it is woken once."""
+    signal = WakeSignal()
+    signal.wake()
+    asyncio.get_running_loop().call_soon(signal.wake)
+    assert await signal.wait(20, gather_s=0.05)
+    assert not await signal.wait(0)

@@ -163,6 +163,15 @@ def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) 
     assert all(isinstance(row, ArtifactRow) for row in stored.artifacts or [])
 
 
+def test_a_row_with_a_step_that_is_no_kind_is_refused() -> None:
+    """Given a row as a later release may write it, then reading it fails, rather than showing a step unlike its kind."""
+    view = seen(chained())
+    rows = JobRows(job=job_row(view), steps=tuple(step_rows(view)))
+    later = msgspec.json.encode(rows).replace(b'"name":"upscale"', b'"name":"colorize"')
+    with pytest.raises(msgspec.ValidationError, match="colorize"):
+        msgspec.json.decode(later, type=JobRows)
+
+
 def test_progress_is_the_weighted_average_of_both_steps() -> None:
     history = History(count=4).started("generate").wrote("generate", 0, 1, 2)
     assert job_progress(seen(history)).progress == 0.375

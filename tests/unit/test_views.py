@@ -164,7 +164,7 @@ def test_a_view_survives_its_rows_at_any_point(count: int, data: st.DataObject) 
 
 
 def test_a_row_with_a_step_that_is_no_kind_is_refused() -> None:
-    """Given a row as a later release may write it, then reading it fails, rather than showing a step unlike its kind."""
+    """Given a row as a later release may write it, then reading it fails: it is not shown half-known."""
     view = seen(chained())
     rows = JobRows(job=job_row(view), steps=tuple(step_rows(view)))
     later = msgspec.json.encode(rows).replace(b'"name":"upscale"', b'"name":"colorize"')

@@ -10,14 +10,15 @@ from uuid import uuid4
 import asyncpg
 import structlog
 
-from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable, SchemaMissing
+from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable, EventStoreError, SchemaMissing
 
 T = TypeVar("T")
 
 _STATEMENT_TIMEOUT_S = 60.0
+_CONNECT_TIMEOUT_S = 10.0
 # After a client is killed or cut off, the server goes on with its statement and keeps its locks.
 _SERVER_TIMEOUT_SETTINGS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
-# `replicated` needs the warning about a wait that was cut short, whatever the login's settings.
+# `_ExpectReplicated` needs the warning about a wait that was cut short, whatever the login's settings.
 _WARNING_LEVEL_SETTING = {"client_min_messages": "warning"}
 _UNAVAILABLE_ERRORS = (
     OSError,
@@ -52,7 +53,21 @@ _log = structlog.get_logger(__name__)
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
-    """A connection of the pool. Every use is one statement that leaves no session state behind."""
+    """A connection of the pool. Every use is one statement that leaves no session state behind.
+
+    aborted_waits: the server's warnings of commits whose wait for a standby was cut short.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aborted_waits: list[str] = []
+
+    def _process_log_message(self, fields: dict[str, str], last_query: str) -> None:
+        """Keep the server's warnings; asyncpg's listeners would have to be added and removed at every statement."""
+        # By its source file: the text is translated, and its code, 01000, is that of every other warning.
+        if fields.get("F") == "syncrep.c":
+            self.aborted_waits.append(fields["M"])
+        super()._process_log_message(fields, last_query)
 
     def _get_unique_id(self, prefix: str) -> str:
         """A name for a prepared statement or a cursor: asyncpg's are unique within a client, and a pooler has many."""
@@ -106,7 +121,7 @@ class Database:
                         connection_class=_Connection,
                         min_size=0,
                         max_size=self._size,
-                        timeout=10,
+                        timeout=_CONNECT_TIMEOUT_S,
                         command_timeout=self._command_timeout_s,
                         statement_cache_size=self._statement_cache_size,
                         server_settings=self._session,
@@ -117,23 +132,17 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
         """A connection of the pool; failures of the connection or the server become `DatabaseUnavailable`."""
-        try:
-            pool = await self._open_pool()
-            async with pool.acquire(timeout=10) as connection:
+        with _TRANSLATED_ERRORS:
+            async with (await self._open_pool()).acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
                 yield connection
-        except _CONNECTION_DENIED_ERRORS as error:
-            raise DatabaseAccessDenied(f"PostgreSQL denies access: {error}; see DF_DB_URL") from error
-        except _UNAVAILABLE_ERRORS as error:
-            if isinstance(error, ValueError):
-                raise  # an argument that can't be encoded; a retry would never succeed
-            raise DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}") from error
-        except _PRIVILEGE_DENIED_ERRORS as error:
-            raise DatabaseAccessDenied(
-                f"PostgreSQL denies access: {error}; `dreamforge schema install` needs the database's owner, the "
-                "service a login that was granted dreamforge_service"
-            ) from error
-        except _SCHEMA_MISSING_ERRORS as error:
-            raise SchemaMissing(f"{error}; run `dreamforge schema install`") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+        """A transaction on a connection of the pool, committed at the end; errors as those of `connection`."""
+        async with self.connection() as connection:
+            with _ExpectReplicated(connection):
+                async with connection.transaction():
+                    yield connection
 
     async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[asyncpg.Record]:
         """Run one statement, once, in a transaction of its own.
@@ -148,8 +157,11 @@ class Database:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
 
     async def _execute_once(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        async with self.connection() as connection, expect_replicated(connection):
-            return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
+        # Not by `connection`: the hottest path of all spares the generator's cost.
+        with _TRANSLATED_ERRORS:
+            async with (await self._open_pool()).acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+                with _ExpectReplicated(connection):
+                    return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""
@@ -163,7 +175,7 @@ class Database:
         try:
             return await asyncpg.connect(
                 url or self.url,
-                timeout=10,
+                timeout=_CONNECT_TIMEOUT_S,
                 statement_cache_size=self._statement_cache_size,
                 server_settings={"application_name": self._role},
             )
@@ -202,6 +214,40 @@ class DatabaseWithDeadline(Database):
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {self._seconds:g} s") from None
 
 
+class _ErrorTranslation:
+    """Raises asyncpg's errors as this package's."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Raise the translation, if there is one."""
+        translated = None if error is None else _translate_error(error)
+        if translated is not None:
+            raise translated from error
+
+
+_TRANSLATED_ERRORS = _ErrorTranslation()
+
+
+def _translate_error(error: BaseException) -> EventStoreError | None:
+    """The error of this package for one of asyncpg's or of the connection; None if there is none."""
+    if isinstance(error, _CONNECTION_DENIED_ERRORS):
+        return DatabaseAccessDenied(f"PostgreSQL denies access: {error}; see DF_DB_URL")
+    if isinstance(error, _UNAVAILABLE_ERRORS):
+        if isinstance(error, ValueError):
+            return None  # an argument that can't be encoded; a retry would never succeed
+        return DatabaseUnavailable(f"PostgreSQL: {error or type(error).__name__}")
+    if isinstance(error, _PRIVILEGE_DENIED_ERRORS):
+        return DatabaseAccessDenied(
+            f"PostgreSQL denies access: {error}; `dreamforge schema install` needs the database's owner, the "
+            "service a login that was granted dreamforge_service"
+        )
+    if isinstance(error, _SCHEMA_MISSING_ERRORS):
+        return SchemaMissing(f"{error}; run `dreamforge schema install`")
+    return None
+
+
 async def _expect_warnings_enabled(connection: asyncpg.Connection) -> None:
     if await connection.fetchval("show client_min_messages") == "error":
         raise DatabaseAccessDenied(
@@ -210,28 +256,26 @@ async def _expect_warnings_enabled(connection: asyncpg.Connection) -> None:
         )
 
 
-@asynccontextmanager
-async def expect_replicated(connection: asyncpg.Connection) -> AsyncIterator[None]:
+class _ExpectReplicated:
     """Raise `DatabaseUnavailable` at the end if a commit meanwhile was cut short while it waited for a standby.
 
     A cancelled wait (by a timeout, or by pg_cancel_backend) leaves the commit on this server, perhaps alone, and
     PostgreSQL reports success with a warning; if the server is lost then, so is the commit.
+
+    connection: of the pool of a `Database`.
     """
-    warnings: list[asyncpg.PostgresLogMessage] = []
 
-    def on_message(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
-        # By its source file: the text is translated, and its code, 01000, is that of every other warning.
-        if message.server_source_filename == "syncrep.c":
-            warnings.append(message)
+    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+        self._warnings: list[str] = connection.aborted_waits
+        self._seen = len(self._warnings)
 
-    connection.add_log_listener(on_message)
-    try:
-        yield
-    finally:
-        if not connection.is_closed():
-            connection.remove_log_listener(on_message)
-    if warnings:
-        raise DatabaseUnavailable(f"PostgreSQL: {warnings[0].message}: the commit may be on no standby yet")
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        """Raise, unless an error is on its way already."""
+        if error is None and len(self._warnings) > self._seen:
+            raise DatabaseUnavailable(f"PostgreSQL: {self._warnings[-1]}: the commit may be on no standby yet")
 
 
 async def run_with_time_limit(seconds: float, work: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 import structlog
 
-from eventstore.database import Database, expect_replicated
+from eventstore.database import Database
 from eventstore.errors import SchemaMissing
 
 RELEASE = 5
@@ -51,7 +51,7 @@ async def install(
     partitions: of the log, a power of two from 1 to 256, fixed for its life. Raises `SchemaMissing` if the database
     holds a newer release.
     """
-    async with database.connection() as connection, expect_replicated(connection), connection.transaction():
+    async with database.transaction() as connection:
         await connection.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_ID)
         installed = await _installed_release(connection)
         if installed == RELEASE:
@@ -92,7 +92,7 @@ async def ensure_service_login(database: Database, name: str, password: str) -> 
     create = """
         select format('create role %I login in role dreamforge_service', $1::text)
         where not exists (select from pg_roles where rolname = $1)"""
-    async with database.connection() as connection, expect_replicated(connection), connection.transaction():
+    async with database.transaction() as connection:
         await connection.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_ID)
         for statement in await connection.fetch(create, name):
             await connection.execute(statement[0])

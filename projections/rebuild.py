@@ -7,7 +7,7 @@ The progress is stored in the database: after a crash, the next `begin` resumes.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
@@ -199,7 +199,7 @@ class Rebuild:
 
     async def _call_untimed(self, sql: str, *args: object) -> Row:
         """Run a statement without a timeout, whatever timeout the login has."""
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             await connection.execute("set local statement_timeout = 0")
             return await connection.fetchrow(sql, *args)
 
@@ -207,7 +207,7 @@ class Rebuild:
         return (await self._database.execute_once(sql, *args))[0][0]
 
     async def _fill_chunk(self) -> bool:
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             # A frozen process must not keep its chunk locked.
             await connection.execute("set local idle_in_transaction_session_timeout = '65s'")
             chunk = await connection.fetchrow(_TAKE_CHUNK_SQL, job_view.VIEWS_VERSION)
@@ -221,11 +221,6 @@ class Rebuild:
             await self._copy_storable_views(connection, folder.finish())
             await connection.execute("select projector.finish_chunk($1, $2)", chunk["chunk"], folder.events)
         return True
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
-        async with self._database.connection() as connection, connection.transaction():
-            yield connection
 
     async def _copy_storable_views(self, connection: asyncpg.Connection, views: list[JobView]) -> None:
         try:

@@ -56,7 +56,7 @@ from runners.item_renderer import ItemRenderer
 from runners.metrics import WORKER_READY
 from runners.selection import NO_MODELS, ModelChoices
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import ThreadPerCallExecutor
+from runners.threads import UnboundedThreadExecutor
 
 _PROJECTOR_GATHER_S = 0.05
 """How long the projector gathers events. It alone may: reads of a job are fresh without it."""
@@ -297,7 +297,7 @@ def _create_item_renderer(context: ProcessContext) -> ItemRenderer:
     settings = context.settings
     return ItemRenderer(
         create_fake_renderer(settings, FaultPlan.parse(settings.fake_fail or "")),
-        ThreadPerCallExecutor(),
+        UnboundedThreadExecutor(),
         ModelChoices(ModelCatalogue(context.log), default_generator=settings.model)
         if not settings.fake_runner
         else NO_MODELS,

@@ -45,7 +45,7 @@ from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import ThreadPerCallExecutor
+from runners.threads import UnboundedThreadExecutor
 
 IN_FLIGHT = 300
 READERS = 4
@@ -106,7 +106,7 @@ class Arm:
         jobs = JobService(self._log, self._committer, "bench")
         policy = RetryPolicy(max_attempts=3, first_delay_s=1, longest_delay_s=1)
         self._steps = StepRunner(
-            jobs, NoStore(), ItemRenderer(NoPixels(), ThreadPerCallExecutor()), retry=policy, name="bench"
+            jobs, NoStore(), ItemRenderer(NoPixels(), UnboundedThreadExecutor()), retry=policy, name="bench"
         )
         self._submitted = 0
         self._done = 0

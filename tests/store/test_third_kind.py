@@ -33,7 +33,7 @@ from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.selection import ModelChoices, SelectedEngine
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import ThreadPerCallExecutor
+from runners.threads import UnboundedThreadExecutor
 from runners.worker import StepItem
 from tests.kit import Store, connect, event, eventually, job_created
 
@@ -95,7 +95,7 @@ class Chain:
         self._runner = StepRunner(
             JobService(store.log, store.committer, "r"),
             objects,
-            ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1_000_000), ThreadPerCallExecutor()),
+            ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1_000_000), UnboundedThreadExecutor()),
             retry=RetryPolicy(max_attempts=1, first_delay_s=0, longest_delay_s=0),
             name="r",
         )

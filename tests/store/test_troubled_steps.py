@@ -38,7 +38,7 @@ from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
 from runners.selection import SelectedEngine
 from runners.steps import RetryPolicy, StepRunner
-from runners.threads import ThreadPerCallExecutor
+from runners.threads import UnboundedThreadExecutor
 from tests.kit import Store, event, eventually, job_created
 
 RENDERING = Rendering(engine="diffusers", device="cpu", dtype="float32", versions={}, batch_size=3, batch_index=1)
@@ -87,7 +87,7 @@ class Unselectable(ItemRenderer):
     """Finds out what renders a step only after so many failures."""
 
     def __init__(self, *, failures: int) -> None:
-        super().__init__(Hanging(-1), ThreadPerCallExecutor())
+        super().__init__(Hanging(-1), UnboundedThreadExecutor())
         self.failures = failures
 
     async def select(self, job: JobState, step: StepState) -> SelectedEngine:
@@ -156,7 +156,7 @@ class Bench:
             self._objects,
             item_renderer
             if isinstance(item_renderer, ItemRenderer)
-            else ItemRenderer(item_renderer, ThreadPerCallExecutor()),
+            else ItemRenderer(item_renderer, UnboundedThreadExecutor()),
             retry=RetryPolicy(**given | policy),
             name="r",
         )

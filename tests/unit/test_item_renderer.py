@@ -11,7 +11,7 @@ from runners import item_renderer
 from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
-from runners.threads import ThreadPerCallExecutor
+from runners.threads import UnboundedThreadExecutor
 from tests.kit import eventually
 
 PLACES = (os.cpu_count() or 1) + 1
@@ -19,7 +19,7 @@ PLACES = (os.cpu_count() or 1) + 1
 
 def renderer() -> ItemRenderer:
     """A renderer; what it renders doesn't matter here."""
-    return ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1), ThreadPerCallExecutor())
+    return ItemRenderer(FakeRenderer(faults=FaultPlan(), max_pixels=1), UnboundedThreadExecutor())
 
 
 async def test_about_as_many_calls_run_as_there_are_cores() -> None:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -42,6 +43,10 @@ T = TypeVar("T")
 _STALE_CHECK_INTERVAL_S = 2.0
 """After such a silence an attempt looks whether it is wanted still: it may wait long behind others' batches."""
 
+_RECENT_STATE_S = 5.0
+"""How long a job's state is kept for the claim of its next step. In this time no other runner can have begun the step
+that ended here: its lease is longer, even where a failover lost the end."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -75,6 +80,7 @@ class StepRunner:
         self._retry = retry
         self._name = name
         self._buffers: set[AttemptBuffer] = set()
+        self._recent_states: dict[UUID, JobState] = {}
         self._stopping = asyncio.Event()
         self._storage = ImageStorage(jobs, store, item_renderer, outage_s=retry.outage_s, stopping=self._stopping)
 
@@ -135,7 +141,7 @@ class StepRunner:
         """The claimed job and step; None for a command that can't be obeyed, which is settled."""
         job_id = claim.command.job_id
         try:
-            state = await self._jobs.load(job_id)
+            state = self._take_recent_state(claim) or await self._jobs.load(job_id)
         except NoSuchJob as error:
             _log.warning("command without a job", job_id=str(job_id), error=str(error))
             await self._jobs.settle(claim.ack())
@@ -150,6 +156,15 @@ class StepRunner:
             _log.warning("command without a step", job_id=str(job_id), step_id=str(claim.command.step_id))
             await self._jobs.settle(claim.ack())
             return None
+
+    def _keep_recent_state(self, state: JobState) -> None:
+        self._recent_states[state.job_id] = state
+        asyncio.get_running_loop().call_later(_RECENT_STATE_S, self._recent_states.pop, state.job_id, None)
+
+    def _take_recent_state(self, claim: StepClaim) -> JobState | None:
+        """The state in which this runner left the job, if the command was decided on it, and never claimed before."""
+        state = self._recent_states.pop(claim.command.job_id, None)
+        return state if state is not None and state.version == claim.command.version and claim.read_ct == 1 else None
 
     async def _begin_attempt(
         self, state: JobState, step: StepState, claim: StepClaim
@@ -246,6 +261,7 @@ class StepRunner:
                 state, bodies = await self._execute(state, command, claim)
                 for finish in (body for body in bodies if isinstance(body, StepFinish)):
                     _log.info(f"step {finish.status}", attempt=step.attempt, **_log_fields(state, step.name))
+                    self._keep_recent_state(state)
                     return
             if not buffer.given_up:
                 with buffer.record_item_failure(None):

@@ -68,7 +68,7 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "04-cancelled-wait-counts",
         "eventstore/database.py",
-        '        if message.server_source_filename == "syncrep.c":',
+        '        if fields.get("F") == "syncrep.c":',
         "        if False:",
         "tests/flow/test_standby.py",
     ),

@@ -86,11 +86,11 @@ MUTANTS = (
     Mutant(
         "3-transaction-held-open-by-the-client",
         "eventstore/database.py",
-        "            return await connection.fetch(sql, *args)",
-        "            async with connection.transaction():\n"
-        "                rows = await connection.fetch(sql, *args)\n"
-        "                await asyncio.sleep(0.02)\n"
-        "            return rows",
+        "                    return await connection.fetch(sql, *args)",
+        "                    async with connection.transaction():\n"
+        "                        rows = await connection.fetch(sql, *args)\n"
+        "                        await asyncio.sleep(0.02)\n"
+        "                    return rows",
         "tests/store/test_commit.py -k frozen",
     ),
     Mutant(
@@ -359,8 +359,29 @@ MUTANTS = (
     Mutant(
         "reactions-read-what-they-were-given",
         "orchestrator/process_manager.py",
-        "        return {**created, **await self._log.read_streams(list(others))}",
-        "        return await self._log.read_streams([*others, *created])",
+        "if job_id not in undecodable_jobs and _may_follow(base, group):",
+        "if False:",
+        "tests/flow/test_round_trips.py",
+    ),
+    Mutant(
+        "states-of-another-log",
+        "orchestrator/state_cache.py",
+        " or event_hash(entry.hash, event) != event.hash",
+        "",
+        "tests/store/test_state_cache.py",
+    ),
+    Mutant(
+        "marks-folded-onto-kept-states",
+        "orchestrator/process_manager.py",
+        "return known and gapless and last_quarantine_mark(group) is None",
+        "return known and gapless",
+        "tests/store/test_state_cache.py",
+    ),
+    Mutant(
+        "runners-read-what-they-wrote",
+        "runners/steps.py",
+        "self._take_recent_state(claim) or await",
+        "await",
         "tests/flow/test_round_trips.py",
     ),
 )

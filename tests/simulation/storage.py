@@ -6,9 +6,10 @@ from typing import Protocol
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from eventstore.events import NewEvent, RecordedEvent
-from eventstore.integrity.chain import partition_of
+from eventstore.integrity.chain import STREAM_GENESIS, event_hash, partition_of
 from eventstore.log import (
     Ack,
     Append,
@@ -145,6 +146,7 @@ class Storage:
             hash=b"",
             chain=b"",
         )
+        recorded = replace(recorded, hash=event_hash(stream[-1].hash if stream else STREAM_GENESIS, recorded))
         stream.append(recorded)
         partition.append(recorded)
         return recorded

@@ -11,11 +11,13 @@ import asyncpg
 import structlog
 
 from eventstore.errors import DatabaseAccessDenied, DatabaseUnavailable, EventStoreError, SchemaMissing
+from eventstore.pool import StatementPool
 
 T = TypeVar("T")
 
 _STATEMENT_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 2.0
 # After a client is killed or cut off, the server goes on with its statement and keeps its locks.
 _SERVER_TIMEOUT_SETTINGS = {"statement_timeout": "65s", "idle_in_transaction_session_timeout": "65s"}
 # `_ExpectReplicated` needs the warning about a wait that was cut short, whatever the login's settings.
@@ -106,17 +108,17 @@ class Database:
         if not pooled:  # a pooler rejects parameters that it can't pass on
             self._session |= _WARNING_LEVEL_SETTING | (_SERVER_TIMEOUT_SETTINGS if time_limited else {})
         self._command_timeout_s: float | None = _STATEMENT_TIMEOUT_S if time_limited else None
-        self._pool: asyncpg.Pool | None = None
+        self._pool: StatementPool | None = None
         self._closed = False
         self._opening = asyncio.Lock()
 
-    async def _open_pool(self) -> asyncpg.Pool:
+    async def _open_pool(self) -> StatementPool:
         if self._closed:
             raise DatabaseUnavailable("the database was closed, since the process stops")
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
-                    self._pool = await asyncpg.create_pool(
+                    pool = await asyncpg.create_pool(
                         self.url,
                         connection_class=_Connection,
                         min_size=0,
@@ -127,14 +129,19 @@ class Database:
                         server_settings=self._session,
                         init=_expect_warnings_enabled if self.pooled else None,
                     )
+                    self._pool = StatementPool(pool)
         return self._pool
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
         """A connection of the pool; failures of the connection or the server become `DatabaseUnavailable`."""
         with _TRANSLATED_ERRORS:
-            async with (await self._open_pool()).acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+            pool = await self._open_pool()
+            connection = await pool.take()
+            try:
                 yield connection
+            finally:
+                await pool.discard(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
@@ -157,11 +164,17 @@ class Database:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {seconds:g} s") from None
 
     async def _execute_once(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        # Not by `connection`: the hottest path of all spares the generator's cost.
         with _TRANSLATED_ERRORS:
-            async with (await self._open_pool()).acquire(timeout=_CONNECT_TIMEOUT_S) as connection:
+            pool = await self._open_pool()
+            connection = await pool.take()
+            try:
                 with _ExpectReplicated(connection):
-                    return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
+                    rows: list[asyncpg.Record] = await connection.fetch(sql, *args)
+            except BaseException:
+                await pool.discard(connection)
+                raise
+            await pool.give_back(connection)
+            return rows
 
     async def read(self, sql: str, *args: object) -> list[asyncpg.Record]:
         """Run one reading statement; once more if the connection turns out to be dead, as after a restart."""
@@ -188,10 +201,7 @@ class Database:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        try:
-            await asyncio.wait_for(pool.close(), 2)
-        except (TimeoutError, *_UNAVAILABLE_ERRORS):
-            pool.terminate()
+        await pool.close(_CLOSE_TIMEOUT_S)
 
 
 class DatabaseWithDeadline(Database):

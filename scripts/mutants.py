@@ -364,6 +364,13 @@ MUTANTS = (
         "tests/flow/test_round_trips.py",
     ),
     Mutant(
+        "kept-connections-starve-who-waits",
+        "eventstore/pool.py",
+        "if self._waiting or connection.is_closed():",
+        "if connection.is_closed():",
+        "tests/store/test_pool.py",
+    ),
+    Mutant(
         "states-of-another-log",
         "orchestrator/state_cache.py",
         " or event_hash(entry.hash, event) != event.hash",

@@ -328,12 +328,9 @@ end $$;
 create or replace function eventstore.dispatch(
     sends json, acks json, defers json, skipped uuid[], spoilt smallint[], partitions smallint
 ) returns void
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off
-as $$
+language plpgsql as $$
 declare
-    a          record;
-    own        bigint[];
-    table_name text;
+    a record;
 begin
     if json_array_length(sends) > 0 then
         for a in
@@ -345,8 +342,7 @@ begin
                 and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
             group by x.queue, x.delay
         loop
-            perform pgmq.send_batch(
-                a.queue, a.messages, clock_timestamp() + make_interval(secs => coalesce(a.delay, 0)));
+            perform eventstore.send(a.queue, a.messages, coalesce(a.delay, 0));
         end loop;
     end if;
 
@@ -370,20 +366,7 @@ begin
             and eventstore.partition_of(x.stream, partitions) <> all (spoilt)
         group by x.queue order by x.queue
     loop
-        table_name := pgmq.format_table_name(a.queue, 'q');
-        -- All rows of a queue at once, in msg_id order as everywhere: two groups would deadlock with a heartbeat.
-        own := array(select eventstore.owned(a.queue, a.ids, a.tokens));
-        if a.acked is not null then
-            execute format('delete from pgmq.%I where msg_id = any ($1) and msg_id = any ($2)', table_name)
-                using own, a.acked;
-        end if;
-        if a.deferred is not null then
-            execute format(
-                -- A new token: a heartbeat of the previous owner that is still in flight must not hide the message again.
-                'update pgmq.%I q set read_ct = read_ct + 1, vt = clock_timestamp() + make_interval(secs => ('
-                '    select d.delay from unnest($2, $3) as d (msg_id, delay) where d.msg_id = q.msg_id))'
-                ' where q.msg_id = any ($1) and q.msg_id = any ($2)', table_name) using own, a.deferred, a.delays;
-        end if;
+        perform eventstore.settle(a.queue, a.ids, a.tokens, a.acked, a.deferred, a.delays);
     end loop;
 end $$;
 
@@ -622,61 +605,125 @@ create table eventstore.queues (
     queue text primary key
 );
 
--- Adds a queue.
-create or replace function eventstore.create_queue(queue text) returns void
-language sql as $$
-    insert into eventstore.queues (queue) values (create_queue.queue);
-    select pgmq.create(create_queue.queue);
+-- A text once for each queue, with its name and its table.
+create or replace function eventstore.for_each_queue(template text) returns text
+language sql stable as $$
+    select coalesce(string_agg(
+        replace(
+            replace(template, '{queue}', quote_literal(q.queue)),
+            '{table}', format('pgmq.%I', pgmq.format_table_name(q.queue, 'q'))),
+        '' order by q.queue), '')
+    from eventstore.queues q
 $$;
 
--- Those of the messages whose read_ct is still the caller's token, locked in msg_id order. pgmq's own set_vt and delete
--- check no owner: a process that lost its lease would hide or release another's message.
-create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+-- Defines the functions that touch the queues' tables most often, with a statement for each table: the plans of static
+-- statements are kept, and to plan a dynamic one costs several times what it takes to run it.
+--
+-- All change the rows of a queue in msg_id order, in one statement: else they would deadlock with each other.
+create or replace function eventstore.define_queue_functions() returns void
+language plpgsql as $$
 begin
-    return query execute format(
-        'select q.msg_id from pgmq.%I q join unnest($1, $2) as mine (msg_id, read_ct) using (msg_id, read_ct) '
-        'where q.msg_id = any ($1) order by q.msg_id for update of q',
-        pgmq.format_table_name(queue, 'q')) using ids, tokens;
-end $$;
+    -- Adds messages, which are visible after `delay` seconds.
+    execute $send$
+create or replace function eventstore.send(queue text, messages jsonb[], delay double precision) returns void
+language plpgsql as $body$
+begin
+$send$ || eventstore.for_each_queue($queue$
+    if queue = {queue} then
+        insert into {table} (vt, message)
+        select clock_timestamp() + make_interval(secs => delay), m.message
+        from unnest(messages) with ordinality as m (message, n) order by m.n;
+        return;
+    end if;$queue$) || $send$
+    raise exception 'there is no queue %', queue using errcode = 'DF002';
+end $body$;
+$send$;
 
--- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
--- `visibility` seconds. `floors` (one per queue): where the scan begins, past the dead rows.
-create or replace function eventstore.claim(queues text[], floors bigint[], slots integer, visibility double precision)
-returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off
-as $$
+    -- Those of the messages whose read_ct is still the caller's token, locked. pgmq's own set_vt and delete check no
+    -- owner: a process that lost its lease would hide or release another's message.
+    execute $owned$
+create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $body$
+#variable_conflict use_column
+begin
+$owned$ || eventstore.for_each_queue($queue$
+    if queue = {queue} then
+        return query
+            select q.msg_id from {table} q join unnest(ids, tokens) as mine (msg_id, read_ct) using (msg_id, read_ct)
+            where q.msg_id = any (ids) order by q.msg_id for update of q;
+    end if;$queue$) || $owned$
+end $body$;
+$owned$;
+
+    -- Deletes some of the caller's messages, and gives others back, each to be shown again after its delay in seconds.
+    execute $settle$
+create or replace function eventstore.settle(
+    queue text, ids bigint[], tokens integer[], acked bigint[], deferred bigint[], delays double precision[]
+) returns void
+language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $body$
+declare
+    own bigint[] := array(select eventstore.owned(queue, ids, tokens));
+begin
+$settle$ || eventstore.for_each_queue($queue$
+    if queue = {queue} then
+        delete from {table} q where q.msg_id = any (own) and q.msg_id = any (acked);
+        if deferred is not null then
+            -- A new token: a heartbeat of the previous owner that is still in flight must not hide the message again.
+            update {table} q set read_ct = q.read_ct + 1, vt = clock_timestamp() + make_interval(secs => (
+                select d.delay from unnest(deferred, delays) as d (msg_id, delay) where d.msg_id = q.msg_id))
+            where q.msg_id = any (own) and q.msg_id = any (deferred);
+        end if;
+    end if;$queue$) || $settle$
+end $body$;
+$settle$;
+
+    -- Claims at most `slots` visible messages, the queues in the order given, the oldest first, and hides them for
+    -- `visibility` seconds. `floors` (one per queue): where the scan begins, past the dead rows.
+    --
+    -- A claim waits for the disk: if a crash lost it, the next claim would get the same token, and either of the two
+    -- owners could delete the other's command.
+    execute $claim$
+create or replace function eventstore.claim(
+    queues text[], floors bigint[], slots integer, visibility double precision
+) returns table (queue text, msg_id bigint, read_ct integer, enqueued_at timestamptz, message jsonb)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $body$
 #variable_conflict use_column
 declare
     claimed integer;
 begin
-    -- A claim waits for the disk: if a crash lost it, the next claim would get the same token, and either of the two
-    -- owners could delete the other's command.
     for i in 1 .. cardinality(queues) loop
         exit when slots <= 0;
-        return query execute format(
-            'with free as ('
-            '    select q.msg_id from pgmq.%1$I q'
-            '    where q.msg_id >= $1 and q.vt <= clock_timestamp()'
-            '    order by q.msg_id limit $2 for update skip locked'
-            ') update pgmq.%1$I q set read_ct = q.read_ct + 1, last_read_at = clock_timestamp(),'
-            '    vt = clock_timestamp() + make_interval(secs => $3)'
-            ' where q.msg_id = any (array(select free.msg_id from free))'
-            ' returning %2$L::text, q.msg_id, q.read_ct, q.enqueued_at, q.message',
-            pgmq.format_table_name(queues[i], 'q'), queues[i]) using floors[i], slots, visibility;
-        get diagnostics claimed = row_count;
-        slots := slots - claimed;
+$claim$ || eventstore.for_each_queue($queue$
+        if queues[i] = {queue} then
+            return query
+                with free as (
+                    select q.msg_id from {table} q
+                    where q.msg_id >= floors[i] and q.vt <= clock_timestamp()
+                    order by q.msg_id limit slots for update skip locked
+                )
+                update {table} q set read_ct = q.read_ct + 1, last_read_at = clock_timestamp(),
+                    vt = clock_timestamp() + make_interval(secs => visibility)
+                where q.msg_id = any (array(select free.msg_id from free))
+                returning {queue}::text, q.msg_id, q.read_ct, q.enqueued_at, q.message;
+            get diagnostics claimed = row_count;
+            slots := slots - claimed;
+        end if;$queue$) || $claim$
     end loop;
-end $$;
+end $body$;
+$claim$;
 
--- Extends the claims of messages by `visibility` seconds; answers those that are still the caller's.
-create or replace function eventstore.extend(queues text[], ids bigint[], tokens integer[], visibility double precision)
-returns table (queue text, msg_id bigint, read_ct integer)
-language plpgsql set enable_seqscan = off set enable_bitmapscan = off
-as $$
+    -- Extends the claims of messages by `visibility` seconds; answers those that are still the caller's.
+    execute $extend$
+create or replace function eventstore.extend(
+    queues text[], ids bigint[], tokens integer[], visibility double precision
+) returns table (queue text, msg_id bigint, read_ct integer)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $body$
 #variable_conflict use_column
 declare
-    k record;
+    k   record;
+    own bigint[];
 begin
     -- If a crash loses this, the message is visible sooner, under another token: no need to wait for the disk.
     perform set_config('synchronous_commit', 'off', true);
@@ -684,13 +731,25 @@ begin
         select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens
         from unnest(queues, ids, tokens) as x (queue, id, token) group by x.queue order by x.queue
     loop
-        return query execute format(
-            'update pgmq.%1$I q set vt = clock_timestamp() + make_interval(secs => $2) where q.msg_id = any ($1) '
-            'returning %2$L::text, q.msg_id, q.read_ct',
-            pgmq.format_table_name(k.queue, 'q'), k.queue)
-            using array(select eventstore.owned(k.queue, k.ids, k.tokens)), visibility;
+        own := array(select eventstore.owned(k.queue, k.ids, k.tokens));
+$extend$ || eventstore.for_each_queue($queue$
+        if k.queue = {queue} then
+            return query
+                update {table} q set vt = clock_timestamp() + make_interval(secs => visibility)
+                where q.msg_id = any (own) returning {queue}::text, q.msg_id, q.read_ct;
+        end if;$queue$) || $extend$
     end loop;
+end $body$;
+$extend$;
 end $$;
+
+-- Adds a queue.
+create or replace function eventstore.create_queue(queue text) returns void
+language sql as $$
+    insert into eventstore.queues (queue) values (create_queue.queue);
+    select pgmq.create(create_queue.queue);
+    select eventstore.define_queue_functions();
+$$;
 
 -- The lowest message id of each queue: where the next claims may begin. `bases` (one per queue): no lower id can appear,
 -- so that the search skips the entries deleted below it.
@@ -710,9 +769,10 @@ end $$;
 
 -- Moves a claimed message that no process can read into pgmq's archive.
 create or replace function eventstore.put_aside(queue text, msg_id bigint, read_ct integer) returns void
-language sql as $$
-    select pgmq.archive(queue, o.msg_id) from eventstore.owned(queue, array[msg_id], array[read_ct]) as o
-$$;
+language plpgsql as $$
+begin
+    perform pgmq.archive(queue, o.msg_id) from eventstore.owned(queue, array[msg_id], array[read_ct]) as o;
+end $$;
 
 -- How many commands each queue holds.
 create or replace function eventstore.queue_lengths() returns table (queue text, commands bigint)
@@ -829,6 +889,7 @@ begin
                 raise warning 'no right to create the role dreamforge_service: only the owner can run the service';
             end if;
     end;
+    perform eventstore.define_queue_functions();
     revoke execute on all functions in schema eventstore from public;
     perform eventstore.grant_functions(array[
         'eventstore.commit(json, json, json, json, json)',

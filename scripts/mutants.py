@@ -86,11 +86,10 @@ MUTANTS = (
     Mutant(
         "3-transaction-held-open-by-the-client",
         "eventstore/database.py",
-        "                    return await connection.fetch(sql, *args)",
+        "                    rows: list[asyncpg.Record] = await connection.fetch(sql, *args)",
         "                    async with connection.transaction():\n"
         "                        rows = await connection.fetch(sql, *args)\n"
-        "                        await asyncio.sleep(0.02)\n"
-        "                    return rows",
+        "                        await asyncio.sleep(0.02)",
         "tests/store/test_commit.py -k frozen",
     ),
     Mutant(
@@ -204,15 +203,15 @@ MUTANTS = (
     Mutant(
         "hand-back-keeps-its-token",
         "eventstore/store.sql",
-        "'update pgmq.%I q set read_ct = read_ct + 1, vt = ",
-        "'update pgmq.%I q set vt = ",
+        "            update {table} q set read_ct = q.read_ct + 1, vt = ",
+        "            update {table} q set vt = ",
         "tests/store/test_outbox.py -k late_heartbeat",
     ),
     Mutant(
         "owner-not-asked",
         "eventstore/store.sql",
-        "as mine (msg_id, read_ct) using (msg_id, read_ct) '",
-        "as mine (msg_id, token) using (msg_id) '",
+        "as mine (msg_id, read_ct) using (msg_id, read_ct)",
+        "as mine (msg_id, token) using (msg_id)",
         "tests/store/test_outbox.py -k lost_lease",
     ),
     Mutant(

@@ -45,7 +45,9 @@ FORBIDDEN = [
 @pytest.mark.parametrize("statement", FORBIDDEN)
 async def test_the_service_can_do_nothing_but_its_work(db_url: str, statement: str) -> None:
     """Given the service's own login, then every way round the one way in is closed."""
-    await Log(Database(db_url)).commit(Batch(appends=[some_append()]))
+    owner = Database(db_url)
+    await Log(owner).commit(Batch(appends=[some_append()]))
+    await owner.close()
     connection = await connect(replace_url_login(db_url, *SERVICE_LOGIN))
     with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
         await connection.execute(statement)

@@ -166,7 +166,7 @@ async def chain(
 ) -> AsyncIterator[Chain]:
     """A job of three steps, where the third kind of step has its entry in the table, and its queue."""
     monkeypatch.setitem(STEP_KINDS, SHARPEN.name, SHARPEN)
-    await execute(db_url, "select pgmq.create('sharpen')")
+    await execute(db_url, "select eventstore.create_queue('sharpen')")
     made = Chain(store, objects)
     await made.submit()
     yield made

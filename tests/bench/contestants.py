@@ -18,16 +18,21 @@ Ask = Callable[[Request], list[float]]
 
 
 class Contestant(msgspec.Struct, frozen=True):
-    """A system to compare. module: of the peer; None is Dream Forge. end: how a job's end is known when it is alone."""
+    """A system to compare. module: of the peer; None is Dream Forge. end: how a job's end is known when it is alone.
+
+    program: what runs, if it is Dream Forge.
+    """
 
     name: str
     end: str
     module: str | None = None
     store: Literal["boto3", "obstore"] = "boto3"
     needs_redis: bool = False
+    program: str = "dreamforge"
 
 
 OURS = Contestant("dreamforge", "end of its event stream")
+OURS_EMPTY = Contestant("dreamforge, empty steps", "end of its event stream", program="tests.bench.empty_service")
 CONTESTANTS = (
     OURS,
     Contestant("pgqueuer", "NOTIFY by its last handler", "pgqueuer_peer"),
@@ -48,16 +53,17 @@ class Turn(msgspec.Struct, frozen=True):
 @contextlib.contextmanager
 def turn(stack: Stack, contestant: Contestant, name: str) -> Iterator[Turn]:
     """Start a contestant on a new database, and stop it at the end. name: of the turn, and of its database."""
-    begin = _our_turn if contestant is OURS else _peer_turn
+    begin = _our_turn if contestant.module is None else _peer_turn
     with stack.database(name) as db_url, begin(stack, contestant, name, db_url) as started:
         yield started
 
 
 @contextlib.contextmanager
-def _our_turn(stack: Stack, _: Contestant, name: str, db_url: str) -> Iterator[Turn]:
+def _our_turn(stack: Stack, contestant: Contestant, name: str, db_url: str) -> Iterator[Turn]:
     log = stack.home / f"{name}.log"
     environ = ours.service_environ(db_url, stack.s3) | {"DF_HOME": str(stack.home / name)}
-    with ours.role("up", environ, log) as pid, asyncio.Runner() as runner, contextlib.ExitStack() as open_client:
+    started = ours.role("up", environ, log, contestant.program)
+    with started as pid, asyncio.Runner() as runner, contextlib.ExitStack() as open_client:
         client = ours.connected(ours.listening_url(log), db_url)
         connected = runner.run(client.__aenter__())
         open_client.callback(lambda: runner.run(client.__aexit__(None, None, None)))

@@ -1,11 +1,12 @@
 """Parts 1 and 2: many jobs at once, and one job alone. In each round, every contestant has one turn."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import msgspec
 
-from tests.bench.contestants import CONTESTANTS, OURS, Contestant, Turn, turn
+from tests.bench.contestants import CONTESTANTS, OURS, OURS_EMPTY, Contestant, Turn, turn
 from tests.bench.cpu import cpu_ms_per_job, cpu_seconds
 from tests.bench.peers.protocol import Request
 from tests.bench.results import EMPTY, JobsResult
@@ -54,17 +55,26 @@ class JobsPart:
         return self.result
 
     def _measure(self, contestant: Contestant) -> None:
-        with turn(self._stack, contestant, f"turn_{next(self._turns)}") as running:
-            running.ask(Request(next(self._numbers), _WARM_UP_JOBS))
-            alone = Request(next(self._numbers), -(-self._size.alone // self._size.rounds), alone=True)
-            self.result.times_of(contestant.name, contestant.end).seconds += running.ask(alone)
+        with self._turn(contestant) as running:
+            self._measure_alone(contestant, running)
             for images, jobs in self._size.jobs.items():
                 self._measure_rate(contestant, running, Request(next(self._numbers), jobs, images), f"count {images}")
-            if contestant is OURS:
-                # The place for Dream Forge's empty steps: its runner has no mode without pixels and objects yet.
-                self.result.rates_of(contestant.name, EMPTY)
-            elif contestant.store == "boto3":
+            if contestant.module is not None and contestant.store == "boto3":
                 self._measure_rate(contestant, running, Request(next(self._numbers), self._size.empty_jobs, 0), EMPTY)
+        if contestant is OURS:
+            with self._turn(OURS_EMPTY) as running:
+                self._measure_alone(OURS_EMPTY, running)
+                self._measure_rate(OURS, running, Request(next(self._numbers), self._size.empty_jobs), EMPTY)
+
+    @contextmanager
+    def _turn(self, contestant: Contestant) -> Iterator[Turn]:
+        with turn(self._stack, contestant, f"turn_{next(self._turns)}") as running:
+            running.ask(Request(next(self._numbers), _WARM_UP_JOBS))
+            yield running
+
+    def _measure_alone(self, contestant: Contestant, running: Turn) -> None:
+        alone = Request(next(self._numbers), -(-self._size.alone // self._size.rounds), alone=True)
+        self.result.times_of(contestant.name, contestant.end).seconds += running.ask(alone)
 
     def _measure_rate(self, contestant: Contestant, running: Turn, request: Request, work: str) -> None:
         before = cpu_seconds(running.groups)
@@ -75,4 +85,4 @@ class JobsPart:
 
 
 def _place(name: str) -> int:
-    return [one.name for one in CONTESTANTS].index(name)
+    return [one.name for one in (OURS, OURS_EMPTY, *CONTESTANTS)].index(name)

@@ -39,9 +39,9 @@ def service_environ(db_url: str, s3: S3Config) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def role(name: str, environ: Mapping[str, str], log: Path) -> Iterator[int]:
+def role(name: str, environ: Mapping[str, str], log: Path, program: str = "dreamforge") -> Iterator[int]:
     """A role as its own process; its id."""
-    with running(python("dreamforge", "--no-env-file", name), environ, log) as process:
+    with running(python(program, "--no-env-file", name), environ, log) as process:
         yield process.pid
 
 

@@ -98,6 +98,56 @@ insert into readmodel.generation (number, version) values (1, 1);
 -- The projector, and rebuilds
 ---------------------------------------------------------------------------------------------------
 
+-- Defines what writes into each read model. Static statements, whose plans are kept: planning them takes longer than
+-- running them. A swap, which renames the schemas, has the plans made anew.
+create or replace function projector.define_writers() returns void
+language plpgsql as $$
+declare
+    target text;
+begin
+    foreach target in array array['readmodel', 'readmodel_shadow'] loop
+        execute format($writer$
+create or replace function projector.write_%1$I(
+    jobs json, steps json, artifacts json, parts smallint, held smallint[]
+) returns void
+language plpgsql as $body$
+#variable_conflict use_column
+begin
+    with applied as (
+        insert into %1$I.jobs as t
+        select r.* from json_populate_recordset(null::%1$I.jobs, jobs) r
+        where eventstore.partition_of(r.job_id, parts) = any (held)
+        on conflict (job_id) do update set
+            -- For a quarantined job, what the first event says may become readable only after its release.
+            type = excluded.type, created_at = excluded.created_at, count = excluded.count,
+            status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
+            params = excluded.params, metadata = excluded.metadata,
+            error_code = excluded.error_code, error_message = excluded.error_message
+        where excluded.version > t.version
+        returning t.job_id
+    ), stepped as (
+        insert into %1$I.steps as s
+        select r.* from json_populate_recordset(null::%1$I.steps, steps) r join applied using (job_id)
+        on conflict (step_id) do update set
+            status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
+            finished_at = excluded.finished_at, completed = excluded.completed,
+            metadata_json = excluded.metadata_json
+        -- The batch holds all steps of a job: an unchanged one must not leave a dead row.
+        where (s.status, s.attempt, s.started_at, s.finished_at, s.completed, s.metadata_json::text)
+            is distinct from
+            (excluded.status, excluded.attempt, excluded.started_at, excluded.finished_at, excluded.completed,
+                excluded.metadata_json::text)
+    )
+    insert into %1$I.artifacts as a
+    select r.* from json_populate_recordset(null::%1$I.artifacts, artifacts) r join applied using (job_id)
+    -- An image is written once, but erasure and a retry of a lost image change its file.
+    on conflict (job_id, step_id, item_index) do update set bytes = excluded.bytes, sha256 = excluded.sha256
+        where a.sha256 <> excluded.sha256;
+end $body$;
+$writer$, target);
+    end loop;
+end $$;
+
 -- Writes the projector's batch in one commit: views of jobs, steps and artifacts, and the checkpoint moves.
 --   target         the schema: readmodel or readmodel_shadow, also the name of its subscription
 --   views_version  of the views; nothing is written to a generation of later views, nor to a shadow of any other
@@ -126,46 +176,21 @@ begin
     if cardinality(held) = 0 then
         return;
     end if;
-    execute format('select version, build from %I.generation', target) into built;
+    if target = 'readmodel' then
+        select version, build into built from readmodel.generation;
+    else
+        select version, build into built from readmodel_shadow.generation;
+    end if;
     if built.version > views_version or built.version < views_version and target = 'readmodel_shadow'
         or built.build <> loaded_of
     then
         return;
     end if;
-
-    execute format($statement$
-        with applied as (
-            insert into %1$I.jobs as t
-            select r.* from json_populate_recordset(null::%1$I.jobs, $1) r
-            where eventstore.partition_of(r.job_id, $4) = any ($5)
-            on conflict (job_id) do update set
-                -- For a quarantined job, what the first event says may become readable only after its release.
-                type = excluded.type, created_at = excluded.created_at, count = excluded.count,
-                status = excluded.status, updated_at = excluded.updated_at, version = excluded.version,
-                params = excluded.params, metadata = excluded.metadata,
-                error_code = excluded.error_code, error_message = excluded.error_message
-            where excluded.version > t.version
-            returning t.job_id
-        ), stepped as (
-            insert into %1$I.steps as s
-            select r.* from json_populate_recordset(null::%1$I.steps, $2) r join applied using (job_id)
-            on conflict (step_id) do update set
-                status = excluded.status, attempt = excluded.attempt, started_at = excluded.started_at,
-                finished_at = excluded.finished_at, completed = excluded.completed,
-                metadata_json = excluded.metadata_json
-            -- The batch holds all steps of a job: an unchanged one must not leave a dead row.
-            where (s.status, s.attempt, s.started_at, s.finished_at, s.completed, s.metadata_json::text)
-                is distinct from
-                (excluded.status, excluded.attempt, excluded.started_at, excluded.finished_at, excluded.completed,
-                    excluded.metadata_json::text)
-        )
-        insert into %1$I.artifacts as a
-        select r.* from json_populate_recordset(null::%1$I.artifacts, $3) r join applied using (job_id)
-        -- An image is written once, but erasure and a retry of a lost image change its file.
-        on conflict (job_id, step_id, item_index) do update set bytes = excluded.bytes, sha256 = excluded.sha256
-            where a.sha256 <> excluded.sha256
-    $statement$, target) using jobs, steps, artifacts, parts, held;
-
+    if target = 'readmodel' then
+        perform projector.write_readmodel(jobs, steps, artifacts, parts, held);
+    else
+        perform projector.write_readmodel_shadow(jobs, steps, artifacts, parts, held);
+    end if;
     perform eventstore.move_checkpoints((
         select json_agg(m)
         from json_to_recordset(moves) as m (subscription text, partition smallint, "from" bigint, "to" bigint)
@@ -523,6 +548,7 @@ $$;
 create or replace function projector.grant_rights() returns void
 language plpgsql as $$
 begin
+    perform projector.define_writers();
     revoke execute on all functions in schema projector from public;
     perform eventstore.grant_functions(array[
         'projector.project(text, integer, uuid, json, json, json, json)',

@@ -605,12 +605,17 @@ create table eventstore.queues (
     queue text primary key
 );
 
--- A text once for each queue, with its name and its table.
+-- A text once for each queue, with its name, its table, and the array of those of the messages `ids` whose read_ct is
+-- still the caller's token, locked. pgmq's own set_vt and delete check no owner: a process that lost its lease would hide or
+-- release another's message.
 create or replace function eventstore.for_each_queue(template text) returns text
 language sql stable as $$
     select coalesce(string_agg(
-        replace(
-            replace(template, '{queue}', quote_literal(q.queue)),
+        replace(replace(replace(template, '{owned}', $owned$array(
+                select q.msg_id
+                from {table} q join unnest(ids, tokens) as mine (msg_id, read_ct) using (msg_id, read_ct)
+                where q.msg_id = any (ids) order by q.msg_id for update of q)$owned$),
+            '{queue}', quote_literal(q.queue)),
             '{table}', format('pgmq.%I', pgmq.format_table_name(q.queue, 'q'))),
         '' order by q.queue), '')
     from eventstore.queues q
@@ -639,8 +644,6 @@ $send$ || eventstore.for_each_queue($queue$
 end $body$;
 $send$;
 
-    -- Those of the messages whose read_ct is still the caller's token, locked. pgmq's own set_vt and delete check no
-    -- owner: a process that lost its lease would hide or release another's message.
     execute $owned$
 create or replace function eventstore.owned(queue text, ids bigint[], tokens integer[]) returns table (msg_id bigint)
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $body$
@@ -648,9 +651,7 @@ language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $body$
 begin
 $owned$ || eventstore.for_each_queue($queue$
     if queue = {queue} then
-        return query
-            select q.msg_id from {table} q join unnest(ids, tokens) as mine (msg_id, read_ct) using (msg_id, read_ct)
-            where q.msg_id = any (ids) order by q.msg_id for update of q;
+        return query select unnest({owned});
     end if;$queue$) || $owned$
 end $body$;
 $owned$;
@@ -662,10 +663,11 @@ create or replace function eventstore.settle(
 ) returns void
 language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $body$
 declare
-    own bigint[] := array(select eventstore.owned(queue, ids, tokens));
+    own bigint[];
 begin
 $settle$ || eventstore.for_each_queue($queue$
     if queue = {queue} then
+        own := {owned};
         delete from {table} q where q.msg_id = any (own) and q.msg_id = any (acked);
         if deferred is not null then
             -- A new token: a heartbeat of the previous owner that is still in flight must not hide the message again.
@@ -721,24 +723,28 @@ create or replace function eventstore.extend(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $body$
 #variable_conflict use_column
-declare
-    k   record;
-    own bigint[];
 begin
     -- If a crash loses this, the message is visible sooner, under another token: no need to wait for the disk.
     perform set_config('synchronous_commit', 'off', true);
-    for k in
-        select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens
-        from unnest(queues, ids, tokens) as x (queue, id, token) group by x.queue order by x.queue
-    loop
-        own := array(select eventstore.owned(k.queue, k.ids, k.tokens));
+    declare
+        k      record;
+        ids    bigint[];
+        tokens integer[];
+    begin
+        for k in
+            select x.queue, array_agg(x.id) as ids, array_agg(x.token) as tokens
+            from unnest(queues, extend.ids, extend.tokens) as x (queue, id, token) group by x.queue order by x.queue
+        loop
+            ids := k.ids;
+            tokens := k.tokens;
 $extend$ || eventstore.for_each_queue($queue$
-        if k.queue = {queue} then
-            return query
-                update {table} q set vt = clock_timestamp() + make_interval(secs => visibility)
-                where q.msg_id = any (own) returning {queue}::text, q.msg_id, q.read_ct;
-        end if;$queue$) || $extend$
-    end loop;
+            if k.queue = {queue} then
+                return query
+                    update {table} q set vt = clock_timestamp() + make_interval(secs => visibility)
+                    where q.msg_id = any ({owned}) returning {queue}::text, q.msg_id, q.read_ct;
+            end if;$queue$) || $extend$
+        end loop;
+    end;
 end $body$;
 $extend$;
 end $$;

@@ -340,8 +340,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-reads-are-bounded",
         "artifacts/object_store.py",
-        "            body = (await found.bytes_async()).to_bytes() if size == expected.size else None",
-        "            body = (await found.bytes_async()).to_bytes()",
+        "            body = await _read_body(found) if size == expected.size else None",
+        "            body = await _read_body(found)",
         "tests/store/test_objects.py -k changed_object",
     ),
     Mutant(

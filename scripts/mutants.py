@@ -294,6 +294,27 @@ MUTANTS = (
         "tests/store/test_rebuild.py -k put_aside",
     ),
     Mutant(
+        "loop-embeds-the-lineage",
+        "runners/item_renderer.py",
+        "            return await self._run_in_thread(partial(self._render_without_model, job, step, index, source))",
+        "            return self._render_without_model(job, step, index, source)",
+        "tests/unit/test_item_renderer.py",
+    ),
+    Mutant(
+        "loop-parses-pixels",
+        "runners/engines/protocol.py",
+        'msgspec.msgpack.encode(replace(message, pixels=b"") if pixels else message)',
+        "msgspec.msgpack.encode(message)",
+        "tests/store/test_batches.py -k pixels",
+    ),
+    Mutant(
+        "loop-stalls-unmeasured",
+        "dreamforge/loop_monitor.py",
+        "        recent.append(max(0.0, time.monotonic() - due))",
+        "        recent.append(0.0)",
+        "tests/unit/test_loop_monitor.py",
+    ),
+    Mutant(
         "outage-costs-attempts",
         "runners/storing.py",
         "if self._stopping.is_set() or time.monotonic() > deadline:",

@@ -6,12 +6,12 @@ from collections import deque
 
 from prometheus_client import Gauge, Histogram
 
-INTERVAL_S = 0.05
-_WINDOW_S = 60.0
+INTERVAL_S = 0.1
+WINDOW_S = 60.0
 
 STALL_SECONDS = Histogram(
     "df_event_loop_stall_seconds",
-    "How late the event loop was, measured about 20 times a second.",
+    "How late the event loop was, measured about ten times a second.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 LONGEST_STALL_SECONDS = Gauge(
@@ -24,7 +24,7 @@ async def monitor_event_loop() -> None:
 
     A stall begins up to `INTERVAL_S` before this is due; that part of it is not seen.
     """
-    recent = deque([0.0], maxlen=round(_WINDOW_S / INTERVAL_S))
+    recent = deque([0.0], maxlen=round(WINDOW_S / INTERVAL_S))
     LONGEST_STALL_SECONDS.set_function(lambda: max(tuple(recent)))
     while True:
         due = time.monotonic() + INTERVAL_S

@@ -315,6 +315,27 @@ MUTANTS = (
         "tests/unit/test_loop_monitor.py",
     ),
     Mutant(
+        "plans-artifacts-of-a-job",
+        "projections/queries.py",
+        "s using (step_id) where a.job_id = $1)",
+        "s using (step_id) where a.job_id::text = $1::text)",
+        "tests/store/test_plans.py",
+    ),
+    Mutant(
+        "plans-claims-in-order",
+        "eventstore/store.sql",
+        "'    order by q.msg_id limit $2 for update skip locked'",
+        "'    order by q.msg_id + 0 limit $2 for update skip locked'",
+        "tests/store/test_plans.py",
+    ),
+    Mutant(
+        "plans-list-by-its-index",
+        "schema.sql",
+        "create index jobs_listed on readmodel.jobs (tenant, created_at, job_id);",
+        "create index jobs_listed on readmodel.jobs (tenant, job_id);",
+        "tests/store/test_plans.py",
+    ),
+    Mutant(
         "outage-costs-attempts",
         "runners/storing.py",
         "if self._stopping.is_set() or time.monotonic() > deadline:",

@@ -56,3 +56,13 @@ class HttpLine(msgspec.Struct):
     bare: list[float] = []
     our_seconds: list[float] = []
     bare_seconds: list[float] = []
+
+
+class StallsLine(msgspec.Struct):
+    """Part 6: seconds. longest_stall: of the event loop. heartbeat_gaps: between two heartbeats of a claimed step."""
+
+    renderer: str
+    jobs: int
+    seconds: float
+    longest_stall: float
+    heartbeat_gaps: list[float]

@@ -371,6 +371,27 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "fleet-all-wake",
+        "runners/consumer.py",
+        "None if seat is None else seat * _SEAT_DELAY_S",
+        "0.0",
+        "tests/flow/test_fleet_costs.py",
+    ),
+    Mutant(
+        "fleet-commands-wake-readers",
+        "eventstore/committer.py",
+        "([LOG_CHANNEL] if batch.appends else [])",
+        "([LOG_CHANNEL] if batch.appends or batch.sends else [])",
+        "tests/flow/test_fleet_costs.py",
+    ),
+    Mutant(
+        "bytes-of-an-index",
+        "schema.sql",
+        "create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';",
+        "create index events_beside_jobs on eventstore.events (category, stream_id, version, (data::text));",
+        "tests/flow/test_bytes.py",
+    ),
+    Mutant(
         "everybody-listens",
         "eventstore/notifier.py",
         "            if wake_signal.remote_delay_s is not None\n            for channel",

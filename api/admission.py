@@ -23,6 +23,8 @@ from projections.admission_queries import count_open_jobs, count_waiting_command
 _COUNT_REFRESH_AFTER_S = 1.0
 _COUNT_STALE_AFTER_S = 2.0
 _MAX_BUCKETS = 10_000
+_RETRY_AFTER_SHARE = 0.1
+_UNKNOWN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 5.0, 60.0
 
 
 class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,11 +45,19 @@ class CachedCount:
         self._last = 0
         self._open = 0
         self._written = 0
+        self._falls_per_s: float | None = None
 
     @property
     def estimate(self) -> int:
         """The current estimate."""
         return self._last + self._open + self._written
+
+    def fall_time_s(self, amount: float) -> float:
+        """How long it takes at present until the number has fallen by an amount, if nothing is added."""
+        rate = self._falls_per_s
+        if rate is None:
+            return _UNKNOWN_RETRY_AFTER_S
+        return min(_MAX_RETRY_AFTER_S, amount / rate) if rate > 0 else _MAX_RETRY_AFTER_S
 
     async def refresh_if_stale(self) -> None:
         """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
@@ -70,8 +80,12 @@ class CachedCount:
 
     async def _read_and_store(self) -> None:
         read_at, written = time.monotonic(), self._written
-        self._last = await self._read()
-        self._read_at = read_at
+        found = await self._read()
+        # Others' additions are not known: they make it seem to fall more slowly.
+        fall, seconds = self._last + written - found, read_at - self._read_at
+        if math.isfinite(seconds) and seconds > 0:
+            self._falls_per_s = max(0.0, fall / seconds)
+        self._last, self._read_at = found, read_at
         self._written -= written
 
 
@@ -122,14 +136,22 @@ class AdmissionControl:
         if wait_s > 0:
             raise _rate_limited_error(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
-    @asynccontextmanager
-    async def reserve_job(self, tenant: str) -> AsyncIterator[None]:
-        """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
+    async def expect_room(self, tenant: str) -> CachedCount | None:
+        """Raise 429 or 503 if there is no room for a tenant's new job. Returns the count of its open jobs, if limited.
+
+        Most calls ask nothing of the database: a refusal must cost little, or refusals take the time of what is done.
+        """
         own = await self._refreshed_open_jobs_count(tenant)
         if self._limits.queued is not None:
             await self._queued.refresh_if_stale()
-        # No await between the checks and the reservation: a concurrent request could take the room.
         self._check_limits(own)
+        return own
+
+    @asynccontextmanager
+    async def reserve_job(self, tenant: str) -> AsyncIterator[None]:
+        """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
+        # No await between the checks and the reservation: a concurrent request could take the room.
+        own = await self.expect_room(tenant)
         with self._queued.count_one_more(), nullcontext() if own is None else own.count_one_more():
             yield
 
@@ -148,13 +170,19 @@ class AdmissionControl:
                 f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1
             )
         if queued is not None and self._queued.estimate >= queued:
+            # By then there is room for many, not only for the first to come.
+            wait_s = self._queued.fall_time_s(_RETRY_AFTER_SHARE * queued)
             raise ApiError(
                 "infra_unavailable",
                 f"{queued} commands are waiting, as many as may; no new job is accepted now.",
                 {"reason": "admission is closed", "limit": queued},
-                {"Retry-After": "5"},
+                {"Retry-After": _whole_seconds(wait_s)},
             )
 
 
 def _rate_limited_error(message: str, wait_s: float) -> ApiError:
-    return ApiError("rate_limited", message, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
+    return ApiError("rate_limited", message, headers={"Retry-After": _whole_seconds(wait_s)})
+
+
+def _whole_seconds(wait_s: float) -> str:
+    return str(max(1, math.ceil(wait_s)))

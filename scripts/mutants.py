@@ -371,6 +371,20 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "refusals-read-the-request",
+        "api/job_commands.py",
+        "    if key is None:  # with a key, the job may be there already",
+        "    if key == b'':",
+        "tests/http/test_limits.py -k refusal",
+    ),
+    Mutant(
+        "retry-after-ignores-what-was-added",
+        "api/admission.py",
+        "fall, seconds = self._last + written - found,",
+        "fall, seconds = self._last - found,",
+        "tests/http/test_limits.py -k drains",
+    ),
+    Mutant(
         "fleet-all-wake",
         "runners/consumer.py",
         "None if seat is None else seat * _SEAT_DELAY_S",

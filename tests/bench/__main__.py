@@ -11,8 +11,9 @@ import msgspec
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
-from tests.bench.report import http_table, rates_table, stalls_table, times_table
-from tests.bench.results import HttpLine, JobsResult, StallsLine
+from tests.bench.overload_part import OverloadPart, OverloadSize
+from tests.bench.report import http_table, overload_table, rates_table, stalls_table, times_table
+from tests.bench.results import HttpLine, JobsResult, OverloadResult, StallsLine
 from tests.bench.stack import describe_machine, started
 from tests.bench.stalls_part import StallsPart
 
@@ -21,8 +22,9 @@ _FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
 _QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
 _FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
 _STALLS_JOBS = 10
+_OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
 _QUICK_PARTS = ("jobs", "http")
-_PARTS = (*_QUICK_PARTS, "stalls")
+_PARTS = (*_QUICK_PARTS, "stalls", "overload")
 
 
 class Report(msgspec.Struct):
@@ -34,6 +36,7 @@ class Report(msgspec.Struct):
     jobs: JobsResult | None = None
     http: list[HttpLine] | None = None
     stalls: list[StallsLine] | None = None
+    overload: OverloadResult | None = None
 
 
 def _show(report: Report) -> None:
@@ -51,7 +54,9 @@ def _show(report: Report) -> None:
     if report.http is not None:
         print(http_table(report.http), end="\n\n")
     if report.stalls is not None:
-        print(stalls_table(report.stalls))
+        print(stalls_table(report.stalls), end="\n\n")
+    if report.overload is not None:
+        print(overload_table(report.overload))
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -78,6 +83,8 @@ def main() -> None:
             report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
         if "stalls" in parts:
             report.stalls = StallsPart(stack, _STALLS_JOBS, say).run()
+        if "overload" in parts:
+            report.overload = OverloadPart(stack, _OVERLOAD, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

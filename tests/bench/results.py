@@ -2,6 +2,8 @@
 
 import msgspec
 
+from tests.bench.open_load import OpenLoadResult
+
 EMPTY = "empty steps"
 """The work of jobs whose steps do nothing."""
 
@@ -66,3 +68,13 @@ class StallsLine(msgspec.Struct):
     seconds: float
     longest_stall: float
     heartbeat_gaps: list[float]
+
+
+class OverloadResult(msgspec.Struct):
+    """Part 7. best, goodput: jobs/s. latencies: of admitted jobs, in seconds. recovered: seconds after the load."""
+
+    best: float
+    goodput: float
+    answered: OpenLoadResult
+    latencies: list[float]
+    recovered: float

@@ -59,13 +59,22 @@ class CachedCount:
             return _UNKNOWN_RETRY_AFTER_S
         return min(_MAX_RETRY_AFTER_S, amount / rate) if rate > 0 else _MAX_RETRY_AFTER_S
 
-    async def refresh_if_stale(self) -> None:
-        """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
+    @property
+    def stale(self) -> bool:
+        """Whether the last read is too old to decide by."""
+        return time.monotonic() - self._read_at >= _COUNT_STALE_AFTER_S
+
+    def start_refresh(self) -> None:
+        """Start a new read if the last one is a second old."""
         age = time.monotonic() - self._read_at
         if age >= _COUNT_REFRESH_AFTER_S and (self._reading is None or self._reading.done()):
             self._reading = asyncio.create_task(self._read_and_store(), name="count")
             self._reading.add_done_callback(_retrieve_task_error)
-        if age >= _COUNT_STALE_AFTER_S and self._reading is not None:
+
+    async def refresh_if_stale(self) -> None:
+        """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
+        self.start_refresh()
+        if self.stale and self._reading is not None:
             await asyncio.shield(self._reading)
 
     @contextmanager
@@ -136,22 +145,21 @@ class AdmissionControl:
         if wait_s > 0:
             raise _rate_limited_error(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
-    async def expect_room(self, tenant: str) -> CachedCount | None:
-        """Raise 429 or 503 if there is no room for a tenant's new job. Returns the count of its open jobs, if limited.
-
-        Most calls ask nothing of the database: a refusal must cost little, or refusals take the time of what is done.
-        """
-        own = await self._refreshed_open_jobs_count(tenant)
-        if self._limits.queued is not None:
-            await self._queued.refresh_if_stale()
-        self._check_limits(own)
-        return own
+    def current_refusal(self) -> ApiError | None:
+        """The 503 of every request for a new job, if too many commands wait; None if that is not so, or not known."""
+        if self._limits.queued is None:
+            return None
+        self._queued.start_refresh()
+        return None if self._queued.stale else self._queue_refusal()
 
     @asynccontextmanager
     async def reserve_job(self, tenant: str) -> AsyncIterator[None]:
         """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
+        own = await self._refreshed_open_jobs_count(tenant)
+        if self._limits.queued is not None:
+            await self._queued.refresh_if_stale()
         # No await between the checks and the reservation: a concurrent request could take the room.
-        own = await self.expect_room(tenant)
+        self._check_limits(own)
         with self._queued.count_one_more(), nullcontext() if own is None else own.count_one_more():
             yield
 
@@ -164,20 +172,27 @@ class AdmissionControl:
         return count
 
     def _check_limits(self, own: CachedCount | None) -> None:
-        queued, own_most = self._limits.queued, self._limits.tenant_queued
+        own_most = self._limits.tenant_queued
         if own is not None and own_most is not None and own.estimate >= own_most:
             raise _rate_limited_error(
                 f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1
             )
-        if queued is not None and self._queued.estimate >= queued:
-            # By then there is room for many, not only for the first to come.
-            wait_s = self._queued.fall_time_s(_RETRY_AFTER_SHARE * queued)
-            raise ApiError(
-                "infra_unavailable",
-                f"{queued} commands are waiting, as many as may; no new job is accepted now.",
-                {"reason": "admission is closed", "limit": queued},
-                {"Retry-After": _whole_seconds(wait_s)},
-            )
+        refusal = self._queue_refusal()
+        if refusal is not None:
+            raise refusal
+
+    def _queue_refusal(self) -> ApiError | None:
+        queued = self._limits.queued
+        if queued is None or self._queued.estimate < queued:
+            return None
+        # By then there is room for many, not only for the first to come.
+        wait_s = self._queued.fall_time_s(_RETRY_AFTER_SHARE * queued)
+        return ApiError(
+            "infra_unavailable",
+            f"{queued} commands are waiting, as many as may; no new job is accepted now.",
+            {"reason": "admission is closed", "limit": queued},
+            {"Retry-After": _whole_seconds(wait_s)},
+        )
 
 
 def _rate_limited_error(message: str, wait_s: float) -> ApiError:

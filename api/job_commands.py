@@ -50,10 +50,8 @@ class _AcceptedJob(msgspec.Struct, frozen=True):
 
 async def create_job(request: Request, services: Services) -> Response:
     """POST /v1/jobs: when this answers, the job, its steps and the duty to run the first are durable."""
-    key = _idempotency_key(request)
-    if key is None:  # with a key, the job may be there already
-        await services.admission.expect_room(caller_of(request).tenant)
     submission = requests.parse_job_request(await read_json_body(request, services.config.max_body_bytes))
+    key = _idempotency_key(request)
     if key is None:
         accepted = await _append_job_created(request, services, submission, new_id(), None)
     else:

@@ -372,9 +372,9 @@ MUTANTS = (
     ),
     Mutant(
         "refusals-read-the-request",
-        "api/job_commands.py",
-        "    if key is None:  # with a key, the job may be there already",
-        "    if key == b'':",
+        "api/app.py",
+        "_add_outer_middleware(AdmissionGate(app, services), ",
+        "_add_outer_middleware(app, ",
         "tests/http/test_limits.py -k refusal",
     ),
     Mutant(

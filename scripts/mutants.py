@@ -385,6 +385,13 @@ MUTANTS = (
         "tests/http/test_limits.py -k drains",
     ),
     Mutant(
+        "loop-starts-threads",
+        "runners/threads.py",
+        "            self._idle.append(calls)\n            settle()",
+        "            settle()",
+        "tests/unit/test_item_renderer.py -k share",
+    ),
+    Mutant(
         "fleet-all-wake",
         "runners/consumer.py",
         "None if seat is None else seat * _SEAT_DELAY_S",

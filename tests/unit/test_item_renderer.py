@@ -79,3 +79,16 @@ async def test_no_work_on_a_files_bytes_is_done_on_the_event_loop(monkeypatch: p
     rendered = await renderer().render(selected, job, "generate", 0, None, AttemptBuffer(job.steps[0]))
     assert read_lineage(rendered.file_bytes) == lineage_of(job, "generate", 0, None)
     assert threads[0] is not threading.current_thread()
+
+
+def test_calls_that_follow_one_another_share_a_thread() -> None:
+    """Given calls that end, one of them with an error, then no further thread is started; for calls at once it is."""
+    executor, release = ThreadPerCallExecutor(), threading.Event()
+    idents = {executor.submit(threading.get_ident).result() for _ in range(20)}
+    with pytest.raises(ZeroDivisionError):
+        executor.submit(lambda: 1 / 0).result()
+    hanging = executor.submit(lambda: (release.wait(20), threading.get_ident())[1])
+    beside = executor.submit(threading.get_ident).result()
+    release.set()
+    assert idents == {hanging.result()}
+    assert beside not in idents

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 from PIL import Image
 
 from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
@@ -38,7 +39,6 @@ from runners.engines.protocol import (
     Work,
     encode_frames,
     pixels_size,
-    with_pixels,
 )
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ParentConnection:
                     work_count += 1
                     self.cancelled_items = set()
                     pixels = self._file.read(pixels_size(message))
-                    self.work.put(with_pixels(message, pixels) if pixels else message)
+                    self.work.put(replace(message, pixels=pixels) if pixels else message)
                 elif message.work == work_count:
                     self.cancelled_items.update(message.items)
         finally:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from runners.engines.protocol import (
     LENGTH_BYTES,
@@ -27,7 +28,6 @@ from runners.engines.protocol import (
     Work,
     encode_frames,
     pixels_size,
-    with_pixels,
 )
 
 _READ_BUFFER_BYTES = 16 * 2**20
@@ -163,14 +163,16 @@ class EngineProcess:
             size = int.from_bytes(await running.reader.readexactly(LENGTH_BYTES), "big")
             message = self._decoder.decode(await running.reader.readexactly(size))
             left = pixels_size(message)
-            if not left:
-                return message
-            chunks = []
-            while left:
-                chunks.append(await running.reader.readexactly(min(left, _PIXELS_CHUNK_BYTES)))
-                left -= len(chunks[-1])
-            # In a thread: joining bytes releases the GIL.
-            return with_pixels(message, await asyncio.to_thread(b"".join, chunks))
+            return replace(message, pixels=await self._read_pixels(running, left)) if left else message
+
+    async def _read_pixels(self, running: "_RunningProcess", left: int) -> bytes:
+        """Read pixels in chunks: one copy of all would hold the event loop."""
+        chunks = []
+        while left:
+            chunks.append(await running.reader.readexactly(min(left, _PIXELS_CHUNK_BYTES)))
+            left -= len(chunks[-1])
+        # Joining bytes releases the GIL.
+        return chunks[0] if len(chunks) == 1 else await asyncio.to_thread(b"".join, chunks)
 
     async def _terminate(self, timeout_s: float = 0.0) -> int | None:
         """Kill the process unless it ends by itself within `timeout_s`. Returns its exit code; None if none runs."""

@@ -14,7 +14,7 @@ Each message is MessagePack, with a length prefix of four bytes, big-endian. Pix
 encoding and decoding 200 MB as MessagePack would hold the runner's event loop.
 """
 
-from typing import Protocol, TypeVar
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -170,7 +170,6 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Work = Render | Enlarge
 ToProcess = Work | Cancel
 FromProcess = Ready | ModelOpening | StepDone | MemoryExhausted | Pixels | ItemsFailed | Done
-MessageT = TypeVar("MessageT", bound=msgspec.Struct)
 
 
 def encode_frames(message: msgspec.Struct) -> list[bytes]:
@@ -181,13 +180,8 @@ def encode_frames(message: msgspec.Struct) -> list[bytes]:
 
 
 def pixels_size(message: msgspec.Struct) -> int:
-    """How many bytes of pixels follow a message."""
+    """How many bytes of pixels follow a message, which is received without them."""
     return message.width * message.height * 3 if isinstance(message, Enlarge | Pixels) else 0
-
-
-def with_pixels(message: MessageT, pixels: bytes) -> MessageT:
-    """A received message with the pixels that followed it."""
-    return replace(message, pixels=pixels)
 
 
 class RenderCancelled(Exception):

@@ -23,6 +23,8 @@ from projections.admission_queries import count_open_jobs, count_waiting_command
 _COUNT_REFRESH_AFTER_S = 1.0
 _COUNT_STALE_AFTER_S = 2.0
 _MAX_BUCKETS = 10_000
+_RETRY_AFTER_SHARE = 0.1
+_UNKNOWN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 5.0, 60.0
 
 
 class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,19 +45,36 @@ class CachedCount:
         self._last = 0
         self._open = 0
         self._written = 0
+        self._falls_per_s: float | None = None
 
     @property
     def estimate(self) -> int:
         """The current estimate."""
         return self._last + self._open + self._written
 
-    async def refresh_if_stale(self) -> None:
-        """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
+    def fall_time_s(self, amount: float) -> float:
+        """How long it takes at present until the number has fallen by an amount, if nothing is added."""
+        rate = self._falls_per_s
+        if rate is None:
+            return _UNKNOWN_RETRY_AFTER_S
+        return min(_MAX_RETRY_AFTER_S, amount / rate) if rate > 0 else _MAX_RETRY_AFTER_S
+
+    @property
+    def stale(self) -> bool:
+        """Whether the last read is too old to decide by."""
+        return time.monotonic() - self._read_at >= _COUNT_STALE_AFTER_S
+
+    def start_refresh(self) -> None:
+        """Start a new read if the last one is a second old."""
         age = time.monotonic() - self._read_at
         if age >= _COUNT_REFRESH_AFTER_S and (self._reading is None or self._reading.done()):
             self._reading = asyncio.create_task(self._read_and_store(), name="count")
             self._reading.add_done_callback(_retrieve_task_error)
-        if age >= _COUNT_STALE_AFTER_S and self._reading is not None:
+
+    async def refresh_if_stale(self) -> None:
+        """Start a new read if the last one is a second old; await it only if the last one is two seconds old."""
+        self.start_refresh()
+        if self.stale and self._reading is not None:
             await asyncio.shield(self._reading)
 
     @contextmanager
@@ -70,8 +89,12 @@ class CachedCount:
 
     async def _read_and_store(self) -> None:
         read_at, written = time.monotonic(), self._written
-        self._last = await self._read()
-        self._read_at = read_at
+        found = await self._read()
+        # Others' additions are not known: they make it seem to fall more slowly.
+        fall, seconds = self._last + written - found, read_at - self._read_at
+        if math.isfinite(seconds) and seconds > 0:
+            self._falls_per_s = max(0.0, fall / seconds)
+        self._last, self._read_at = found, read_at
         self._written -= written
 
 
@@ -122,6 +145,13 @@ class AdmissionControl:
         if wait_s > 0:
             raise _rate_limited_error(f"More than {rate:g} requests a second came from this tenant; slow down.", wait_s)
 
+    def current_refusal(self) -> ApiError | None:
+        """The 503 of every request for a new job, if too many commands wait; None if that is not so, or not known."""
+        if self._limits.queued is None:
+            return None
+        self._queued.start_refresh()
+        return None if self._queued.stale else self._queue_refusal()
+
     @asynccontextmanager
     async def reserve_job(self, tenant: str) -> AsyncIterator[None]:
         """Reserve room for a tenant's new job, which the block writes; raise 429 or 503 if there is none."""
@@ -142,19 +172,32 @@ class AdmissionControl:
         return count
 
     def _check_limits(self, own: CachedCount | None) -> None:
-        queued, own_most = self._limits.queued, self._limits.tenant_queued
+        own_most = self._limits.tenant_queued
         if own is not None and own_most is not None and own.estimate >= own_most:
             raise _rate_limited_error(
                 f"This tenant has {own_most} open jobs, as many as it may; wait for some to end.", 1
             )
-        if queued is not None and self._queued.estimate >= queued:
-            raise ApiError(
-                "infra_unavailable",
-                f"{queued} commands are waiting, as many as may; no new job is accepted now.",
-                {"reason": "admission is closed", "limit": queued},
-                {"Retry-After": "5"},
-            )
+        refusal = self._queue_refusal()
+        if refusal is not None:
+            raise refusal
+
+    def _queue_refusal(self) -> ApiError | None:
+        queued = self._limits.queued
+        if queued is None or self._queued.estimate < queued:
+            return None
+        # By then there is room for many, not only for the first to come.
+        wait_s = self._queued.fall_time_s(_RETRY_AFTER_SHARE * queued)
+        return ApiError(
+            "infra_unavailable",
+            f"{queued} commands are waiting, as many as may; no new job is accepted now.",
+            {"reason": "admission is closed", "limit": queued},
+            {"Retry-After": _whole_seconds(wait_s)},
+        )
 
 
 def _rate_limited_error(message: str, wait_s: float) -> ApiError:
-    return ApiError("rate_limited", message, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
+    return ApiError("rate_limited", message, headers={"Retry-After": _whole_seconds(wait_s)})
+
+
+def _whole_seconds(wait_s: float) -> str:
+    return str(max(1, math.ceil(wait_s)))

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from api import anchors, docs, health, job_commands, job_stream, jobs, log_feed, models, projections, schemas
 from api.access import ANY_SCOPE, NO_SCOPES, AuthenticationMiddleware
+from api.admission_gate import AdmissionGate
 from api.errors import EXCEPTION_HANDLERS
 from api.health import HealthSources
 from api.hosts import AllowedHosts, HostCheckMiddleware
@@ -89,7 +90,7 @@ def build_api_app(services: Services, process_health: HealthSources) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=_CORS_EXPOSED_HEADERS,
         )
-    return _add_outer_middleware(app, services.config.hosts)
+    return _add_outer_middleware(AdmissionGate(app, services), services.config.hosts)
 
 
 def build_health_app(process_health: HealthSources, hosts: AllowedHosts) -> ASGIApp:

@@ -79,7 +79,8 @@ def call_on_response_start(send: Send, on_response_start: Callable[[Message], No
 
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
-    log = _log.debug if scope["path"] in _DEBUG_LOGGED_PATHS and status < _FIRST_SERVER_ERROR_STATUS else _log.info
+    quiet = scope["path"] in _DEBUG_LOGGED_PATHS and status < _FIRST_SERVER_ERROR_STATUS
+    log = _log.debug if quiet or scope["state"].get("refused") else _log.info
     log(
         "request",
         method=scope["method"],

@@ -89,7 +89,7 @@ class ObjectStore:
             found = await self._open(key)
             if found.meta["size"] > max_bytes:
                 raise self._too_large_error(key, max_bytes)
-            return (await found.bytes_async()).to_bytes()
+            return await _read_body(found)
 
     async def get_verified(self, key: str, expected: StoredObject) -> bytes:
         """Read an object that must have this size and hash. Raises `ObjectMissing` or `ObjectChanged`.
@@ -107,7 +107,7 @@ class ObjectStore:
                 return recent.body
             size = found.meta["size"]
             # The body has as many bytes as its Content-Length says; those of another size are not read.
-            body = (await found.bytes_async()).to_bytes() if size == expected.size else None
+            body = await _read_body(found) if size == expected.size else None
         if body is None or await hash_body(body) != expected:
             raise self._changed_error(key, expected, size)
         return body
@@ -279,3 +279,12 @@ class ObjectStore:
             raise step_error(obstore_failure(error), self._location, key) from error
         except (BotoCoreError, OSError) as error:
             raise ObjectStoreUnavailable(f"{self._location} can't be reached: {error}") from error
+
+
+async def _read_body(found: "GetResult") -> bytes:
+    """The body of an object. A long one is copied in chunks: one copy would hold the event loop."""
+    if found.meta["size"] <= _CHUNK_BYTES:
+        return (await found.bytes_async()).to_bytes()
+    chunks = [bytes(chunk) async for chunk in found.stream(_CHUNK_BYTES)]
+    # In a thread: joining bytes releases the GIL.
+    return await asyncio.to_thread(b"".join, chunks)

@@ -28,6 +28,7 @@ from dreamforge.backends import create_object_store
 from dreamforge.cli.console import FAILED, UNAVAILABLE
 from dreamforge.embedded import EmbeddedError
 from dreamforge.http_server import HttpServer, listen_or_use_free_port, url_of_socket
+from dreamforge.loop_monitor import monitor_event_loop
 from dreamforge.settings import NotConfigured, Settings, SettingsError
 from eventstore import schema
 from eventstore.committer import Committer
@@ -159,6 +160,7 @@ async def _serve_until_stopped(
         stack.push_async_callback(context.notifier.stop)
         stack.push_async_callback(context.committer.stop)
         context.notifier.start()
+        cancel_on_exit(stack, context.spawn(monitor_event_loop(), "loop monitor"))
         context.checks["start"] = _fail_while_starting  # a role's health is served before the role itself
         for role in roles:
             await role(context, stack)

@@ -15,7 +15,7 @@ from artifacts.lineage import embed_lineage, lineage_of, read_lineage
 from orchestrator.events import Rendering, StepName
 from orchestrator.state import JobState, StepState
 from runners.engines.batching import AttemptListener, BatchScheduler
-from runners.engines.protocol import ModelRef, Work
+from runners.engines.protocol import ModelRef, Pixels, Work
 from runners.fake_renderer import FakeRenderer
 from runners.selection import NO_MODELS, ModelChoices, ModelFilesChecker, SelectedEngine
 from runners.worker import worker_for
@@ -89,14 +89,15 @@ class ItemRenderer:
     ) -> RenderedImage:
         """Render an item of a step. source: the file of the step before. Raises `StepFailure`."""
         if selected.model is None or self._batches is None:
-            body = await self._run_in_thread(partial(self._renderer.render, job, step, index, source))
-            return _embed_lineage(job, step, index, body, None)
+            return await self._run_in_thread(partial(self._render_without_model, job, step, index, source))
         request = partial(self._build_request, selected.model, job, step, index, source)
         # Without a source there is nothing to wait for: the request must be made before the batch stops waiting.
         work = request() if source is None else await self._run_in_thread(request)
         pixels = await self._batches.render(work, index, listener)
-        body = await self._run_in_thread(lambda: encode(pixels.image(), job.generate.format))
-        return _embed_lineage(job, step, index, body, pixels.rendering)
+        return await self._run_in_thread(partial(_encode_pixels, job, step, index, pixels))
+
+    def _render_without_model(self, job: JobState, step: StepName, index: int, source: bytes | None) -> RenderedImage:
+        return _embed_lineage(job, step, index, self._renderer.render(job, step, index, source), None)
 
     def _build_request(self, model: ModelRef, job: JobState, step: StepName, index: int, source: bytes | None) -> Work:
         return worker_for(step).build_request(model, self._renderer.build_item(job, step, index, source))
@@ -130,6 +131,11 @@ class ItemRenderer:
             return await asyncio.get_running_loop().run_in_executor(self._executor, call)
         finally:
             self._thread_places.release()
+
+
+def _encode_pixels(job: JobState, step: StepName, index: int, pixels: Pixels) -> RenderedImage:
+    body = encode(pixels.image(), job.generate.format)
+    return _embed_lineage(job, step, index, body, pixels.rendering)
 
 
 def _embed_lineage(

@@ -1,52 +1,57 @@
 """Threads for work that may hang: no call waits for another."""
 
-import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class _Call(NamedTuple):
+    future: Future[Any]
+    run: Callable[[], Any]
+
+
 class UnboundedThreadExecutor(Executor):
-    """Runs every call at once: in an idle thread, or in a new one.
+    """Runs every call in a daemon thread that runs nothing else meanwhile.
 
     A call that never ends costs its own thread alone: it takes no place that others wait for, and keeps no process from
-    ending. How many run at once is up to the callers. A thread is kept for the next call, since starting one stops the
-    caller until it runs.
+    ending. How many run at once is up to the callers. A thread whose call has ended takes the next one: to start a
+    thread, the caller waits until the new one runs, and an event loop should not.
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._idle = 0
+        self._idle: list[SimpleQueue[_Call]] = []
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a call; its outcome comes with the future."""
-        future: Future[T] = Future()
-        with self._lock:
-            found_idle = self._idle > 0
-            self._idle -= found_idle
-        self._calls.put((future, partial(fn, *args, **kwargs)))
-        if not found_idle:
-            threading.Thread(target=self._run_calls, name="render", daemon=True).start()
-        return future
+        call = _Call(Future(), partial(fn, *args, **kwargs))
+        try:
+            calls = self._idle.pop()
+        except IndexError:
+            calls = SimpleQueue()
+            threading.Thread(target=self._run_calls, args=(calls,), name="render", daemon=True).start()
+        calls.put(call)
+        return call.future
 
-    def _run_calls(self) -> None:
+    def _run_calls(self, calls: "SimpleQueue[_Call]") -> None:
         while True:
-            self._run_call(*self._calls.get())
-
-    def _run_call(self, future: Future[T], call: Callable[[], T]) -> None:
-        settle: Callable[[], None] = lambda: None  # noqa: E731
-        if future.set_running_or_notify_cancel():
+            future, run = calls.get()
+            if not future.set_running_or_notify_cancel():
+                self._idle.append(calls)
+                continue
             try:
-                settle = partial(future.set_result, call())
+                result = run()
             except BaseException as error:  # noqa: BLE001  # it belongs to whoever asked
                 settle = partial(future.set_exception, error)
-        # Before the caller knows: its next call finds this thread.
-        with self._lock:
-            self._idle += 1
-        settle()
+            else:
+                settle = partial(future.set_result, result)
+                del result
+            # First: who asks again once the outcome is known finds this thread.
+            self._idle.append(calls)
+            settle()
+            del future, run, settle  # an image may hang on them

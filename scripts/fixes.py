@@ -340,8 +340,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "09-reads-are-bounded",
         "artifacts/object_store.py",
-        "            body = (await found.bytes_async()).to_bytes() if size == expected.size else None",
-        "            body = (await found.bytes_async()).to_bytes()",
+        "            body = await _read_body(found) if size == expected.size else None",
+        "            body = await _read_body(found)",
         "tests/store/test_objects.py -k changed_object",
     ),
     Mutant(
@@ -410,8 +410,8 @@ FIXES: tuple[Mutant, ...] = (
     Mutant(
         "12-admission-before-the-first-count",
         "api/admission.py",
-        "if age >= _COUNT_STALE_AFTER_S and self._reading is not None:",
-        "if age >= _COUNT_STALE_AFTER_S and self._reading is None:",
+        "if self.stale and self._reading is not None:",
+        "if self.stale and self._reading is None:",
         "tests/http/test_limits.py -k 'from_the_first_request or known_before'",
     ),
     Mutant(

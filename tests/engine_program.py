@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from orchestrator.events import DeviceMemory, Rendering
 from runners.engine_host.server import ProgressReporter, RenderFunction, serve
 from runners.engines.landscape import paint
@@ -43,7 +45,7 @@ def render(work: Work, watch: ProgressReporter) -> None:
             Path(os.environ["PAINTED"]).touch()
             watch.inject_fault(spec)
         if isinstance(work, Enlarge):
-            small = paint(spec.prompt, spec.seed, (work.width, work.height))
+            small = Image.frombytes("RGB", (work.width, work.height), work.pixels)
             image = ImageUpscaler().upscale(small, work.scale)
         else:
             image = paint(spec.prompt, spec.seed, (work.sampling.width, work.sampling.height))

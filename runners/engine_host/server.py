@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 from PIL import Image
 
 from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
 from orchestrator.step_errors import OutOfMemory, ProviderError, StepFailure, Unexpected
-from runners.engines.process import EngineConfig, encode_frame
+from runners.engines.process import EngineConfig
 from runners.engines.protocol import (
+    LENGTH_BYTES,
     Cancel,
     Done,
     FromProcess,
@@ -35,6 +37,8 @@ from runners.engines.protocol import (
     StepDone,
     ToProcess,
     Work,
+    encode_frames,
+    pixels_size,
 )
 
 _log = logging.getLogger(__name__)
@@ -64,7 +68,8 @@ class ParentConnection:
                 if not isinstance(message, Cancel):
                     work_count += 1
                     self.cancelled_items = set()
-                    self.work.put(message)
+                    pixels = self._file.read(pixels_size(message))
+                    self.work.put(replace(message, pixels=pixels) if pixels else message)
                 elif message.work == work_count:
                     self.cancelled_items.update(message.items)
         finally:
@@ -73,10 +78,11 @@ class ParentConnection:
     def send(self, message: FromProcess) -> None:
         """Send a message."""
         with self._sending:
-            self._connection.sendall(encode_frame(message))
+            for frame in encode_frames(message):
+                self._connection.sendall(frame)
 
     def _read_frame(self) -> bytes:
-        return self._file.read(int.from_bytes(self._file.read(4), "big"))
+        return self._file.read(int.from_bytes(self._file.read(LENGTH_BYTES), "big"))
 
 
 class ProgressReporter:

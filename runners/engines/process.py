@@ -16,12 +16,23 @@ from typing import NamedTuple
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
-from runners.engines.protocol import Cancel, Done, FromProcess, Ready, ToProcess, Work
+from runners.engines.protocol import (
+    LENGTH_BYTES,
+    Cancel,
+    Done,
+    FromProcess,
+    Ready,
+    ToProcess,
+    Work,
+    encode_frames,
+    pixels_size,
+)
 
-_LENGTH_BYTES = 4
 _READ_BUFFER_BYTES = 16 * 2**20
 _DRAIN_CHUNK_BYTES = 2**18
+_PIXELS_CHUNK_BYTES = 2**20
 _START_TIMEOUT_S = 180.0
 """For the imports. The process opens models later."""
 
@@ -44,12 +55,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 class EngineProcessDied(Exception):
     """The engine process died, or hung and was killed, while it worked."""
-
-
-def encode_frame(message: msgspec.Struct) -> bytes:
-    """A message with its length prefix."""
-    body = msgspec.msgpack.encode(message)
-    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
 class EngineProcess:
@@ -117,7 +122,8 @@ class EngineProcess:
         """Tell the process to skip some items of the current work."""
         self._cancelled_items.update(items)
         if self._running is not None and not self._running.writer.is_closing():
-            self._running.writer.write(encode_frame(Cancel(work=self._work_count, items=sorted(self._cancelled_items))))
+            message = Cancel(work=self._work_count, items=sorted(self._cancelled_items))
+            self._running.writer.writelines(encode_frames(message))
 
     async def stop(self) -> None:
         """End the process if one runs. A second call does nothing."""
@@ -147,14 +153,26 @@ class EngineProcess:
         return running
 
     async def _send_message(self, running: "_RunningProcess", message: ToProcess | EngineConfig) -> None:
-        running.writer.write(encode_frame(message))
+        for frame in encode_frames(message):
+            running.writer.write(frame)
         async with asyncio.timeout(self._stall_s):
             await running.writer.drain()
 
     async def _read_message(self, running: "_RunningProcess", timeout_s: float) -> FromProcess:
         async with asyncio.timeout(timeout_s):
-            size = int.from_bytes(await running.reader.readexactly(_LENGTH_BYTES), "big")
-            return self._decoder.decode(await running.reader.readexactly(size))
+            size = int.from_bytes(await running.reader.readexactly(LENGTH_BYTES), "big")
+            message = self._decoder.decode(await running.reader.readexactly(size))
+            left = pixels_size(message)
+            return replace(message, pixels=await self._read_pixels(running, left)) if left else message
+
+    async def _read_pixels(self, running: "_RunningProcess", left: int) -> bytes:
+        """Read pixels in chunks: one copy of all would hold the event loop."""
+        chunks = []
+        while left:
+            chunks.append(await running.reader.readexactly(min(left, _PIXELS_CHUNK_BYTES)))
+            left -= len(chunks[-1])
+        # Joining bytes releases the GIL.
+        return chunks[0] if len(chunks) == 1 else await asyncio.to_thread(b"".join, chunks)
 
     async def _terminate(self, timeout_s: float = 0.0) -> int | None:
         """Kill the process unless it ends by itself within `timeout_s`. Returns its exit code; None if none runs."""

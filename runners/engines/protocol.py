@@ -10,18 +10,22 @@
                          ItemsFailed          some items failed
                          Done                 the work has ended; each item has an image or has failed
 
-Each message is MessagePack, with a length prefix of four bytes, big-endian.
+Each message is MessagePack, with a length prefix of four bytes, big-endian. Pixels follow their message as they are:
+encoding and decoding 200 MB as MessagePack would hold the runner's event loop.
 """
 
 from typing import Protocol
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 from PIL import Image
 
 from orchestrator.events import DeviceMemory, ErrorCode, MemoryMeasure, ModelKind, Rendering
 from orchestrator.parameters import SamplingParams
 from runners.faults import InjectedFault
+
+LENGTH_BYTES = 4
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +170,18 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Work = Render | Enlarge
 ToProcess = Work | Cancel
 FromProcess = Ready | ModelOpening | StepDone | MemoryExhausted | Pixels | ItemsFailed | Done
+
+
+def encode_frames(message: msgspec.Struct) -> list[bytes]:
+    """A message as it is sent: with its length prefix, then its pixels."""
+    pixels = message.pixels if isinstance(message, Enlarge | Pixels) else b""
+    body = msgspec.msgpack.encode(replace(message, pixels=b"") if pixels else message)
+    return [len(body).to_bytes(LENGTH_BYTES, "big") + body, pixels]
+
+
+def pixels_size(message: msgspec.Struct) -> int:
+    """How many bytes of pixels follow a message, which is received without them."""
+    return message.width * message.height * 3 if isinstance(message, Enlarge | Pixels) else 0
 
 
 class RenderCancelled(Exception):

@@ -11,15 +11,20 @@ import msgspec
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
-from tests.bench.report import http_table, rates_table, times_table
-from tests.bench.results import HttpLine, JobsResult
+from tests.bench.overload_part import OverloadPart, OverloadSize
+from tests.bench.report import http_table, overload_table, rates_table, stalls_table, times_table
+from tests.bench.results import HttpLine, JobsResult, OverloadResult, StallsLine
 from tests.bench.stack import describe_machine, started
+from tests.bench.stalls_part import StallsPart
 
 _QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
 _FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
 _QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
 _FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
-_PARTS = ("jobs", "http")
+_STALLS_JOBS = 10
+_OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
+_QUICK_PARTS = ("jobs", "http")
+_PARTS = (*_QUICK_PARTS, "stalls", "overload")
 
 
 class Report(msgspec.Struct):
@@ -28,8 +33,10 @@ class Report(msgspec.Struct):
     machine: dict[str, Any]
     quick: bool
     seconds: float
-    jobs: JobsResult | None
-    http: list[HttpLine] | None
+    jobs: JobsResult | None = None
+    http: list[HttpLine] | None = None
+    stalls: list[StallsLine] | None = None
+    overload: OverloadResult | None = None
 
 
 def _show(report: Report) -> None:
@@ -45,7 +52,11 @@ def _show(report: Report) -> None:
         for name, reason in report.jobs.skipped.items():
             print(f"{name}: skipped, {reason}\n")
     if report.http is not None:
-        print(http_table(report.http))
+        print(http_table(report.http), end="\n\n")
+    if report.stalls is not None:
+        print(stalls_table(report.stalls), end="\n\n")
+    if report.overload is not None:
+        print(overload_table(report.overload))
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -63,13 +74,17 @@ def main() -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    parts = args.part or _PARTS
+    parts = args.part or (_QUICK_PARTS if args.quick else _PARTS)
     with started() as stack:
-        report = Report(describe_machine(stack), args.quick, 0.0, None, None)
+        report = Report(describe_machine(stack), args.quick, 0.0)
         if "jobs" in parts:
             report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
         if "http" in parts:
             report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
+        if "stalls" in parts:
+            report.stalls = StallsPart(stack, _STALLS_JOBS, say).run()
+        if "overload" in parts:
+            report.overload = OverloadPart(stack, _OVERLOAD, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

@@ -15,11 +15,12 @@ def request_bytes(method: str, path: str, body: bytes = b"") -> bytes:
 
 
 class Connection:
-    """One connection, for one request at a time. A context manager."""
+    """One connection, for one request at a time. A context manager. head: of the last answer, in lower case."""
 
     def __init__(self, base: str) -> None:
         address = urlsplit(base)
         self._host, self._port = address.hostname, address.port
+        self.head = b""
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
@@ -33,7 +34,7 @@ class Connection:
     async def send(self, request: bytes) -> tuple[int, bytes]:
         """Send a request; its answer's status and body, which may come in chunks."""
         self._writer.write(request)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        self.head = head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         status = int(head[9:12])
         _, found, rest = head.partition(b"\r\ncontent-length:")
         if found:

@@ -78,6 +78,13 @@ async def create(connection: Connection, job: Job) -> str:
     return str(msgspec.json.decode(answer)["job"]["id"])
 
 
+async def wait_for_end(connection: Connection, job_id: str) -> None:
+    """Follow a job's stream to its end. Raises RuntimeError if the job does not succeed."""
+    status, stream = await connection.send(request_bytes("GET", f"/v1/jobs/{job_id}/progress/stream"))
+    if status == 200 and b"Job succeeded." not in stream:
+        raise RuntimeError(f"job {job_id} did not succeed: {stream[-2000:].decode()}")
+
+
 class DreamForgeClient:
     """Creates jobs over kept connections."""
 
@@ -100,10 +107,7 @@ class DreamForgeClient:
     async def run_alone(self, job: Job) -> None:
         """Create a job; return at the end of its event stream."""
         connection = self._connections[0]
-        job_id = await create(connection, job)
-        status, stream = await connection.send(request_bytes("GET", f"/v1/jobs/{job_id}/progress/stream"))
-        if status == 200 and b"Job succeeded." not in stream:
-            raise RuntimeError(f"job {job_id} did not succeed: {stream[-2000:].decode()}")
+        await wait_for_end(connection, await create(connection, job))
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.results import EMPTY, HttpLine, JobsResult
+from tests.bench.results import EMPTY, HttpLine, JobsResult, OverloadResult, StallsLine
 
 NONE = "-"
 OURS = "dreamforge"
@@ -71,6 +71,37 @@ def http_table(lines: Sequence[HttpLine]) -> str:
     ]
     head = ["HTTP", "ours/s", "bare/s", "ours/bare", "p50 ms", "p99 ms", "bare p50", "bare p99"]
     return table(head, rows)
+
+
+def stalls_table(lines: Sequence[StallsLine]) -> str:
+    """Part 6."""
+    rows = [
+        [
+            f"{line.jobs} jobs, rendered in {line.renderer}",
+            f"{line.longest_stall * 1000:.0f}",
+            spread_text(spread(line.heartbeat_gaps), 2),
+            str(len(line.heartbeat_gaps)),
+            f"{line.seconds:.0f}",
+        ]
+        for line in lines
+    ]
+    return table(["4000² → 8000², noise", "longest stall ms", "s between heartbeats", "heartbeats", "s in all"], rows)
+
+
+def overload_table(result: OverloadResult) -> str:
+    """Part 7."""
+    answers = result.answered
+    rows = [
+        ["best rate, jobs/s", f"{result.best:.1f}"],
+        ["goodput under overload, jobs/s", f"{result.goodput:.1f} ({result.goodput / result.best:.0%})"],
+        ["answers by status", ", ".join(f"{status}: {count}" for status, count in sorted(answers.answers.items()))],
+        ["refused without Retry-After; not sent", f"{answers.without_retry_after}; {answers.unsent}"],
+        ["refusal p50, p99 ms", ", ".join(_milliseconds(answers.refused))],
+        ["acceptance p50, p99 ms", ", ".join(_milliseconds(answers.accepted))],
+        ["admitted job p50, p99 ms", ", ".join(_milliseconds(result.latencies))],
+        ["recovered after s", f"{result.recovered:.1f}"],
+    ]
+    return table(["overload, ten times the best rate", ""], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

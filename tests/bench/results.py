@@ -2,6 +2,8 @@
 
 import msgspec
 
+from tests.bench.open_load import OpenLoadResult
+
 EMPTY = "empty steps"
 """The work of jobs whose steps do nothing."""
 
@@ -56,3 +58,23 @@ class HttpLine(msgspec.Struct):
     bare: list[float] = []
     our_seconds: list[float] = []
     bare_seconds: list[float] = []
+
+
+class StallsLine(msgspec.Struct):
+    """Part 6: seconds. longest_stall: of the event loop. heartbeat_gaps: between two heartbeats of a claimed step."""
+
+    renderer: str
+    jobs: int
+    seconds: float
+    longest_stall: float
+    heartbeat_gaps: list[float]
+
+
+class OverloadResult(msgspec.Struct):
+    """Part 7. best, goodput: jobs/s. latencies: of admitted jobs, in seconds. recovered: seconds after the load."""
+
+    best: float
+    goodput: float
+    answered: OpenLoadResult
+    latencies: list[float]
+    recovered: float

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -52,6 +53,39 @@ def test_a_repeated_request_is_answered_while_admission_is_closed(closing: Api) 
     assert closing.post(BODY).status_code == 503
     again = closing.post(BODY, **headers)
     assert (again.status_code, again.content) == (202, first.content)
+
+
+def test_a_refusal_does_not_read_the_request(closing: Api) -> None:
+    """While admission is closed, an invalid request is refused like any other; with a key, it is looked at."""
+    for _ in range(FULL):
+        closing.create()
+    assert closing.post({"type": "nonsense"}).status_code == 503
+    assert closing.post({"type": "nonsense"}, **{"Idempotency-Key": "k"}).status_code == 422
+
+
+async def test_the_time_until_a_retry_follows_the_rate_at_which_the_queue_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given a count that falls by 40 in 2 s while 20 are added, then 300 more are gone in 10 s; 60 s at most."""
+    now, told = 100.0, [100, 60, 60]
+    monkeypatch.setattr("api.admission.time", SimpleNamespace(monotonic=lambda: now))
+
+    async def ask() -> int:
+        return told.pop(0)
+
+    count = CachedCount(ask)
+    await count.refresh_if_stale()
+    assert count.fall_time_s(300) == 5.0  # not known yet
+    for _ in range(20):
+        with count.count_one_more():
+            pass
+    now += 2
+    await count.refresh_if_stale()
+    assert count.fall_time_s(300) == 10.0
+    assert count.fall_time_s(1_000_000) == 60.0
+    now += 2
+    await count.refresh_if_stale()
+    assert count.fall_time_s(1) == 60.0
 
 
 async def flood(base: str, rejection: int, *, admitted: int) -> int:

@@ -10,16 +10,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from dreamforge.settings import unconfigured_environ
-from orchestrator.events import DeviceMemory, MemoryMeasure
+from orchestrator.events import DeviceMemory, MemoryMeasure, Rendering
 from orchestrator.step_errors import StepFailure
 from runners.engines.batching import BatchScheduler, EngineLostFailure, RunnerStopping
 from runners.engines.landscape import paint
-from runners.engines.process import EngineConfig, EngineProcess, EngineProcessDied, encode_frame
-from runners.engines.protocol import FromProcess, ImageSpec, ModelRef, Pixels, Render, Sampling
+from runners.engines.process import EngineConfig, EngineProcess, EngineProcessDied
+from runners.engines.protocol import (
+    LENGTH_BYTES,
+    Enlarge,
+    FromProcess,
+    ImageSpec,
+    ModelRef,
+    Pixels,
+    Render,
+    Sampling,
+    encode_frames,
+    pixels_size,
+)
 from runners.faults import InjectedFault
+from runners.upscalers.image import ImageUpscaler
 from tests.engine_program import LATE
 from tests.kit import eventually, project_root
 
@@ -68,9 +82,9 @@ async def engine(
         await batches.stop()
 
 
-def sampling(steps: int = 2) -> Sampling:
+def sampling(steps: int = 2, *, size: tuple[int, int] = (32, 24)) -> Sampling:
     model = ModelRef(kind="generator", path="none")
-    return Sampling(model=model, width=32, height=24, steps=steps, guidance=7.0, scheduler=None)
+    return Sampling(model=model, width=size[0], height=size[1], steps=steps, guidance=7.0, scheduler=None)
 
 
 def spec(seed: int, injected: InjectedFault | None = None) -> ImageSpec:
@@ -85,8 +99,8 @@ def render(shared: Sampling, one: ImageSpec) -> Render:
     return Render(sampling=shared, specs=[one])
 
 
-def expect_picture(found: Pixels, seed: int) -> None:
-    assert found.image().tobytes() == paint("a harbour", seed, (32, 24)).tobytes()
+def expect_picture(found: Pixels, seed: int, size: tuple[int, int] = (32, 24)) -> None:
+    assert found.image().tobytes() == paint("a harbour", seed, size).tobytes()
 
 
 async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
@@ -106,6 +120,36 @@ async def test_what_is_alike_is_rendered_together_whosever_it_is() -> None:
     assert two.heard == ["rendered [0] of 3"]
     assert other.heard == ["rendered [5] of 1"]
     assert one.ticks >= 2
+
+
+async def test_large_images_pass_both_ways() -> None:
+    """Given pixels of several chunks, then the process enlarges what it was sent, and sends all of the result."""
+    source = paint("a harbour", 1, (640, 480))
+    request = Enlarge(
+        model=ModelRef(kind="gan-upscaler", path="none"),
+        scale=2,
+        strict=True,
+        width=source.width,
+        height=source.height,
+        pixels=source.tobytes(),
+        spec=spec(2),
+    )
+    async with engine() as (batches, _):
+        enlarged = await batches.render(request, 0, Told())
+        expect_picture(await batches.render(render(sampling(size=(800, 600)), spec(1)), 0, Told()), 1, (800, 600))
+    assert enlarged.image().tobytes() == ImageUpscaler().upscale(source, 2).tobytes()
+
+
+def test_pixels_are_sent_as_they_are() -> None:
+    """They are neither copied into a message nor parsed out of one: that would hold the runner's event loop."""
+    pixels = bytes(64 * 64 * 3)
+    rendering = Rendering(engine="painter", device="cpu", dtype="uint8", versions={})
+    message = Pixels(item=0, width=64, height=64, pixels=pixels, rendering=rendering, memory=None)
+    head, sent = encode_frames(message)
+    assert sent is pixels
+    received = msgspec.msgpack.decode(head[LENGTH_BYTES:], type=Pixels)
+    assert received == replace(message, pixels=b"")
+    assert pixels_size(received) == len(pixels)
 
 
 async def test_a_batch_holds_no_more_than_it_may() -> None:
@@ -349,7 +393,7 @@ async def test_a_process_whose_runner_dies_with_messages_unread_ends() -> None:
     process = await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], cwd=ROOT)
     theirs.close()
     for message in (EngineConfig(), render(sampling(), spec(1))):
-        ours.sendall(encode_frame(message))
+        ours.sendall(b"".join(encode_frames(message)))
     await eventually(lambda: _holds_an_image(ours), what="a picture")
     ours.close()
     assert await asyncio.wait_for(process.wait(), 60) == 0

@@ -53,6 +53,15 @@ async def test_reads_back_what_was_put(store: ObjectStore, key: str) -> None:
     assert await store.get(key) == body
 
 
+async def test_a_long_body_is_read_back_whole(s3_config: S3Config, store: ObjectStore, key: str) -> None:
+    """Given a body that is read in chunks."""
+    body, other = bytes(range(251)) * 20_000, ObjectStore(s3_config)
+    await store.put(key, body, PNG)
+    assert await store.get(key) == body
+    assert await other.get_verified(key, stored(body)) == body
+    await other.close()
+
+
 async def test_a_second_put_adopts_what_lies_there(store: ObjectStore, key: str) -> None:
     """A zombie can't overwrite what was recorded, and learns the size and hash of what is really there."""
     await store.put(key, b"first", PNG)

@@ -3,8 +3,17 @@
 import pytest
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.report import http_table, rates_table, spread_text, table, times_table
-from tests.bench.results import EMPTY, HttpLine, JobsResult
+from tests.bench.open_load import OpenLoadResult
+from tests.bench.report import (
+    http_table,
+    overload_table,
+    rates_table,
+    spread_text,
+    stalls_table,
+    table,
+    times_table,
+)
+from tests.bench.results import EMPTY, HttpLine, JobsResult, OverloadResult, StallsLine
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -86,3 +95,17 @@ def test_http_rates_stand_beside_the_bare_applications() -> None:
         "0.25 (0.25-0.25)",
         *("4.0", "4.0", "1.0", "1.0"),
     ]
+
+
+def test_stalls_stand_beside_the_gaps_between_heartbeats() -> None:
+    line = StallsLine("engine", 10, 90.4, longest_stall=0.0815, heartbeat_gaps=[4.0, 3.5, 4.25])
+    assert cells(stalls_table([line]), "10 jobs, rendered in engine") == ["82", "4.00 (3.50-4.25)", "3", "90"]
+
+
+def test_goodput_is_a_share_of_the_best_rate() -> None:
+    answered = OpenLoadResult({"503": 900, "202": 100}, [0.02], [0.001, 0.003], without_retry_after=0, unsent=7)
+    shown = overload_table(OverloadResult(40.0, 36.0, answered, latencies=[1.5, 2.5, 9.0], recovered=3.25))
+    assert cells(shown, "goodput under overload, jobs/s") == ["36.0 (90%)"]
+    assert cells(shown, "answers by status") == ["202: 100, 503: 900"]
+    assert cells(shown, "admitted job p50, p99 ms") == ["2500.0, 9000.0"]
+    assert cells(shown, "refused without Retry-After; not sent") == ["0; 7"]

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 import api.metrics
+import dreamforge.loop_monitor
 import eventstore.metrics
 import orchestrator.quarantine_log
 import runners.metrics
@@ -24,6 +25,10 @@ from tests.kit import project_root
 DOCS = project_root() / "docs"
 PAGES = sorted([project_root() / "README.md", *DOCS.rglob("*.md")])
 HEADING = "| variable | what it sets | accepted | default |"
+MODULES_WITH_METRICS = (
+    *(api.metrics, eventstore.metrics, orchestrator.quarantine_log, runners.metrics),
+    dreamforge.loop_monitor,
+)
 METRICS_HEADING = "| metric | type | labels | what it means |"
 
 
@@ -61,7 +66,7 @@ def metrics_table() -> list[str]:
     """The table of all metrics, module by module."""
     found = [
         metric
-        for module in (api.metrics, eventstore.metrics, orchestrator.quarantine_log, runners.metrics)
+        for module in MODULES_WITH_METRICS
         for member in vars(module).values()
         for metric in (member.values() if isinstance(member, dict) else [member])
         if isinstance(metric, MetricWrapperBase)

@@ -1,4 +1,4 @@
-"""How many calls of a runner are rendered at once."""
+"""How many calls of a runner are rendered at once, and that they are rendered off the event loop."""
 
 import asyncio
 import os
@@ -7,12 +7,15 @@ from functools import partial
 
 import pytest
 
+from artifacts.lineage import Lineage, embed_lineage, lineage_of, read_lineage
 from runners import item_renderer
+from runners.attempt import AttemptBuffer
 from runners.fake_renderer import FakeRenderer
 from runners.faults import FaultPlan
 from runners.item_renderer import ItemRenderer
+from runners.selection import SelectedEngine
 from runners.threads import UnboundedThreadExecutor
-from tests.kit import eventually
+from tests.kit import History, eventually
 
 PLACES = (os.cpu_count() or 1) + 1
 
@@ -60,3 +63,19 @@ async def test_calls_that_hang_block_no_other(monkeypatch: pytest.MonkeyPatch) -
     assert not any(task.done() for task in hanging)
     release.set()
     await asyncio.gather(*hanging)
+
+
+async def test_no_work_on_a_files_bytes_is_done_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given an item without a model, then it is rendered, and its lineage embedded, in another thread."""
+    threads: list[threading.Thread] = []
+
+    def observed(body: bytes, lineage: Lineage) -> bytes:
+        threads.append(threading.current_thread())
+        return embed_lineage(body, lineage)
+
+    monkeypatch.setattr(item_renderer, "embed_lineage", observed)
+    job = History(count=1).state
+    selected = SelectedEngine(engine="fake", source="fake")
+    rendered = await renderer().render(selected, job, "generate", 0, None, AttemptBuffer(job.steps[0]))
+    assert read_lineage(rendered.file_bytes) == lineage_of(job, "generate", 0, None)
+    assert threads[0] is not threading.current_thread()

@@ -1,10 +1,11 @@
 """Calls that may hang: each runs at once, and none waits for another."""
 
 import threading
+from queue import SimpleQueue
 
 import pytest
 
-from runners.threads import UnboundedThreadExecutor
+from runners.threads import UnboundedThreadExecutor, _Call
 
 
 def test_a_thread_is_kept_for_the_next_call() -> None:
@@ -30,10 +31,13 @@ def test_the_error_of_a_call_is_its_callers() -> None:
 
 
 def test_a_cancelled_call_does_not_run() -> None:
-    """Given a call that is cancelled before a thread takes it, then the thread serves the next one."""
-    executor, release = UnboundedThreadExecutor(), threading.Event()
-    executor._idle = 1  # as if its only thread had just become idle
-    cancelled = executor.submit(release.set)
-    assert cancelled.cancel()
-    assert executor.submit(lambda: "next").result(20) == "next"
-    assert not release.is_set()
+    """Given a call that is cancelled before its thread takes it, then the thread serves the next one."""
+    executor, ran = UnboundedThreadExecutor(), threading.Event()
+    calls: SimpleQueue[_Call] = SimpleQueue()
+    executor._idle.append(calls)
+    assert executor.submit(ran.set).cancel()
+    executor._idle.append(calls)
+    following = executor.submit(lambda: "next")
+    threading.Thread(target=executor._run_calls, args=(calls,), daemon=True).start()
+    assert following.result(20) == "next"
+    assert not ran.is_set()

@@ -1,6 +1,6 @@
 """The formulas of the hash chains, as any verifier would compute them, with no database. Pure.
 
-The database computes the same in `schema.sql` (`event_hash`, `event_chain`), under the partition's lock. Numbers are
+The database computes the same in `store.sql` (`event_hash`, `event_chain`), under the partition's lock. Numbers are
 big-endian; a timestamp is its microseconds since 1970-01-01 UTC in eight bytes.
 """
 

@@ -593,21 +593,18 @@ begin
 
     -- Check every append before any is written: with moves, one rejection drops the partition's others.
     if streams is not null then
-        select array_agg(coalesce(h.version, 0) order by x.n), array_agg(coalesce(h.hash, '\x') order by x.n)
-        into versions, hashes
-        from unnest(streams) with ordinality as x (stream, n)
+        select array_agg(coalesce(h.version, 0) order by x.n), array_agg(coalesce(h.hash, '\x') order by x.n),
+            array_agg(case
+                when coalesce(h.version, 0) = x.expected then 'accepted'
+                when eventstore.has_appended(x.stream, x.expected, x.events) then 'mine'
+                else 'conflict'
+            end order by x.n)
+        into versions, hashes, outcomes
+        from unnest(streams, expected, lists) with ordinality as x (stream, expected, events, n)
         left join lateral (
             select ev.version, ev.hash from eventstore.envelopes ev
             where ev.stream_id = x.stream order by ev.version desc limit 1
         ) as h on true;
-        outcomes := array(
-            select case
-                when x.version = x.expected then 'accepted'
-                when eventstore.has_appended(x.stream, x.expected, x.events) then 'mine'
-                else 'conflict'
-            end
-            from unnest(streams, versions, expected, lists) with ordinality as x (stream, version, expected, events, n)
-            order by x.n);
         if subscribed then
             spoilt := spoilt || array(
                 select x.part from unnest(parts, outcomes) as x (part, outcome) where x.outcome <> 'accepted');

@@ -78,8 +78,8 @@ MUTANTS = (
     Mutant(
         "2-expected-version-ignored",
         "eventstore/store.sql",
-        "when x.version = x.expected then 'accepted'",
-        "when x.version >= x.expected then 'accepted'",
+        "when coalesce(h.version, 0) = x.expected then 'accepted'",
+        "when coalesce(h.version, 0) >= x.expected then 'accepted'",
         "tests/store/test_commit.py -k exactly_one_wins",
     ),
     Mutant(

@@ -24,10 +24,10 @@ insert into eventstore.owner_categories (category) values ('key');
 
 -- The few streams of other categories (models, keys), read whole: without it every read would scan all jobs' events.
 -- Partial, so that appends to jobs don't maintain it.
-create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';
+create index events_beside_jobs on eventstore.envelopes (category, stream_id, version) where category <> 'job';
 
 -- The marks of quarantined jobs: few among all events, and read by /readyz, metrics and operators.
-create index job_quarantines on eventstore.events (stream_id, version) where code in ('job.quarantined', 'job.released');
+create index job_quarantines on eventstore.envelopes (stream_id, version) where code in ('job.quarantined', 'job.released');
 
 ---------------------------------------------------------------------------------------------------
 -- Read models

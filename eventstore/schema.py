@@ -18,7 +18,7 @@ import structlog
 from eventstore.database import Database
 from eventstore.errors import SchemaMissing
 
-RELEASE = 5
+RELEASE = 6
 """The release of the schema that this code needs."""
 
 # Keeps two installs of one database apart; 'drfi' as an integer.

@@ -4,8 +4,8 @@
 --   pgmq         the queues, created by pgmq (installed before this file is run)
 --
 -- `eventstore.schema.install` runs this file in an empty database, and the application's own SQL after it, in one
--- transaction. Some names (judge, spoilt, floors, standings, put_aside, the outcomes mine and refused) are those of release 3:
--- its calls that are in progress during a migration, and its processes, use them.
+-- transaction. Some names (spoilt, floors, standings, put_aside, the outcomes mine and refused) are those of release 3: its
+-- processes use them.
 -- A database of an earlier release is migrated: migrations change tables and views, and then the functions
 -- and rights of this file replace the earlier ones.
 -- The number of partitions is the setting dreamforge.partitions, or 8.
@@ -19,11 +19,13 @@ create schema eventstore;
 -- One row: the identity of this log. Cursors and exports name it, so that they are never read against another log. The
 -- number of partitions never changes.
 create table eventstore.log (
-    singleton   boolean     primary key default true check (singleton),
-    log_id      uuid        not null default gen_random_uuid(),
+    singleton      boolean     primary key default true check (singleton),
+    log_id         uuid        not null default gen_random_uuid(),
     -- A power of two, so that the partition is the low bits of the stream id's last byte.
-    partitions  smallint    not null check (partitions between 1 and 256 and partitions & (partitions - 1) = 0),
-    created_at  timestamptz not null default clock_timestamp()
+    partitions     smallint    not null check (partitions between 1 and 256 and partitions & (partitions - 1) = 0),
+    created_at     timestamptz not null default clock_timestamp(),
+    leaf_positions bigint      not null default 4194304 check (leaf_positions > 0),  -- of the leaves yet to be added
+    leaf_end       bigint      not null default 0  -- the leaves of eventstore.envelopes have room for positions below it
 );
 
 insert into eventstore.log (partitions)
@@ -37,7 +39,7 @@ create table eventstore.releases (
     serves       integer     not null default 1
 );
 
-insert into eventstore.releases (release, serves) values (5, 2);
+insert into eventstore.releases (release, serves) values (6, 2);
 
 -- Keys that all of an application's processes share, and that no client may learn.
 create table eventstore.secrets (
@@ -45,7 +47,9 @@ create table eventstore.secrets (
     secret bytea not null default uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
 );
 
-create table eventstore.events (
+-- The events without their personal text, in leaves by position: each leaf holds a range of every partition of the log.
+-- `eventstore.add_leaves` creates them. Their columns are those of the view eventstore.events, below.
+create table eventstore.envelopes (
     partition      smallint    not null,
     position       bigint      not null,  -- 1, 2, 3 … within the partition, without gaps
     stream_id      uuid        not null,
@@ -59,53 +63,114 @@ create table eventstore.events (
     recorded_at    timestamptz not null,  -- the database's clock, never running backwards in a partition
     data           json        not null,  -- json, not jsonb: the text is hashed, and json keeps it as it came
     meta           json        not null,
-    private        text,                  -- personal text, outside the hash, so that it can be erased
-    private_salt   bytea,
     private_digest bytea,                 -- sha256(private_salt ‖ private), inside the hash; stays when the text goes
     hash           bytea       not null,
     chain          bytea       not null,
-    primary key (partition, position),    -- subscribers read one partition by position
-    unique (stream_id, version)           -- histories read one stream by version; also the last line of defence
+    primary key (partition, position)     -- subscribers read one partition by position
+) partition by range (position);
+
+-- Personal text, outside the hash, so that it can be erased.
+create table eventstore.private (
+    stream_id uuid    not null,
+    version   integer not null,
+    text      text,
+    salt      bytea,
+    primary key (stream_id, version)
 );
 
 -- Statistics hold samples of values: none of this column, which erasure must be able to clear.
-alter table eventstore.events alter column private set statistics 0;
+alter table eventstore.private alter column text set statistics 0;
+
+-- The events, whole. Only events with a digest have text: the others, and queries that do not ask for it, don't look it up.
+create view eventstore.events as
+    select e.partition, e.position, e.stream_id, e.version, e.category, e.tenant, e.event_id, e.code, e.schema_version,
+        e.ts, e.recorded_at, e.data, e.meta,
+        case when e.private_digest is not null then (
+            select p.text from eventstore.private p where p.stream_id = e.stream_id and p.version = e.version)
+        end as private,
+        case when e.private_digest is not null then (
+            select p.salt from eventstore.private p where p.stream_id = e.stream_id and p.version = e.version)
+        end as private_salt,
+        e.private_digest, e.hash, e.chain
+    from eventstore.envelopes e;
+
+create or replace function eventstore.refuse_change() returns trigger
+language plpgsql as $$
+begin
+    raise exception 'events are append-only: % refused', tg_op using errcode = 'DF001';
+end $$;
+
+create trigger append_only_rows before update or delete on eventstore.envelopes
+    for each row execute function eventstore.refuse_change();
+create trigger append_only_table before truncate on eventstore.envelopes
+    for each statement execute function eventstore.refuse_change();
+create trigger append_only_rows before update on eventstore.private
+    for each row execute function eventstore.refuse_change();
+create trigger erased_rows before delete on eventstore.private
+    for each row when (current_setting('eventstore.erasing', true) is distinct from 'yes')
+    execute function eventstore.refuse_change();
+create trigger append_only_table before truncate on eventstore.private
+    for each statement execute function eventstore.refuse_change();
+-- "always": session_replication_role = replica does not slip past. Leaves inherit triggers of rows, not that of the table.
+alter table eventstore.envelopes enable always trigger append_only_rows;
+alter table eventstore.envelopes enable always trigger append_only_table;
+alter table eventstore.private enable always trigger append_only_rows;
+alter table eventstore.private enable always trigger erased_rows;
+alter table eventstore.private enable always trigger append_only_table;
+
+-- Makes sure that the leaves reach half a leaf beyond a position. Room for the position itself is worth waiting for, more
+-- is not. A leaf is created by itself and then attached, under a lock that lets others read and append. It conflicts with
+-- another call's, and with ANALYZE of the parent.
+create or replace function eventstore.add_leaves(head bigint) returns void
+language plpgsql as $$
+declare
+    the_log eventstore.log;
+    start   bigint;
+    leaf    text;
+begin
+    begin
+        lock table only eventstore.envelopes in share update exclusive mode nowait;
+    exception
+        when lock_not_available then
+            select * into strict the_log from eventstore.log;
+            if head < the_log.leaf_end then
+                -- The call that added this leaf is committed, but others may not yet have been told: then it still holds
+                -- the leaf's lock.
+                execute format('lock table eventstore.%I in row exclusive mode', 'envelopes_to_' || the_log.leaf_end);
+                return;
+            end if;
+            lock table only eventstore.envelopes in share update exclusive mode;
+    end;
+    select * into strict the_log from eventstore.log;
+    while head >= the_log.leaf_end - the_log.leaf_positions / 2 loop
+        start := the_log.leaf_end;
+        the_log.leaf_end := start + the_log.leaf_positions;
+        leaf := 'envelopes_to_' || the_log.leaf_end;
+        execute format('create table eventstore.%I (like eventstore.envelopes)', leaf);
+        -- Histories read one stream by version. Across leaves a range-partitioned table can't be unique in other columns
+        -- than its position: `commit` compares versions under its lock, and this is a leaf's last line of defence.
+        execute format('alter table eventstore.%I add unique (stream_id, version)', leaf);
+        execute format('create trigger append_only_table before truncate on eventstore.%I '
+            'for each statement execute function eventstore.refuse_change()', leaf);
+        execute format('alter table eventstore.%I enable always trigger append_only_table', leaf);
+        execute format('alter table eventstore.envelopes attach partition eventstore.%I for values from (%s) to (%s)',
+            leaf, start, the_log.leaf_end);
+    end loop;
+    update eventstore.log set leaf_end = the_log.leaf_end where leaf_end <> the_log.leaf_end;
+end $$;
+
+select eventstore.add_leaves(0);
 
 -- Categories to which only the database's owner appends: a process that runs with the service's rights can't.
 create table eventstore.owner_categories (
     category text primary key
 );
 
-create or replace function eventstore.refuse_change() returns trigger
-language plpgsql as $$
-begin
-    -- Only erasure may change an event, and only by removing the private text and its salt.
-    -- *= compares the stored bytes, since json has no equality.
-    if tg_op = 'UPDATE' and new.private is null and new.private_salt is null then
-        old.private := null;
-        old.private_salt := null;
-        if old *= new then
-            return new;
-        end if;
-    end if;
-    raise exception 'events are append-only: % refused', tg_op using errcode = 'DF001';
-end $$;
-
-create trigger append_only_rows before update or delete on eventstore.events
-    for each row execute function eventstore.refuse_change();
-create trigger append_only_table before truncate on eventstore.events
-    for each statement execute function eventstore.refuse_change();
--- "always": session_replication_role = replica does not slip past.
-alter table eventstore.events enable always trigger append_only_rows;
-alter table eventstore.events enable always trigger append_only_table;
-
--- Removes the private text and salts of a stream; its hashes still verify. Returns how many events changed.
+-- Removes the private text and salts of a stream; its hashes still verify. Returns how many events had text.
 create or replace function eventstore.erase(stream uuid) returns integer
-language sql as $$
+language sql set eventstore.erasing = 'yes' as $$
     with erased as (
-        update eventstore.events set private = null, private_salt = null
-        where stream_id = stream and (private is not null or private_salt is not null)
-        returning 1
+        delete from eventstore.private where stream_id = stream returning 1
     )
     select count(*)::integer from erased
 $$;
@@ -124,7 +189,7 @@ $$;
 -- The link of an event in its stream's chain: sha256(hash of the event before ‖ envelope). The envelope names every
 -- field of the event: name and value, each behind its length in four bytes (-1: no value), so that no two envelopes can
 -- read alike. The names and fixed lengths are spelt out as literals: ten times faster than a helper function.
-create or replace function eventstore.event_hash(previous bytea, e eventstore.events) returns bytea
+create or replace function eventstore.event_hash(previous bytea, e eventstore.envelopes) returns bytea
 language plpgsql immutable parallel safe as $$
 declare
     category bytea := convert_to(e.category, 'UTF8');
@@ -299,28 +364,28 @@ begin
     perform pg_logical_emit_message(true, 'dreamforge', '');
 end $$;
 
--- Compares a stream with the version that an append expects: the verdict (see `commit`), its newest version and hash.
+-- Whether these very events follow a stream's expected version: an earlier call appended them.
+create or replace function eventstore.has_appended(stream uuid, expected integer, events json) returns boolean
+language plpgsql as $$
+begin
+    return array(
+        select ev.event_id from eventstore.envelopes ev
+        where ev.stream_id = stream and ev.version > expected
+        order by ev.version limit json_array_length(events)
+    ) = array(
+        select (x.value ->> 'event_id')::uuid from json_array_elements(events) with ordinality as x
+        order by x.ordinality
+    );
+end $$;
+
+-- Called only by a `commit` of releases 3 to 5 that waited for the migration to release 6. It can't write the new tables:
+-- its caller repeats it.
 create or replace function eventstore.judge(
     stream uuid, expected integer, events json, out verdict text, out version integer, out hash bytea
 )
 language plpgsql as $$
 begin
-    select ev.version, ev.hash into version, hash
-    from eventstore.events ev where ev.stream_id = stream order by ev.version desc limit 1;
-    version := coalesce(version, 0);
-    hash := coalesce(hash, '\x'::bytea);
-    verdict := case
-        when version = expected then 'accepted'
-        when array(
-            select ev.event_id from eventstore.events ev
-            where ev.stream_id = stream and ev.version > expected
-            order by ev.version limit json_array_length(events)
-        ) = array(
-            select (x.value ->> 'event_id')::uuid from json_array_elements(events) with ordinality as x
-            order by x.ordinality
-        ) then 'mine'
-        else 'conflict'
-    end;
+    raise serialization_failure using message = 'the schema was migrated meanwhile: repeat the call';
 end $$;
 
 -- The outbox's part of `commit`: sends, acknowledgements and deferrals, except those of skipped streams and of
@@ -404,7 +469,9 @@ create or replace function eventstore.commit(
     defers  json default '[]',
     moves   json default '[]'
 ) returns table (kind text, stream_id uuid, partition smallint, outcome text, version integer, "position" bigint)
-language plpgsql as $$
+-- A plan that was made when a leaf was empty must not scan it when it is full. And no plan is made twice: to plan a
+-- statement for the length of its arrays takes longer than to execute it.
+language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     -- 'drfr': keeps the store's advisory locks apart from other locks in this database.
@@ -417,8 +484,11 @@ declare
     p          smallint;
     e          record;
     head       record;
-    fresh      eventstore.events;
-    added      eventstore.events[] := '{}';
+    fresh      eventstore.envelopes;
+    added      eventstore.envelopes[] := '{}';
+    secret     eventstore.private;
+    secrets    eventstore.private[] := '{}';
+    newest     bigint := 0;          -- position among those added
     written    smallint[] := '{}';   -- the partitions of the appends
     positions  bigint[] := '{}';     -- per partition (subscript + 1): its head, and what the next event is chained to
     old_head   bigint[];             -- the heads before this call
@@ -481,9 +551,16 @@ begin
             contended := true;
             perform pg_advisory_xact_lock(lock_class, p);
         end if;
+    end loop;
+    if streams is not null then
+        -- A session learns of leaves that others attached only when it takes a lock that it does not yet have. The heads
+        -- below may be in such a leaf.
+        lock table only eventstore.envelopes in row exclusive mode;
+    end if;
+    foreach p in array written loop
         -- A statement of its own: its snapshot is taken after the lock was.
         select ev.position, ev.chain, ev.recorded_at into head
-        from eventstore.events ev where ev.partition = p order by ev.position desc limit 1;
+        from eventstore.envelopes ev where ev.partition = p order by ev.position desc limit 1;
         positions[p + 1] := coalesce(head.position, 0);
         chains[p + 1] := coalesce(head.chain, eventstore.chain_genesis(the_log.log_id, p));
         clocks[p + 1] := greatest(head.recorded_at, clock_timestamp());
@@ -499,10 +576,18 @@ begin
 
     -- Check every append before any is written: with moves, one rejection drops the partition's others.
     if streams is not null then
-        select array_agg(j.verdict order by x.n), array_agg(j.version order by x.n), array_agg(j.hash order by x.n)
-        into outcomes, versions, hashes
-        from unnest(streams, expected, lists) with ordinality as x (stream, expected, events, n),
-            eventstore.judge(x.stream, x.expected, x.events) as j;
+        select array_agg(coalesce(h.version, 0) order by x.n), array_agg(coalesce(h.hash, '\x') order by x.n),
+            array_agg(case
+                when coalesce(h.version, 0) = x.expected then 'accepted'
+                when eventstore.has_appended(x.stream, x.expected, x.events) then 'mine'
+                else 'conflict'
+            end order by x.n)
+        into versions, hashes, outcomes
+        from unnest(streams, expected, lists) with ordinality as x (stream, expected, events, n)
+        left join lateral (
+            select ev.version, ev.hash from eventstore.envelopes ev
+            where ev.stream_id = x.stream order by ev.version desc limit 1
+        ) as h on true;
         if subscribed then
             spoilt := spoilt || array(
                 select x.part from unnest(parts, outcomes) as x (part, outcome) where x.outcome <> 'accepted');
@@ -536,13 +621,15 @@ begin
             fresh.recorded_at := clocks[p + 1];
             fresh.data := e.data;
             fresh.meta := e.meta;
-            fresh.private := e.private;
-            fresh.private_salt := null;
             fresh.private_digest := null;
             if e.private is not null then
+                secret.stream_id := fresh.stream_id;
+                secret.version := fresh.version;
+                secret.text := e.private;
                 -- The salt keeps a short text from being guessed from its digest after erasure.
-                fresh.private_salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
-                fresh.private_digest := sha256(fresh.private_salt || convert_to(e.private, 'UTF8'));
+                secret.salt := uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid());
+                fresh.private_digest := sha256(secret.salt || convert_to(secret.text, 'UTF8'));
+                secrets := secrets || secret;
             end if;
             fresh.hash := eventstore.event_hash(hashes[e.append], fresh);
             fresh.chain := eventstore.event_chain(chains[p + 1], fresh.position, fresh.recorded_at, fresh.hash);
@@ -552,8 +639,15 @@ begin
             positions[p + 1] := fresh.position;
             chains[p + 1] := fresh.chain;
             ends[e.append] := fresh.position;
+            newest := greatest(newest, fresh.position);
         end loop;
-        insert into eventstore.events select * from unnest(added);
+        if newest >= the_log.leaf_end - the_log.leaf_positions / 2 then
+            perform eventstore.add_leaves(newest);
+        end if;
+        insert into eventstore.envelopes select * from unnest(added);
+        if cardinality(secrets) > 0 then
+            insert into eventstore.private select * from unnest(secrets);
+        end if;
 
         return query
             select 'append', x.stream, x.part, x.outcome, x.version, x."end"

@@ -43,15 +43,43 @@ MUTANTS = (
     Mutant(
         "1-erasure-leaves-the-text",
         "eventstore/store.sql",
-        "update eventstore.events set private = null, private_salt = null",
-        "update eventstore.events set private_salt = private_salt",
+        "delete from eventstore.private where stream_id = stream returning 1",
+        "select 1 from eventstore.private where stream_id = stream",
         "tests/store/test_append_only.py -k erasure",
+    ),
+    Mutant(
+        "1-anyone-erases",
+        "eventstore/store.sql",
+        "for each row when (current_setting('eventstore.erasing', true) is distinct from 'yes')",
+        "for each row when (false)",
+        "tests/store/test_append_only.py -k removed",
+    ),
+    Mutant(
+        "1-a-later-leaf-is-truncated",
+        "eventstore/store.sql",
+        "'alter table eventstore.%I enable always trigger append_only_table'",
+        "'alter table eventstore.%I disable trigger append_only_table'",
+        "tests/store/test_leaves.py -k guards",
+    ),
+    Mutant(
+        "1-text-stays-in-migrated-rows",
+        "dreamforge/migrations/0006.sql",
+        "set private = null, private_salt = null",
+        "set private_salt = null",
+        "tests/store/test_migration.py -k personal_text",
+    ),
+    Mutant(
+        "1-text-appended-during-the-migration-is-lost",
+        "dreamforge/migrations/0006.sql",
+        "format('old.partition = %s and old.position > %s', p, heads[p + 1])",
+        "format('old.partition = %s and old.position < 0', p)",
+        "tests/store/test_migration.py -k in_progress",
     ),
     Mutant(
         "2-expected-version-ignored",
         "eventstore/store.sql",
-        "when version = expected then 'accepted'",
-        "when version >= expected then 'accepted'",
+        "when coalesce(h.version, 0) = x.expected then 'accepted'",
+        "when coalesce(h.version, 0) >= x.expected then 'accepted'",
         "tests/store/test_commit.py -k exactly_one_wins",
     ),
     Mutant(
@@ -93,6 +121,34 @@ MUTANTS = (
         "tests/store/test_commit.py -k frozen",
     ),
     Mutant(
+        "4-a-new-leaf-is-not-seen",
+        "eventstore/store.sql",
+        "        lock table only eventstore.envelopes in row exclusive mode;",
+        "        null;",
+        "tests/store/test_leaves.py -k just_added",
+    ),
+    Mutant(
+        "4-a-leaf-is-waited-for",
+        "eventstore/store.sql",
+        "in share update exclusive mode nowait;",
+        "in share update exclusive mode;",
+        "tests/store/test_leaves.py -k added_ahead",
+    ),
+    Mutant(
+        "4-a-leaf-is-not-waited-for",
+        "eventstore/store.sql",
+        "            if head < the_log.leaf_end then",
+        "            if true then",
+        "tests/store/test_leaves.py -k without_a_leaf",
+    ),
+    Mutant(
+        "4-a-leaf-is-scanned",
+        "eventstore/log.py",
+        "select position, chain from eventstore.events where partition = p order by position desc limit 1",
+        "select position, chain from eventstore.events where partition = p order by position + 0 desc limit 1",
+        "tests/store/test_schema.py -k indexes",
+    ),
+    Mutant(
         "4-no-lock",
         "eventstore/store.sql",
         "            perform pg_advisory_xact_lock(lock_class, p);",
@@ -102,9 +158,11 @@ MUTANTS = (
     Mutant(
         "4-order-by-transaction-id",
         "eventstore/log.py",
-        "where partition = c.of_partition and position > c.after order by position limit $3\n"
+        "where partition = c.of_partition and position > c.after order by position limit (select $3::bigint)\n"
         ") as e\norder by e.partition, e.position",
-        "where partition = c.of_partition and position > c.after order by xmin::text::bigint, position limit $3\n"
+        "where partition = c.of_partition and position > c.after order by (\n"
+        "select x.xmin::text::bigint from eventstore.envelopes x\n"
+        "where x.partition = events.partition and x.position = events.position), position limit (select $3::bigint)\n"
         ") as e\norder by e.partition",
         "tests/store/test_readers.py -k early",
     ),

@@ -52,7 +52,10 @@ _TABLES_WITH_TEXT_SQL = """
 select format('%I.%I', schemaname, tablename) as name,
     pg_has_role(current_user, tableowner, 'usage') as own
 from pg_tables
-where (schemaname, tablename) = ('eventstore', 'events')
+where (schemaname, tablename) = ('eventstore', 'private')
+    -- The log of a release before 6, of which the text was a column.
+    or schemaname = 'eventstore' and tablename like 'envelopes_to_%' and exists (
+        select from pg_attribute where attrelid = format('%I.%I', schemaname, tablename)::regclass and attisdropped)
     or schemaname || '.' || tablename = any ($1)
     or tablename = 'jobs' and schemaname in ('readmodel', 'readmodel_before', 'readmodel_shadow')
 order by 1

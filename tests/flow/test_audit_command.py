@@ -171,7 +171,7 @@ def test_an_anchor_tells_of_a_lost_tail_and_of_a_rewritten_history(
 
 async def _forged(url: str, statement: str) -> None:
     connection = await connect(url)
-    await connection.execute("alter table eventstore.events disable trigger user")
+    await connection.execute("alter table eventstore.envelopes disable trigger user")
     await connection.execute(statement)
     await connection.close()
 

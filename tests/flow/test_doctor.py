@@ -52,7 +52,7 @@ async def test_a_lost_command_and_a_silent_projector_are_bad(db_url: str, s3_con
     connection = await connect(db_url)
     await connection.execute("update eventstore.checkpoints set position = 1 where partition = $1", own)
     await store.log.subscribe("readmodel")
-    await connection.execute("alter table eventstore.events disable trigger user")
+    await connection.execute("alter table eventstore.envelopes disable trigger user")
     await connection.execute("update eventstore.events set recorded_at = recorded_at - interval '10 minutes'")
     await connection.execute("select pgmq.send('generate', $1::jsonb)", json.dumps({"id": str(new_id())}))
     await connection.execute("select pgmq.archive('generate', 1::bigint)")

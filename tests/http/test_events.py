@@ -202,9 +202,9 @@ async def test_a_cursor_of_a_lost_future_is_rejected(own: Api, db_url: str, stor
     _, lost = walk(own)
     await execute(
         db_url,
-        "alter table eventstore.events disable trigger append_only_rows",
+        "alter table eventstore.envelopes disable trigger append_only_rows",
         f"delete from eventstore.events where stream_id = '{lost_job}'",
-        "alter table eventstore.events enable always trigger append_only_rows",
+        "alter table eventstore.envelopes enable always trigger append_only_rows",
     )
     invalid(own.http.get("/v1/events", params={"cursor": lost}), "cursor")
     again = ""

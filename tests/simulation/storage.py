@@ -93,7 +93,7 @@ class Storage:
         return BatchOutcome(streams, moved, contended=False)
 
     def check_expected_version(self, append: Append) -> Verdict:
-        """As `eventstore.judge`, the SQL function."""
+        """As `eventstore.commit`, the SQL function."""
         history = self.streams.get(append.stream, [])
         if len(history) == append.expected:
             return "accepted"

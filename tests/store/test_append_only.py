@@ -8,7 +8,7 @@ from eventstore.integrity.chain import STREAM_GENESIS, event_hash
 from eventstore.log import Append, Batch
 from orchestrator import codec
 from orchestrator.events import PersonalText
-from tests.kit import Store, connect, event, job_created, some_append
+from tests.kit import Store, connect, event, job_created
 
 FIELDS = (
     "partition = partition + 1",
@@ -19,31 +19,40 @@ FIELDS = (
     "ts = ts + interval '1 s'",
     "data = '{}'",
     "meta = '{\"a\":1}'",
-    "private = 'another prompt'",
-    "private = null",
-    "private_salt = null",
     "private_digest = null",
     "hash = '\\x00'",
     "chain = '\\x00'",
 )
+PRIVATE_FIELDS = ("version = version + 100", "text = 'another prompt'", "text = null", "salt = null")
+TABLES = ("events", "envelopes", "envelopes_to_4194304")
+"""The view, the table, and its leaf."""
+UPDATES = [
+    *(f"update eventstore.{table} set {change}" for table in TABLES for change in FIELDS),
+    *(f"update eventstore.private set {change}" for change in PRIVATE_FIELDS),
+]
+REMOVALS = [
+    *(f"delete from eventstore.{table}" for table in (*TABLES, "private")),
+    *(f"truncate eventstore.{table}" for table in ("envelopes", "envelopes_to_4194304", "private")),
+]
 
 
-@pytest.mark.parametrize("change", FIELDS)
-async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, change: str) -> None:
+@pytest.mark.parametrize("update", UPDATES)
+async def test_no_field_of_an_event_can_be_changed(store: Store, db_url: str, update: str) -> None:
     """Given an event with private text, when any field is updated, then the database rejects."""
     first = event(job_created(), private=PersonalText(prompt="a castle"))
     await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(first,))]))
     connection = await connect(db_url)
     with pytest.raises(asyncpg.PostgresError, match="append-only"):
-        await connection.execute(f"update eventstore.events set {change}")
+        await connection.execute(update)
     await connection.close()
 
 
-@pytest.mark.parametrize("deed", ["delete from eventstore.events", "truncate eventstore.events"])
+@pytest.mark.parametrize("deed", REMOVALS)
 @pytest.mark.parametrize("replica", [False, True])
 async def test_no_event_can_be_removed(store: Store, db_url: str, deed: str, *, replica: bool) -> None:
     """Neither DELETE nor TRUNCATE works, not even for a superuser who says that it is a replica."""
-    await store.log.commit(Batch(appends=[some_append()]))
+    first = event(job_created(), private=PersonalText(prompt="a castle"))
+    await store.log.commit(Batch(appends=[Append(stream=new_id(), category="job", expected=0, events=(first,))]))
     connection = await connect(db_url)
     if replica:
         await connection.execute("set session_replication_role = replica")

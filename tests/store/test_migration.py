@@ -7,15 +7,20 @@ import asyncpg
 import pytest
 from pgmq import get_embedded_install_sql
 
+from dreamforge.operations.erasure import _TABLES_WITH_TEXT_SQL
 from dreamforge.schema import install
 from eventstore import schema
+from eventstore.committer import Committer, Transition
 from eventstore.database import Database
+from eventstore.errors import DatabaseUnavailable
 from eventstore.ids import new_id
-from eventstore.log import Batch, CheckpointMove, Log, Send
+from eventstore.log import Append, Batch, CheckpointMove, Log, Send
+from eventstore.notifier import Notifier
 from eventstore.outbox import Claim, Outbox
-from orchestrator import step_command
+from orchestrator import codec, step_command
+from orchestrator.events import PersonalText
 from orchestrator.step_command import StepCommand
-from tests.kit import connect, some_append
+from tests.kit import connect, event, eventually, job_created, some_append, stream_in
 
 EARLIER = Path(__file__).parent.parent / "corpus" / "schema"
 """schema.sql as each earlier release installed it."""
@@ -41,11 +46,20 @@ _CATALOG = {
         select tgrelid::regclass::text, tgname, tgenabled, pg_get_triggerdef(oid) from pg_trigger
         where not tgisinternal order by 1, 2""",
     "rights and storage": """
-        select oid::regclass::text, relacl::text, reloptions from pg_class
+        select oid::regclass::text, relacl::text, reloptions, pg_get_expr(relpartbound, oid) from pg_class
         where relnamespace = any (array['eventstore', 'projector', 'readmodel']::regnamespace[])
-            and relkind in ('r', 'v')
+            and relkind in ('r', 'p', 'v')
         order by 1""",
 }
+
+_WAITS_FOR = "select exists (select from pg_locks where mode = $1 and not granted)"
+_COUNT_WAITERS = "select count(*) >= $1 from pg_locks where mode = 'AccessShareLock' and not granted"
+# Only of rows that VACUUM keeps.
+_ROWS_WITH_TEXT = """
+select count(*) from generate_series(0, pg_relation_size($1::text::regclass) / 8192 - 1) as page,
+    heap_page_items(get_raw_page($1, page::integer)) as item
+where position('castle number'::bytea in item.t_data) > 0
+"""
 
 
 async def install_earlier(url: str, release: int) -> None:
@@ -113,19 +127,98 @@ async def test_jobs_in_flight_outlive_a_migration(empty_url: str, release: int) 
     await database.close()
 
 
-@pytest.mark.parametrize("release", [3, 4])
-async def test_a_commit_that_waits_during_the_migration_is_written(empty_url: str, release: int) -> None:
-    """Given a commit of an earlier release that waits for a partition's lock, then it is written after it."""
+@pytest.mark.parametrize("release", [3, 4, 5])
+async def test_a_commit_in_progress_is_written_before_the_migration(empty_url: str, release: int) -> None:
+    """Given a commit of an earlier release that waits for a partition's lock, then the migration waits for it."""
     await install_earlier(empty_url, release)
     database = Database(empty_url)
-    one = some_append()
+    first = event(job_created(), private=PersonalText(prompt="a castle"))
+    one = Append(stream=new_id(), category="job", expected=0, events=(first,))
     holder = await connect(empty_url)
     async with holder.transaction():
         await holder.execute("select pg_advisory_xact_lock(1685218930, $1)", one.stream.bytes[-1] & 7)
-        waiting = asyncio.create_task(Log(database).commit(Batch(appends=[one])))
-        await asyncio.sleep(0.5)
-        assert await install(database)
-        assert not waiting.done()
-    assert (await waiting).streams[one.stream].committed
+        commit = asyncio.create_task(Log(database).commit(Batch(appends=[one])))
+        await eventually(lambda: holder.fetchval(_WAITS_FOR, "ExclusiveLock"))
+        migration = asyncio.create_task(install(database))
+        await eventually(lambda: holder.fetchval(_WAITS_FOR, "AccessExclusiveLock"))
+    assert (await commit).streams[one.stream].committed
+    assert await migration
+    [read] = await Log(database).read_stream(one.stream)
+    assert codec.decode_private(read).prompt == "a castle"
+    assert await holder.fetchval("select count(*) from eventstore.private") == 1
     await holder.close()
+    await database.close()
+
+
+@pytest.mark.parametrize("release", [3, 4, 5])
+async def test_a_commit_that_comes_during_the_migration_is_repeated(empty_url: str, release: int) -> None:
+    """Given a commit of an earlier release that waits for the migration, then its caller writes it after it."""
+    await install_earlier(empty_url, release)
+    database, direct = Database(empty_url), Database(empty_url)
+    notifier = Notifier(database)
+    committer = Committer(Log(database), notifier)
+    one, another = some_append(), some_append()
+    reader = await connect(empty_url)
+    async with reader.transaction():
+        await reader.fetch("select from eventstore.events")
+        migration = asyncio.create_task(install(database))
+        await eventually(lambda: reader.fetchval(_WAITS_FOR, "AccessExclusiveLock"))
+        once = asyncio.create_task(Log(direct).commit(Batch(appends=[another])))
+        repeated = asyncio.create_task(committer.commit(Transition(append=one)))
+        await eventually(lambda: reader.fetchval(_COUNT_WAITERS, 2))
+    assert await migration
+    with pytest.raises(DatabaseUnavailable, match="migrated"):
+        await once
+    assert (await repeated).committed
+    await committer.stop()
+    await notifier.stop()
+    await reader.close()
+    for used in (database, direct):
+        await used.close()
+
+
+@pytest.mark.parametrize("release", range(1, schema.RELEASE))
+async def test_personal_text_moves_to_a_table_of_its_own(empty_url: str, release: int) -> None:
+    """Given events with text, and one that was erased, then all read as before; no row of the log holds the text."""
+    await install_earlier(empty_url, release)
+    database = Database(empty_url)
+    log = Log(database)
+    texts = [event(job_created(), private=PersonalText(prompt=f"castle number {n}")) for n in range(40)]
+    appends = [Append(stream=new_id(), category="job", expected=0, events=(one,)) for one in texts]
+    await log.commit(Batch(appends=[*appends, some_append()]))
+    await database.execute_once("select eventstore.erase($1)", appends[0].stream)
+    before = await database.read("select * from eventstore.events order by partition, position")
+    connection = await connect(empty_url)
+    await connection.execute("create extension pageinspect")
+    assert await connection.fetchval(_ROWS_WITH_TEXT, "eventstore.events") == 39
+
+    assert await install(database)
+
+    assert await database.read("select * from eventstore.events order by partition, position") == before
+    assert await connection.fetchval("select count(*) from eventstore.private where text like '%castle%'") == 39
+    tables = [row["name"] for row in await database.read(_TABLES_WITH_TEXT_SQL, [])]
+    assert tables == ["eventstore.envelopes_to_4194304", "eventstore.private", "readmodel.jobs"]
+    await connection.execute("vacuum eventstore.envelopes_to_4194304")
+    assert await connection.fetchval(_ROWS_WITH_TEXT, "eventstore.envelopes_to_4194304") == 0
+    await database.execute_once("select eventstore.erase($1)", appends[1].stream)
+    assert [one.private for one in await log.read_stream(appends[1].stream)] == [None]
+    await connection.close()
+    await database.close()
+
+
+async def test_the_first_leaf_holds_what_the_log_had(empty_url: str) -> None:
+    """Given a head beyond the middle of a leaf, then the first leaf ends a whole leaf later."""
+    await install_earlier(empty_url, 5)
+    connection, database = await connect(empty_url), Database(empty_url)
+    one = some_append(stream_in(3))
+    await Log(database).commit(Batch(appends=[one]))
+    await connection.execute("alter table eventstore.events disable trigger user")
+    await connection.execute("update eventstore.events set position = 2097152")
+    await connection.execute("alter table eventstore.events enable always trigger append_only_rows")
+    assert await install(database)
+    assert await connection.fetchval("select leaf_end from eventstore.log") == 8388608
+    await Log(database).commit(Batch(appends=[some_append(one.stream, expected=1)]))
+    rows = await connection.fetch("select position from eventstore.envelopes_to_8388608 order by position")
+    assert [row["position"] for row in rows] == [2097152, 2097153]
+    await connection.close()
     await database.close()

@@ -293,5 +293,5 @@ async def test_models_are_read_past_all_jobs(db_url: str) -> None:
     query = CATEGORY_EVENTS_SQL.format(columns="*", category="model")
     plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}"))
     await connection.close()
-    assert "Index Scan using events_beside_jobs" in plan, plan
+    assert "Index Scan using envelopes_to_4194304_category_stream_id_version_idx" in plan, plan
     assert "Sort" not in plan, plan

@@ -1,6 +1,8 @@
 """Installing the schema: one command, safe to run twice and by two processes at once."""
 
 import asyncio
+import re
+from uuid import UUID
 
 import pytest
 
@@ -8,8 +10,21 @@ from dreamforge.schema import install
 from eventstore import schema
 from eventstore.database import Database
 from eventstore.errors import SchemaMissing
-from eventstore.log import Batch, Log
-from tests.kit import some_append
+from eventstore.log import (
+    _CHAIN_HASHES_SQL,
+    _EVENTS_AFTER_SQL,
+    _HEADS_SQL,
+    _NEWEST_SQL,
+    _STREAM_SQL,
+    _STREAMS_SQL,
+    CATEGORY_EVENTS_SQL,
+    EVENT_COLUMNS,
+    Batch,
+    Log,
+)
+from eventstore.metrics import _SUBSCRIPTION_LAGS_SQL
+from projections.admission_queries import OPEN_JOBS_SQL
+from tests.kit import connect, some_append
 
 
 async def test_parallel_and_repeated_installs_do_it_once(empty_url: str) -> None:
@@ -64,3 +79,34 @@ async def test_the_number_of_partitions_is_set_at_install(empty_url: str, partit
     assert sum(heads) == 200
     assert min(heads) > 0
     await database.close()
+
+
+async def test_hot_reads_use_their_indexes(db_url: str) -> None:
+    """One stream by version, one partition by position, in each of three leaves: none scans or sorts its table."""
+    one, partitions, positions = UUID("018f0000-0000-7000-8000-000000000001"), list(range(8)), [5] * 8
+    queries: list[tuple[str, tuple[object, ...]]] = [
+        (_STREAM_SQL, (one, 3, None)),
+        (_NEWEST_SQL, (one, 1)),
+        (_STREAMS_SQL, ([one],)),
+        (_EVENTS_AFTER_SQL, (partitions, positions, 100)),
+        (_HEADS_SQL, ()),
+        (_CHAIN_HASHES_SQL, (partitions, positions)),
+        (_SUBSCRIPTION_LAGS_SQL, ()),
+        (OPEN_JOBS_SQL, ("default", 10)),
+        (CATEGORY_EVENTS_SQL.format(columns=EVENT_COLUMNS, category="model"), ()),
+        ("select * from readmodel.steps where job_id = $1 order by ordinal", (one,)),
+        ("select * from readmodel.artifacts where job_id = $1", (one,)),
+    ]
+    connection = await connect(db_url)
+    for leaf in (1, 2):
+        await connection.execute("select eventstore.add_leaves($1)", leaf * 4194304 - 1)
+    await connection.execute("set enable_seqscan = off")
+    for query, arguments in queries:
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {query}", *arguments))
+        scanned = set(re.findall(r"(?:Index|Bitmap) .*on (envelopes_to_\d+)", plan))
+        assert len(scanned) == 3 or "readmodel" in query, plan
+        assert not re.search(r"Seq Scan on (envelopes|private|steps|artifacts)|Subquery Scan on events", plan), plan
+        if query in {_NEWEST_SQL, _EVENTS_AFTER_SQL, _HEADS_SQL, _SUBSCRIPTION_LAGS_SQL}:
+            # Within a leaf, that is: leaves are in the order of their positions, or merged by version.
+            assert not re.search(r"Limit[^\n]*\n\s*->  (Incremental )?Sort", plan), plan
+    await connection.close()

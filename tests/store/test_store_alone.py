@@ -181,7 +181,7 @@ async def test_a_bank_is_verified_and_exported(bank: Bank, empty_url: str) -> No
     assert b"Ada Byron" not in b"".join(await exported(bank, account))
 
     connection = await connect(empty_url)
-    await connection.execute("alter table eventstore.events disable trigger append_only_rows")
+    await connection.execute("alter table eventstore.envelopes disable trigger append_only_rows")
     await connection.execute("""update eventstore.events set data = '{"amount":9000}' where version = 2""")
     await connection.close()
     assert [flaw.split(" (")[0] for flaw in await violations(bank)] == ["envelope"]

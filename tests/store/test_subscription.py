@@ -193,7 +193,7 @@ async def test_a_removed_event_stops_its_partition_alone(store: Store, db_url: s
     for one in (*appends, elsewhere):
         await store.log.commit(Batch(appends=[one]))
     connection = await connect(db_url)
-    await connection.execute("alter table eventstore.events disable trigger all")
+    await connection.execute("alter table eventstore.envelopes disable trigger all")
     await connection.execute("delete from eventstore.events where partition = 6 and position = 1")
     await connection.close()
     subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, poll_s=0.02)

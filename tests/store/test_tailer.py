@@ -210,7 +210,7 @@ async def test_what_one_process_has_told_the_other_does_not_tell_again(pair: Pai
 async def damage(url: str, partition: int, position: int) -> None:
     """Remove an event behind the log's back."""
     connection = await connect(url)
-    await connection.execute("alter table eventstore.events disable trigger all")
+    await connection.execute("alter table eventstore.envelopes disable trigger all")
     await connection.execute(
         "delete from eventstore.events where partition = $1 and position = $2", partition, position
     )
@@ -239,7 +239,7 @@ async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(sto
         await eventually(lambda: asyncio.sleep(0, tailer._cursor.get(6) == 2))
         async with connection.transaction():
             await commit_on(connection, some_append(stream, expected=2, count=2))
-            await connection.execute("alter table eventstore.events disable trigger all")
+            await connection.execute("alter table eventstore.envelopes disable trigger all")
             await connection.execute("delete from eventstore.events where partition = 6 and position = 3")
         for position in (2, 0):
             with pytest.raises(LogDamaged, match="position 3 is missing"):

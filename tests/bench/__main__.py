@@ -11,15 +11,19 @@ import msgspec
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
-from tests.bench.report import http_table, rates_table, times_table
-from tests.bench.results import HttpLine, JobsResult
+from tests.bench.report import http_table, idle_table, rates_table, sse_table, times_table
+from tests.bench.results import HttpLine, IdleLine, JobsResult, SseLine
+from tests.bench.sse_part import SsePart, SseSize
 from tests.bench.stack import describe_machine, started
 
 _QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
 _FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
 _QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
 _FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
-_PARTS = ("jobs", "http")
+_QUICK_SSE = SseSize(rounds=2, seconds=3.0, idle=(1000,))
+_FULL_SSE = SseSize(rounds=3, seconds=20.0, idle=(1000, 10_000))
+_QUICK_PARTS = ("jobs", "http")
+_PARTS = (*_QUICK_PARTS, "sse")
 
 
 class Report(msgspec.Struct):
@@ -30,6 +34,8 @@ class Report(msgspec.Struct):
     seconds: float
     jobs: JobsResult | None
     http: list[HttpLine] | None
+    sse: list[SseLine] | None
+    idle: list[IdleLine] | None
 
 
 def _show(report: Report) -> None:
@@ -45,7 +51,9 @@ def _show(report: Report) -> None:
         for name, reason in report.jobs.skipped.items():
             print(f"{name}: skipped, {reason}\n")
     if report.http is not None:
-        print(http_table(report.http))
+        print(http_table(report.http), end="\n\n")
+    if report.sse is not None and report.idle is not None:
+        print(sse_table(report.sse), idle_table(report.idle), sep="\n\n")
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -63,13 +71,15 @@ def main() -> None:
     def say(line: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    parts = args.part or _PARTS
+    parts = args.part or (_QUICK_PARTS if args.quick else _PARTS)
     with started() as stack:
-        report = Report(describe_machine(stack), args.quick, 0.0, None, None)
+        report = Report(describe_machine(stack), args.quick, 0.0, None, None, None, None)
         if "jobs" in parts:
             report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
         if "http" in parts:
             report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
+        if "sse" in parts:
+            report.sse, report.idle = SsePart(stack, _QUICK_SSE if args.quick else _FULL_SSE, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.report import http_table, rates_table, spread_text, table, times_table
-from tests.bench.results import EMPTY, HttpLine, JobsResult
+from tests.bench.report import http_table, idle_table, rates_table, spread_text, sse_table, table, times_table
+from tests.bench.results import EMPTY, HttpLine, IdleCost, IdleLine, JobsResult, SseLine, SseTurns
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -86,3 +86,21 @@ def test_http_rates_stand_beside_the_bare_applications() -> None:
         "0.25 (0.25-0.25)",
         *("4.0", "4.0", "1.0", "1.0"),
     ]
+
+
+def test_a_line_of_streams_compares_percentiles_of_all_rounds() -> None:
+    line = SseLine(
+        "1 of 1 job",
+        ours=SseTurns([0.002, 0.004, 0.006], [100.0, 120.0], received=3, expected=3),
+        bare=SseTurns([0.001, 0.002, 0.003], [50.0], received=2, expected=3),
+    )
+    assert cells(sse_table([line, SseLine("none")]), "1 of 1 job") == [
+        *("4.0", "6.0", "2.0", "3.0", "2.00", "2.00"),
+        *("110 (100-120)", "50 (50-50)", "3/3", "2/3"),
+    ]
+    assert cells(sse_table([line, SseLine("none")]), "none")[:6] == ["-"] * 6
+
+
+def test_an_idle_subscriber_costs_kilobytes_and_microseconds() -> None:
+    line = IdleLine(1000, ours=IdleCost(29_800.0, 4.0), bare=IdleCost(24_700.0, 2.0))
+    assert cells(idle_table([line]), "1000") == ["29.8", "24.7", "4.0", "2.0"]

@@ -19,6 +19,7 @@ from starlette.types import Scope as Connection
 
 from api import errors, frames
 from api.errors import ApiError
+from api.middleware import find_header
 from api.services import Services
 from eventstore.errors import EventStoreError
 from eventstore.log import DEFAULT_TENANT
@@ -95,11 +96,10 @@ class AuthenticationMiddleware:
 
     async def _authenticate(self, scope: Connection) -> Caller:
         keys = self._services.keys
-        headers = Headers(scope=scope)
         if keys is None:
-            self._reject_cross_origin(scope, headers)
+            self._reject_cross_origin(scope)
             return ANONYMOUS_CALLER
-        given = headers.getlist("authorization")
+        given = Headers(scope=scope).getlist("authorization")
         if not given:
             return await self._authenticate_by_stream_token(scope)
         kind, _, text = given[0].partition(" ")
@@ -108,16 +108,16 @@ class AuthenticationMiddleware:
             raise _unauthorized_error("This API key is unknown or was revoked.")
         return Caller(tenant=key.tenant, scopes=key.scopes, key_id=key.key_id)
 
-    def _reject_cross_origin(self, scope: Connection, headers: Headers) -> None:
+    def _reject_cross_origin(self, scope: Connection) -> None:
         """Reject unsafe requests from pages of other origins: without keys, any web page could post to a local service.
 
         Browsers send the page's origin with such requests; other clients send none (Fetch Standard, section 3.2).
         """
-        origin = headers.get("origin")
+        origin = find_header(scope, b"origin")
         allowed = self._services.config.cors_origins
         if scope["method"] in _SAFE_METHODS or origin is None or not {origin, "*"}.isdisjoint(allowed):
             return
-        if origin not in {f"{kind}://{headers.get('host')}" for kind in ("http", "https")}:
+        if origin not in {f"{kind}://{find_header(scope, b'host')}" for kind in ("http", "https")}:
             raise ApiError(
                 "forbidden",
                 f"Pages of {origin} may change nothing here; name that origin in DF_CORS_ORIGINS if they should.",

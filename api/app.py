@@ -5,7 +5,6 @@ from functools import cache
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
@@ -17,21 +16,14 @@ from api.admission_gate import AdmissionGate
 from api.errors import EXCEPTION_HANDLERS
 from api.health import HealthSources
 from api.hosts import AllowedHosts, HostCheckMiddleware
-from api.metrics import RequestMetricsMiddleware
-from api.middleware import (
-    AcceptEncodingMiddleware,
-    RequestIdMiddleware,
-    ResponseStartMiddleware,
-    make_redirect_relative,
-    set_security_headers,
-)
+from api.metrics import count_response
+from api.middleware import CompressionMiddleware, RequestMiddleware
 from api.openapi import service as described
 from api.openapi.document import encode_document
 from api.responses import json_response
 from api.routing import ApiRoute, get
 from api.services import Services
 
-_GZIP_MIN_BYTES = 1000
 _CORS_EXPOSED_HEADERS = [
     "ETag",
     "Idempotency-Replayed",
@@ -81,7 +73,7 @@ def build_api_app(services: Services, process_health: HealthSources) -> ASGIApp:
     )
     starlette.state.services = services
     starlette.state.health = process_health
-    app: ASGIApp = AcceptEncodingMiddleware(GZipMiddleware(starlette, minimum_size=_GZIP_MIN_BYTES))
+    app: ASGIApp = CompressionMiddleware(starlette)
     if services.config.cors_origins:
         app = CORSMiddleware(
             app,
@@ -102,5 +94,4 @@ def build_health_app(process_health: HealthSources, hosts: AllowedHosts) -> ASGI
 
 def _add_outer_middleware(app: ASGIApp, hosts: AllowedHosts) -> ASGIApp:
     # Outermost: responses of all other layers, 500 included, are counted and get the request's id.
-    checked = HostCheckMiddleware(ResponseStartMiddleware(app, make_redirect_relative), hosts)
-    return RequestIdMiddleware(ResponseStartMiddleware(RequestMetricsMiddleware(checked), set_security_headers))
+    return RequestMiddleware(HostCheckMiddleware(app, hosts), count_response)

@@ -4,7 +4,8 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from api.access import Caller, caller_of, is_key_still_valid
 from api.errors import ApiError
 from api.routing import Handler
 from api.services import Services
+from eventstore.notifier import WakeSignal
 
 _MIN_CHUNK_BYTES = 1 << 16
 _RETRYABLE_ERROR_CODES = {"rate_limited", "infra_unavailable", "internal"}
@@ -44,59 +46,119 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the content ends or the client disconnects."""
+        receiving = asyncio.current_task()
+        # A task of its own, without the middleware's frames below it, which each of its steps would pass.
         sending = asyncio.create_task(self._send_response(send, caller_of(Request(scope))))
-        leaving = asyncio.create_task(_wait_for_disconnect(receive))
+        waiting = True
+
+        def end(_: asyncio.Task[None]) -> None:
+            if waiting and receiving is not None:
+                receiving.cancel()
+
+        sending.add_done_callback(end)
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await _wait_for_disconnect(receive)
+        except asyncio.CancelledError:
+            if not sending.done() or receiving is None or receiving.uncancel() > 0:
+                raise
         finally:
+            waiting = False
             sending.cancel()
-            leaving.cancel()
-            results = await asyncio.gather(sending, leaving, return_exceptions=True)
-        if isinstance(results[0], Exception) and not isinstance(results[0], TimeoutError):
-            raise results[0]
+            [result] = await asyncio.gather(sending, return_exceptions=True)
+        if isinstance(result, Exception) and not isinstance(result, TimeoutError):
+            raise result
 
     async def _send_response(self, send: Send, client: Caller) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with asyncio.timeout(self._max_s) as life:
-                await self._send_chunks(send, client)
-        except TimeoutError:
-            if not life.expired():
-                raise
-        async with asyncio.timeout(self._slow_s):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with _BodySender(send, self._slow_s) as body:
+            try:
+                async with asyncio.timeout(self._max_s) as life:
+                    await self._send_chunks(body, client)
+            except TimeoutError:
+                if not life.expired():
+                    raise
+            await body.send(b"", more=False)
 
-    async def _send_chunks(self, send: Send, client: Caller) -> None:
+    async def _send_chunks(self, body: "_BodySender", client: Caller) -> None:
         # Closed at once, also on a timeout: until then the tailer reads for this stream.
         async with aclosing(self._content) as content:
             async for chunk in content:
                 if not await is_key_still_valid(self._services, client):
                     return
-                async with asyncio.timeout(self._slow_s):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                # A send seldom waits: let other tasks run, and notice a disconnect.
-                await asyncio.sleep(0)
+                await body.send(chunk)
+                if len(chunk) >= _MIN_CHUNK_BYTES:
+                    # More may follow, and a send seldom waits: let other tasks run, and notice a disconnect.
+                    await asyncio.sleep(0)
+                del chunk  # not kept while the client is idle
+
+
+class _BodySender:
+    """Sends the parts of a body. A context manager; in it, a part that takes over `seconds` raises TimeoutError.
+
+    One timer for all parts: a timer for each would cost more than the sending.
+    """
+
+    __slots__ = ("_began", "_expired", "_loop", "_seconds", "_send", "_task", "_timer")
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send = send
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._began: float | None = None
+        self._expired = False
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(self._seconds, self._check)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._timer.cancel()
+        if self._expired and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
+            raise TimeoutError from error
+
+    async def send(self, part: bytes, *, more: bool = True) -> None:
+        """Send a part. more: whether others follow."""
+        self._began = self._loop.time()
+        await self._send({"type": "http.response.body", "body": part, "more_body": more})
+        self._began = None
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        due = self._seconds + (now if self._began is None else self._began)
+        if due > now:
+            self._timer = self._loop.call_at(due, self._check)
+        elif self._task is not None:
+            self._expired = self._task.cancel()
 
 
 class HeartbeatTimer:
-    """When the next heartbeat is due: `seconds` after the last, however much was sent between."""
+    """Interrupts a wait every `seconds`, however much is sent between. A context manager."""
 
-    def __init__(self, seconds: float) -> None:
+    __slots__ = ("_due", "_loop", "_seconds", "_timer", "_wake_signal")
+
+    def __init__(self, seconds: float, wake_signal: WakeSignal) -> None:
         self._seconds = seconds
-        self._clock = asyncio.get_running_loop().time
-        self._next = self._clock() + seconds
+        self._wake_signal = wake_signal
+        self._loop = asyncio.get_running_loop()
+        self._due = False
 
-    @property
-    def seconds_left(self) -> float:
-        """Seconds to the next heartbeat."""
-        return max(0.0, self._next - self._clock())
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(self._seconds, self._expire)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
 
     def take_if_due(self) -> bool:
-        """Whether a heartbeat is due. If so, the next is due `seconds` from now."""
-        if self._clock() < self._next:
-            return False
-        self._next = self._clock() + self._seconds
-        return True
+        """Whether a heartbeat is due, once."""
+        due, self._due = self._due, False
+        return due
+
+    def _expire(self) -> None:
+        self._due = True
+        self._wake_signal.interrupt()
+        self._timer = self._loop.call_later(self._seconds, self._expire)
 
 
 def join_frames(frames: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ client that resumes by Last-Event-ID misses none.
 """
 
 import random
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from projections.progress import Progress
 
 HEARTBEAT_FRAME = b":\n\n"
 RECONNECT_DELAY_MS = 2000
+_SHARED_FRAMES = 1024
+"""How many frames are kept: a new event is encoded once, and its subscribers, who are woken together, share it."""
 _ARTIFACT_FIELDS = ("item_index", "artifact_id", "s3_key", "format", "width", "height", "seed")
 
 
@@ -34,6 +37,7 @@ def reconnect_later_content() -> bytes:
     return retry_line(random.randint(RECONNECT_DELAY_MS, 4 * RECONNECT_DELAY_MS))  # noqa: S311  # no secret
 
 
+@lru_cache(maxsize=_SHARED_FRAMES)
 def job_event_frame(event: RecordedEvent, *, separate_steps: bool) -> bytes:
     """An event of a job. separate_steps: step.start and step.finish as `event: step` instead of `event: log`."""
     body = codec.decode_body_or_none(event)
@@ -62,7 +66,12 @@ def progress_frame(progress: Progress) -> bytes:
 
 def log_event_frame(event: RecordedEvent, cursor: str) -> bytes:
     """An event of the whole log, as a message without a name."""
-    return b"data: %s\nid: %s\n\n" % (msgspec.json.encode(log_event_answer(event)), cursor.encode())
+    return b"data: %s\nid: %s\n\n" % (_log_event_data(event), cursor.encode())
+
+
+@lru_cache(maxsize=_SHARED_FRAMES)
+def _log_event_data(event: RecordedEvent) -> bytes:
+    return msgspec.json.encode(log_event_answer(event))
 
 
 def cursor_frame(cursor: str) -> bytes:

@@ -7,13 +7,14 @@ as Host, so unknown names are rejected. Addresses are allowed: such a page alway
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import errors
 from api.errors import ApiError
+from api.middleware import find_header
 
 _HOST_HEADER_PATTERN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::\d*)?")
 
@@ -50,13 +51,13 @@ class HostCheckMiddleware:
 
     def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app = app
-        self._hosts = hosts
+        self._allows = lru_cache(maxsize=256)(hosts.allows)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
-            host = Headers(scope=scope).get("host", "")
-            if not self._hosts.allows(host):
+            host = find_header(scope, b"host") or ""
+            if not self._allows(host):
                 rejection = ApiError(
                     "misdirected_request",
                     f"This service does not answer for {host[:200]!r}; name it in DF_ALLOWED_HOSTS if it should.",

@@ -126,18 +126,21 @@ async def _read_utf8_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def _read_limited_body(request: Request, max_bytes: int) -> bytearray:
-    too_large = ApiError(
-        "payload_too_large", f"The body is over {max_bytes} bytes.", {"field": "body", "max_bytes": max_bytes}
-    )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
+        raise _too_large_error(max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise too_large
+            raise _too_large_error(max_bytes)
     return body
+
+
+def _too_large_error(max_bytes: int) -> ApiError:
+    return ApiError(
+        "payload_too_large", f"The body is over {max_bytes} bytes.", {"field": "body", "max_bytes": max_bytes}
+    )
 
 
 def _expect_json_content_type(request: Request) -> None:

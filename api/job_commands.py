@@ -1,5 +1,6 @@
 """Routes that change jobs: submit, cancel, retry. Also the stream token of a job."""
 
+import asyncio
 import secrets
 from collections.abc import Coroutine
 from contextlib import nullcontext
@@ -117,7 +118,12 @@ async def _append_job_created(
     first = make_event(created, _event_metadata(request), private=private)
     append = Append(stream=job, category="job", tenant=caller_of(request).tenant, expected=0, events=(first,))
     async with services.admission.reserve_job(caller_of(request).tenant):
-        answer = await _await_write_or_503(services, services.committer.commit(Transition(append=append)))
+        try:
+            # Unlike other writes it ends at once when it is cancelled, and needs no task of its own.
+            async with asyncio.timeout(services.config.patience_s):
+                answer = await services.committer.commit(Transition(append=append))
+        except TimeoutError:
+            raise database_unavailable_error() from None
     return _AcceptedJob(job, first.ts, replayed=not answer.committed)
 
 
@@ -221,7 +227,7 @@ def _event_metadata(request: Request) -> Meta:
 def _client_request_ids(request: Request) -> PersonalText | None:
     """The ids that the client gave its request, as private text. A malformed traceparent is ignored."""
     given = request.headers.get("traceparent", "").strip()
-    traceparent = None if parse_trace_id(given) is None else given
+    traceparent = given if given and parse_trace_id(given) is not None else None
     client_id = request.state.client_request_id
     return PersonalText(request_id=client_id, traceparent=traceparent) if client_id or traceparent else None
 

@@ -20,7 +20,6 @@ from api.routing import ApiRoute
 from api.services import Services
 from eventstore.errors import EventStoreError
 from projections.job_view import JobView
-from projections.progress import job_progress
 
 _EVENTS_PER_READ = 500
 
@@ -42,33 +41,64 @@ async def follow_job(
 ) -> AsyncGenerator[bytes, None]:
     """The frames of a job's stream after a version, to the job's end."""
     first = frames.retry_line(frames.RECONNECT_DELAY_MS)  # part of the first frame with data
-    view: JobView | None = None
-    heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
+    follower = _Follower(services, job, after_version, separate_steps=separate_steps)
+    changed = True
     async with services.tailer.follow(job) as wake_signal:
-        while not services.stopping.is_set():
-            version = 0 if view is None else view.version
-            try:
-                events = await services.tailer.stream_events_after(job, version, limit=_EVENTS_PER_READ)
-                view = await services.queries.fold_events_onto_view(view, events)
-            except EventStoreError:
-                return  # the client reconnects and resumes
-            new = (event for event in events if event.version > after_version)
-            for chunk in join_frames(frames.job_event_frame(event, separate_steps=separate_steps) for event in new):
-                yield first + chunk
-                first = b""
-            if len(events) == _EVENTS_PER_READ:
-                continue
-            if view is None:
-                return
-            due = heartbeat.take_if_due()
-            if due:
-                yield frames.HEARTBEAT_FRAME
-            if events or due:
-                yield first + frames.progress_frame(job_progress(view, services.config.weights))
-                first = b""
-            if view.terminal:
-                return
-            await wake_signal.wait(heartbeat.seconds_left)
+        with HeartbeatTimer(services.config.sse_heartbeat_s, wake_signal) as heartbeat:
+            while not services.stopping.is_set():
+                try:
+                    chunks = join_frames(await follower.next_frames(heartbeat, changed=changed))
+                except EventStoreError:
+                    return  # the client reconnects and resumes
+                while chunk := next(chunks, b""):  # no frame is kept while the client is idle
+                    yield first + chunk
+                    first = b""
+                if follower.ended:
+                    return
+                changed = follower.is_behind or await wake_signal.wait()
+
+
+class _Follower:
+    """What one client has been sent of a job. ended: it needs no more. is_behind: there is more to be read at once."""
+
+    __slots__ = ("_feed", "_job", "_progress_sent", "_sent", "_separate_steps", "_tailer", "ended", "is_behind")
+
+    def __init__(self, services: Services, job: UUID, after_version: int, *, separate_steps: bool) -> None:
+        self._tailer = services.tailer
+        self._job = job
+        self._feed = services.feeds.feed_of(job, services.queries, services.config.weights)
+        self._separate_steps = separate_steps
+        self._sent = after_version
+        self._progress_sent = -1
+        self.ended = False
+        self.is_behind = False
+
+    async def next_frames(self, heartbeat: HeartbeatTimer, *, changed: bool) -> list[bytes]:
+        """The frames of new events, then the progress. changed: whether there may be new events."""
+        out = await self._new_events() if changed else []
+        view = self._feed.view
+        if view is None or self.is_behind:
+            self.ended = view is None
+            return out
+        if due := heartbeat.take_if_due():
+            out.append(frames.HEARTBEAT_FRAME)
+        if self._sent < view.version:
+            return out  # another client has seen more than this one: its progress is not told before its events
+        if due or self._progress_sent != self._sent:
+            out.append(self._feed.progress_frame())
+            self._progress_sent = self._sent
+        self.ended = view.terminal
+        return out
+
+    async def _new_events(self) -> list[bytes]:
+        # From where the view is, if that is behind: after a resume it is folded from the beginning.
+        start = min(self._sent, self._feed.version)
+        events = await self._tailer.stream_events_after(self._job, start, limit=_EVENTS_PER_READ)
+        await self._feed.advance(events)
+        self.is_behind = len(events) == _EVENTS_PER_READ
+        new = [event for event in events if event.version > self._sent]
+        self._sent = max(self._sent, events[-1].version if events else 0)
+        return [frames.job_event_frame(event, separate_steps=self._separate_steps) for event in new]
 
 
 async def _resume_version(request: Request, services: Services, view: JobView) -> int:

@@ -119,19 +119,20 @@ async def open_log_stream(request: Request, services: Services) -> Response:
 async def follow_log(services: Services, cursor: LogCursor, event_filter: _EventFilter) -> AsyncGenerator[bytes, None]:
     """The frames of the whole log after a cursor, without end."""
     yield frames.retry_line(frames.RECONNECT_DELAY_MS) + frames.cursor_frame(cursor.encode())
-    heartbeat = HeartbeatTimer(services.config.sse_heartbeat_s)
     async with services.tailer.follow(None) as wake_signal:
-        while not services.stopping.is_set():
-            try:
-                batches = await services.tailer.log_events_after(cursor.positions, limit=_EVENTS_PER_READ)
-            except EventStoreError:
-                return  # the client reconnects and resumes
-            for chunk in join_frames(_event_frames(batches, cursor, event_filter)):
-                yield chunk
-            if heartbeat.take_if_due():
-                yield frames.cursor_frame(cursor.encode())
-            if not batches:
-                await wake_signal.wait(heartbeat.seconds_left)
+        with HeartbeatTimer(services.config.sse_heartbeat_s, wake_signal) as heartbeat:
+            while not services.stopping.is_set():
+                try:
+                    batches = await services.tailer.log_events_after(cursor.positions, limit=_EVENTS_PER_READ)
+                except EventStoreError:
+                    return  # the client reconnects and resumes
+                chunks = join_frames(_event_frames(batches, cursor, event_filter))
+                while chunk := next(chunks, b""):
+                    yield chunk
+                if heartbeat.take_if_due():
+                    yield frames.cursor_frame(cursor.encode())
+                if not batches:
+                    await wake_signal.wait()
 
 
 def _event_frames(

@@ -1,26 +1,31 @@
-"""Middleware: request ids and the access log, security headers, relative redirects, accepted encodings."""
+"""Middleware: request ids and the access log, security headers, relative redirects, compression."""
 
 import re
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventstore.ids import new_id
 
 _QUALITY_VALUE_PATTERN = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _CLIENT_REQUEST_ID_PATTERN = re.compile(r"[\x20-\x7e]{1,128}")
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+_PAGE_HEADERS = (
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+# Not in shared caches, and revalidated before each use: an ETag still saves the body.
+_API_HEADERS = (*_PAGE_HEADERS, (b"cache-control", b"private, no-cache"))
+_GZIP_MIN_BYTES = 1000
+_UNCOMPRESSED_STATUSES = {HTTPStatus.NO_CONTENT, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED}
 _DEBUG_LOGGED_PATHS = {"/healthz", "/readyz", "/metrics"}
 _FIRST_SERVER_ERROR_STATUS = 500
 # W3C Trace Context, section 3.2: version, trace id, parent id, flags; versions after 00 may have more.
@@ -32,50 +37,47 @@ _TRACEPARENT_PATTERN = re.compile(
 _log = structlog.get_logger(__name__)
 
 
-class RequestIdMiddleware:
-    """Gives each request an id, and a line in the access log.
+class RequestMiddleware:
+    """The outermost middleware. Gives each request an id and a line in the access log, and each response its headers.
 
     X-Request-Id of the response is the client's X-Client-Request-Id or X-Request-Id, or else the id made here. Only
     the id made here is stored in events: the client's may be personal text.
+
+    on_response_start: further functions of the scope, the first message of the response and the time since the
+    request in seconds. All that concerns the beginning of a response is done by one `send`, since each has a cost.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *on_response_start: Callable[[Scope, Message, float], None]) -> None:
         self._app = app
+        self._begin = on_response_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own, client = str(new_id()), _client_request_id(Headers(scope=scope))
-        request_id = client or own
-        scope.setdefault("state", {}).update(request_id=request_id, own_request_id=own, client_request_id=client)
+        own, client = str(new_id()), _client_request_id(scope)
+        scope.setdefault("state", {}).update(request_id=client or own, own_request_id=own, client_request_id=client)
         began = time.perf_counter()
         status = 0
 
-        def begin(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
-            status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                make_redirect_relative(message)
+                add_headers(scope, message)
+                for begin in self._begin:
+                    begin(scope, message, time.perf_counter() - began)
+            await send(message)
 
         try:
-            await self._app(scope, receive, call_on_response_start(send, begin))
+            await self._app(scope, receive, send_with_headers)
         except Exception:  # noqa: BLE001  # uvicorn would log it without the request's id
             # The response was a 500, or was cut off.
             _log.exception("request broke", method=scope["method"], path=scope["path"], **_request_id_log_fields(scope))
         finally:
             _log_request(scope, status, time.perf_counter() - began)
-
-
-def call_on_response_start(send: Send, on_response_start: Callable[[Message], None]) -> Send:
-    """A `send` that calls `on_response_start` with the first message of the response, before it is sent."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            on_response_start(message)
-        await send(message)
-
-    return sent
 
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
@@ -101,9 +103,15 @@ def _request_id_log_fields(scope: Scope) -> dict[str, str]:
 def _sender_log_fields(scope: Scope) -> dict[str, str]:
     """The sender by tenant and key id. Keys and queries are not logged: a query may contain a token."""
     caller = scope["state"].get("caller")
-    trace = parse_trace_id(Headers(scope=scope).get("traceparent", ""))
+    given = find_header(scope, b"traceparent")
+    trace = None if given is None else parse_trace_id(given)
     found = {"tenant": getattr(caller, "tenant", None), "key_id": getattr(caller, "key_id", None), "trace_id": trace}
     return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def find_header(scope: Scope, name: bytes) -> str | None:
+    """The first header of a request with a name in lower case. Starlette's `Headers` copies all of them first."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 def parse_trace_id(traceparent: str) -> str | None:
@@ -112,35 +120,51 @@ def parse_trace_id(traceparent: str) -> str | None:
     return None if match is None else match["known"] or match["later"]
 
 
-class AcceptEncodingMiddleware:
-    """Replaces Accept-Encoding by `gzip` or `identity`: GZipMiddleware ignores weights (RFC 9110, 12.5.3)."""
+class CompressionMiddleware:
+    """Compresses responses for clients that prefer gzip: GZipMiddleware ignores weights (RFC 9110, 12.5.3).
+
+    For others it is left out, since it costs a request more than its lookup; its Vary is added here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._compressing = GZipMiddleware(app, minimum_size=_GZIP_MIN_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] == "http":
-            given = ",".join(Headers(scope=scope).getlist("accept-encoding"))
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = b",".join(value for name, value in scope["headers"] if name == b"accept-encoding").decode("latin-1")
+        if _prefers_gzip(given):
             others = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-            accepted = b"gzip" if _prefers_gzip(given) else b"identity"
-            scope["headers"] = [*others, (b"accept-encoding", accepted)]
-        await self._app(scope, receive, send)
+            scope["headers"] = [*others, (b"accept-encoding", b"gzip")]
+            await self._compressing(scope, receive, send)
+            return
+
+        async def send_with_vary(message: Message) -> None:
+            if message["type"] == "http.response.start" and _is_compressible(message):
+                MutableHeaders(scope=message).add_vary_header("Accept-Encoding")
+            await send(message)
+
+        await self._app(scope, receive, send_with_vary)
 
 
-class ResponseStartMiddleware:
-    """Calls a function with the request's scope and the first message of each response, before it is sent."""
+def _is_compressible(message: Message) -> bool:
+    """Whether GZipMiddleware would compress a response if its client accepted that."""
+    headers = dict(message["headers"])
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().decode("latin-1").lower()
+    excluded = kind in DEFAULT_EXCLUDED_CONTENT_TYPES or f"{kind.partition('/')[0]}/*" in DEFAULT_EXCLUDED_CONTENT_TYPES
+    length = headers.get(b"content-length")
+    return (
+        not excluded
+        and b"content-encoding" not in headers
+        and message["status"] not in _UNCOMPRESSED_STATUSES
+        and (length is None or int(length) >= _GZIP_MIN_BYTES)
+    )
 
-    def __init__(self, app: ASGIApp, on_response_start: Callable[[Scope, Message], None]) -> None:
-        self._app = app
-        self._begin = on_response_start
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        await self._app(scope, receive, call_on_response_start(send, partial(self._begin, scope)))
-
-
-def make_redirect_relative(_scope: Scope, message: Message) -> None:
+def make_redirect_relative(message: Message) -> None:
     """Make Starlette's redirects to other paths of this service relative.
 
     Behind a proxy that terminates TLS, an absolute one would lead to http://, and credentials with it.
@@ -152,19 +176,18 @@ def make_redirect_relative(_scope: Scope, message: Message) -> None:
         headers["Location"] = urlunsplit(("", "", f"/{url.path.lstrip('/')}", url.query, ""))
 
 
-def set_security_headers(scope: Scope, message: Message) -> None:
-    """Set headers for browsers: no content sniffing, no frames, no referrer, no caching without revalidation.
+def add_headers(scope: Scope, message: Message) -> None:
+    """Add the request's id, and headers for browsers: no sniffing, no frames, no referrer, no unchecked caching.
 
     Headers that a response sets itself are kept.
     """
-    headers = MutableHeaders(scope=message)
-    for name, value in _SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
-    if scope["path"].startswith("/v1"):
-        # Not in shared caches, and revalidated before each use: an ETag still saves the body.
-        headers.setdefault("Cache-Control", "private, no-cache")
+    own = {name for name, _ in message["headers"]}
+    added = _API_HEADERS if scope["path"].startswith("/v1") else _PAGE_HEADERS
+    request_id = (b"x-request-id", scope["state"]["request_id"].encode("latin-1"))
+    message["headers"] = [*message["headers"], *(header for header in added if header[0] not in own), request_id]
 
 
+@lru_cache(maxsize=64)
 def _prefers_gzip(accept_encoding: str) -> bool:
     """Whether an Accept-Encoding accepts gzip, and does not prefer no encoding."""
     weights: dict[str, float] = {}
@@ -177,9 +200,9 @@ def _prefers_gzip(accept_encoding: str) -> bool:
     return gzip > 0 and gzip >= weights.get("identity", 0.0)
 
 
-def _client_request_id(headers: Headers) -> str | None:
-    for name in ("x-client-request-id", "x-request-id"):
-        given = headers.get(name)
+def _client_request_id(scope: Scope) -> str | None:
+    for name in (b"x-client-request-id", b"x-request-id"):
+        given = find_header(scope, name)
         if given is not None and _CLIENT_REQUEST_ID_PATTERN.fullmatch(given):
             return given
     return None

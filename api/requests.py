@@ -131,7 +131,8 @@ def parse_job_request(body: bytes) -> Submission:
         raise invalid_field_error("body", "empty; send a JSON object")
     try:
         given = _normalise_json(msgspec.json.decode(body), ())
-        _reject_duplicate_keys(body)
+        if body.count(b":") != _count_keys(given):  # one of them is in a text, or behind a key that was dropped
+            _reject_duplicate_keys(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid_field_error("body", _invalid_json_reason(body, error)) from None
     except RecursionError:
@@ -180,6 +181,16 @@ def _invalid_json_reason(body: bytes, error: Exception) -> str:
     # msgspec takes the lone half of a surrogate pair for a text that was cut off.
     hint = " (perhaps a lone surrogate, an escape like \\ud800)" if rb"\ud" in body.lower() else ""
     return f"not valid JSON: {error}{hint}"
+
+
+def _count_keys(value: Any) -> int:
+    match value:
+        case dict():
+            return len(value) + sum(map(_count_keys, value.values()))
+        case list():
+            return sum(map(_count_keys, value))
+        case _:
+            return 0
 
 
 class _ObjectWithDuplicateKey(dict[str, Any]):

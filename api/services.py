@@ -9,6 +9,7 @@ import msgspec
 
 from api.admission import AdmissionControl
 from api.hosts import AllowedHosts
+from api.job_feed import JobFeeds
 from api.metrics import OPEN_SSE_STREAMS
 from api.stream_tokens import StreamTokens
 from eventstore.committer import Committer
@@ -97,3 +98,4 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     config: ApiConfig
     stopping: asyncio.Event
     open_streams: OpenStreamLimiter = msgspec.field(default_factory=OpenStreamLimiter)
+    feeds: JobFeeds = msgspec.field(default_factory=JobFeeds)

@@ -5,6 +5,7 @@ secrets, access tokens and prompts. structlog writes its lines itself: by way of
 several times as much.
 """
 
+import contextlib
 import functools
 import logging
 import re
@@ -68,11 +69,18 @@ def configure_logging(level: str = "info", log_format: str = "auto", stream: Tex
 
 
 class _NamedLogger(structlog.WriteLogger):
-    """Writes lines. name: of the module that logs."""
+    """Writes lines; a log that can't be written stops nobody, as in the standard library. name: of who logs."""
 
     def __init__(self, file: TextIO, name: str | None) -> None:
         super().__init__(file)
         self.name = name
+
+    def msg(self, message: str) -> None:
+        """Write a line."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 def redact_event(_logger: Any, _method: str, event: EventDict) -> EventDict:

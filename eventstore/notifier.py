@@ -43,25 +43,36 @@ class WakeSignal:
         self.channels = frozenset(channels)
         self.remote_delay_s = remote_delay_s
         self._notified = asyncio.Event()
+        self._woken = False
 
     def wake(self) -> None:
         """End the current or the next `wait`."""
+        self._woken = True
         self._notified.set()
 
-    async def wait(self, timeout_s: float, *, gather_s: float = 0.0) -> bool:
-        """Wait until woken, for at most `timeout_s`. Returns whether it was woken.
+    def interrupt(self) -> None:
+        """End the current or the next `wait` as a timeout does. One timer can so serve many waits."""
+        self._notified.set()
+
+    async def wait(self, timeout_s: float | None = None, *, gather_s: float = 0.0) -> bool:
+        """Wait until woken, for at most `timeout_s` if given. Returns whether it was woken.
 
         gather_s: how much longer to wait then, so that one turn serves what comes meanwhile.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            # Without a timer where none is needed: it would cost more than the wait.
+            if timeout_s is None or self._notified.is_set():
                 await self._notified.wait()
+            else:
+                async with asyncio.timeout(timeout_s):
+                    await self._notified.wait()
         except TimeoutError:
             return False
         if gather_s:
             await asyncio.sleep(gather_s)
         self._notified.clear()
-        return True
+        woken, self._woken = self._woken, False
+        return woken
 
 
 class Notifier:

@@ -465,8 +465,8 @@ MUTANTS = (
     Mutant(
         "bytes-of-an-index",
         "schema.sql",
-        "create index events_beside_jobs on eventstore.events (category, stream_id, version) where category <> 'job';",
-        "create index events_beside_jobs on eventstore.events (category, stream_id, version, (data::text));",
+        "create index events_beside_jobs on eventstore.envelopes (category, stream_id, version) where category <> 'job';",
+        "create index events_beside_jobs on eventstore.envelopes (category, stream_id, version, (data::text));",
         "tests/flow/test_bytes.py",
     ),
     Mutant(
@@ -531,6 +531,34 @@ MUTANTS = (
         "self._take_recent_state(claim) or await",
         "await",
         "tests/flow/test_round_trips.py",
+    ),
+    Mutant(
+        "posts-commit-one-by-one",
+        "eventstore/committer.py",
+        "_MAX_TRANSITIONS_PER_CALL = 200",
+        "_MAX_TRANSITIONS_PER_CALL = 1",
+        "tests/flow/test_round_trips.py -k posts",
+    ),
+    Mutant(
+        "frames-for-each-subscriber",
+        "api/frames.py",
+        "@lru_cache(maxsize=_SHARED_FRAMES)\ndef job_event_frame(",
+        "@lru_cache(maxsize=0)\ndef job_event_frame(",
+        "tests/http/test_shared_frames.py",
+    ),
+    Mutant(
+        "progress-for-each-subscriber",
+        "api/job_feed.py",
+        "        feed = self._feeds.get(job_id)\n",
+        "        feed = None\n",
+        "tests/http/test_shared_frames.py",
+    ),
+    Mutant(
+        "answers-wait-for-acknowledgements",
+        "dreamforge/http_server.py",
+        "socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)",
+        "socket.socket(family, socket.SOCK_STREAM)",
+        "tests/http/test_protocol.py -k sent_at_once",
     ),
 )
 

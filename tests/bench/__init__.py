@@ -7,6 +7,7 @@
 - `peers/`       one module for each peer, with one protocol
 - `jobs`         parts 1 and 2: many jobs, and one alone
 - `http_part`    part 3, with `http_app` (the bare application), `http_load` and `http_client`
+- `sse_part`     part 4, with `sse_app` (the bare fan-out), `sse_publisher` and `sse_client`
 - `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

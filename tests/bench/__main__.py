@@ -9,11 +9,22 @@ from typing import Any
 import msgspec
 
 from tests.bench.contestants import CONTESTANTS
+from tests.bench.fleet_part import FleetPart, FleetSize
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
 from tests.bench.overload_part import OverloadPart, OverloadSize
-from tests.bench.report import http_table, overload_table, rates_table, stalls_table, times_table
-from tests.bench.results import HttpLine, JobsResult, OverloadResult, StallsLine
+from tests.bench.report import (
+    fleet_table,
+    http_table,
+    idle_table,
+    overload_table,
+    rates_table,
+    sse_table,
+    stalls_table,
+    times_table,
+)
+from tests.bench.results import FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
+from tests.bench.sse_part import SsePart, SseSize
 from tests.bench.stack import describe_machine, started
 from tests.bench.stalls_part import StallsPart
 
@@ -21,10 +32,14 @@ _QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
 _FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
 _QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
 _FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
+_QUICK_SSE = SseSize(rounds=2, seconds=3.0, idle=(1000,))
+_FULL_SSE = SseSize(rounds=3, seconds=20.0, idle=(1000, 10_000))
 _STALLS_JOBS = 10
 _OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
+_QUICK_FLEET = FleetSize(runners=(0, 16), rate=20.0, seconds=6.0, burst=64)
+_FULL_FLEET = FleetSize(runners=(0, 16, 64), rate=20.0, seconds=30.0, burst=64)
 _QUICK_PARTS = ("jobs", "http")
-_PARTS = (*_QUICK_PARTS, "stalls", "overload")
+_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet")
 
 
 class Report(msgspec.Struct):
@@ -35,8 +50,11 @@ class Report(msgspec.Struct):
     seconds: float
     jobs: JobsResult | None = None
     http: list[HttpLine] | None = None
+    sse: list[SseLine] | None = None
+    idle: list[IdleLine] | None = None
     stalls: list[StallsLine] | None = None
     overload: OverloadResult | None = None
+    fleet: list[FleetLine] | None = None
 
 
 def _show(report: Report) -> None:
@@ -53,10 +71,14 @@ def _show(report: Report) -> None:
             print(f"{name}: skipped, {reason}\n")
     if report.http is not None:
         print(http_table(report.http), end="\n\n")
+    if report.sse is not None and report.idle is not None:
+        print(sse_table(report.sse), idle_table(report.idle), sep="\n\n", end="\n\n")
     if report.stalls is not None:
         print(stalls_table(report.stalls), end="\n\n")
     if report.overload is not None:
-        print(overload_table(report.overload))
+        print(overload_table(report.overload), end="\n\n")
+    if report.fleet is not None:
+        print(fleet_table(report.fleet))
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -81,10 +103,14 @@ def main() -> None:
             report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
         if "http" in parts:
             report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
+        if "sse" in parts:
+            report.sse, report.idle = SsePart(stack, _QUICK_SSE if args.quick else _FULL_SSE, say).run()
         if "stalls" in parts:
             report.stalls = StallsPart(stack, _STALLS_JOBS, say).run()
         if "overload" in parts:
             report.overload = OverloadPart(stack, _OVERLOAD, say).run()
+        if "fleet" in parts:
+            report.fleet = FleetPart(stack, _QUICK_FLEET if args.quick else _FULL_FLEET, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

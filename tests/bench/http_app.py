@@ -69,14 +69,15 @@ def make_app(db_url: str) -> Starlette:
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-def _serve(db_url: str, port: int) -> None:
+def serve(app: Starlette, port: int) -> None:
+    """Serve an application with the settings of Dream Forge's server."""
     # As Dream Forge listens: asyncio disables Nagle's algorithm only with an explicit protocol.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
-    config = uvicorn.Config(make_app(db_url), loop="uvloop", http="httptools", log_level="warning", access_log=False)
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", log_level="warning", access_log=False)
     uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    serve(make_app(sys.argv[1]), int(sys.argv[2]))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.results import EMPTY, HttpLine, JobsResult, OverloadResult, StallsLine
+from tests.bench.results import EMPTY, FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
 
 NONE = "-"
 OURS = "dreamforge"
@@ -102,6 +102,57 @@ def overload_table(result: OverloadResult) -> str:
         ["recovered after s", f"{result.recovered:.1f}"],
     ]
     return table(["overload, ten times the best rate", ""], rows)
+
+
+def sse_table(lines: Sequence[SseLine]) -> str:
+    """Part 4: latencies."""
+    rows = [
+        [
+            line.subscribers,
+            *_milliseconds(line.ours.seconds),
+            *_milliseconds(line.bare.seconds),
+            *_percentile_ratios(line.ours.seconds, line.bare.seconds),
+            *(spread_text(spread(side.cpu_us), 0) for side in (line.ours, line.bare)),
+            *(f"{side.received}/{side.expected}" for side in (line.ours, line.bare)),
+        ]
+        for line in lines
+    ]
+    head = ["commit to SSE, subscribers", "p50 ms", "p99 ms", "bare p50", "bare p99", "p50 ours/bare", "p99 ours/bare"]
+    return table([*head, "CPU us/event", "bare", "received", "bare"], rows)
+
+
+def idle_table(lines: Sequence[IdleLine]) -> str:
+    """Part 4: idle subscribers."""
+    rows = [
+        [
+            str(line.subscribers),
+            *(f"{side.bytes_each / 1000:.1f}" for side in (line.ours, line.bare)),
+            *(f"{side.cpu_us_each_s:.1f}" for side in (line.ours, line.bare)),
+        ]
+        for line in lines
+    ]
+    return table(["idle subscribers", "kB each", "bare", "CPU us each a second", "bare"], rows)
+
+
+def _percentile_ratios(ours: Sequence[float], bare: Sequence[float]) -> list[str]:
+    if not (ours and bare):
+        return [NONE, NONE]
+    return [f"{percentile(ours, percent) / percentile(bare, percent):.2f}" for percent in (50, 99)]
+
+
+def fleet_table(lines: Sequence[FleetLine]) -> str:
+    """Part 8."""
+    rows = [
+        [
+            f"{line.runners}" + (", those that listen frozen" if line.frozen else ""),
+            *(f"{line.cpu[group]:.1f}" for group in ("postgresql", "up", "runners")),
+            *_milliseconds(line.starts),
+            f"{max(line.burst) * 1000:.0f}",
+        ]
+        for line in lines
+    ]
+    head = ["further runners of one slot", "CPU ms/job: PostgreSQL", "up", "runners", "start p50 ms", "p99 ms"]
+    return table([*head, "slowest of a burst"], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

@@ -78,3 +78,50 @@ class OverloadResult(msgspec.Struct):
     answered: OpenLoadResult
     latencies: list[float]
     recovered: float
+
+
+class SseTurns(msgspec.Struct):
+    """One side of a line of part 4. seconds: from a commit to an event's arrival; cpu_us: of the server, for each.
+
+    late: publications that began an interval too late. expected: events that readers should have got meanwhile.
+    """
+
+    seconds: list[float] = []
+    cpu_us: list[float] = []
+    late: int = 0
+    received: int = 0
+    expected: int = 0
+
+
+class SseLine(msgspec.Struct):
+    """So many subscribers of so many jobs, as `subscribers` says."""
+
+    subscribers: str
+    ours: SseTurns = msgspec.field(default_factory=SseTurns)
+    bare: SseTurns = msgspec.field(default_factory=SseTurns)
+
+
+class IdleCost(msgspec.Struct):
+    """What an idle subscriber costs the server: resident memory, and microseconds of CPU time a second."""
+
+    bytes_each: float = 0.0
+    cpu_us_each_s: float = 0.0
+
+
+class IdleLine(msgspec.Struct):
+    """So many idle subscribers."""
+
+    subscribers: int
+    ours: IdleCost = msgspec.field(default_factory=IdleCost)
+    bare: IdleCost = msgspec.field(default_factory=IdleCost)
+
+
+class FleetLine(msgspec.Struct):
+    """Part 8. runners: beside `dreamforge up`. cpu: ms per job, by group. starts, burst: seconds until the start."""
+
+    runners: int
+    frozen: bool
+    jobs: int
+    cpu: dict[str, float]
+    starts: list[float]
+    burst: list[float]

@@ -1,5 +1,6 @@
 """Nothing is lost and nothing happens twice when everything is killed, again and again."""
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import pytest
 from PIL import Image
 
 from orchestrator.plan import item_seed, object_key
-from tests.kit import TERMINAL, Api, Service, codes
+from tests.kit import TERMINAL, Api, Service, codes, eventually
 
 ITEMS = 30
 KILLS = 20
 SIZE = 640
 SEED = 2026
+POST_KILLS = 3
+POSTS = 200
+POSTERS = 64
 
 
 class Home:
@@ -121,6 +126,40 @@ def test_a_job_survives_twenty_sigkills_of_everything_and_one_adoption(home: Hom
         assert api.finished(job_id, within=180)["status"] == "succeeded"
         check(api, job_id)
     api.close()
+
+
+async def test_every_answered_post_has_its_job_after_api_and_postgresql_were_killed(home: Home) -> None:
+    """Given 64 clients that post as fast as they can, when both get SIGKILL, then every 202 has its job."""
+    api = await asyncio.to_thread(home.start)
+    answered: list[str] = []
+    for number in range(1, POST_KILLS + 1):
+        posting = asyncio.gather(*(post_until_cut_off(api.base, answered) for _ in range(POSTERS)))
+        await eventually(partial(has_at_least, answered, number * POSTS), within=60)
+        assert await asyncio.to_thread(home.kill_all) == []
+        await posting
+        api.close()
+        api = await asyncio.to_thread(home.start)
+    async with httpx.AsyncClient(base_url=api.base, trust_env=False, timeout=60) as client:
+        lost = [job_id for job_id in answered if (await client.get(f"/v1/jobs/{job_id}")).status_code != 200]
+    api.close()
+    assert lost == []
+    assert len(set(answered)) == len(answered) >= POST_KILLS * POSTS
+
+
+async def has_at_least(answered: list[str], count: int) -> bool:
+    """Were so many posts answered?"""
+    return len(answered) >= count
+
+
+async def post_until_cut_off(base: str, answered: list[str]) -> None:
+    """Post jobs until the server is gone; note those that were answered with 202."""
+    body = {"type": "generate", "prompt": "a lighthouse", "width": 64, "height": 64}
+    async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=60) as client:
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                answer = await client.post("/v1/jobs", json=body)
+                if answer.status_code == 202:
+                    answered.append(answer.json()["job"]["id"])
 
 
 def post(api: Api) -> str:

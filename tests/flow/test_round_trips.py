@@ -18,21 +18,31 @@ from eventstore.database import Database
 from tests.kit import TERMINAL, eventually, roles_environ
 
 COMMITS = 10
+POSTS = 50
 HISTORIES = 1
 """Reads of histories: before the first start. The later ones are folded already, where they are needed next."""
 
 
 class Counted(Database):
-    """Counts the statements that it runs, and those among them that write."""
+    """Counts the statements that it runs, and those among them that write.
+
+    admitted: set while commits may begin. held: how many had to wait for that.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.statements: Counter[str] = Counter()
         self.commits: Counter[str] = Counter()
+        self.admitted = asyncio.Event()
+        self.admitted.set()
+        self.held = 0
 
     async def execute_once(self, sql: str, *args: object, seconds: float | None = None) -> list[Any]:
-        rows = await super().execute_once(sql, *args, seconds=seconds)
         kind = kind_of(sql)
+        if kind == "commit" and not self.admitted.is_set():
+            self.held += 1
+            await self.admitted.wait()
+        rows = await super().execute_once(sql, *args, seconds=seconds)
         self.statements[kind] += 1
         # A claim that finds nothing writes nothing, and has no commit record.
         if kind == "commit" or (kind == "claim" and rows):
@@ -93,3 +103,31 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
     assert commits["claim"] == 2
     assert sum(commits.values()) <= COMMITS
     assert statements["read streams"] <= HISTORIES
+
+
+async def test_posts_that_arrive_together_share_commits(db_url: str, s3_config: S3Config) -> None:
+    """Given a commit that is held up, when 50 POSTs come meanwhile, then one more commit is for all of them."""
+    settings, _ = load_settings(roles_environ(db_url, s3_config))
+    database = Counted(db_url)
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        core = process.ProcessContext(settings, database, stopping)
+        stack.push_async_callback(database.close)
+        stack.push_async_callback(core.notifier.stop)
+        stack.push_async_callback(core.committer.stop)
+        await roles._api(core, stack)
+        limits = httpx.Limits(max_connections=None)
+        client = httpx.AsyncClient(base_url=core.url, trust_env=False, limits=limits, timeout=60)
+        http = await stack.enter_async_context(client)
+        body = {"type": "generate", "prompt": "x", "width": 64, "height": 64}
+        await http.post("/v1/jobs", json=body)
+        database.admitted.clear()
+        first = asyncio.create_task(http.post("/v1/jobs", json=body))
+        await eventually(lambda: asyncio.sleep(0, database.held == 1))
+        posts = [asyncio.create_task(http.post("/v1/jobs", json=body)) for _ in range(POSTS)]
+        await eventually(lambda: asyncio.sleep(0, len(core.committer._pending) == POSTS))
+        database.admitted.set()
+        answers = await asyncio.gather(first, *posts)
+        stopping.set()
+    assert {answer.status_code for answer in answers} == {202}
+    assert database.commits["commit"] == 3

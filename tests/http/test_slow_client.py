@@ -28,8 +28,8 @@ from tests.kit import Api, History, Metrics, Store, eventually, parse_sse
 
 
 @asynccontextmanager
-async def short_deadline(url: str) -> AsyncIterator[str]:
-    """An API that cuts off who doesn't read for half a second; there is no setting for it."""
+async def services_on(url: str, config: ApiConfig | None = None) -> AsyncIterator[Services]:
+    """What the handlers of an API use, on a database."""
     store = Store(url)
     services = Services(
         log=store.log,
@@ -43,22 +43,31 @@ async def short_deadline(url: str) -> AsyncIterator[str]:
         tokens=StreamTokens(store.database),
         admission=AdmissionControl(store.database, AdmissionLimits()),
         presign=cast("Any", None),
-        config=ApiConfig(slow_client_s=0.5),
+        config=config or ApiConfig(),
         stopping=asyncio.Event(),
     )
-    bound = listen_on("127.0.0.1", 0)
-    server = HttpServer(
-        build_api_app(services, HealthSources({}, BacklogGauges(store.database), WriteProbe(store.database)))
-    )
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
     try:
-        yield url_of_socket(bound)
+        yield services
     finally:
         services.stopping.set()
-        server.should_exit = True
-        await serving
         await services.tailer.stop()
         await store.close()
+
+
+@asynccontextmanager
+async def short_deadline(url: str) -> AsyncIterator[str]:
+    """An API that cuts off who doesn't read for half a second; there is no setting for it."""
+    async with services_on(url, ApiConfig(slow_client_s=0.5)) as services:
+        database = services.log.database
+        bound = listen_on("127.0.0.1", 0)
+        server = HttpServer(build_api_app(services, HealthSources({}, BacklogGauges(database), WriteProbe(database))))
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            yield url_of_socket(bound)
+        finally:
+            services.stopping.set()
+            server.should_exit = True
+            await serving
 
 
 async def test_who_does_not_read_is_cut_off_and_loses_nothing(lone: Api, lone_url: str, scribe: Scribe) -> None:

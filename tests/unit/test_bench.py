@@ -5,15 +5,29 @@ import pytest
 from tests.bench.figures import Spread, percentile, ratios, spread
 from tests.bench.open_load import OpenLoadResult
 from tests.bench.report import (
+    fleet_table,
     http_table,
+    idle_table,
     overload_table,
     rates_table,
     spread_text,
+    sse_table,
     stalls_table,
     table,
     times_table,
 )
-from tests.bench.results import EMPTY, HttpLine, JobsResult, OverloadResult, StallsLine
+from tests.bench.results import (
+    EMPTY,
+    FleetLine,
+    HttpLine,
+    IdleCost,
+    IdleLine,
+    JobsResult,
+    OverloadResult,
+    SseLine,
+    SseTurns,
+    StallsLine,
+)
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -109,3 +123,28 @@ def test_goodput_is_a_share_of_the_best_rate() -> None:
     assert cells(shown, "answers by status") == ["202: 100, 503: 900"]
     assert cells(shown, "admitted job p50, p99 ms") == ["2500.0, 9000.0"]
     assert cells(shown, "refused without Retry-After; not sent") == ["0; 7"]
+
+
+def test_a_line_of_streams_compares_percentiles_of_all_rounds() -> None:
+    line = SseLine(
+        "1 of 1 job",
+        ours=SseTurns([0.002, 0.004, 0.006], [100.0, 120.0], received=3, expected=3),
+        bare=SseTurns([0.001, 0.002, 0.003], [50.0], received=2, expected=3),
+    )
+    assert cells(sse_table([line, SseLine("none")]), "1 of 1 job") == [
+        *("4.0", "6.0", "2.0", "3.0", "2.00", "2.00"),
+        *("110 (100-120)", "50 (50-50)", "3/3", "2/3"),
+    ]
+    assert cells(sse_table([line, SseLine("none")]), "none")[:6] == ["-"] * 6
+
+
+def test_an_idle_subscriber_costs_kilobytes_and_microseconds() -> None:
+    line = IdleLine(1000, ours=IdleCost(29_800.0, 4.0), bare=IdleCost(24_700.0, 2.0))
+    assert cells(idle_table([line]), "1000") == ["29.8", "24.7", "4.0", "2.0"]
+
+
+def test_a_fleet_is_judged_by_cpu_per_job_and_by_its_starts() -> None:
+    cpu = {"postgresql": 12.04, "up": 20.0, "runners": 3.25}
+    line = FleetLine(64, frozen=True, jobs=2, cpu=cpu, starts=[0.02, 0.03], burst=[0.1, 0.9])
+    shown = cells(fleet_table([line]), "64, those that listen frozen")
+    assert shown == ["12.0", "20.0", "3.2", "20.0", "30.0", "900"]

@@ -57,6 +57,18 @@ def test_tracebacks_show_neither_secrets_nor_local_variables(stream: io.StringIO
     assert prompt not in text
 
 
+def test_a_log_that_cannot_be_written_stops_nobody(stream: io.StringIO) -> None:
+    """Given a full disk, or a reader of the pipe that has gone, then whoever logs goes on."""
+
+    class Full(io.StringIO):
+        def write(self, _line: str) -> int:
+            raise OSError("no space left on device")
+
+    assert stream.getvalue() == ""
+    logs.configure_logging("info", "json", Full())
+    structlog.get_logger("forge").info("started")
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [

@@ -23,6 +23,8 @@ from eventstore.supervision import SupervisedTask
 _BATCH_SIZE = 1000
 # Readers of old events are limited: many at once would take every connection of the pool from the live readers.
 _MAX_CATCHING_UP_READERS = 2
+_FAILURES_BEFORE_WAKING = 6
+"""After so many failed reads, a few seconds, the followers learn of it by reading themselves."""
 _log = structlog.get_logger(__name__)
 
 
@@ -114,6 +116,8 @@ class Tailer:
                         self._clear_ring()  # a follower before the gap finds it in the database; others continue
                     if backoff.failures == 0:
                         _log.warning("tailer can't read the log, trying again", error=str(error))
+                    if backoff.failures == _FAILURES_BEFORE_WAKING:
+                        self._wake_all()
                     await backoff.wait()
                     continue
                 backoff.reset()

@@ -20,7 +20,6 @@ from tests.conftest import Backends, execute, fresh_database
 from tests.http.conftest import BODY, Scribe, consumer, invalid, rejected, running, succeeded, until
 from tests.kit import NOBODY, Api, History
 
-HASTY = {"DF_SSE_HEARTBEAT_S": "0.5"}
 NO_JOB = f"/v1/jobs/{NOBODY}"
 
 
@@ -204,7 +203,7 @@ async def test_a_bug_is_a_500_that_leaks_nothing() -> None:
 @pytest.fixture
 def fragile(backends: Backends, s3_config: S3Config) -> Iterator[tuple[str, Api]]:
     """An API, and its database, which a test may take away."""
-    with fresh_database(backends) as url, running("api", url, s3_config, **HASTY) as service, consumer(service) as api:
+    with fresh_database(backends) as url, running("api", url, s3_config) as service, consumer(service) as api:
         yield url, api
 
 

@@ -126,6 +126,7 @@ class Tailer:
         finally:
             self._notifier.remove_wake_signal(wake_signal)
             self._clear_ring()
+            self._wake_all()
 
     async def _read_new_events(self) -> bool:
         """Read what came since into the ring. Answers whether there may be more."""

@@ -48,6 +48,10 @@ class ExplainedDatabase(Database):
             yield connection
             connection.remove_log_listener(self._keep)
 
+    async def _execute_once(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *args)  # type: ignore[no-any-return]  # asyncpg ships no types
+
     async def begin(self) -> None:
         """Explain what follows."""
         async with self.connection() as connection:

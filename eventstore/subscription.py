@@ -21,6 +21,8 @@ from eventstore.notifier import LOG_CHANNEL, Notifier
 _BATCH_SIZE = 500
 _RECHECK_INTERVAL_S = 2.0
 _LAZY_MOVE_INTERVAL_S = 1.0
+_BUSY_GATHER_S = 0.02
+"""How long a turn waits for more events if the one before it served several streams: so fewer turns serve them all."""
 _MAX_RETRY_DELAY_S = 30.0
 _TRIES_BEFORE_QUARANTINE = 3
 """How often an event is rejected before `Handler.quarantine`."""
@@ -98,6 +100,7 @@ class Subscription:
         self._gather_s = gather_s
         self._create = create
         self._rechecked_at = 0.0
+        self._served_several_streams = False
         self._bind = {"subscription": handler.name}
         self.cursors: dict[int, PartitionCursor] = {}
         self.available = False
@@ -121,7 +124,8 @@ class Subscription:
                 self.available = True
                 backoff.reset()
                 if not busy:
-                    await wake_signal.wait(self._poll_s, gather_s=self._gather_s)
+                    busy_gather_s = _BUSY_GATHER_S if self._served_several_streams else 0.0
+                    await wake_signal.wait(self._poll_s, gather_s=max(self._gather_s, busy_gather_s))
         finally:
             self._notifier.remove_wake_signal(wake_signal)
 
@@ -135,6 +139,7 @@ class Subscription:
             cursor.partition: cursor.handled_position for cursor in self.cursors.values() if cursor.retry_at <= now
         }
         batches = await self._log.read_after(ready, limit=_BATCH_SIZE) if ready else {}
+        self._served_several_streams = len({event.stream_id for batch in batches.values() for event in batch}) > 1
         if batches:
             await self._handle_batches(batches)
         await self._commit_lazy_moves()

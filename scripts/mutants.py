@@ -491,6 +491,13 @@ MUTANTS = (
         "tests/store/test_subscription.py -k full_batch",
     ),
     Mutant(
+        "busy-subscriptions-gather-nothing",
+        "eventstore/subscription.py",
+        "_BUSY_GATHER_S if self._served_several_streams else 0.0",
+        "0.0",
+        "tests/store/test_subscription.py -k busy",
+    ),
+    Mutant(
         "rows-of-unknown-steps",
         "projections/rows.py",
         "expect_known_steps(*(step.name for step in self.steps))",

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from eventstore import subscription
+from eventstore.committer import Transition
 from eventstore.errors import EventRejected
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
@@ -46,10 +47,12 @@ class Recorder:
         self._quiet = quiet
         self.poison: UUID | None = None
         self.moves = 0
+        self.turns = 0
 
     async def handle(
         self, events: Sequence[RecordedEvent], moves: Sequence[CheckpointMove]
     ) -> Mapping[int, CheckpointMoveOutcome] | None:
+        self.turns += 1
         if any(one.stream_id == self.poison for one in events):
             raise ValueError("poison")
         await asyncio.sleep(0)
@@ -259,6 +262,31 @@ async def test_a_full_batch_is_followed_by_the_next_at_once(store: Store, monkey
     await store.log.commit(Batch(appends=[some_append(count=4)]))
     reader = Subscription(store.log, store.notifier, Recorder(store, []), codec.is_known)
     assert [await reader.poll_once() for _ in range(3)] == [True, False, False]
+
+
+async def test_a_busy_subscription_serves_several_streams_in_one_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a turn that served two streams, then what comes within a while is served together."""
+    monkeypatch.setattr(subscription, "_BUSY_GATHER_S", 1.0)
+    seen: list[tuple[UUID, int]] = []
+    recorder = Recorder(store, seen)
+    reader = Subscription(store.log, store.notifier, recorder, codec.is_known)
+    await store.log.commit(Batch(appends=[some_append(), some_append()]))
+    running = asyncio.create_task(reader.run())
+
+    async def has_seen(count: int) -> bool:
+        return len(seen) == count
+
+    await eventually(lambda: has_seen(2))
+    turns = recorder.turns
+    for _ in range(10):
+        await store.committer.commit(Transition(append=some_append()))
+        await asyncio.sleep(0.03)  # without gathering, a turn of its own
+    await eventually(lambda: has_seen(12))
+    assert recorder.turns - turns <= 3
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_reaction_rejected_by_a_cancel_that_came_first_is_not_lost(store: Store) -> None:

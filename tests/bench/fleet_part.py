@@ -53,7 +53,7 @@ class FleetPart:
 
     def _measure(self, runners: int, *, frozen: bool) -> FleetLine:
         self._say(f"{runners} further runners" + (", those that listen frozen" if frozen else ""))
-        name = f"fleet_{runners}_{frozen}"
+        name = f"fleet_{runners}_frozen" if frozen else f"fleet_{runners}"
         with self._stack.database(name) as db_url, contextlib.ExitStack() as stack:
             environ = ours.service_environ(db_url, self._stack.s3)
             log = self._stack.home / f"{name}.log"

@@ -37,6 +37,7 @@ from eventstore.errors import EventStoreError
 from eventstore.log import Log
 from eventstore.metrics import BacklogGauges
 from eventstore.notifier import Notifier
+from eventstore.tailer import Tailer
 from eventstore.write_probe import WriteProbe
 from orchestrator.quarantine_log import QUARANTINED_JOBS, QUARANTINED_JOBS_COUNT_SQL
 
@@ -59,6 +60,7 @@ class ProcessContext:
     """What all roles of a process share.
 
     stopping: set when the stop begins. checks: of /readyz, by name. url: where the API listens, if this process does.
+    tailer: what reads the log for all roles, if several of them follow it.
     """
 
     def __init__(self, settings: Settings, database: Database, stopping: asyncio.Event) -> None:
@@ -69,6 +71,7 @@ class ProcessContext:
         self.log = Log(database)
         self.notifier = Notifier(database)
         self.committer = Committer(self.log, self.notifier)
+        self.tailer: Tailer | None = None
         self.url = ""
         self.checks: dict[str, HealthCheck] = {
             "database": lambda: schema.check_release(database),

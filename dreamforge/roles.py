@@ -35,6 +35,7 @@ from eventstore.database import DatabaseWithDeadline, retry_until_available
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
 from eventstore.metrics import SUBSCRIPTION_FAILED
+from eventstore.notifier import BUSY_GATHER_S
 from eventstore.outbox import Outbox
 from eventstore.subscription import Handler, Subscription
 from eventstore.tailer import Tailer
@@ -80,7 +81,7 @@ def up(settings: Settings) -> int:
     # The API last: it listens when everything that /readyz asks about is there, and is the first to stop.
     # The runner's own port as well: dashboards of the old service scrape it.
     health = health_server("runner", settings.worker_metrics_port)
-    return run_roles(start, [_orchestrator, _projector, health, _runner, _api])
+    return run_roles(start, [_shared_tailer, _orchestrator, _projector, health, _runner, _api])
 
 
 def api(settings: Settings) -> int:
@@ -137,7 +138,7 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
     config = _api_config(settings)
     reads = DatabaseWithDeadline(context.database, config.patience_s)
     log = Log(reads)
-    tailer = Tailer(log, context.notifier, poll_s=settings.sse_poll_ms / 1000)
+    tailer = context.tailer or _start_tailer(context, stack)
     limits = AdmissionLimits(
         queued=settings.max_queued_jobs, tenant_queued=settings.tenant_max_queued_jobs, rate=settings.tenant_rate
     )
@@ -161,11 +162,24 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         raise StartupError(f"can't listen on {address} ({error}); choose another with --port or DF_PORT") from error
-    context.checks["tailer"] = tailer.task.check
     health = msgspec.structs.replace(context.health, needs_writes=False)
     context.url = serve_http(context, stack, build_api_app(services, health), bound, "api")
-    stack.push_async_callback(tailer.stop)
+    stack.callback(tailer.wake_followers)  # which end their streams
     _log.info("listening", url=context.url)
+
+
+async def _shared_tailer(context: ProcessContext, stack: AsyncExitStack) -> None:
+    """Reads the log once for all roles of the process that follow it."""
+    context.tailer = _start_tailer(context, stack, gather_s=BUSY_GATHER_S)
+
+
+def _start_tailer(context: ProcessContext, stack: AsyncExitStack, gather_s: float = 0.0) -> Tailer:
+    """A tailer, which reads while somebody follows it."""
+    log = Log(DatabaseWithDeadline(context.database, _api_config(context.settings).patience_s))
+    tailer = Tailer(log, context.notifier, poll_s=context.settings.sse_poll_ms / 1000, gather_s=gather_s)
+    stack.push_async_callback(tailer.stop)
+    context.checks["tailer"] = tailer.task.check
+    return tailer
 
 
 def _expect_keys_if_public(settings: Settings) -> None:
@@ -230,7 +244,13 @@ async def _rebuild_outdated(settings: Settings) -> None:
 
 def _subscribe(context: ProcessContext, stack: AsyncExitStack, handler: Handler, gather_s: float = 0.0) -> None:
     subscription = Subscription(
-        context.log, context.notifier, handler, codec.is_known, poll_s=context.settings.poll_s, gather_s=gather_s
+        context.log,
+        context.notifier,
+        handler,
+        codec.is_known,
+        poll_s=context.settings.poll_s,
+        gather_s=gather_s,
+        source=context.tailer,
     )
     task = context.spawn(subscription.run(), handler.name)
 

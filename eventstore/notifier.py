@@ -19,6 +19,8 @@ from eventstore.database import Backoff, Database
 from eventstore.errors import DatabaseUnavailable
 
 LOG_CHANNEL = "df_log"
+BUSY_GATHER_S = 0.02
+"""How long a reader of the log waits for more events if its last read found several streams: fewer reads find all."""
 # A notification may be lost in a crash, so it need not wait for the disk. Set for this transaction alone: behind a
 # pooler the next one on the same server connection may be an append.
 _NOTIFY_SQL = """

@@ -6,7 +6,8 @@ subscription and be killed at any instruction. They need neither locks nor a ses
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import msgspec
@@ -16,13 +17,11 @@ from eventstore.database import Backoff
 from eventstore.errors import DatabaseUnavailable, EventRejected, EventStoreError, LogDamaged, UnknownEvent
 from eventstore.events import RecordedEvent
 from eventstore.log import CheckpointMove, CheckpointMoveOutcome, Log, expect_gapless
-from eventstore.notifier import LOG_CHANNEL, Notifier
+from eventstore.notifier import BUSY_GATHER_S, LOG_CHANNEL, Notifier, WakeSignal
 
 _BATCH_SIZE = 500
 _RECHECK_INTERVAL_S = 2.0
 _LAZY_MOVE_INTERVAL_S = 1.0
-_BUSY_GATHER_S = 0.02
-"""How long a turn waits for more events if the one before it served several streams: so fewer turns serve them all."""
 _MAX_RETRY_DELAY_S = 30.0
 _TRIES_BEFORE_QUARANTINE = 3
 """How often an event is rejected before `Handler.quarantine`."""
@@ -59,6 +58,19 @@ class Handler(Protocol):
         """Quarantine the stream of an event that `handle` rejected several times; False if others must."""
 
 
+class EventSource(Protocol):
+    """Where the subscriptions of a process read, if they share a reader: its tailer."""
+
+    def follow(self, stream: None) -> AbstractAsyncContextManager[WakeSignal]:
+        """A signal that wakes whenever the log has grown, or may have."""
+
+    async def read_after(self, positions: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
+        """At most `limit` events of each partition after its position, in order."""
+
+    def forget(self) -> None:
+        """Forget what was read, since the server may be another one."""
+
+
 class PartitionCursor(msgspec.Struct):
     """One partition as a subscription sees it: its checkpoint, and up to where events were handled."""
 
@@ -77,7 +89,8 @@ class Subscription:
 
     is_known: whether this release can handle events of a code and schema version; the subscription stops before others.
     create: add the subscription if there is none; else `SubscriptionGone` is raised once there is none any more.
-    gather_s: how long to wait for more events after a notification, so that fewer turns handle them.
+    gather_s: how long to wait for more events after a notification, so that fewer turns handle them. source: where to
+    read the events; if not given, they are read from the log, for this subscription alone.
     available: is the database there? cursors: each partition's position, and why it is stalled if it is.
     """
 
@@ -91,13 +104,16 @@ class Subscription:
         poll_s: float = 1.0,
         gather_s: float = 0.0,
         create: bool = True,
+        source: EventSource | None = None,
     ) -> None:
         self._log = log
-        self._notifier = notifier
+        self._source = source or _LogReader(log, notifier)
         self._handler = handler
         self._is_known = is_known
         self._poll_s = poll_s
         self._gather_s = gather_s
+        # A shared reader has gathered already.
+        self._busy_gather_s = BUSY_GATHER_S if source is None else 0.0
         self._create = create
         self._rechecked_at = 0.0
         self._served_several_streams = False
@@ -107,9 +123,8 @@ class Subscription:
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
-        wake_signal = self._notifier.add_wake_signal(LOG_CHANNEL)
         backoff = Backoff()
-        try:
+        async with self._source.follow(None) as wake_signal:
             while True:
                 try:
                     busy = await self.poll_once()
@@ -124,10 +139,8 @@ class Subscription:
                 self.available = True
                 backoff.reset()
                 if not busy:
-                    busy_gather_s = _BUSY_GATHER_S if self._served_several_streams else 0.0
+                    busy_gather_s = self._busy_gather_s if self._served_several_streams else 0.0
                     await wake_signal.wait(self._poll_s, gather_s=max(self._gather_s, busy_gather_s))
-        finally:
-            self._notifier.remove_wake_signal(wake_signal)
 
     async def poll_once(self) -> bool:
         """Read and handle once. Answers whether there may be more to do at once."""
@@ -138,7 +151,7 @@ class Subscription:
         ready = {
             cursor.partition: cursor.handled_position for cursor in self.cursors.values() if cursor.retry_at <= now
         }
-        batches = await self._log.read_after(ready, limit=_BATCH_SIZE) if ready else {}
+        batches = await self._source.read_after(ready, limit=_BATCH_SIZE) if ready else {}
         self._served_several_streams = len({event.stream_id for batch in batches.values() for event in batch}) > 1
         if batches:
             await self._handle_batches(batches)
@@ -152,6 +165,7 @@ class Subscription:
         return is_left or len(batch) == _BATCH_SIZE
 
     async def _load_checkpoints(self) -> None:
+        self._source.forget()
         if self._create:
             await self._log.subscribe(self._handler.name)
         # A checkpoint that an earlier call moved may be on this server alone, and on no standby.
@@ -179,6 +193,7 @@ class Subscription:
         for cursor in self.cursors.values():
             if stored[cursor.partition] < cursor.checkpoint:
                 cursor.checkpoint = cursor.handled_position = stored[cursor.partition]
+                self._source.forget()  # a failover sets a checkpoint back, too
         for cursor in due_cursors:
             position = stored[cursor.partition]
             if position > cursor.handled_position:
@@ -305,6 +320,28 @@ class Subscription:
         cursor.failure = str(error) or type(error).__name__
         cursor.retry_at = time.monotonic() + min(max_delay_s, max_delay_s / 60 * 2**cursor.failures)
         cursor.failures = min(cursor.failures + 1, 10)
+
+
+class _LogReader:
+    """Reads the log for one subscription."""
+
+    def __init__(self, log: Log, notifier: Notifier) -> None:
+        self._log = log
+        self._notifier = notifier
+
+    @asynccontextmanager
+    async def follow(self, _stream: None) -> AsyncIterator[WakeSignal]:
+        wake_signal = self._notifier.add_wake_signal(LOG_CHANNEL)
+        try:
+            yield wake_signal
+        finally:
+            self._notifier.remove_wake_signal(wake_signal)
+
+    async def read_after(self, positions: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
+        return await self._log.read_after(positions, limit=limit)
+
+    def forget(self) -> None:
+        """It keeps nothing."""
 
 
 def _conflict_retry_delay_s() -> float:

@@ -212,8 +212,8 @@ MUTANTS = (
     Mutant(
         "ring-with-a-gap",
         "eventstore/tailer.py",
-        "            expect_gapless(partition, self._cursor[partition], events)\n",
-        "",
+        "    expect_gapless(partition, end.position, events)\n    if end",
+        "    if end",
         "tests/store/test_tailer.py",
     ),
     Mutant(
@@ -493,9 +493,37 @@ MUTANTS = (
     Mutant(
         "busy-subscriptions-gather-nothing",
         "eventstore/subscription.py",
-        "_BUSY_GATHER_S if self._served_several_streams else 0.0",
+        "self._busy_gather_s if self._served_several_streams else 0.0",
         "0.0",
         "tests/store/test_subscription.py -k busy",
+    ),
+    Mutant(
+        "busy-committers-gather-nothing",
+        "eventstore/committer.py",
+        "if self._had_several and not self._apart:",
+        "if False:",
+        "tests/store/test_committer.py -k waits_for_more",
+    ),
+    Mutant(
+        "each-subscription-reads",
+        "eventstore/subscription.py",
+        "source or _LogReader(log, notifier)",
+        "_LogReader(log, notifier)",
+        "tests/store/test_subscription.py -k share_a_reader",
+    ),
+    Mutant(
+        "subscriptions-believe-what-was-lost",
+        "eventstore/subscription.py",
+        "                self._source.forget()  # a failover sets a checkpoint back, too\n",
+        "",
+        "tests/store/test_subscription.py -k set_back",
+    ),
+    Mutant(
+        "tailer-goes-on-in-another-log",
+        "eventstore/tailer.py",
+        "if end.position and event_chain(end.chain, events[0]) != events[0].chain:",
+        "if False:",
+        "tests/store/test_tailer.py -k set_back",
     ),
     Mutant(
         "rows-of-unknown-steps",

@@ -78,7 +78,7 @@ async def test_a_lone_chained_job_costs_no_more_than_ten_commits(
         stack.push_async_callback(core.notifier.stop)
         stack.push_async_callback(core.committer.stop)
         core.notifier.start()
-        for role in (roles._api, roles._orchestrator, roles._runner):
+        for role in (roles._shared_tailer, roles._orchestrator, roles._runner, roles._api):
             await role(core, stack)
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=core.url, trust_env=False))
         await asyncio.sleep(1.5)  # start-up, and the first refresh of the queues' minimum msg_id

@@ -27,6 +27,29 @@ async def test_transitions_that_arrive_together_share_commits(store: Store) -> N
     assert calls <= 3
 
 
+async def test_after_a_call_with_several_transitions_the_next_waits_for_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given two transitions in one call, when two more come one after the other, then one call takes both."""
+    monkeypatch.setattr("eventstore.committer._BUSY_GATHER_S", 0.5)
+    calls: list[int] = []
+    commit = store.log.commit
+
+    async def counted(batch: Batch) -> BatchOutcome:
+        calls.append(len(batch.appends))
+        return await commit(batch)
+
+    store.log.commit = counted  # type: ignore[method-assign]
+    transitions = [Transition(append=some_append()) for _ in range(5)]
+    await store.committer.commit(transitions[0])
+    await asyncio.gather(*map(store.committer.commit, transitions[1:3]))
+    first = asyncio.create_task(store.committer.commit(transitions[3]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.gather(first, store.committer.commit(transitions[4]))
+    assert calls == [1, 2, 2]
+
+
 async def test_transitions_of_one_stream_keep_their_order(store: Store) -> None:
     """Given ten transitions of one stream, each expecting the one before, then all are accepted."""
     first = some_append()

@@ -17,6 +17,7 @@ from eventstore.ids import new_id
 from eventstore.log import Append, Batch, CheckpointMove, CheckpointMoveOutcome, Send
 from eventstore.outbox import Claim
 from eventstore.subscription import Subscription
+from eventstore.tailer import Tailer
 from orchestrator import codec
 from orchestrator.decisions import RecordItems, StaleAttempt, StartStep
 from orchestrator.events import CancelRequested, StepFinish, StepStart
@@ -39,9 +40,10 @@ CLAIM = Claim(
 class Recorder:
     """A handler that keeps what it handled, and moves the checkpoint with it."""
 
-    name = "recorder"
-
-    def __init__(self, store: Store, seen: list[tuple[UUID, int]], *, quiet: bool = False) -> None:
+    def __init__(
+        self, store: Store, seen: list[tuple[UUID, int]], name: str = "recorder", *, quiet: bool = False
+    ) -> None:
+        self.name = name
         self._store = store
         self._seen = seen
         self._quiet = quiet
@@ -118,6 +120,64 @@ async def test_competing_processes_handle_every_event_exactly_once(store: Store,
     await asyncio.gather(*tasks, return_exceptions=True)
     for other in stores:
         await other.close()
+
+
+async def test_subscriptions_of_one_process_share_a_reader(store: Store) -> None:
+    """Given three subscriptions on one tailer, when events come, then all handle each once, and one reads."""
+    store.notifier.start()
+    reads = 0
+    read_after = store.log.read_after
+
+    async def counted(cursor: Mapping[int, int], *, limit: int) -> dict[int, list[RecordedEvent]]:
+        nonlocal reads
+        reads += 1
+        return await read_after(cursor, limit=limit)
+
+    tailer = Tailer(store.log, store.notifier, poll_s=60)
+    seen: list[list[tuple[UUID, int]]] = [[], [], []]
+    subscriptions = [
+        Subscription(
+            store.log, store.notifier, Recorder(store, one, f"reader-{n}"), codec.is_known, poll_s=60, source=tailer
+        )
+        for n, one in enumerate(seen)
+    ]
+    tasks = [asyncio.create_task(subscription.run()) for subscription in subscriptions]
+    await eventually(lambda: asyncio.sleep(0, bool(tailer._ends) and all(one.available for one in subscriptions)))
+    store.log.read_after = counted  # type: ignore[method-assign]
+    appends = [some_append(stream_in(n), count=2) for n in range(5)]
+    for one in appends:
+        await store.committer.commit(Transition(append=one))
+    expected = sorted((one.stream, version) for one in appends for version in (1, 2))
+    await eventually(lambda: asyncio.sleep(0, [sorted(one) for one in seen] == [expected] * 3))
+    assert reads <= len(appends) + 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await tailer.stop()
+
+
+async def test_a_checkpoint_that_is_set_back_is_followed_on_the_server_alone(store: Store, db_url: str) -> None:
+    """Given a server that lost an event and the checkpoint behind it, then what came instead is handled."""
+    stream, tailer = stream_in(6), Tailer(store.log, store.notifier, poll_s=60)
+    seen: list[tuple[UUID, int]] = []
+    subscription = Subscription(store.log, store.notifier, Recorder(store, seen), codec.is_known, source=tailer)
+    async with tailer.follow(None):
+        await subscription.poll_once()
+        await eventually(lambda: asyncio.sleep(0, bool(tailer._ends)))
+        await store.committer.commit(Transition(append=some_append(stream)))
+        await eventually(lambda: asyncio.sleep(0, tailer._ends[6].position == 1))
+        await subscription.poll_once()
+        connection = await connect(db_url)
+        await connection.execute("alter table eventstore.envelopes disable trigger all")
+        await connection.execute("delete from eventstore.events where partition = 6")
+        await connection.execute("update eventstore.checkpoints set position = 0")
+        await connection.close()
+        other = stream_in(6)
+        await store.log.commit(Batch(appends=[some_append(other)]))
+        subscription._rechecked_at = 0.0
+        await subscription.poll_once()
+    assert seen == [(stream, 1), (other, 1)]
+    await tailer.stop()
 
 
 async def test_a_broken_handler_stops_its_partition_alone_and_skips_nothing(store: Store) -> None:
@@ -268,7 +328,7 @@ async def test_a_busy_subscription_serves_several_streams_in_one_turn(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given a turn that served two streams, then what comes within a while is served together."""
-    monkeypatch.setattr(subscription, "_BUSY_GATHER_S", 1.0)
+    monkeypatch.setattr(subscription, "BUSY_GATHER_S", 1.0)
     seen: list[tuple[UUID, int]] = []
     recorder = Recorder(store, seen)
     reader = Subscription(store.log, store.notifier, recorder, codec.is_known)

@@ -11,7 +11,7 @@ from eventstore.committer import Transition
 from eventstore.errors import LogDamaged
 from eventstore.events import RecordedEvent
 from eventstore.ids import new_id
-from eventstore.log import Batch, LogHead
+from eventstore.log import Batch, LogHead, PartitionEnd
 from eventstore.tailer import Tailer
 from tests.kit import Store, connect, eventually, some_append, stream_in
 from tests.store.test_readers import commit_on
@@ -200,11 +200,29 @@ async def test_what_one_process_has_told_the_other_does_not_tell_again(pair: Pai
     await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
     async with tailer.follow(None) as wake_signal:
         await wake_signal.wait(5)
-        tailer._cursor[3] = 0  # as of a tailer that lags behind the other process's
+        tailer._ends[3] = PartitionEnd(0, b"")  # as of a tailer that lags behind the other process's
         assert await tailer.log_events_after({3: 2}) == {}
         await store.log.commit(Batch(appends=[some_append(stream, expected=2)]))
         found = await eventually(lambda: tailer.log_events_after({3: 2}))
         assert [event.version for event in found[3]] == [3]
+
+
+async def test_a_log_that_was_set_back_is_read_anew(store: Store, db_url: str) -> None:
+    """Given a server that lost an event that the tailer has shown, then its followers are told what came instead."""
+    stream = stream_in(6)
+    tailer = Tailer(store.log, store.notifier, poll_s=0.02)
+    async with tailer.follow(None):
+        await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
+        await eventually(lambda: asyncio.sleep(0, 6 in tailer._ends and tailer._ends[6].position == 2))
+        await damage(db_url, 6, 2)
+        await store.log.commit(Batch(appends=[some_append(stream, expected=1, count=2)]))
+        stored = await store.log.read_stream(stream)
+
+        async def told() -> bool:
+            return (await tailer.read_after({6: 1}, limit=9)).get(6) == stored[1:]
+
+        await eventually(told)
+    await tailer.stop()
 
 
 async def damage(url: str, partition: int, position: int) -> None:
@@ -228,7 +246,10 @@ async def test_an_event_that_was_removed_is_missed(store: Store, db_url: str) ->
     assert [event.position for event in (await tailer.log_events_after({6: 2}))[6]] == [3, 4]
 
 
-async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(store: Store, db_url: str) -> None:
+@pytest.mark.parametrize("removed", [3, 4])
+async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(
+    store: Store, db_url: str, removed: int
+) -> None:
     """Given a gap that comes while followers read, then those before it are told, and those behind it read on."""
     stream = stream_in(6)
     tailer = Tailer(store.log, store.notifier, poll_s=0.02)
@@ -236,16 +257,16 @@ async def test_an_event_that_was_removed_before_the_tailer_read_it_is_missed(sto
     async with tailer.follow(None):
         await store.log.commit(Batch(appends=[some_append(stream, count=2)]))
         await eventually(lambda: tailer.log_events_after({6: 1}))
-        await eventually(lambda: asyncio.sleep(0, tailer._cursor.get(6) == 2))
+        await eventually(lambda: asyncio.sleep(0, tailer._ends[6].position == 2))
         async with connection.transaction():
-            await commit_on(connection, some_append(stream, expected=2, count=2))
+            await commit_on(connection, some_append(stream, expected=2, count=3))
             await connection.execute("alter table eventstore.envelopes disable trigger all")
-            await connection.execute("delete from eventstore.events where partition = 6 and position = 3")
+            await connection.execute(f"delete from eventstore.events where partition = 6 and position = {removed}")
         for position in (2, 0):
-            with pytest.raises(LogDamaged, match="position 3 is missing"):
+            with pytest.raises(LogDamaged, match=f"position {removed} is missing"):
                 await eventually(lambda after=position: tailer.log_events_after({6: after}))  # type: ignore[misc]
-        await store.log.commit(Batch(appends=[some_append(stream, expected=4)]))
-        found = await eventually(lambda: tailer.log_events_after({6: 4}))
-        assert [event.position for event in found[6]] == [5]
+        await store.log.commit(Batch(appends=[some_append(stream, expected=5)]))
+        found = await eventually(lambda: tailer.log_events_after({6: 5}))
+        assert [event.position for event in found[6]] == [6]
     await connection.close()
     await tailer.stop()

@@ -5,10 +5,13 @@ process sends a NOTIFY on each channel that has changed, all in one statement, w
 lost notification delays its listeners by one poll interval: correctness depends on polling alone.
 
 PostgreSQL up to 18 wakes every session of the database that listens to anything, at each NOTIFY. A process therefore
-listens only while one of its tasks waits for what other processes do.
+listens only while one of its tasks waits for what other processes do, and sends only while another one listens, which
+it looks for once a second.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from uuid import uuid4
 
@@ -26,6 +29,16 @@ BUSY_GATHER_S = 0.02
 _NOTIFY_SQL = """
 select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1::text[]) as channel
 """
+# A session that listens holds a shared lock, which all others can see: 'drfr', and above all partitions.
+_SHOW_LISTENER_SQL = "select pg_advisory_lock_shared(1685218930, 65536)"
+_OTHER_LISTENERS_SQL = """
+select exists (
+    select from pg_locks
+    where locktype = 'advisory' and classid = 1685218930 and objid = 65536 and objsubid = 2
+    and database = (select oid from pg_database where datname = current_database())
+    and pid is distinct from $1)
+"""
+_LISTENERS_KNOWN_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -88,6 +101,9 @@ class Notifier:
         self._signals_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._id = uuid4().hex
+        self._listening_pid: int | None = None
+        self._others_listen = True
+        self._looked_at = -math.inf
 
     @property
     def can_listen(self) -> bool:
@@ -157,9 +173,18 @@ class Notifier:
         while True:
             await self._unsent.wait()
             self._unsent.clear()
+            await self._look_for_listeners()
             channels, self._unsent_channels = self._unsent_channels, set()
-            await self._database.execute_once(_NOTIFY_SQL, list(channels), self._id, seconds=10)
+            if self._others_listen:
+                await self._database.execute_once(_NOTIFY_SQL, list(channels), self._id, seconds=10)
             backoff.reset()
+
+    async def _look_for_listeners(self) -> None:
+        """Learn whether another process listens, unless that is known. One that has begun since polls meanwhile."""
+        if time.monotonic() - self._looked_at < _LISTENERS_KNOWN_S:
+            return
+        [row] = await self._database.execute_once(_OTHER_LISTENERS_SQL, self._listening_pid, seconds=10)
+        self._others_listen, self._looked_at = row["exists"], time.monotonic()
 
     def _wanted_channels(self) -> set[str]:
         """The channels on which other processes' notifications wake a task of this one."""
@@ -178,6 +203,8 @@ class Notifier:
         connection = await self._database.connect_dedicated(self._database.listen_url)
         listened: set[str] = set()
         try:
+            await connection.execute(_SHOW_LISTENER_SQL)
+            self._listening_pid = connection.get_server_pid()
             connection.add_termination_listener(lambda _: self._signals_changed.set())
             while wanted := self._wanted_channels():
                 for channel in wanted - listened:
@@ -192,6 +219,7 @@ class Notifier:
                 if connection.is_closed():
                     raise DatabaseUnavailable("the connection that listens was closed")
         finally:
+            self._listening_pid = None
             await _close_connection(connection)
 
     def _on_notification(self, _connection: object, _pid: int, channel: str, sender_id: object) -> None:

@@ -66,6 +66,7 @@ class Consumer:
         self._active: dict[StepClaim, asyncio.Task[None]] = {}
         self._wake_signal = notifier.add_wake_signal(*map(queue_channel, outbox.queues), remote_delay_s=None)
         self._fleet = Fleet(idle=1, seat=None)
+        self._commands_may_wait = True
         self._report_at = self._free_at = -math.inf
         self._stopping = False
         self.heartbeat = SupervisedTask("heartbeat", self._extend_leases_forever)
@@ -142,16 +143,22 @@ class Consumer:
         self._notifier.set_remote_delay(self._wake_signal, None if seat is None else seat * _SEAT_DELAY_S)
 
     async def _claim_for_free_slots(self) -> None:
-        if self._free_slots <= 0:
+        free_slots = self._free_slots
+        if free_slots <= 0:
+            self._commands_may_wait = True
             return
-        for claim in await self._outbox.claim(self._free_slots, self._visibility):
+        claims = await self._outbox.claim(free_slots, self._visibility)
+        self._commands_may_wait = len(claims) == free_slots
+        for claim in claims:
             task = asyncio.create_task(self._run_guarded(claim), name=f"run-{claim.command.job_id}")
             self._active[claim] = task
             task.add_done_callback(partial(self._on_run_done, claim))
 
     def _on_run_done(self, claim: StepClaim, _task: asyncio.Task[None]) -> None:
         del self._active[claim]
-        self._wake_signal.wake()
+        # If the last claim left a slot free, the queues were empty, and new commands are announced.
+        if self._commands_may_wait:
+            self._wake_signal.wake()
 
     async def _run_guarded(self, claim: StepClaim) -> None:
         try:

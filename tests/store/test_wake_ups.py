@@ -14,7 +14,7 @@ from eventstore.outbox import SEATS, Outbox
 from orchestrator import step_command
 from orchestrator.step_command import StepClaim, StepCommand, StepOutbox
 from runners.consumer import Consumer
-from tests.kit import Store, eventually, some_append
+from tests.kit import Store, connect, eventually, some_append
 from tests.pooler import listens
 
 FLEET = 8
@@ -87,6 +87,26 @@ async def test_a_process_that_waits_for_nothing_does_not_listen(store: Store) ->
     await listening_sessions(store, 1)
     store.notifier.remove_wake_signal(signal)
     await listening_sessions(store, 0)
+
+
+async def test_a_process_that_nobody_listens_to_sends_nothing(
+    store: Store, other: Store, db_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given that only the sender listens, then it sends nothing; once another process listens, it is woken."""
+    monkeypatch.setattr("eventstore.notifier._LISTENERS_KNOWN_S", 0.0)
+    await listening(store, LOG_CHANNEL)
+    overheard: list[str] = []
+    connection = await connect(db_url)  # which no process knows of
+    await connection.add_listener(LOG_CHANNEL, lambda *notification: overheard.append(notification[2]))
+    for _ in range(3):
+        await store.committer.commit(Transition(append=some_append()))
+        await eventually(lambda: asyncio.sleep(0, not store.notifier._unsent_channels))
+    assert overheard == []
+    reader = await listening(other, LOG_CHANNEL)
+    await store.committer.commit(Transition(append=some_append()))
+    assert await reader.wait(20)
+    await eventually(lambda: asyncio.sleep(0, overheard == [LOG_CHANNEL]))
+    await connection.close()
 
 
 async def test_a_queue_has_few_seats(store: Store) -> None:
@@ -177,6 +197,66 @@ async def test_a_command_wakes_no_more_of_a_fleet_than_have_seats(
         # One more: who ran it claims again as soon as its slot is free.
         assert len(woken) <= SEATS + 1
         assert len(ran) == 1
+
+
+@pytest.mark.parametrize(("slots", "claims"), [(2, 2), (1, 3)])
+async def test_a_free_slot_looks_for_commands_only_where_some_may_wait(
+    store: Store, monkeypatch: pytest.MonkeyPatch, slots: int, claims: int
+) -> None:
+    """Given one command, when its run ends, then only a consumer whose slots were all taken claims again."""
+    monkeypatch.setattr("runners.consumer._POLL_INTERVAL_S", 60.0)
+    asked: list[int] = []
+    ended = asyncio.Event()
+
+    async def run(claim: StepClaim) -> None:
+        await store.log.commit(Batch(acks=[claim.ack()]))
+        ended.set()
+
+    claiming = outbox(store)
+    claim = claiming.claim
+
+    async def counted(max_claims: int, visibility_s: float) -> list[StepClaim]:
+        asked.append(max_claims)
+        return await claim(max_claims, visibility_s)
+
+    monkeypatch.setattr(claiming, "claim", counted)
+    consumer = Consumer(claiming, store.notifier, run, slots=slots, lease_s=15)
+    running = asyncio.create_task(consumer.run())
+    await eventually(lambda: asyncio.sleep(0, consumer.ready))
+    await store.committer.commit_batch(Batch(sends=[send()]))
+    await asyncio.wait_for(ended.wait(), 20)
+    await eventually(lambda: asyncio.sleep(0, len(asked) >= claims))
+    await asyncio.sleep(0.1)
+    assert asked == [slots] * claims
+    consumer.stop()
+    await running
+
+
+async def test_a_full_consumer_that_was_woken_claims_when_a_slot_is_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a command that comes while every slot is taken, then the run that ends first makes room for it."""
+    monkeypatch.setattr("runners.consumer._POLL_INTERVAL_S", 60.0)
+    runs: list[asyncio.Future[None]] = []
+
+    async def run(claim: StepClaim) -> None:
+        runs.append(asyncio.get_running_loop().create_future())
+        await runs[-1]
+        await store.log.commit(Batch(acks=[claim.ack()]))
+
+    consumer = Consumer(outbox(store), store.notifier, run, slots=2, lease_s=15)
+    running = asyncio.create_task(consumer.run())
+    for count in (1, 2):
+        await store.committer.commit_batch(Batch(sends=[send()]))
+        await eventually(lambda count=count: asyncio.sleep(0, len(runs) == count))  # type: ignore[misc]
+    await store.committer.commit_batch(Batch(sends=[send()]))
+    await asyncio.sleep(0.05)
+    runs[0].set_result(None)
+    await eventually(lambda: asyncio.sleep(0, len(runs) == 3))
+    for one in runs[1:]:
+        one.set_result(None)
+    consumer.stop()
+    await running
 
 
 async def test_a_consumer_that_stops_leaves_its_seat(store: Store) -> None:

@@ -5,8 +5,8 @@ process sends a NOTIFY on each channel that has changed, all in one statement, w
 lost notification delays its listeners by one poll interval: correctness depends on polling alone.
 
 PostgreSQL up to 18 wakes every session of the database that listens to anything, at each NOTIFY. A process therefore
-listens only while one of its tasks waits for what other processes do, and sends only while another one listens, which
-it looks for once a second.
+listens only while one of its tasks waits for what other processes do. It sends on a channel only while another one
+listens to that, which it looks for once a second, and not if a task of its own takes what is announced.
 """
 
 import asyncio
@@ -29,14 +29,15 @@ BUSY_GATHER_S = 0.02
 _NOTIFY_SQL = """
 select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1::text[]) as channel
 """
-# A session that listens holds a shared lock, which all others can see: 'drfr', and above all partitions.
-_SHOW_LISTENER_SQL = "select pg_advisory_lock_shared(1685218930, 65536)"
-_OTHER_LISTENERS_SQL = """
-select exists (
-    select from pg_locks
-    where locktype = 'advisory' and classid = 1685218930 and objid = 65536 and objsubid = 2
-    and database = (select oid from pg_database where datname = current_database())
-    and pid is distinct from $1)
+# A session that listens to a channel holds a shared lock, which all others can see: 'drfl', and the channel's hash.
+_SHOW_LISTENER_SQL = "select pg_advisory_lock_shared(1685218924, hashtext($1))"
+_HIDE_LISTENER_SQL = "select pg_advisory_unlock_shared(1685218924, hashtext($1))"
+_LISTENED_CHANNELS_SQL = """
+select distinct channel from unnest($1::text[]) as channel
+join pg_locks on objid::bigint = hashtext(channel)::bigint & 4294967295
+where locktype = 'advisory' and classid = 1685218924 and objsubid = 2
+and database = (select oid from pg_database where datname = current_database())
+and pid is distinct from $2
 """
 _LISTENERS_KNOWN_S = 1.0
 _log = structlog.get_logger(__name__)
@@ -51,12 +52,14 @@ class WakeSignal:
     """Wakes one task; a notification that comes while the task is busy ends its next wait.
 
     channels: whose notifications wake it. remote_delay_s: how long after other processes' notifications; None: those
-    don't wake it.
+    don't wake it. takes_all: whether this task takes what its process announces, so that no other process is notified.
     """
 
     def __init__(self, channels: Iterable[str] = (), remote_delay_s: float | None = 0.0) -> None:
         self.channels = frozenset(channels)
         self.remote_delay_s = remote_delay_s
+        self.takes_all = False
+        self._untold: set[str] = set()
         self._notified = asyncio.Event()
         self._woken = False
 
@@ -64,6 +67,17 @@ class WakeSignal:
         """End the current or the next `wait`."""
         self._woken = True
         self._notified.set()
+
+    def take(self, channels: set[str]) -> set[str]:
+        """Of some channels those whose notifications this task takes alone, if it takes all."""
+        taken = channels & self.channels if self.takes_all else set()
+        self._untold |= taken
+        return taken
+
+    def take_untold(self) -> set[str]:
+        """The channels of notifications that were taken since the last call, which no other process was told of."""
+        untold, self._untold = self._untold, set()
+        return untold
 
     def interrupt(self) -> None:
         """End the current or the next `wait` as a timeout does. One timer can so serve many waits."""
@@ -102,7 +116,8 @@ class Notifier:
         self._tasks: list[asyncio.Task[None]] = []
         self._id = uuid4().hex
         self._listening_pid: int | None = None
-        self._others_listen = True
+        self._known_channels: set[str] = set()
+        self._listened_channels: set[str] = set()
         self._looked_at = -math.inf
 
     @property
@@ -132,8 +147,12 @@ class Notifier:
         """Wake the tasks of this process that wait for a channel now, and those of others soon. Call after a commit."""
         changed = set(channels)
         self._wake(changed)
-        self._unsent_channels |= changed
-        if changed:
+        self.notify_others(changed.difference(*(wake_signal.take(changed) for wake_signal in self._wake_signals)))
+
+    def notify_others(self, channels: Iterable[str]) -> None:
+        """Wake the tasks of other processes that wait for a channel."""
+        self._unsent_channels.update(channels)
+        if self._unsent_channels:
             self._unsent.set()
 
     def start(self) -> None:
@@ -173,18 +192,19 @@ class Notifier:
         while True:
             await self._unsent.wait()
             self._unsent.clear()
-            await self._look_for_listeners()
             channels, self._unsent_channels = self._unsent_channels, set()
-            if self._others_listen:
-                await self._database.execute_once(_NOTIFY_SQL, list(channels), self._id, seconds=10)
+            if listened := await self._listened_by_others(channels):
+                await self._database.execute_once(_NOTIFY_SQL, list(listened), self._id, seconds=10)
             backoff.reset()
 
-    async def _look_for_listeners(self) -> None:
-        """Learn whether another process listens, unless that is known. One that has begun since polls meanwhile."""
-        if time.monotonic() - self._looked_at < _LISTENERS_KNOWN_S:
-            return
-        [row] = await self._database.execute_once(_OTHER_LISTENERS_SQL, self._listening_pid, seconds=10)
-        self._others_listen, self._looked_at = row["exists"], time.monotonic()
+    async def _listened_by_others(self, channels: set[str]) -> set[str]:
+        """Those channels that another process listens to. One that has begun within the last second polls meanwhile."""
+        if time.monotonic() - self._looked_at >= _LISTENERS_KNOWN_S or not channels <= self._known_channels:
+            self._known_channels |= channels
+            arguments = (list(self._known_channels), self._listening_pid)
+            rows = await self._database.execute_once(_LISTENED_CHANNELS_SQL, *arguments, seconds=10)
+            self._listened_channels, self._looked_at = {row["channel"] for row in rows}, time.monotonic()
+        return channels & self._listened_channels
 
     def _wanted_channels(self) -> set[str]:
         """The channels on which other processes' notifications wake a task of this one."""
@@ -203,13 +223,14 @@ class Notifier:
         connection = await self._database.connect_dedicated(self._database.listen_url)
         listened: set[str] = set()
         try:
-            await connection.execute(_SHOW_LISTENER_SQL)
             self._listening_pid = connection.get_server_pid()
             connection.add_termination_listener(lambda _: self._signals_changed.set())
             while wanted := self._wanted_channels():
                 for channel in wanted - listened:
+                    await connection.execute(_SHOW_LISTENER_SQL, channel)
                     await connection.add_listener(channel, self._on_notification)
                 for channel in listened - wanted:
+                    await connection.execute(_HIDE_LISTENER_SQL, channel)
                     await connection.remove_listener(channel, self._on_notification)
                 self._wake(wanted - listened)  # of what came before
                 listened = wanted

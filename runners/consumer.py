@@ -94,7 +94,7 @@ class Consumer:
                     if backoff.failures == 0:
                         _log.warning("no claims while the database is away", error=str(error))
                         away_since = time.monotonic()
-                    self.available = False
+                    self.available = self._wake_signal.takes_all = False
                     await backoff.wait()
                     continue
                 self.available = True
@@ -119,6 +119,8 @@ class Consumer:
     def stop(self) -> None:
         """Claim no more commands. A second call does nothing."""
         self._stopping = True
+        self._wake_signal.takes_all = False
+        self._notifier.notify_others(self._wake_signal.take_untold())
         self._wake_signal.wake()
 
     @property
@@ -143,12 +145,14 @@ class Consumer:
         self._notifier.set_remote_delay(self._wake_signal, None if seat is None else seat * _SEAT_DELAY_S)
 
     async def _claim_for_free_slots(self) -> None:
-        free_slots = self._free_slots
-        if free_slots <= 0:
-            self._commands_may_wait = True
-            return
-        claims = await self._outbox.claim(free_slots, self._visibility)
+        free_slots = max(0, self._free_slots)
+        untold = self._wake_signal.take_untold()
+        claims = await self._outbox.claim(free_slots, self._visibility) if free_slots else []
+        # A claim that leaves a slot free has found the queues empty.
         self._commands_may_wait = len(claims) == free_slots
+        self._wake_signal.takes_all = not self._commands_may_wait
+        if self._commands_may_wait:
+            self._notifier.notify_others(untold | self._wake_signal.take_untold())
         for claim in claims:
             task = asyncio.create_task(self._run_guarded(claim), name=f"run-{claim.command.job_id}")
             self._active[claim] = task
@@ -156,7 +160,6 @@ class Consumer:
 
     def _on_run_done(self, claim: StepClaim, _task: asyncio.Task[None]) -> None:
         del self._active[claim]
-        # If the last claim left a slot free, the queues were empty, and new commands are announced.
         if self._commands_may_wait:
             self._wake_signal.wake()
 

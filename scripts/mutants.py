@@ -500,16 +500,30 @@ MUTANTS = (
     Mutant(
         "sends-though-nobody-listens",
         "eventstore/notifier.py",
-        "            if self._others_listen:\n",
-        "            if channels:\n",
+        "return channels & self._listened_channels",
+        "return channels",
         "tests/store/test_wake_ups.py -k nobody_listens",
     ),
     Mutant(
         "sends-to-nobody-who-listens",
         "eventstore/notifier.py",
-        "    and pid is distinct from $1)",
-        "    and pid is not distinct from $1)",
+        "and pid is distinct from $2",
+        "and pid is not distinct from $2",
         "tests/store/test_wake_ups.py -k nobody_listens",
+    ),
+    Mutant(
+        "others-claim-what-is-taken",
+        "runners/consumer.py",
+        "self._wake_signal.takes_all = not self._commands_may_wait",
+        "pass",
+        "tests/store/test_wake_ups.py -k no_slot_for",
+    ),
+    Mutant(
+        "others-hear-nothing-of-what-is-left",
+        "runners/consumer.py",
+        "            self._notifier.notify_others(untold | self._wake_signal.take_untold())",
+        "            pass",
+        "tests/store/test_wake_ups.py -k no_slot_for",
     ),
     Mutant(
         "each-free-slot-claims",
@@ -521,8 +535,8 @@ MUTANTS = (
     Mutant(
         "full-consumers-forget-who-waits",
         "runners/consumer.py",
-        "            self._commands_may_wait = True\n            return",
-        "            self._commands_may_wait = False\n            return",
+        "self._commands_may_wait = len(claims) == free_slots",
+        "self._commands_may_wait = 0 < len(claims) == free_slots",
         "tests/store/test_wake_ups.py -k was_woken",
     ),
     Mutant(

@@ -36,8 +36,8 @@ _QUICK_SSE = SseSize(rounds=2, seconds=3.0, idle=(1000,))
 _FULL_SSE = SseSize(rounds=3, seconds=20.0, idle=(1000, 10_000))
 _STALLS_JOBS = 10
 _OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
-_QUICK_FLEET = FleetSize(runners=(0, 16), rate=20.0, seconds=6.0, burst=64)
-_FULL_FLEET = FleetSize(runners=(0, 16, 64), rate=20.0, seconds=30.0, burst=64)
+_QUICK_FLEET = FleetSize(runners=(0, 16), stubs=0, rate=20.0, seconds=6.0, burst=64)
+_FULL_FLEET = FleetSize(runners=(0, 16, 64), stubs=256, rate=20.0, seconds=30.0, burst=64)
 _QUICK_PARTS = ("jobs", "http")
 _PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet")
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -16,10 +17,11 @@ from tests.bench.cpu import cpu_ms_per_job, cpu_seconds
 from tests.bench.http_client import Connection
 from tests.bench.jobs import Say
 from tests.bench.results import FleetLine
-from tests.bench.stack import Stack
+from tests.bench.stack import Stack, python, running
 from tests.bench.work import Job
 
 _LIMIT_S = 600.0
+_STUBS_CONNECTIONS = 32
 _LISTENERS_SQL = "select client_port from pg_stat_activity where query like 'LISTEN%' and query like '%df_q_%'"
 _STARTS_SQL = """
 select extract(epoch from started.recorded_at - created.recorded_at)::float8 as seconds
@@ -30,12 +32,24 @@ order by created.recorded_at desc limit $1
 
 
 class FleetSize(msgspec.Struct, frozen=True):
-    """How much to measure. runners: of one slot each, beside `dreamforge up`. rate: jobs a second, for `seconds`."""
+    """How much to measure. runners: of one slot each, beside `dreamforge up`. rate: jobs a second, for `seconds`.
+
+    stubs: as many runners in one process, since the machine has no memory for so many processes; 0 for none.
+    """
 
     runners: tuple[int, ...]
+    stubs: int
     rate: float
     seconds: float
     burst: int
+
+
+class Fleet(NamedTuple):
+    """Runners beside `dreamforge up`, in these processes. frozen: whether those that listen are to be stopped."""
+
+    runners: int
+    pids: list[int]
+    frozen: bool
 
 
 class FleetPart:
@@ -47,11 +61,12 @@ class FleetPart:
         self._say = say
 
     def run(self) -> list[FleetLine]:
-        """Measure every size of the fleet; the largest also with every runner frozen that listens."""
-        lines = [self._measure(runners, frozen=False) for runners in self._size.runners]
-        return [*lines, self._measure(max(self._size.runners), frozen=True)]
+        """Measure every size of the fleet; the largest of processes also with every runner frozen that listens."""
+        lines = [self._measure(runners) for runners in self._size.runners]
+        lines.append(self._measure(max(self._size.runners), frozen=True))
+        return [*lines, self._measure(self._size.stubs, stubs=True)] if self._size.stubs else lines
 
-    def _measure(self, runners: int, *, frozen: bool) -> FleetLine:
+    def _measure(self, runners: int, *, frozen: bool = False, stubs: bool = False) -> FleetLine:
         self._say(f"{runners} further runners" + (", those that listen frozen" if frozen else ""))
         name = f"fleet_{runners}_frozen" if frozen else f"fleet_{runners}"
         with self._stack.database(name) as db_url, contextlib.ExitStack() as stack:
@@ -60,18 +75,23 @@ class FleetPart:
             up = environ | {"DF_HOME": str(self._stack.home / name)}
             api = stack.enter_context(ours.role("up", up, log))
             base = ours.listening_url(log)
-            one_slot = environ | {"DF_RUNNER_SLOTS": "1", "DF_DB_CONNECTIONS": "4"}
-            pids = [stack.enter_context(ours.role("runner", one_slot, log)) for _ in range(runners)]
-            return asyncio.run(self._run_jobs(base, db_url, {"api": api}, pids, frozen=frozen))
+            one_slot = environ | {"DF_RUNNER_SLOTS": "1"}
+            if stubs:
+                command = python("tests.bench.fleet_stubs", str(runners))
+                given = one_slot | {"DF_DB_CONNECTIONS": str(_STUBS_CONNECTIONS)}
+                pids = [stack.enter_context(running(command, given, log)).pid]
+            else:
+                given = one_slot | {"DF_DB_CONNECTIONS": "4"}
+                pids = [stack.enter_context(ours.role("runner", given, log)) for _ in range(runners)]
+            fleet = Fleet(runners, pids, frozen)
+            return asyncio.run(self._run_jobs(base, db_url, {"api": api}, fleet))
 
-    async def _run_jobs(
-        self, base: str, db_url: str, up: dict[str, int], pids: list[int], *, frozen: bool
-    ) -> FleetLine:
-        groups = {"postgresql": [self._stack.pids["postgresql"]], "up": list(up.values()), "runners": pids}
+    async def _run_jobs(self, base: str, db_url: str, up: dict[str, int], fleet: Fleet) -> FleetLine:
+        groups = {"postgresql": [self._stack.pids["postgresql"]], "up": list(up.values()), "runners": fleet.pids}
         database = await asyncpg.connect(db_url)
-        await _until(database, "select count(*) from eventstore.processes", len(pids) + 1)
+        await _until(database, "select count(*) from eventstore.processes", fleet.runners + 1)
         async with Connection(base) as http:
-            with _frozen(await _listening(database, pids)) if frozen else contextlib.nullcontext():
+            with _frozen(await _listening(database, fleet.pids)) if fleet.frozen else contextlib.nullcontext():
                 before = cpu_seconds(groups)
                 jobs = await self._steady(http)
                 await _until_done(database)
@@ -81,8 +101,9 @@ class FleetPart:
                     await ours.create(http, Job(number + 1))
                 await _until_done(database)
                 burst = [row["seconds"] for row in await database.fetch(_STARTS_SQL, self._size.burst)]
+        sessions = await database.fetchval("select count(*) from pg_stat_activity where datname = current_database()")
         await database.close()
-        return FleetLine(len(pids), frozen, jobs, cpu, starts, burst)
+        return FleetLine(fleet.runners, fleet.frozen, jobs, cpu, starts, burst, sessions - 1)
 
     async def _steady(self, http: Connection) -> int:
         """Create jobs at a steady rate; how many."""

@@ -148,11 +148,12 @@ def fleet_table(lines: Sequence[FleetLine]) -> str:
             *(f"{line.cpu[group]:.1f}" for group in ("postgresql", "up", "runners")),
             *_milliseconds(line.starts),
             f"{max(line.burst) * 1000:.0f}",
+            f"{line.sessions}",
         ]
         for line in lines
     ]
     head = ["further runners of one slot", "CPU ms/job: PostgreSQL", "up", "runners", "start p50 ms", "p99 ms"]
-    return table([*head, "slowest of a burst"], rows)
+    return table([*head, "slowest of a burst", "sessions"], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

@@ -117,7 +117,10 @@ class IdleLine(msgspec.Struct):
 
 
 class FleetLine(msgspec.Struct):
-    """Part 8. runners: beside `dreamforge up`. cpu: ms per job, by group. starts, burst: seconds until the start."""
+    """Part 8. runners: beside `dreamforge up`. cpu: ms per job, by group. starts, burst: seconds until the start.
+
+    sessions: of the database, with those of `dreamforge up`.
+    """
 
     runners: int
     frozen: bool
@@ -125,3 +128,4 @@ class FleetLine(msgspec.Struct):
     cpu: dict[str, float]
     starts: list[float]
     burst: list[float]
+    sessions: int

@@ -89,24 +89,68 @@ async def test_a_process_that_waits_for_nothing_does_not_listen(store: Store) ->
     await listening_sessions(store, 0)
 
 
-async def test_a_process_that_nobody_listens_to_sends_nothing(
+@asynccontextmanager
+async def overhearing(db_url: str, *channels: str) -> AsyncIterator[list[str]]:
+    """What is sent on some channels, heard by a session that no process knows of."""
+    heard: list[str] = []
+    connection = await connect(db_url)
+    for channel in channels:
+        await connection.add_listener(channel, lambda *notification: heard.append(notification[2]))
+    yield heard
+    await connection.close()
+
+
+async def test_nothing_is_sent_on_a_channel_that_nobody_listens_to(
     store: Store, other: Store, db_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given that only the sender listens, then it sends nothing; once another process listens, it is woken."""
+    """Given others that listen for commands alone, then no event is announced; once one listens to events, it is."""
     monkeypatch.setattr("eventstore.notifier._LISTENERS_KNOWN_S", 0.0)
     await listening(store, LOG_CHANNEL)
-    overheard: list[str] = []
-    connection = await connect(db_url)  # which no process knows of
-    await connection.add_listener(LOG_CHANNEL, lambda *notification: overheard.append(notification[2]))
-    for _ in range(3):
+    await listening(other, GENERATE)
+    async with overhearing(db_url, LOG_CHANNEL) as heard:
+        for _ in range(3):
+            await store.committer.commit(Transition(append=some_append()))
+            await eventually(lambda: asyncio.sleep(0, not store.notifier._unsent_channels))
+        await store.log.confirm_replicated()
+        assert heard == []
+        reader = await listening(other, LOG_CHANNEL)
         await store.committer.commit(Transition(append=some_append()))
-        await eventually(lambda: asyncio.sleep(0, not store.notifier._unsent_channels))
-    assert overheard == []
-    reader = await listening(other, LOG_CHANNEL)
-    await store.committer.commit(Transition(append=some_append()))
-    assert await reader.wait(20)
-    await eventually(lambda: asyncio.sleep(0, overheard == [LOG_CHANNEL]))
-    await connection.close()
+        assert await reader.wait(20)
+        await eventually(lambda: asyncio.sleep(0, heard == [LOG_CHANNEL]))
+
+
+async def test_others_are_told_of_commands_that_their_process_has_no_slot_for(
+    store: Store, other: Store, db_url: str
+) -> None:
+    """Given a process that sends and runs commands, then others are told only of what finds its slots taken."""
+    runs: list[asyncio.Future[None]] = []
+
+    async def run(claim: StepClaim) -> None:
+        runs.append(asyncio.get_running_loop().create_future())
+        await runs[-1]
+        await store.log.commit(Batch(acks=[claim.ack()]))
+
+    store.notifier.start()
+    consumer = Consumer(outbox(store), store.notifier, run, slots=2, lease_s=15)
+    running = asyncio.create_task(consumer.run())
+    await eventually(lambda: asyncio.sleep(0, consumer.ready))
+    woken = await listening(other, GENERATE)
+    async with overhearing(db_url, GENERATE) as heard:
+        await store.committer.commit_batch(Batch(sends=[send()]))
+        await eventually(lambda: asyncio.sleep(0, len(runs) == 1))
+        await asyncio.sleep(0.1)
+        assert heard == []
+        await store.committer.commit_batch(Batch(sends=[send(), send()]))
+        assert await woken.wait(20)
+        await eventually(lambda: asyncio.sleep(0, len(runs) == 2))
+        await eventually(lambda: asyncio.sleep(0, not consumer._wake_signal._notified.is_set()))
+        heard.clear()
+        await store.committer.commit_batch(Batch(sends=[send()]))
+        await eventually(lambda: asyncio.sleep(0, heard == [GENERATE]))
+    consumer.stop()
+    for one in runs:
+        one.set_result(None)
+    await running
 
 
 async def test_a_queue_has_few_seats(store: Store) -> None:

@@ -145,6 +145,6 @@ def test_an_idle_subscriber_costs_kilobytes_and_microseconds() -> None:
 
 def test_a_fleet_is_judged_by_cpu_per_job_and_by_its_starts() -> None:
     cpu = {"postgresql": 12.04, "up": 20.0, "runners": 3.25}
-    line = FleetLine(64, frozen=True, jobs=2, cpu=cpu, starts=[0.02, 0.03], burst=[0.1, 0.9])
+    line = FleetLine(64, frozen=True, jobs=2, cpu=cpu, starts=[0.02, 0.03], burst=[0.1, 0.9], sessions=100)
     shown = cells(fleet_table([line]), "64, those that listen frozen")
-    assert shown == ["12.0", "20.0", "3.2", "20.0", "30.0", "900"]
+    assert shown == ["12.0", "20.0", "3.2", "20.0", "30.0", "900", "100"]

@@ -19,6 +19,11 @@ from eventstore.ids import new_id
 from eventstore.log import Ack, Defer
 
 _MIN_MSG_ID_AGE_S = 5.0
+"""How long a process believes where a queue's messages begin."""
+
+_IDLE_MIN_MSG_ID_AGE_S = 15.0
+"""Likewise after a claim that found nothing, so that a large fleet of idle processes costs little."""
+
 _MAX_UNREADABLE_CLAIMS = 3
 """How many claims a command that can't be read stays in its queue for."""
 
@@ -86,6 +91,7 @@ class Outbox(Generic[C]):
         self.queues = list(queues)
         self._decode = decode
         self._process = new_id()
+        self._found_commands = False
         self._reset_min_msg_ids()
 
     async def claim(self, max_claims: int, visibility_s: float) -> list[Claim[C]]:
@@ -104,6 +110,7 @@ class Outbox(Generic[C]):
         except DatabaseUnavailable:
             self._reset_min_msg_ids()
             raise
+        self._found_commands = bool(rows)
         claims = []
         for row in rows:
             try:
@@ -172,7 +179,7 @@ class Outbox(Generic[C]):
         # ids are drawn before commit: the minimum is read again every few seconds, from a base below which no id can
         # appear any more. The base is the minimum of `_MAX_COMMIT_DELAY_S` ago.
         now = time.monotonic()
-        if now - self._min_msg_ids_at < _MIN_MSG_ID_AGE_S:
+        if now - self._min_msg_ids_at < (_MIN_MSG_ID_AGE_S if self._found_commands else _IDLE_MIN_MSG_ID_AGE_S):
             return
         rows = await self._database.read("select eventstore.floors($1, $2) as floors", self.queues, self._bases)
         self._min_msg_ids = rows[0]["floors"]

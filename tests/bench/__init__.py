@@ -8,6 +8,7 @@
 - `jobs`         parts 1 and 2: many jobs, and one alone
 - `http_part`    part 3, with `http_app` (the bare application), `http_load` and `http_client`
 - `sse_part`     part 4, with `sse_app` (the bare fan-out), `sse_publisher` and `sse_client`
+- `growth_part` part 9, with `filling`, which appends histories
 - `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

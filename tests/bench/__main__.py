@@ -10,20 +10,33 @@ import msgspec
 
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.fleet_part import FleetPart, FleetSize
+from tests.bench.growth_part import GrowthPart, GrowthSize
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
 from tests.bench.overload_part import OverloadPart, OverloadSize
 from tests.bench.report import (
     fleet_table,
+    growth_table,
     http_table,
     idle_table,
     overload_table,
     rates_table,
+    size_table,
+    slots_table,
     sse_table,
     stalls_table,
     times_table,
 )
-from tests.bench.results import FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
+from tests.bench.results import (
+    FleetLine,
+    GrowthResult,
+    HttpLine,
+    IdleLine,
+    JobsResult,
+    OverloadResult,
+    SseLine,
+    StallsLine,
+)
 from tests.bench.sse_part import SsePart, SseSize
 from tests.bench.stack import describe_machine, started
 from tests.bench.stalls_part import StallsPart
@@ -38,8 +51,12 @@ _STALLS_JOBS = 10
 _OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
 _QUICK_FLEET = FleetSize(runners=(0, 16), rate=20.0, seconds=6.0, burst=64)
 _FULL_FLEET = FleetSize(runners=(0, 16, 64), rate=20.0, seconds=30.0, burst=64)
+_QUICK_GROWTH = GrowthSize(small=10_000, large=200_000, pairs=2, reads=200, alone=20, slots_rounds=1, slots_jobs=60)
+_FULL_GROWTH = GrowthSize(
+    small=10_000, large=10_000_000, pairs=6, reads=1000, alone=100, slots_rounds=5, slots_jobs=500
+)
 _QUICK_PARTS = ("jobs", "http")
-_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet")
+_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet", "growth")
 
 
 class Report(msgspec.Struct):
@@ -55,6 +72,7 @@ class Report(msgspec.Struct):
     stalls: list[StallsLine] | None = None
     overload: OverloadResult | None = None
     fleet: list[FleetLine] | None = None
+    growth: GrowthResult | None = None
 
 
 def _show(report: Report) -> None:
@@ -78,7 +96,10 @@ def _show(report: Report) -> None:
     if report.overload is not None:
         print(overload_table(report.overload), end="\n\n")
     if report.fleet is not None:
-        print(fleet_table(report.fleet))
+        print(fleet_table(report.fleet), end="\n\n")
+    if report.growth is not None:
+        growth = report.growth
+        print(growth_table(growth), size_table(growth), slots_table(growth.slots), sep="\n\n", end="\n\n")
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -111,6 +132,8 @@ def main() -> None:
             report.overload = OverloadPart(stack, _OVERLOAD, say).run()
         if "fleet" in parts:
             report.fleet = FleetPart(stack, _QUICK_FLEET if args.quick else _FULL_FLEET, say).run()
+        if "growth" in parts:
+            report.growth = GrowthPart(stack, _QUICK_GROWTH if args.quick else _FULL_GROWTH, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

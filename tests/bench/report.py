@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.results import EMPTY, FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
+from tests.bench.results import (
+    EMPTY,
+    FleetLine,
+    GrowthResult,
+    HttpLine,
+    IdleLine,
+    JobsResult,
+    OverloadResult,
+    SlotsLine,
+    SseLine,
+    StallsLine,
+)
 
 NONE = "-"
 OURS = "dreamforge"
@@ -153,6 +164,59 @@ def fleet_table(lines: Sequence[FleetLine]) -> str:
     ]
     head = ["further runners of one slot", "CPU ms/job: PostgreSQL", "up", "runners", "start p50 ms", "p99 ms"]
     return table([*head, "slowest of a burst"], rows)
+
+
+def growth_table(result: GrowthResult) -> str:
+    """Part 9: what requests take with a short and with a long log, a value for each turn."""
+    rows = []
+    for operation, small in result.small.seconds.items():
+        for percent in (50, 99):
+            few, many = (
+                [percentile(turn, percent) * 1000 for turn in turns]
+                for turns in (small, result.large.seconds[operation])
+            )
+            rows.append(
+                [
+                    f"{operation}, p{percent}",
+                    spread_text(spread(few), 2),
+                    spread_text(spread(many), 2),
+                    spread_text(ratios(many, few), 2),
+                ]
+            )
+    sizes = [f"{side.events:,} events, ms" for side in (result.small, result.large)]
+    return table(["growth", *sizes, "large/small"], rows)
+
+
+def size_table(result: GrowthResult) -> str:
+    """Part 9: what a log takes, and how fast it was filled."""
+    rows = [
+        [
+            f"{side.events:,}",
+            f"{side.jobs:,}",
+            f"{side.log_bytes / side.jobs:.0f}",
+            f"{side.read_model_bytes / side.jobs:.0f}",
+            str(side.leaves),
+            f"{side.append_rate:.0f}",
+            f"{side.rebuild_rate:.0f}",
+        ]
+        for side in (result.small, result.large)
+    ]
+    head = ["events", "jobs", "log bytes/job", "read model bytes/job", "leaves", "appended/s", "rebuilt/s"]
+    return table(head, rows)
+
+
+def slots_table(lines: Sequence[SlotsLine]) -> str:
+    """Part 9: the rate with few and with many slots."""
+    few = lines[0]
+    rows = [
+        [
+            str(line.slots),
+            spread_text(spread(line.jobs_per_s)),
+            NONE if line is few else spread_text(ratios(line.jobs_per_s, few.jobs_per_s), 2),
+        ]
+        for line in lines
+    ]
+    return table(["slots", "jobs/s", f"to {few.slots} slots"], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

@@ -125,3 +125,34 @@ class FleetLine(msgspec.Struct):
     cpu: dict[str, float]
     starts: list[float]
     burst: list[float]
+
+
+class GrowthSide(msgspec.Struct):
+    """Part 9: a log. bytes: of a schema, with indexes. append_rate, rebuild_rate: events a second while it was filled.
+
+    seconds: by operation, of each turn.
+    """
+
+    events: int
+    jobs: int
+    log_bytes: int
+    read_model_bytes: int
+    leaves: int
+    append_rate: float
+    rebuild_rate: float
+    seconds: dict[str, list[list[float]]] = {}
+
+
+class SlotsLine(msgspec.Struct):
+    """Part 9: jobs a second in each round, with so many slots."""
+
+    slots: int
+    jobs_per_s: list[float] = []
+
+
+class GrowthResult(msgspec.Struct):
+    """Part 9."""
+
+    small: GrowthSide
+    large: GrowthSide
+    slots: list[SlotsLine]

@@ -2,14 +2,24 @@
 
 import pytest
 
+from eventstore.events import EventRow
+from eventstore.ids import new_id
+from eventstore.integrity.chain import partition_of
+from orchestrator import codec
+from orchestrator.events import DomainEvent, JobCreated, StepRetry
+from orchestrator.state import JobState, apply
 from tests.bench.figures import Spread, percentile, ratios, spread
+from tests.bench.filling import EVENTS_PER_JOB, history, new_events, stream_id
 from tests.bench.open_load import OpenLoadResult
 from tests.bench.report import (
     fleet_table,
+    growth_table,
     http_table,
     idle_table,
     overload_table,
     rates_table,
+    size_table,
+    slots_table,
     spread_text,
     sse_table,
     stalls_table,
@@ -19,11 +29,14 @@ from tests.bench.report import (
 from tests.bench.results import (
     EMPTY,
     FleetLine,
+    GrowthResult,
+    GrowthSide,
     HttpLine,
     IdleCost,
     IdleLine,
     JobsResult,
     OverloadResult,
+    SlotsLine,
     SseLine,
     SseTurns,
     StallsLine,
@@ -148,3 +161,71 @@ def test_a_fleet_is_judged_by_cpu_per_job_and_by_its_starts() -> None:
     line = FleetLine(64, frozen=True, jobs=2, cpu=cpu, starts=[0.02, 0.03], burst=[0.1, 0.9])
     shown = cells(fleet_table([line]), "64, those that listen frozen")
     assert shown == ["12.0", "20.0", "3.2", "20.0", "30.0", "900"]
+
+
+def log_of(events: int, *gets: list[float]) -> GrowthSide:
+    """A log with jobs of 15 events, and the seconds of GETs in each turn."""
+    return GrowthSide(
+        events,
+        events // 15,
+        log_bytes=events * 600,
+        read_model_bytes=events * 200,
+        leaves=1,
+        append_rate=30_000.0,
+        rebuild_rate=50_000.0,
+        seconds={"GET": list(gets)},
+    )
+
+
+def test_a_long_log_is_compared_by_the_percentiles_of_each_pair() -> None:
+    small, large = log_of(150, [0.001, 0.002], [0.002, 0.004]), log_of(1500, [0.002, 0.003], [0.002, 0.002])
+    result = GrowthResult(small, large, slots=[])
+    assert cells(growth_table(result), "GET, p50") == ["1.50 (1.00-2.00)", "2.00 (2.00-2.00)", "1.50 (1.00-2.00)"]
+    assert cells(growth_table(result), "GET, p99") == ["3.00 (2.00-4.00)", "2.50 (2.00-3.00)", "1.00 (0.50-1.50)"]
+
+
+def test_a_logs_bytes_are_per_job() -> None:
+    shown = size_table(GrowthResult(log_of(150), log_of(1500), slots=[]))
+    assert cells(shown, "1,500") == ["100", "9000", "3000", "1", "30000", "50000"]
+
+
+def test_many_slots_are_compared_with_few_in_the_same_round() -> None:
+    shown = slots_table([SlotsLine(16, [50.0, 60.0]), SlotsLine(256, [100.0, 90.0])])
+    assert cells(shown, "16") == ["55.0 (50.0-60.0)", "-"]
+    assert cells(shown, "256") == ["95.0 (90.0-100.0)", "1.75 (1.50-2.00)"]
+
+
+def folded(bodies: list[DomainEvent]) -> JobState:
+    """The state after a history, as it is read from the log."""
+    state: JobState | None = None
+    job = new_id()
+    for version, one in enumerate(new_events(bodies), 1):
+        row = EventRow(
+            stream_id=job,
+            tenant="default",
+            version=version,
+            code=one.code,
+            schema_version=one.schema_version,
+            ts=one.ts,
+            data=one.data,
+            meta=one.meta,
+            private=one.private,
+        )
+        state = apply(state, codec.decode_event(row))
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(("number", "retries"), [(1, 0), (20, 1)])
+def test_a_log_is_filled_with_jobs_that_succeeded_some_after_a_retry(number: int, retries: int) -> None:
+    bodies = history(number)
+    assert isinstance(bodies[0], JobCreated)
+    assert len(bodies) == EVENTS_PER_JOB + 3 * retries
+    assert sum(isinstance(body, StepRetry) for body in bodies) == retries
+    state = folded(bodies)
+    assert state.outcome == "succeeded"
+    assert [len(step.artifacts) for step in state.steps] == [4, 4]
+
+
+def test_a_filled_job_is_in_its_connections_partition() -> None:
+    assert [partition_of(stream_id(partition, 8), 8) for partition in range(8)] == list(range(8))

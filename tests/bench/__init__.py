@@ -9,6 +9,7 @@
 - `http_part`    part 3, with `http_app` (the bare application), `http_load` and `http_client`
 - `sse_part`     part 4, with `sse_app` (the bare fan-out), `sse_publisher` and `sse_client`
 - `growth_part` part 9, with `filling`, which appends histories
+- `pooled_part` part 10
 - `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

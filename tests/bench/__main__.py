@@ -14,12 +14,14 @@ from tests.bench.growth_part import GrowthPart, GrowthSize
 from tests.bench.http_part import HttpPart, HttpSize
 from tests.bench.jobs import JobsPart, Size
 from tests.bench.overload_part import OverloadPart, OverloadSize
+from tests.bench.pooled_part import PooledPart, PooledSize
 from tests.bench.report import (
     fleet_table,
     growth_table,
     http_table,
     idle_table,
     overload_table,
+    pooled_table,
     rates_table,
     size_table,
     slots_table,
@@ -34,6 +36,7 @@ from tests.bench.results import (
     IdleLine,
     JobsResult,
     OverloadResult,
+    PooledResult,
     SseLine,
     StallsLine,
 )
@@ -55,8 +58,10 @@ _QUICK_GROWTH = GrowthSize(small=10_000, large=200_000, pairs=2, reads=200, alon
 _FULL_GROWTH = GrowthSize(
     small=10_000, large=10_000_000, pairs=6, reads=1000, alone=100, slots_rounds=5, slots_jobs=500
 )
+_QUICK_POOLED = PooledSize(rounds=2, alone=40)
+_FULL_POOLED = PooledSize(rounds=5, alone=200)
 _QUICK_PARTS = ("jobs", "http")
-_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet", "growth")
+_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet", "growth", "pooled")
 
 
 class Report(msgspec.Struct):
@@ -73,6 +78,7 @@ class Report(msgspec.Struct):
     overload: OverloadResult | None = None
     fleet: list[FleetLine] | None = None
     growth: GrowthResult | None = None
+    pooled: PooledResult | None = None
 
 
 def _show(report: Report) -> None:
@@ -100,6 +106,8 @@ def _show(report: Report) -> None:
     if report.growth is not None:
         growth = report.growth
         print(growth_table(growth), size_table(growth), slots_table(growth.slots), sep="\n\n", end="\n\n")
+    if report.pooled is not None:
+        print(pooled_table(report.pooled), end="\n\n")
     print(f"\n{report.seconds:.0f} s in all")
 
 
@@ -134,6 +142,8 @@ def main() -> None:
             report.fleet = FleetPart(stack, _QUICK_FLEET if args.quick else _FULL_FLEET, say).run()
         if "growth" in parts:
             report.growth = GrowthPart(stack, _QUICK_GROWTH if args.quick else _FULL_GROWTH, say).run()
+        if "pooled" in parts:
+            report.pooled = PooledPart(stack, _QUICK_POOLED if args.quick else _FULL_POOLED, say).run()
     report.seconds = time.monotonic() - began
     args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)

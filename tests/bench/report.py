@@ -11,6 +11,7 @@ from tests.bench.results import (
     IdleLine,
     JobsResult,
     OverloadResult,
+    PooledResult,
     SlotsLine,
     SseLine,
     StallsLine,
@@ -217,6 +218,19 @@ def slots_table(lines: Sequence[SlotsLine]) -> str:
         for line in lines
     ]
     return table(["slots", "jobs/s", f"to {few.slots} slots"], rows)
+
+
+def pooled_table(result: PooledResult) -> str:
+    """Part 10: percentiles of all rounds together; ratios of the medians of each round."""
+    single = result.lines[0]
+    rows = []
+    for line in result.lines:
+        medians, others = ([percentile(turn, 50) for turn in one.seconds] for one in (line, single))
+        ratio = NONE if line is single else spread_text(ratios(medians, others), 2)
+        seconds = [value for turn in line.seconds for value in turn]
+        rows.append([line.setup, *_milliseconds(seconds), str(len(seconds)), ratio])
+    shown = table(["one chained job alone", "p50 ms", "p99 ms", "jobs", f"p50 to {single.setup}"], rows)
+    return shown if result.skipped is None else f"{shown}\n\nwith a pooler: skipped, {result.skipped}"
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

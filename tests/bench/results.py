@@ -156,3 +156,17 @@ class GrowthResult(msgspec.Struct):
     small: GrowthSide
     large: GrowthSide
     slots: list[SlotsLine]
+
+
+class SetupLine(msgspec.Struct):
+    """Part 10: the seconds of each lone job, by round."""
+
+    setup: str
+    seconds: list[list[float]] = []
+
+
+class PooledResult(msgspec.Struct):
+    """Part 10. skipped: why there is no line with a pooler."""
+
+    lines: list[SetupLine]
+    skipped: str | None = None

@@ -17,6 +17,7 @@ from tests.bench.report import (
     http_table,
     idle_table,
     overload_table,
+    pooled_table,
     rates_table,
     size_table,
     slots_table,
@@ -36,6 +37,8 @@ from tests.bench.results import (
     IdleLine,
     JobsResult,
     OverloadResult,
+    PooledResult,
+    SetupLine,
     SlotsLine,
     SseLine,
     SseTurns,
@@ -229,3 +232,11 @@ def test_a_log_is_filled_with_jobs_that_succeeded_some_after_a_retry(number: int
 
 def test_a_filled_job_is_in_its_connections_partition() -> None:
     assert [partition_of(stream_id(partition, 8), 8) for partition in range(8)] == list(range(8))
+
+
+def test_a_setup_is_compared_by_the_medians_of_each_round() -> None:
+    one, four = SetupLine("one", [[0.02, 0.02], [0.04, 0.04]]), SetupLine("four", [[0.03, 0.03], [0.04, 0.05]])
+    shown = pooled_table(PooledResult([one, four], skipped="there is no pgbouncer"))
+    assert cells(shown, "one") == ["20.0", "40.0", "4", "-"]
+    assert cells(shown, "four") == ["30.0", "50.0", "4", "1.25 (1.00-1.50)"]
+    assert shown.endswith("with a pooler: skipped, there is no pgbouncer")

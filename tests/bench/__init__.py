@@ -10,6 +10,7 @@
 - `sse_part`     part 4, with `sse_app` (the bare fan-out), `sse_publisher` and `sse_client`
 - `growth_part` part 9, with `filling`, which appends histories
 - `pooled_part` part 10
+- `memory_part` part 11
 - `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

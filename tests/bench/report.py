@@ -10,9 +10,9 @@ from tests.bench.results import (
     HttpLine,
     IdleLine,
     JobsResult,
+    MemoryResult,
     OverloadResult,
     PooledResult,
-    SlotsLine,
     SseLine,
     StallsLine,
 )
@@ -66,6 +66,11 @@ def times_table(result: JobsResult) -> str:
             ratio = f"{percentile(ours, 50) / percentile(line.seconds, 50):.2f}"
         rows.append([line.contestant, middle, late, str(len(line.seconds)), ratio, line.end])
     return table(["one chained job alone", "p50 ms", "p99 ms", "jobs", "p50 ours/theirs", "its end"], rows)
+
+
+def skipped_text(result: JobsResult) -> str:
+    """Parts 1 and 2: who did not take part."""
+    return "\n".join(f"{name}: skipped, {reason}" for name, reason in result.skipped.items())
 
 
 def http_table(lines: Sequence[HttpLine]) -> str:
@@ -206,16 +211,16 @@ def size_table(result: GrowthResult) -> str:
     return table(head, rows)
 
 
-def slots_table(lines: Sequence[SlotsLine]) -> str:
+def slots_table(result: GrowthResult) -> str:
     """Part 9: the rate with few and with many slots."""
-    few = lines[0]
+    few = result.slots[0]
     rows = [
         [
             str(line.slots),
             spread_text(spread(line.jobs_per_s)),
             NONE if line is few else spread_text(ratios(line.jobs_per_s, few.jobs_per_s), 2),
         ]
-        for line in lines
+        for line in result.slots
     ]
     return table(["slots", "jobs/s", f"to {few.slots} slots"], rows)
 
@@ -231,6 +236,19 @@ def pooled_table(result: PooledResult) -> str:
         rows.append([line.setup, *_milliseconds(seconds), str(len(seconds)), ratio])
     shown = table(["one chained job alone", "p50 ms", "p99 ms", "jobs", f"p50 to {single.setup}"], rows)
     return shown if result.skipped is None else f"{shown}\n\nwith a pooler: skipped, {result.skipped}"
+
+
+def memory_table(result: MemoryResult) -> str:
+    """Part 11: resident memory when so many jobs had ended, and the rate since the line above."""
+    rows, before = [], result.samples[0]
+    for percent in (10, 25, 50, 75, 100):
+        sample = result.reached(percent / 100)
+        seconds = sample.seconds - before.seconds
+        rate = f"{(sample.jobs - before.jobs) / seconds:.1f}" if seconds else NONE
+        rows.append([f"{percent} %", f"{sample.jobs:,}", f"{sample.seconds:.0f}", f"{sample.rss / 2**20:.1f}", rate])
+        before = sample
+    head = ["jobs that have ended", "", "after s", "resident MiB", "jobs/s"]
+    return f"{table(head, rows)}\n\naudit verify --all: {result.verified:,} events are intact"
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

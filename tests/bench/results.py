@@ -170,3 +170,23 @@ class PooledResult(msgspec.Struct):
 
     lines: list[SetupLine]
     skipped: str | None = None
+
+
+class MemorySample(msgspec.Struct, frozen=True):
+    """Part 11: the resident memory in bytes, when so many jobs had ended, so many seconds after the first POST."""
+
+    seconds: float
+    jobs: int
+    rss: int
+
+
+class MemoryResult(msgspec.Struct):
+    """Part 11. verified: events that `audit verify --all` found intact."""
+
+    jobs: int
+    samples: list[MemorySample]
+    verified: int
+
+    def reached(self, share: float) -> MemorySample:
+        """The first sample with this share of the jobs."""
+        return next(sample for sample in self.samples if sample.jobs >= share * self.jobs)

@@ -16,10 +16,12 @@ from tests.bench.report import (
     growth_table,
     http_table,
     idle_table,
+    memory_table,
     overload_table,
     pooled_table,
     rates_table,
     size_table,
+    skipped_text,
     slots_table,
     spread_text,
     sse_table,
@@ -36,6 +38,8 @@ from tests.bench.results import (
     IdleCost,
     IdleLine,
     JobsResult,
+    MemoryResult,
+    MemorySample,
     OverloadResult,
     PooledResult,
     SetupLine,
@@ -91,6 +95,14 @@ def test_a_contestant_without_a_measurement_has_a_line_without_figures() -> None
     result.rates_of("dbos", EMPTY).jobs_per_s.append(50.0)
     assert set(cells(rates_table(result), f"{EMPTY}: dreamforge")) == {"-"}
     assert cells(rates_table(result), f"{EMPTY}: dbos")[:2] == ["50.0 (50.0-50.0)", "-"]
+
+
+def test_who_was_skipped_is_said_with_the_reason() -> None:
+    assert (
+        skipped_text(JobsResult(skipped={"celery, redis": "no redis-server"}))
+        == "celery, redis: skipped, no redis-server"
+    )
+    assert not skipped_text(JobsResult())
 
 
 def test_rates_and_cpu_times_are_medians_of_the_rounds() -> None:
@@ -193,7 +205,9 @@ def test_a_logs_bytes_are_per_job() -> None:
 
 
 def test_many_slots_are_compared_with_few_in_the_same_round() -> None:
-    shown = slots_table([SlotsLine(16, [50.0, 60.0]), SlotsLine(256, [100.0, 90.0])])
+    shown = slots_table(
+        GrowthResult(log_of(150), log_of(1500), [SlotsLine(16, [50.0, 60.0]), SlotsLine(256, [100.0, 90.0])])
+    )
     assert cells(shown, "16") == ["55.0 (50.0-60.0)", "-"]
     assert cells(shown, "256") == ["95.0 (90.0-100.0)", "1.75 (1.50-2.00)"]
 
@@ -240,3 +254,13 @@ def test_a_setup_is_compared_by_the_medians_of_each_round() -> None:
     assert cells(shown, "one") == ["20.0", "40.0", "4", "-"]
     assert cells(shown, "four") == ["30.0", "50.0", "4", "1.25 (1.00-1.50)"]
     assert shown.endswith("with a pooler: skipped, there is no pgbouncer")
+
+
+def test_memory_is_shown_when_shares_of_the_jobs_have_ended() -> None:
+    samples = [MemorySample(float(second), second * 30, (100 + second) * 2**20) for second in range(4)]
+    shown = memory_table(MemoryResult(90, samples, verified=810))
+    assert cells(shown, "10 %") == ["30", "1", "101.0", "30.0"]
+    assert cells(shown, "25 %") == ["30", "1", "101.0", "-"]
+    assert cells(shown, "50 %") == ["60", "2", "102.0", "30.0"]
+    assert cells(shown, "75 %") == ["90", "3", "103.0", "30.0"]
+    assert shown.endswith("810 events are intact")

@@ -11,6 +11,7 @@
 - `growth_part` part 9, with `filling`, which appends histories
 - `pooled_part` part 10
 - `memory_part` part 11
+- `rates_part` part 12, with `log_sides` (the logs) and `log_load`, which appends and reads
 - `results`      what the parts measure; `figures` has medians, spreads and ratios: pure
 - `report`       tables: pure
 """

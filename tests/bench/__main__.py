@@ -17,11 +17,13 @@ from tests.bench.jobs import JobsPart, Say, Size
 from tests.bench.memory_part import MemoryPart, MemorySize
 from tests.bench.overload_part import OverloadPart, OverloadSize
 from tests.bench.pooled_part import PooledPart, PooledSize
+from tests.bench.rates_part import RatesPart, RatesSize
 from tests.bench.report import (
     fleet_table,
     growth_table,
     http_table,
     idle_table,
+    log_rates_table,
     memory_table,
     overload_table,
     pooled_table,
@@ -39,6 +41,7 @@ from tests.bench.results import (
     HttpLine,
     IdleLine,
     JobsResult,
+    LogRates,
     MemoryResult,
     OverloadResult,
     PooledResult,
@@ -62,6 +65,7 @@ class _Sizes(msgspec.Struct, frozen=True):
     growth: GrowthSize
     pooled: PooledSize
     memory: MemorySize
+    rates: RatesSize
 
 
 _QUICK = _Sizes(
@@ -74,6 +78,7 @@ _QUICK = _Sizes(
     growth=GrowthSize(small=10_000, large=200_000, pairs=2, reads=200, alone=20, slots_rounds=1, slots_jobs=60),
     pooled=PooledSize(rounds=2, alone=40),
     memory=MemorySize(jobs=2000, outstanding=64, every_s=0.5),
+    rates=RatesSize(rounds=2, seconds=1, jobs=700, histories=300),
 )
 _FULL = _Sizes(
     jobs=Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200),
@@ -85,6 +90,7 @@ _FULL = _Sizes(
     growth=GrowthSize(small=10_000, large=10_000_000, pairs=6, reads=1000, alone=100, slots_rounds=5, slots_jobs=500),
     pooled=PooledSize(rounds=5, alone=200),
     memory=MemorySize(jobs=100_000, outstanding=64, every_s=5.0),
+    rates=RatesSize(rounds=5, seconds=5, jobs=20_000, histories=5000),
 )
 _PARTS = _Sizes.__struct_fields__
 _QUICK_PARTS = ("jobs", "http")
@@ -99,6 +105,7 @@ _TABLES: Mapping[str, tuple[Callable[[Any], str], ...]] = {
     "growth": (growth_table, size_table, slots_table),
     "pooled": (pooled_table,),
     "memory": (memory_table,),
+    "rates": (log_rates_table, skipped_text),
 }
 """The tables of each result, by its field in the report."""
 
@@ -119,6 +126,7 @@ class Report(msgspec.Struct):
     growth: GrowthResult | None = None
     pooled: PooledResult | None = None
     memory: MemoryResult | None = None
+    rates: LogRates | None = None
 
 
 def _show(report: Report) -> None:
@@ -147,6 +155,7 @@ def _measurements(stack: Stack, size: _Sizes, say: Say, only: list[str]) -> dict
         "growth": GrowthPart(stack, size.growth, say).run,
         "pooled": PooledPart(stack, size.pooled, say).run,
         "memory": MemoryPart(stack, size.memory, say).run,
+        "rates": RatesPart(stack, size.rates, say).run,
     }
 
 

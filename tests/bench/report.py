@@ -10,6 +10,7 @@ from tests.bench.results import (
     HttpLine,
     IdleLine,
     JobsResult,
+    LogRates,
     MemoryResult,
     OverloadResult,
     PooledResult,
@@ -68,8 +69,8 @@ def times_table(result: JobsResult) -> str:
     return table(["one chained job alone", "p50 ms", "p99 ms", "jobs", "p50 ours/theirs", "its end"], rows)
 
 
-def skipped_text(result: JobsResult) -> str:
-    """Parts 1 and 2: who did not take part."""
+def skipped_text(result: JobsResult | LogRates) -> str:
+    """Who did not take part."""
     return "\n".join(f"{name}: skipped, {reason}" for name, reason in result.skipped.items())
 
 
@@ -249,6 +250,18 @@ def memory_table(result: MemoryResult) -> str:
         before = sample
     head = ["jobs that have ended", "", "after s", "resident MiB", "jobs/s"]
     return f"{table(head, rows)}\n\naudit verify --all: {result.verified:,} events are intact"
+
+
+def log_rates_table(result: LogRates) -> str:
+    """Part 12: ours is the first line of each kind of work."""
+    rows = []
+    for line in result.lines:
+        ours = next(one for one in result.lines if one.work == line.work)
+        rates, cpu = ([], []) if line is ours else (ours.per_s, ours.cpu_us)
+        shares = [spread_text(ratios(*pair), 2) for pair in ((rates, line.per_s), (cpu, line.cpu_us))]
+        row = [spread_text(spread(values), 0) for values in (line.per_s, line.cpu_us)]
+        rows.append([f"{line.work}: {line.side}", *row, *shares])
+    return table(["rates of the log", "events/s", "PostgreSQL us/event", "rate ours/theirs", "CPU ours/theirs"], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

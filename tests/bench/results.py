@@ -190,3 +190,27 @@ class MemoryResult(msgspec.Struct):
     def reached(self, share: float) -> MemorySample:
         """The first sample with this share of the jobs."""
         return next(sample for sample in self.samples if sample.jobs >= share * self.jobs)
+
+
+class LogRatesLine(msgspec.Struct):
+    """Part 12: events a second in each round, and PostgreSQL's microseconds of CPU time for each event."""
+
+    work: str
+    side: str
+    per_s: list[float] = []
+    cpu_us: list[float] = []
+
+
+class LogRates(msgspec.Struct):
+    """Part 12. skipped: who did not take part, with the reason."""
+
+    lines: list[LogRatesLine] = []
+    skipped: dict[str, str] = {}
+
+    def line(self, work: str, side: str) -> LogRatesLine:
+        """A line, which is new if there is none yet."""
+        for line in self.lines:
+            if (line.work, line.side) == (work, side):
+                return line
+        self.lines.append(LogRatesLine(work, side))
+        return self.lines[-1]

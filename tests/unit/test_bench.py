@@ -16,6 +16,7 @@ from tests.bench.report import (
     growth_table,
     http_table,
     idle_table,
+    log_rates_table,
     memory_table,
     overload_table,
     pooled_table,
@@ -38,6 +39,7 @@ from tests.bench.results import (
     IdleCost,
     IdleLine,
     JobsResult,
+    LogRates,
     MemoryResult,
     MemorySample,
     OverloadResult,
@@ -264,3 +266,19 @@ def test_memory_is_shown_when_shares_of_the_jobs_have_ended() -> None:
     assert cells(shown, "50 %") == ["60", "2", "102.0", "30.0"]
     assert cells(shown, "75 %") == ["90", "3", "103.0", "30.0"]
     assert shown.endswith("810 events are intact")
+
+
+def test_a_logs_rates_are_compared_with_ours_of_the_same_work() -> None:
+    result = LogRates()
+    for work, side, per_s, cpu_us in (
+        ("append", "dreamforge", [100.0, 300.0], [40.0, 60.0]),
+        ("append", "bare", [200.0, 300.0], [20.0, 20.0]),
+        ("fold", "dreamforge", [900.0], []),
+    ):
+        line = result.line(work, side)
+        line.per_s += per_s
+        line.cpu_us += cpu_us
+    shown = log_rates_table(result)
+    assert cells(shown, "append: dreamforge") == ["200 (100-300)", "50 (40-60)", "-", "-"]
+    assert cells(shown, "append: bare") == ["250 (200-300)", "20 (20-20)", "0.75 (0.50-1.00)", "2.50 (2.00-3.00)"]
+    assert cells(shown, "fold: dreamforge") == ["900 (900-900)", "-", "-", "-"]

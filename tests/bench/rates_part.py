@@ -25,6 +25,8 @@ from tests.bench.stack import Conversation, Stack, execute, python
 OURS = "dreamforge"
 APPENDS = ((1, 1), (1, 8), (50, 1), (50, 8))
 """Events of a call, each to a stream of its own, and connections."""
+_SETTLE_S = 0.5
+"""Until the backends of a turn have ended: one that ends while CPU times are read would be in none of them."""
 FOLD = "fold histories"
 """Work without a database: what it folds is read before."""
 _PGBENCH_SCRIPT = """
@@ -108,6 +110,7 @@ class RatesPart:
         postgresql = {"postgresql": [self._stack.pids["postgresql"]]}
         before = cpu_seconds(postgresql)["postgresql"]
         done = turn()
+        time.sleep(_SETTLE_S)
         line.per_s.append(done.events / done.seconds)
         if line.work != FOLD:
             line.cpu_us.append((cpu_seconds(postgresql)["postgresql"] - before) * 1e6 / done.events)

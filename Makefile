@@ -86,7 +86,7 @@ test-newest: .venv-newest/.ready ## Run the tests with the newest versions that 
 test-pythons: $(VENV)/.installed-dev ## Run the unit tests on each of Python 3.11, 3.12 and 3.13 that is installed
 	@MAKE="$(MAKE)" scripts/pythons.sh $(VENV) $(ARGS)
 
-bench: .venv-bench/.ready ## Compare with PgQueuer, Procrastinate, DBOS, Celery, bare HTTP and SSE, in turns (about two hours; ARGS="--output FILE")
+bench: .venv-bench/.ready ## Compare with PgQueuer, Procrastinate, DBOS, Celery, bare HTTP and SSE, in turns (about three hours; ARGS="--output FILE")
 	@.venv-bench/bin/python -m tests.bench $(ARGS)
 
 bench-quick: .venv-bench/.ready ## The same with fewer jobs and rounds (under five minutes)

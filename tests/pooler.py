@@ -49,8 +49,12 @@ def through(url: str) -> str:
     """The URL of a database through its server's pooler; its own URL if there is none."""
     parts = urlsplit(url)
     port = _poolers.get((parts.hostname, parts.port))
-    if port is None:
-        return url
+    return url if port is None else on_port(url, port)
+
+
+def on_port(url: str, port: int) -> str:
+    """The URL of a database through the pooler on a port of this machine."""
+    parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     return parts._replace(netloc=f"{user}@{LOOPBACK}:{port}").geturl()
 
@@ -64,6 +68,18 @@ def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
     if not wanted():
         yield
         return
+    parts = urlsplit(url)
+    with started(url, *logins) as port:
+        _poolers[parts.hostname, parts.port] = port
+        try:
+            yield
+        finally:
+            _poolers.pop((parts.hostname, parts.port), None)
+
+
+@contextlib.contextmanager
+def started(url: str, *logins: tuple[str, str]) -> Iterator[int]:
+    """A pooler in front of a server; its port. Arguments as for `pooled`."""
     parts = urlsplit(url)
     owner = (unquote(parts.username or ""), unquote(parts.password or ""))
     folder = Path(tempfile.mkdtemp(prefix="pooler-"))
@@ -80,10 +96,8 @@ def pooled(url: str, *logins: tuple[str, str]) -> Iterator[None]:
             "PgBouncer does not start"
         )
         assert process.poll() is None, (folder / "log").read_text()
-        _poolers[parts.hostname, parts.port] = own
-        yield
+        yield own
     finally:
-        _poolers.pop((parts.hostname, parts.port), None)
         process.terminate()
         process.wait(10)
         shutil.rmtree(folder)

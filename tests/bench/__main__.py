@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,103 @@ import msgspec
 
 from tests.bench.contestants import CONTESTANTS
 from tests.bench.fleet_part import FleetPart, FleetSize
+from tests.bench.growth_part import GrowthPart, GrowthSize
 from tests.bench.http_part import HttpPart, HttpSize
-from tests.bench.jobs import JobsPart, Size
+from tests.bench.jobs import JobsPart, Say, Size
+from tests.bench.memory_part import MemoryPart, MemorySize
 from tests.bench.overload_part import OverloadPart, OverloadSize
+from tests.bench.pooled_part import PooledPart, PooledSize
+from tests.bench.rates_part import RatesPart, RatesSize
 from tests.bench.report import (
     fleet_table,
+    growth_table,
     http_table,
     idle_table,
+    log_rates_table,
+    memory_table,
     overload_table,
+    pooled_table,
     rates_table,
+    size_table,
+    skipped_text,
+    slots_table,
     sse_table,
     stalls_table,
     times_table,
 )
-from tests.bench.results import FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
+from tests.bench.results import (
+    FleetLine,
+    GrowthResult,
+    HttpLine,
+    IdleLine,
+    JobsResult,
+    LogRates,
+    MemoryResult,
+    OverloadResult,
+    PooledResult,
+    SseLine,
+    StallsLine,
+)
 from tests.bench.sse_part import SsePart, SseSize
-from tests.bench.stack import describe_machine, started
+from tests.bench.stack import Stack, describe_machine, started
 from tests.bench.stalls_part import StallsPart
 
-_QUICK = Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40)
-_FULL = Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200)
-_QUICK_HTTP = HttpSize(rounds=3, seconds=0.5)
-_FULL_HTTP = HttpSize(rounds=5, seconds=5.0)
-_QUICK_SSE = SseSize(rounds=2, seconds=3.0, idle=(1000,))
-_FULL_SSE = SseSize(rounds=3, seconds=20.0, idle=(1000, 10_000))
-_STALLS_JOBS = 10
-_OVERLOAD = OverloadSize(best_jobs=600, seconds=300.0)
-_QUICK_FLEET = FleetSize(runners=(0, 16), stubs=0, rate=20.0, seconds=6.0, burst=64)
-_FULL_FLEET = FleetSize(runners=(0, 16, 64), stubs=256, rate=20.0, seconds=30.0, burst=64)
+
+class _Sizes(msgspec.Struct, frozen=True):
+    """How much to measure of each part. stalls: jobs."""
+
+    jobs: Size
+    http: HttpSize
+    sse: SseSize
+    stalls: int
+    overload: OverloadSize
+    fleet: FleetSize
+    growth: GrowthSize
+    pooled: PooledSize
+    memory: MemorySize
+    rates: RatesSize
+
+
+_QUICK = _Sizes(
+    jobs=Size(rounds=3, jobs={1: 60}, empty_jobs=100, alone=40),
+    http=HttpSize(rounds=3, seconds=0.5),
+    sse=SseSize(rounds=2, seconds=3.0, idle=(1000,)),
+    stalls=10,
+    overload=OverloadSize(best_jobs=600, seconds=300.0),
+    fleet=FleetSize(runners=(0, 16), stubs=0, rate=20.0, seconds=6.0, burst=64),
+    growth=GrowthSize(small=10_000, large=200_000, pairs=2, reads=200, alone=20, slots_rounds=1, slots_jobs=60),
+    pooled=PooledSize(rounds=2, alone=40),
+    memory=MemorySize(jobs=2000, outstanding=64, every_s=0.5),
+    rates=RatesSize(rounds=2, seconds=1, jobs=700, histories=300),
+)
+_FULL = _Sizes(
+    jobs=Size(rounds=5, jobs={1: 500, 10: 50}, empty_jobs=1000, alone=200),
+    http=HttpSize(rounds=5, seconds=5.0),
+    sse=SseSize(rounds=3, seconds=20.0, idle=(1000, 10_000)),
+    stalls=10,
+    overload=OverloadSize(best_jobs=600, seconds=300.0),
+    fleet=FleetSize(runners=(0, 16, 64), stubs=256, rate=20.0, seconds=30.0, burst=64),
+    growth=GrowthSize(small=10_000, large=10_000_000, pairs=6, reads=1000, alone=100, slots_rounds=5, slots_jobs=500),
+    pooled=PooledSize(rounds=5, alone=200),
+    memory=MemorySize(jobs=100_000, outstanding=64, every_s=5.0),
+    rates=RatesSize(rounds=5, seconds=5, jobs=20_000, histories=5000),
+)
+_PARTS = _Sizes.__struct_fields__
 _QUICK_PARTS = ("jobs", "http")
-_PARTS = (*_QUICK_PARTS, "sse", "stalls", "overload", "fleet")
+_TABLES: Mapping[str, tuple[Callable[[Any], str], ...]] = {
+    "jobs": (rates_table, times_table, skipped_text),
+    "http": (http_table,),
+    "sse": (sse_table,),
+    "idle": (idle_table,),
+    "stalls": (stalls_table,),
+    "overload": (overload_table,),
+    "fleet": (fleet_table,),
+    "growth": (growth_table, size_table, slots_table),
+    "pooled": (pooled_table,),
+    "memory": (memory_table,),
+    "rates": (log_rates_table, skipped_text),
+}
+"""The tables of each result, by its field in the report."""
 
 
 class Report(msgspec.Struct):
@@ -55,6 +123,10 @@ class Report(msgspec.Struct):
     stalls: list[StallsLine] | None = None
     overload: OverloadResult | None = None
     fleet: list[FleetLine] | None = None
+    growth: GrowthResult | None = None
+    pooled: PooledResult | None = None
+    memory: MemoryResult | None = None
+    rates: LogRates | None = None
 
 
 def _show(report: Report) -> None:
@@ -65,21 +137,26 @@ def _show(report: Report) -> None:
     print(f"load average at the start {machine['load_average']}")
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), machine["redis"] or "")
     print("\nMedian (lowest-highest) of the rounds; ratios are of the same round.\n")
-    if report.jobs is not None:
-        print(rates_table(report.jobs), times_table(report.jobs), sep="\n\n", end="\n\n")
-        for name, reason in report.jobs.skipped.items():
-            print(f"{name}: skipped, {reason}\n")
-    if report.http is not None:
-        print(http_table(report.http), end="\n\n")
-    if report.sse is not None and report.idle is not None:
-        print(sse_table(report.sse), idle_table(report.idle), sep="\n\n", end="\n\n")
-    if report.stalls is not None:
-        print(stalls_table(report.stalls), end="\n\n")
-    if report.overload is not None:
-        print(overload_table(report.overload), end="\n\n")
-    if report.fleet is not None:
-        print(fleet_table(report.fleet))
-    print(f"\n{report.seconds:.0f} s in all")
+    for name, tables in _TABLES.items():
+        if (found := getattr(report, name)) is not None:
+            print(*filter(None, (shown(found) for shown in tables)), sep="\n\n", end="\n\n")
+    print(f"{report.seconds:.0f} s in all")
+
+
+def _measurements(stack: Stack, size: _Sizes, say: Say, only: list[str]) -> dict[str, Callable[[], Any]]:
+    """What measures each part, by its name."""
+    return {
+        "jobs": JobsPart(stack, size.jobs, say, only).run,
+        "http": HttpPart(stack, size.http, say).run,
+        "sse": SsePart(stack, size.sse, say).run,
+        "stalls": StallsPart(stack, size.stalls, say).run,
+        "overload": OverloadPart(stack, size.overload, say).run,
+        "fleet": FleetPart(stack, size.fleet, say).run,
+        "growth": GrowthPart(stack, size.growth, say).run,
+        "pooled": PooledPart(stack, size.pooled, say).run,
+        "memory": MemoryPart(stack, size.memory, say).run,
+        "rates": RatesPart(stack, size.rates, say).run,
+    }
 
 
 def main() -> None:
@@ -99,20 +176,17 @@ def main() -> None:
     parts = args.part or (_QUICK_PARTS if args.quick else _PARTS)
     with started() as stack:
         report = Report(describe_machine(stack), args.quick, 0.0)
-        if "jobs" in parts:
-            report.jobs = JobsPart(stack, _QUICK if args.quick else _FULL, say, args.only).run()
-        if "http" in parts:
-            report.http = HttpPart(stack, _QUICK_HTTP if args.quick else _FULL_HTTP, say).run()
-        if "sse" in parts:
-            report.sse, report.idle = SsePart(stack, _QUICK_SSE if args.quick else _FULL_SSE, say).run()
-        if "stalls" in parts:
-            report.stalls = StallsPart(stack, _STALLS_JOBS, say).run()
-        if "overload" in parts:
-            report.overload = OverloadPart(stack, _OVERLOAD, say).run()
-        if "fleet" in parts:
-            report.fleet = FleetPart(stack, _QUICK_FLEET if args.quick else _FULL_FLEET, say).run()
-    report.seconds = time.monotonic() - began
-    args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        measurements = _measurements(stack, _QUICK if args.quick else _FULL, say, args.only)
+        for name in _PARTS:
+            if name not in parts:
+                continue
+            found = measurements[name]()
+            if name == "sse":
+                report.sse, report.idle = found
+            else:
+                setattr(report, name, found)
+            report.seconds = time.monotonic() - began
+            args.output.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     _show(report)
 
 

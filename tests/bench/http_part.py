@@ -7,7 +7,6 @@ turns; before the bare application's, orchestrator and projector have caught up 
 import asyncio
 import contextlib
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from tests.bench.http_client import Connection
 from tests.bench.http_load import Load
 from tests.bench.jobs import Say
 from tests.bench.results import HttpLine
-from tests.bench.stack import Conversation, Stack, clean_environ, execute, free_port, python, running
+from tests.bench.stack import Conversation, Stack, execute, free_port, python, running
 from tests.bench.work import Job
 
 CLIENTS = (1, 16, 64)
@@ -104,8 +103,7 @@ def _our_side(stack: Stack, db_url: str) -> Iterator[Side]:
         "DF_HOME": str(stack.home / "http_ours"),
         "DF_MAX_QUEUED_JOBS": _QUEUE_LIMIT,
     }
-    command = python("dreamforge", "--no-env-file", "schema", "install")
-    subprocess.run(command, env=clean_environ(environ), check=True, capture_output=True)
+    ours.run_command(environ, "schema", "install")
     logs = {name: stack.home / f"http_{name}.log" for name in ("orchestrator", "projector", "api")}
     with contextlib.ExitStack() as roles:
         for name, log in logs.items():

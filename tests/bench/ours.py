@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 from artifacts.object_store import S3Config
 from tests.bench.http_client import Connection, request_bytes
 from tests.bench.peers.protocol import RowCounter
-from tests.bench.stack import python, running
+from tests.bench.stack import Stack, clean_environ, python, running
 from tests.bench.work import PROMPT, SCALE, SIDE, Job
 
 _CONNECTIONS = 16
@@ -38,11 +39,40 @@ def service_environ(db_url: str, s3: S3Config) -> dict[str, str]:
     }
 
 
+def run_command(environ: Mapping[str, str], *arguments: str) -> str:
+    """Run `dreamforge` to its end; what it printed. Raises RuntimeError if it fails."""
+    command = python("dreamforge", "--no-env-file", *arguments)
+    done = subprocess.run(
+        command, env=clean_environ(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"dreamforge {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
 @contextlib.contextmanager
 def role(name: str, environ: Mapping[str, str], log: Path, program: str = "dreamforge") -> Iterator[int]:
     """A role as its own process; its id."""
     with running(python(program, "--no-env-file", name), environ, log) as process:
         yield process.pid
+
+
+class Up(msgspec.Struct, frozen=True):
+    """A running `dreamforge up`: the API's URL, and the process's id."""
+
+    base: str
+    pid: int
+
+
+@contextlib.contextmanager
+def up(
+    stack: Stack, name: str, db_url: str, more: Mapping[str, str] | None = None, program: str = "dreamforge"
+) -> Iterator[Up]:
+    """`dreamforge up` on a database. name: of its home and its log file. more: further settings."""
+    log = stack.home / f"{name}.log"
+    environ = service_environ(db_url, stack.s3) | {"DF_HOME": str(stack.home / name)} | dict(more or {})
+    with role("up", environ, log, program) as pid:
+        yield Up(listening_url(log), pid)
 
 
 def listening_url(log: Path) -> str:

@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 
 from tests.bench.figures import Spread, percentile, ratios, spread
-from tests.bench.results import EMPTY, FleetLine, HttpLine, IdleLine, JobsResult, OverloadResult, SseLine, StallsLine
+from tests.bench.results import (
+    EMPTY,
+    FleetLine,
+    GrowthResult,
+    HttpLine,
+    IdleLine,
+    JobsResult,
+    LogRates,
+    MemoryResult,
+    OverloadResult,
+    PooledResult,
+    SseLine,
+    StallsLine,
+)
 
 NONE = "-"
 OURS = "dreamforge"
@@ -54,6 +67,11 @@ def times_table(result: JobsResult) -> str:
             ratio = f"{percentile(ours, 50) / percentile(line.seconds, 50):.2f}"
         rows.append([line.contestant, middle, late, str(len(line.seconds)), ratio, line.end])
     return table(["one chained job alone", "p50 ms", "p99 ms", "jobs", "p50 ours/theirs", "its end"], rows)
+
+
+def skipped_text(result: JobsResult | LogRates) -> str:
+    """Who did not take part."""
+    return "\n".join(f"{name}: skipped, {reason}" for name, reason in result.skipped.items())
 
 
 def http_table(lines: Sequence[HttpLine]) -> str:
@@ -154,6 +172,97 @@ def fleet_table(lines: Sequence[FleetLine]) -> str:
     ]
     head = ["further runners of one slot", "CPU ms/job: PostgreSQL", "up", "runners", "start p50 ms", "p99 ms"]
     return table([*head, "slowest of a burst", "sessions"], rows)
+
+
+def growth_table(result: GrowthResult) -> str:
+    """Part 9: what requests take with a short and with a long log, a value for each turn."""
+    rows = []
+    for operation, small in result.small.seconds.items():
+        for percent in (50, 99):
+            few, many = (
+                [percentile(turn, percent) * 1000 for turn in turns]
+                for turns in (small, result.large.seconds[operation])
+            )
+            rows.append(
+                [
+                    f"{operation}, p{percent}",
+                    spread_text(spread(few), 2),
+                    spread_text(spread(many), 2),
+                    spread_text(ratios(many, few), 2),
+                ]
+            )
+    sizes = [f"{side.events:,} events, ms" for side in (result.small, result.large)]
+    return table(["growth", *sizes, "large/small"], rows)
+
+
+def size_table(result: GrowthResult) -> str:
+    """Part 9: what a log takes, and how fast it was filled."""
+    rows = [
+        [
+            f"{side.events:,}",
+            f"{side.jobs:,}",
+            f"{side.log_bytes / side.jobs:.0f}",
+            f"{side.read_model_bytes / side.jobs:.0f}",
+            str(side.leaves),
+            f"{side.append_rate:.0f}",
+            f"{side.rebuild_rate:.0f}",
+        ]
+        for side in (result.small, result.large)
+    ]
+    head = ["events", "jobs", "log bytes/job", "read model bytes/job", "leaves", "appended/s", "rebuilt/s"]
+    return table(head, rows)
+
+
+def slots_table(result: GrowthResult) -> str:
+    """Part 9: the rate with few and with many slots."""
+    few = result.slots[0]
+    rows = [
+        [
+            str(line.slots),
+            spread_text(spread(line.jobs_per_s)),
+            NONE if line is few else spread_text(ratios(line.jobs_per_s, few.jobs_per_s), 2),
+        ]
+        for line in result.slots
+    ]
+    return table(["slots", "jobs/s", f"to {few.slots} slots"], rows)
+
+
+def pooled_table(result: PooledResult) -> str:
+    """Part 10: percentiles of all rounds together; ratios of the medians of each round."""
+    single = result.lines[0]
+    rows = []
+    for line in result.lines:
+        medians, others = ([percentile(turn, 50) for turn in one.seconds] for one in (line, single))
+        ratio = NONE if line is single else spread_text(ratios(medians, others), 2)
+        seconds = [value for turn in line.seconds for value in turn]
+        rows.append([line.setup, *_milliseconds(seconds), str(len(seconds)), ratio])
+    shown = table(["one chained job alone", "p50 ms", "p99 ms", "jobs", f"p50 to {single.setup}"], rows)
+    return shown if result.skipped is None else f"{shown}\n\nwith a pooler: skipped, {result.skipped}"
+
+
+def memory_table(result: MemoryResult) -> str:
+    """Part 11: resident memory when so many jobs had ended, and the rate since the line above."""
+    rows, before = [], result.samples[0]
+    for percent in (10, 25, 50, 75, 100):
+        sample = result.reached(percent / 100)
+        seconds = sample.seconds - before.seconds
+        rate = f"{(sample.jobs - before.jobs) / seconds:.1f}" if seconds else NONE
+        rows.append([f"{percent} %", f"{sample.jobs:,}", f"{sample.seconds:.0f}", f"{sample.rss / 2**20:.1f}", rate])
+        before = sample
+    head = ["jobs that have ended", "", "after s", "resident MiB", "jobs/s"]
+    return f"{table(head, rows)}\n\naudit verify --all: {result.verified:,} events are intact"
+
+
+def log_rates_table(result: LogRates) -> str:
+    """Part 12: ours is the first line of each kind of work."""
+    rows = []
+    for line in result.lines:
+        ours = next(one for one in result.lines if one.work == line.work)
+        rates, cpu = ([], []) if line is ours else (ours.per_s, ours.cpu_us)
+        shares = [spread_text(ratios(*pair), 2) for pair in ((rates, line.per_s), (cpu, line.cpu_us))]
+        row = [spread_text(spread(values), 0) for values in (line.per_s, line.cpu_us)]
+        rows.append([f"{line.work}: {line.side}", *row, *shares])
+    return table(["rates of the log", "events/s", "PostgreSQL us/event", "rate ours/theirs", "CPU ours/theirs"], rows)
 
 
 def _median_cpu(rounds: Sequence[dict[str, float]], group: str) -> str:

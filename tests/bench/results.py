@@ -129,3 +129,92 @@ class FleetLine(msgspec.Struct):
     starts: list[float]
     burst: list[float]
     sessions: int
+
+
+class GrowthSide(msgspec.Struct):
+    """Part 9: a log. bytes: of a schema, with indexes. append_rate, rebuild_rate: events a second while it was filled.
+
+    seconds: by operation, of each turn.
+    """
+
+    events: int
+    jobs: int
+    log_bytes: int
+    read_model_bytes: int
+    leaves: int
+    append_rate: float
+    rebuild_rate: float
+    seconds: dict[str, list[list[float]]] = {}
+
+
+class SlotsLine(msgspec.Struct):
+    """Part 9: jobs a second in each round, with so many slots."""
+
+    slots: int
+    jobs_per_s: list[float] = []
+
+
+class GrowthResult(msgspec.Struct):
+    """Part 9."""
+
+    small: GrowthSide
+    large: GrowthSide
+    slots: list[SlotsLine]
+
+
+class SetupLine(msgspec.Struct):
+    """Part 10: the seconds of each lone job, by round."""
+
+    setup: str
+    seconds: list[list[float]] = []
+
+
+class PooledResult(msgspec.Struct):
+    """Part 10. skipped: why there is no line with a pooler."""
+
+    lines: list[SetupLine]
+    skipped: str | None = None
+
+
+class MemorySample(msgspec.Struct, frozen=True):
+    """Part 11: the resident memory in bytes, when so many jobs had ended, so many seconds after the first POST."""
+
+    seconds: float
+    jobs: int
+    rss: int
+
+
+class MemoryResult(msgspec.Struct):
+    """Part 11. verified: events that `audit verify --all` found intact."""
+
+    jobs: int
+    samples: list[MemorySample]
+    verified: int
+
+    def reached(self, share: float) -> MemorySample:
+        """The first sample with this share of the jobs."""
+        return next(sample for sample in self.samples if sample.jobs >= share * self.jobs)
+
+
+class LogRatesLine(msgspec.Struct):
+    """Part 12: events a second in each round, and PostgreSQL's microseconds of CPU time for each event."""
+
+    work: str
+    side: str
+    per_s: list[float] = []
+    cpu_us: list[float] = []
+
+
+class LogRates(msgspec.Struct):
+    """Part 12. skipped: who did not take part, with the reason."""
+
+    lines: list[LogRatesLine] = []
+    skipped: dict[str, str] = {}
+
+    def line(self, work: str, side: str) -> LogRatesLine:
+        """A line, which is new if there is none yet."""
+        for line in self.lines:
+            if (line.work, line.side) == (work, side):
+                return line
+        self.lines.append(LogRatesLine(work, side))
+        return self.lines[-1]

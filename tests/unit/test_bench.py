@@ -2,14 +2,28 @@
 
 import pytest
 
+from eventstore.events import EventRow
+from eventstore.ids import new_id
+from eventstore.integrity.chain import partition_of
+from orchestrator import codec
+from orchestrator.events import DomainEvent, JobCreated, StepRetry
+from orchestrator.state import JobState, apply
 from tests.bench.figures import Spread, percentile, ratios, spread
+from tests.bench.filling import EVENTS_PER_JOB, history, new_events, stream_id
 from tests.bench.open_load import OpenLoadResult
 from tests.bench.report import (
     fleet_table,
+    growth_table,
     http_table,
     idle_table,
+    log_rates_table,
+    memory_table,
     overload_table,
+    pooled_table,
     rates_table,
+    size_table,
+    skipped_text,
+    slots_table,
     spread_text,
     sse_table,
     stalls_table,
@@ -19,11 +33,19 @@ from tests.bench.report import (
 from tests.bench.results import (
     EMPTY,
     FleetLine,
+    GrowthResult,
+    GrowthSide,
     HttpLine,
     IdleCost,
     IdleLine,
     JobsResult,
+    LogRates,
+    MemoryResult,
+    MemorySample,
     OverloadResult,
+    PooledResult,
+    SetupLine,
+    SlotsLine,
     SseLine,
     SseTurns,
     StallsLine,
@@ -75,6 +97,14 @@ def test_a_contestant_without_a_measurement_has_a_line_without_figures() -> None
     result.rates_of("dbos", EMPTY).jobs_per_s.append(50.0)
     assert set(cells(rates_table(result), f"{EMPTY}: dreamforge")) == {"-"}
     assert cells(rates_table(result), f"{EMPTY}: dbos")[:2] == ["50.0 (50.0-50.0)", "-"]
+
+
+def test_who_was_skipped_is_said_with_the_reason() -> None:
+    assert (
+        skipped_text(JobsResult(skipped={"celery, redis": "no redis-server"}))
+        == "celery, redis: skipped, no redis-server"
+    )
+    assert not skipped_text(JobsResult())
 
 
 def test_rates_and_cpu_times_are_medians_of_the_rounds() -> None:
@@ -148,3 +178,107 @@ def test_a_fleet_is_judged_by_cpu_per_job_and_by_its_starts() -> None:
     line = FleetLine(64, frozen=True, jobs=2, cpu=cpu, starts=[0.02, 0.03], burst=[0.1, 0.9], sessions=100)
     shown = cells(fleet_table([line]), "64, those that listen frozen")
     assert shown == ["12.0", "20.0", "3.2", "20.0", "30.0", "900", "100"]
+
+
+def log_of(events: int, *gets: list[float]) -> GrowthSide:
+    """A log with jobs of 15 events, and the seconds of GETs in each turn."""
+    return GrowthSide(
+        events,
+        events // 15,
+        log_bytes=events * 600,
+        read_model_bytes=events * 200,
+        leaves=1,
+        append_rate=30_000.0,
+        rebuild_rate=50_000.0,
+        seconds={"GET": list(gets)},
+    )
+
+
+def test_a_long_log_is_compared_by_the_percentiles_of_each_pair() -> None:
+    small, large = log_of(150, [0.001, 0.002], [0.002, 0.004]), log_of(1500, [0.002, 0.003], [0.002, 0.002])
+    result = GrowthResult(small, large, slots=[])
+    assert cells(growth_table(result), "GET, p50") == ["1.50 (1.00-2.00)", "2.00 (2.00-2.00)", "1.50 (1.00-2.00)"]
+    assert cells(growth_table(result), "GET, p99") == ["3.00 (2.00-4.00)", "2.50 (2.00-3.00)", "1.00 (0.50-1.50)"]
+
+
+def test_a_logs_bytes_are_per_job() -> None:
+    shown = size_table(GrowthResult(log_of(150), log_of(1500), slots=[]))
+    assert cells(shown, "1,500") == ["100", "9000", "3000", "1", "30000", "50000"]
+
+
+def test_many_slots_are_compared_with_few_in_the_same_round() -> None:
+    shown = slots_table(
+        GrowthResult(log_of(150), log_of(1500), [SlotsLine(16, [50.0, 60.0]), SlotsLine(256, [100.0, 90.0])])
+    )
+    assert cells(shown, "16") == ["55.0 (50.0-60.0)", "-"]
+    assert cells(shown, "256") == ["95.0 (90.0-100.0)", "1.75 (1.50-2.00)"]
+
+
+def folded(bodies: list[DomainEvent]) -> JobState:
+    """The state after a history, as it is read from the log."""
+    state: JobState | None = None
+    job = new_id()
+    for version, one in enumerate(new_events(bodies), 1):
+        row = EventRow(
+            stream_id=job,
+            tenant="default",
+            version=version,
+            code=one.code,
+            schema_version=one.schema_version,
+            ts=one.ts,
+            data=one.data,
+            meta=one.meta,
+            private=one.private,
+        )
+        state = apply(state, codec.decode_event(row))
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(("number", "retries"), [(1, 0), (20, 1)])
+def test_a_log_is_filled_with_jobs_that_succeeded_some_after_a_retry(number: int, retries: int) -> None:
+    bodies = history(number)
+    assert isinstance(bodies[0], JobCreated)
+    assert len(bodies) == EVENTS_PER_JOB + 3 * retries
+    assert sum(isinstance(body, StepRetry) for body in bodies) == retries
+    state = folded(bodies)
+    assert state.outcome == "succeeded"
+    assert [len(step.artifacts) for step in state.steps] == [4, 4]
+
+
+def test_a_filled_job_is_in_its_connections_partition() -> None:
+    assert [partition_of(stream_id(partition, 8), 8) for partition in range(8)] == list(range(8))
+
+
+def test_a_setup_is_compared_by_the_medians_of_each_round() -> None:
+    one, four = SetupLine("one", [[0.02, 0.02], [0.04, 0.04]]), SetupLine("four", [[0.03, 0.03], [0.04, 0.05]])
+    shown = pooled_table(PooledResult([one, four], skipped="there is no pgbouncer"))
+    assert cells(shown, "one") == ["20.0", "40.0", "4", "-"]
+    assert cells(shown, "four") == ["30.0", "50.0", "4", "1.25 (1.00-1.50)"]
+    assert shown.endswith("with a pooler: skipped, there is no pgbouncer")
+
+
+def test_memory_is_shown_when_shares_of_the_jobs_have_ended() -> None:
+    samples = [MemorySample(float(second), second * 30, (100 + second) * 2**20) for second in range(4)]
+    shown = memory_table(MemoryResult(90, samples, verified=810))
+    assert cells(shown, "10 %") == ["30", "1", "101.0", "30.0"]
+    assert cells(shown, "25 %") == ["30", "1", "101.0", "-"]
+    assert cells(shown, "50 %") == ["60", "2", "102.0", "30.0"]
+    assert cells(shown, "75 %") == ["90", "3", "103.0", "30.0"]
+    assert shown.endswith("810 events are intact")
+
+
+def test_a_logs_rates_are_compared_with_ours_of_the_same_work() -> None:
+    result = LogRates()
+    for work, side, per_s, cpu_us in (
+        ("append", "dreamforge", [100.0, 300.0], [40.0, 60.0]),
+        ("append", "bare", [200.0, 300.0], [20.0, 20.0]),
+        ("fold", "dreamforge", [900.0], []),
+    ):
+        line = result.line(work, side)
+        line.per_s += per_s
+        line.cpu_us += cpu_us
+    shown = log_rates_table(result)
+    assert cells(shown, "append: dreamforge") == ["200 (100-300)", "50 (40-60)", "-", "-"]
+    assert cells(shown, "append: bare") == ["250 (200-300)", "20 (20-20)", "0.75 (0.50-1.00)", "2.50 (2.00-3.00)"]
+    assert cells(shown, "fold: dreamforge") == ["900 (900-900)", "-", "-", "-"]

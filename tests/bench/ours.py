@@ -111,7 +111,7 @@ async def create(connection: Connection, job: Job) -> str:
 async def wait_for_end(connection: Connection, job_id: str) -> None:
     """Follow a job's stream to its end. Raises RuntimeError if the job does not succeed."""
     status, stream = await connection.send(request_bytes("GET", f"/v1/jobs/{job_id}/progress/stream"))
-    if status == 200 and b"Job succeeded." not in stream:
+    if status != 204 and b"Job succeeded." not in stream:  # 204: it has ended already
         raise RuntimeError(f"job {job_id} did not succeed: {stream[-2000:].decode()}")
 
 

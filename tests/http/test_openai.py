@@ -304,6 +304,50 @@ print(json.dumps([client.images.generate(prompt="slow", {SMALL}).data[0].b64_jso
     assert [hash_of(image)] == hashes_in_log(idle, key, job["id"])
 
 
+def test_a_repeated_call_is_the_same_job_only_for_the_same_key_and_request(realm: Realm) -> None:
+    keys = [realm.key("repeats", "jobs") for _ in range(2)]
+
+    def job_of(key: str, repeats: str, **more: Any) -> str:
+        body = {"prompt": "again", "size": "64x64", "num_inference_steps": 2, **more}
+        headers = {"X-Stainless-Retry-Count": repeats}
+        with realm.client(key) as client:
+            answer = client.post("/openai/v1/images/generations", json=body, headers=headers).raise_for_status()
+        return answer.headers["X-Job-Id"]
+
+    first = job_of(keys[0], "0")
+    until(lambda: [job["status"] for job in jobs_of(realm, keys[0])] == ["succeeded"])
+    assert job_of(keys[0], "1") == first
+    assert job_of(keys[0], "1", response_format="url") == first
+    others = [
+        job_of(keys[1], "1"),
+        job_of(keys[0], "1", negative_prompt="a moat"),
+        job_of(keys[0], "1", upscale=2),
+        job_of(keys[0], "0"),
+    ]
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"), [("False", ["ConflictError", "job_cancelled"]), ("True", ["APIError", "job_cancelled"])]
+)
+def test_a_cancelled_job_is_an_error_and_not_asked_for_again(
+    idle: Realm, s3_config: S3Config, stream: str, expected: list[str]
+) -> None:
+    key = idle.key("acme", "jobs")
+    code = f"""
+try:
+    list(client.images.generate(prompt="slow", stream={stream}, {SMALL}))
+except openai.APIError as error:
+    print(json.dumps([type(error).__name__, error.code]))
+"""
+    program = begin(idle.service.url, key, code)
+    [job] = until(lambda: jobs_of(idle, key))
+    with idle.client(key) as client, running("orchestrator", idle.url, s3_config):
+        client.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
+        assert result(program) == expected
+    assert len(jobs_of(idle, key)) == 1
+
+
 def test_the_documented_client_works(realm: Realm, key: str, tmp_path: Path) -> None:
     document = (project_root() / "docs" / "clients.md").read_text("utf-8")
     [code] = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)

@@ -1,7 +1,7 @@
 """Merges a process's transitions into few commits.
 
 What arrives while one call is in flight goes out together in the next. After a call with several transitions, the next
-one waits a little for more: each call has a price of its own, for this process and the server.
+one waits a little for as many: each call has a price of its own, for this process and the server.
 
 While another process holds a partition's lock, a call carries one partition's transitions only, so that waiting for one
 lock never holds others.
@@ -24,7 +24,7 @@ from eventstore.supervision import SupervisedTask
 
 _MAX_TRANSITIONS_PER_CALL = 200
 _BUSY_GATHER_S = 0.005
-"""How long a call waits for more transitions if the one before it had several."""
+"""How long a call waits until it has as many transitions as the one before it."""
 
 _SINGLE_PARTITION_CALLS = 20
 """How many calls keep to one partition after a contended one."""
@@ -54,7 +54,7 @@ class Committer:
         self._pending: deque[_PendingTransition] = deque()
         self._arrived = asyncio.Event()
         self._apart = 0
-        self._had_several = False
+        self._last_size = self._wanted = 1
         self.task = SupervisedTask("committer", self._run)
         self._stopped = False
 
@@ -68,7 +68,8 @@ class Committer:
         self.task.start()
         pending = _PendingTransition(transition, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
-        self._arrived.set()
+        if len(self._pending) >= self._wanted:
+            self._arrived.set()
         try:
             return await pending.answer
         except asyncio.CancelledError:
@@ -106,8 +107,8 @@ class Committer:
                 _fail_pending(self._pending, error)
                 self._pending.clear()
                 continue
-            if self._had_several and not self._apart:
-                await asyncio.sleep(_BUSY_GATHER_S)
+            if not self._apart:
+                await self._gather()
             pending_transitions = list(self._pending)
             try:
                 if batch_pending := self._next_batch(partitions):
@@ -119,6 +120,17 @@ class Committer:
                     DatabaseUnavailable(f"the committer failed ({type(error).__name__}); try again"),
                 )
                 raise
+
+    async def _gather(self) -> None:
+        """Wait a little until as many transitions are pending as the last call had."""
+        if len(self._pending) >= self._last_size or self._stopped:
+            return
+        self._wanted = self._last_size
+        self._arrived.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BUSY_GATHER_S):
+                await self._arrived.wait()
+        self._wanted = 1
 
     def _next_batch(self, partitions: int) -> list[_PendingTransition]:
         """The next call's transitions: each stream once, one partition's only while locks are contended."""
@@ -143,7 +155,7 @@ class Committer:
 
     async def _commit_pending(self, batch_pending: list[_PendingTransition]) -> None:
         transitions = [pending.transition for pending in batch_pending]
-        self._had_several = len(transitions) > 1
+        self._last_size = len(transitions)
         batch = Batch(
             appends=[t.append for t in transitions],
             acks=[t.settle for t in transitions if type(t.settle) is Ack],

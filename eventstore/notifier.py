@@ -6,7 +6,7 @@ lost notification delays its listeners by one poll interval: correctness depends
 
 PostgreSQL up to 18 wakes every session of the database that listens to anything, at each NOTIFY. A process therefore
 listens only while one of its tasks waits for what other processes do. It sends on a channel only while another one
-listens to that, which it looks for once a second, and not if a task of its own takes what is announced.
+listens to that, which it looks for a few times a second, and not if a task of its own takes what is announced.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ where locktype = 'advisory' and classid = 1685218924 and objsubid = 2
 and database = (select oid from pg_database where datname = current_database())
 and pid is distinct from $2
 """
-_LISTENERS_KNOWN_S = 1.0
+_LISTENERS_KNOWN_S = 0.2
 _log = structlog.get_logger(__name__)
 
 
@@ -198,7 +198,7 @@ class Notifier:
             backoff.reset()
 
     async def _listened_by_others(self, channels: set[str]) -> set[str]:
-        """Those channels that another process listens to. One that has begun within the last second polls meanwhile."""
+        """Those channels that another process listens to. One that has begun since the last look polls meanwhile."""
         if time.monotonic() - self._looked_at >= _LISTENERS_KNOWN_S or not channels <= self._known_channels:
             self._known_channels |= channels
             arguments = (list(self._known_channels), self._listening_pid)

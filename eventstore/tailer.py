@@ -8,7 +8,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 from uuid import UUID
 
 import structlog
@@ -72,7 +71,7 @@ class Tailer:
         """Events of a stream after a version, oldest first; from the ring where it reaches back so far."""
         held = self._streams.get(stream)
         if held and held[0].version <= version + 1:
-            return [event for event in held if event.version > version][:limit]
+            return _last_events(held, held[-1].version - version, limit)
         async with self._stream_readers_behind:
             return await self._log.read_stream(stream, after=version, limit=limit)
 
@@ -115,8 +114,7 @@ class Tailer:
             if end is not None and position >= end.position:
                 continue
             if held and held[0].position <= position + 1:
-                start = position + 1 - held[0].position
-                found[partition] = list(islice(held, start, start + limit))
+                found[partition] = _last_events(held, held[-1].position - position, limit)
             else:
                 behind[partition] = position
         return found, behind
@@ -190,6 +188,12 @@ class Tailer:
             self._streams[oldest.stream_id].popleft()
             if not self._streams[oldest.stream_id]:
                 del self._streams[oldest.stream_id]
+
+
+def _last_events(held: deque[RecordedEvent], count: int, limit: int) -> list[RecordedEvent]:
+    """The first `limit` of the last `count` events. They are counted from the right: readers want the newest."""
+    start = len(held) - count
+    return [held[index] for index in range(start, min(len(held), start + limit))]
 
 
 def _expect_continuation(partition: int, end: PartitionEnd, events: Sequence[RecordedEvent]) -> None:

@@ -542,8 +542,8 @@ MUTANTS = (
     Mutant(
         "busy-committers-gather-nothing",
         "eventstore/committer.py",
-        "if self._had_several and not self._apart:",
-        "if False:",
+        "if len(self._pending) >= self._last_size or self._stopped:",
+        "if True:",
         "tests/store/test_committer.py -k waits_for_more",
     ),
     Mutant(

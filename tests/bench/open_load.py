@@ -58,9 +58,13 @@ class _Generator:
         return self.result
 
     async def _send(self, connection: Connection | None, due: float) -> None:
-        if connection is None:
+        try:
+            connection = connection or await Connection(self._load.base).__aenter__()
+            status, _ = await connection.send(self._request)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # The server closes a connection that was idle for long, perhaps just now: clients send again.
             connection = await Connection(self._load.base).__aenter__()
-        status, _ = await connection.send(self._request)
+            status, _ = await connection.send(self._request)
         seconds = time.perf_counter() - due
         self._free.append(connection)
         self._answers[str(status)] += 1

@@ -26,8 +26,8 @@ COMMANDS = 2
 MOST_CLAIMS = COMMANDS * (SEATS + 1)
 """Those with a seat may all look for a command, and who has run it looks again."""
 
-MOST_NOTIFICATIONS = 9
-"""One on each channel that a commit has changed: six append events, two send commands."""
+MOST_NOTIFICATIONS = 6
+"""One on each channel that a commit has changed and others listen to: four appends of runners, two commands."""
 
 MOST_WAKE_UPS = COMMANDS * SEATS + 5
 """A command's reach the runners with seats; those of the runners' appends reach the API's process."""

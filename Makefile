@@ -87,7 +87,7 @@ test-pythons: $(VENV)/.installed-dev ## Run the unit tests on each of Python 3.1
 	@MAKE="$(MAKE)" scripts/pythons.sh $(VENV) $(ARGS)
 
 test-openai: .venv-openai/.ready ## Run the tests of /openai/v1 with the oldest supported version of the openai package
-	@DF_TEST_OPENAI_PYTHON=.venv-openai/bin/python $(PY) -m pytest tests/http/test_openai.py $(ARGS)
+	@DF_TEST_OPENAI_PYTHON=$(CURDIR)/.venv-openai/bin/python $(PY) -m pytest tests/http/test_openai.py $(ARGS)
 
 bench: .venv-bench/.ready ## Compare with PgQueuer, Procrastinate, DBOS, Celery, bare HTTP and SSE, in turns (about three hours; ARGS="--output FILE")
 	@.venv-bench/bin/python -m tests.bench $(ARGS)
@@ -212,12 +212,13 @@ BESIDE = $(VENV)/bin/uv pip install --quiet --python $(@D)/bin/python
 	@$(BESIDE) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What the newest versions are changes by the day: they are looked up each time.
+# The oldest version of the package that streams images.
 .venv-openai/.ready: | $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
 	@$(BESIDE) 'openai==1.97.0'
 	@touch $@
 
+# What the newest versions are changes by the day: they are looked up each time.
 .PHONY: .venv-newest/.ready
 .venv-newest/.ready: | $(VENV)/.installed-dev
 	@echo "Installing dream-forge[dev] with the newest versions of everything into $(@D) …"

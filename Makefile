@@ -35,7 +35,7 @@ EAGER := tests/http tests/flow/test_m5_*.py
 NEWEST := tests
 SOURCES := api artifacts dreamforge eventstore model_registry orchestrator projections runners scripts tests
 
-.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons bench bench-quick bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
+.PHONY: help install demo up up-fake test test-chaos test-images test-gan test-eager test-pooled test-newest test-pythons test-openai bench bench-quick bench-snapshot bench-rebuild bench-images chaos contract fuzz lock openapi e2e-m4 lint fmt type layers check mutants fixes simulate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,9 @@ test-newest: .venv-newest/.ready ## Run the tests with the newest versions that 
 
 test-pythons: $(VENV)/.installed-dev ## Run the unit tests on each of Python 3.11, 3.12 and 3.13 that is installed
 	@MAKE="$(MAKE)" scripts/pythons.sh $(VENV) $(ARGS)
+
+test-openai: .venv-openai/.ready ## Run the tests of /openai/v1 with the oldest supported version of the openai package
+	@DF_TEST_OPENAI_PYTHON=$(CURDIR)/.venv-openai/bin/python $(PY) -m pytest tests/http/test_openai.py $(ARGS)
 
 bench: .venv-bench/.ready ## Compare with PgQueuer, Procrastinate, DBOS, Celery, bare HTTP and SSE, in turns (about three hours; ARGS="--output FILE")
 	@.venv-bench/bin/python -m tests.bench $(ARGS)
@@ -207,6 +210,12 @@ BESIDE = $(VENV)/bin/uv pip install --quiet --python $(@D)/bin/python
 	@$(BESIDE) --no-deps --require-hashes -r requirements/default.txt
 	@$(BESIDE) -r tests/bench/requirements.txt
 	@$(BESIDE) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The oldest version of the package that streams images.
+.venv-openai/.ready: | $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/bin/python
+	@$(BESIDE) 'openai==1.97.0'
 	@touch $@
 
 # What the newest versions are changes by the day: they are looked up each time.

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from api import errors, frames
+from api.compat.openai_errors import is_openai_path
 from api.errors import ApiError
 from api.middleware import find_header
 from api.services import Services
@@ -66,7 +67,7 @@ async def is_key_still_valid(services: Services, authenticated: Caller) -> bool:
 
 
 class AuthenticationMiddleware:
-    """Middleware: finds the caller of each request to /v1, and applies the tenant's request rate."""
+    """Middleware: finds the caller of each request to /v1 and /openai/v1, and applies the tenant's request rate."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
@@ -75,7 +76,7 @@ class AuthenticationMiddleware:
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         app: ASGIApp | None = None
-        if scope["type"] == "http" and (scope["path"] == "/v1" or scope["path"].startswith("/v1/")):
+        if scope["type"] == "http" and _needs_caller(scope["path"]):
             app = await self._rejection_response(scope)
         await (app or self._app)(scope, receive, send)
 
@@ -137,6 +138,10 @@ class AuthenticationMiddleware:
         if claims.key_id is None or not await is_key_still_valid(self._services, found):
             raise _unauthorized_error("There is no API key behind this token, or it was revoked.")
         return found
+
+
+def _needs_caller(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/") or is_openai_path(path)
 
 
 class ScopeGuard:

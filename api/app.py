@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from api import anchors, docs, health, job_commands, job_stream, jobs, log_feed, models, projections, schemas
 from api.access import ANY_SCOPE, NO_SCOPES, AuthenticationMiddleware
 from api.admission_gate import AdmissionGate
+from api.compat import openai
 from api.errors import EXCEPTION_HANDLERS
 from api.health import HealthSources
 from api.hosts import AllowedHosts, HostCheckMiddleware
@@ -30,6 +31,7 @@ _CORS_EXPOSED_HEADERS = [
     "Location",
     "Preference-Applied",
     "Retry-After",
+    "X-Job-Id",
     "X-Request-Id",
 ]
 
@@ -67,7 +69,11 @@ ROUTES = [
 def build_api_app(services: Services, process_health: HealthSources) -> ASGIApp:
     """The ASGI application of the API."""
     starlette = Starlette(
-        routes=[*ROUTES, Mount("/docs/assets", docs.swagger_ui_assets())],
+        routes=[
+            *ROUTES,
+            *(openai.ROUTES if services.config.compat else ()),
+            Mount("/docs/assets", docs.swagger_ui_assets()),
+        ],
         middleware=[Middleware(AuthenticationMiddleware, services=services)],
         exception_handlers=EXCEPTION_HANDLERS,
     )

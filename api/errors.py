@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from api.compat.openai_errors import is_openai_path, openai_error, openai_headers, openai_status
 from api.responses import json_response
 from api.schemas import Error, ErrorDetail
 from eventstore.errors import EventStoreError
@@ -72,11 +73,15 @@ def database_unavailable_error() -> ApiError:
 
 
 def error_response(request: Request, error: ApiError) -> Response:
-    """The response that reports an error."""
+    """The response that reports an error, in the shape of the API that was called."""
+    status = STATUS_BY_ERROR_CODE[error.code]
+    if is_openai_path(request.url.path):
+        body = openai_error(error.code, error.message, error.details)
+        return json_response(body, openai_status(error.code, status), openai_headers(error.code, error.headers))
     details = None if error.details is None else dict(error.details)
     detail = copy_fields(error, ErrorDetail, details=details)
-    body = copy_fields(detail, Error, correlation_id=request.state.request_id, detail=detail)
-    return json_response(body, STATUS_BY_ERROR_CODE[error.code], error.headers)
+    answer = copy_fields(detail, Error, correlation_id=request.state.request_id, detail=detail)
+    return json_response(answer, status, error.headers)
 
 
 async def handle_api_error(request: Request, error: ApiError) -> Response:

@@ -41,7 +41,7 @@ _MAX_IDEMPOTENCY_KEY_LENGTH = 255
 T = TypeVar("T")
 
 
-class _AcceptedJob(msgspec.Struct, frozen=True):
+class AcceptedJob(msgspec.Struct, frozen=True):
     """A job in the log. replayed: an earlier request with the same key created it."""
 
     job_id: UUID
@@ -52,12 +52,16 @@ class _AcceptedJob(msgspec.Struct, frozen=True):
 async def create_job(request: Request, services: Services) -> Response:
     """POST /v1/jobs: when this answers, the job, its steps and the duty to run the first are durable."""
     submission = requests.parse_job_request(await read_json_body(request, services.config.max_body_bytes))
+    accepted = await accept_job(request, services, submission)
+    return await _accepted_job_response(request, services, accepted)
+
+
+async def accept_job(request: Request, services: Services, submission: requests.Submission) -> AcceptedJob:
+    """Append the job that a request asks for, or find the one that its Idempotency-Key names."""
     key = _idempotency_key(request)
     if key is None:
-        accepted = await _append_job_created(request, services, submission, new_id(), None)
-    else:
-        accepted = await _accept_idempotently(request, services, submission, key)
-    return await _accepted_job_response(request, services, accepted)
+        return await _append_job_created(request, services, submission, new_id(), None)
+    return await _accept_idempotently(request, services, submission, key)
 
 
 async def cancel_job(request: Request, services: Services) -> Response:
@@ -83,7 +87,7 @@ async def create_stream_token(request: Request, services: Services) -> Response:
 
 async def _accept_idempotently(
     request: Request, services: Services, submission: requests.Submission, idempotency_key: bytes
-) -> _AcceptedJob:
+) -> AcceptedJob:
     """Accept a job under the id that its key determines: of concurrent requests, the log accepts one."""
     job = derive_id(caller_of(request).tenant.encode(), idempotency_key)
     idempotency = submission.idempotency_record(idempotency_key)
@@ -100,7 +104,7 @@ async def _accept_idempotently(
 
 async def _append_job_created(
     request: Request, services: Services, submission: requests.Submission, job: UUID, idempotency: Idempotency | None
-) -> _AcceptedJob:
+) -> AcceptedJob:
     """Append a job's first event. `replayed` if the job exists already."""
     model_id = submission.request.model_id
     if model_id is not None:
@@ -124,7 +128,7 @@ async def _append_job_created(
                 answer = await services.committer.commit(Transition(append=append))
         except TimeoutError:
             raise database_unavailable_error() from None
-    return _AcceptedJob(job, first.ts, replayed=not answer.committed)
+    return AcceptedJob(job, first.ts, replayed=not answer.committed)
 
 
 def _check_requested_model(submission: requests.Submission, model: ModelView | None) -> None:
@@ -143,7 +147,7 @@ def _check_requested_model(submission: requests.Submission, model: ModelView | N
         raise invalid_field_error(field, f"model {model.name} does not take it: {found.reason}")
 
 
-def _accepted_job_of_earlier_request(earlier_event: RecordedEvent, idempotency: Idempotency) -> _AcceptedJob:
+def _accepted_job_of_earlier_request(earlier_event: RecordedEvent, idempotency: Idempotency) -> AcceptedJob:
     created = codec.decode_body_or_none(earlier_event)
     if created is None:
         raise _unreadable_history_error(earlier_event.stream_id)
@@ -154,10 +158,10 @@ def _accepted_job_of_earlier_request(earlier_event: RecordedEvent, idempotency: 
             "send a new key with a new request.",
             {"field": "Idempotency-Key", "job_id": str(earlier_event.stream_id)},
         )
-    return _AcceptedJob(earlier_event.stream_id, earlier_event.ts, replayed=True)
+    return AcceptedJob(earlier_event.stream_id, earlier_event.ts, replayed=True)
 
 
-async def _accepted_job_response(request: Request, services: Services, accepted: _AcceptedJob) -> Response:
+async def _accepted_job_response(request: Request, services: Services, accepted: AcceptedJob) -> Response:
     """Answer at once, or wait for the job's end if `Prefer: wait` or `DF_EAGER` asks for it."""
     config = services.config
     preferred = preferred_wait_s(request) if config.eager_s is None else None

@@ -182,7 +182,7 @@ def add_headers(scope: Scope, message: Message) -> None:
     Headers that a response sets itself are kept.
     """
     own = {name for name, _ in message["headers"]}
-    added = _API_HEADERS if scope["path"].startswith("/v1") else _PAGE_HEADERS
+    added = _API_HEADERS if scope["path"].startswith(("/v1", "/openai/v1")) else _PAGE_HEADERS
     request_id = (b"x-request-id", scope["state"]["request_id"].encode("latin-1"))
     message["headers"] = [*message["headers"], *(header for header in added if header[0] not in own), request_id]
 

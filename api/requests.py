@@ -127,6 +127,16 @@ _NAMED_FIELD_ERROR_PATTERN = re.compile(
 
 def parse_job_request(body: bytes) -> Submission:
     """Read a request of any of the three forms. Raises `ApiError` naming the field that is wrong."""
+    return submission_of(decode_json_object(body))
+
+
+def submission_of(given: dict[str, Any]) -> Submission:
+    """The request that an object states. Raises `ApiError` naming the field that is wrong."""
+    return _parse_pipeline_form(given) if given.get("pipeline") is not None else _parse_chain_form(given)
+
+
+def decode_json_object(body: bytes) -> dict[str, Any]:
+    """A body that must be one JSON object, without duplicate keys and text that can't be kept."""
     if not body.strip():
         raise invalid_field_error("body", "empty; send a JSON object")
     try:
@@ -139,7 +149,7 @@ def parse_job_request(body: bytes) -> Submission:
         raise invalid_field_error("body", "nested too deeply") from None
     if not isinstance(given, dict):
         raise invalid_field_error("body", "must be a JSON object")
-    return _parse_pipeline_form(given) if given.get("pipeline") is not None else _parse_chain_form(given)
+    return given
 
 
 def job_created_event(

@@ -12,6 +12,7 @@ from api.hosts import AllowedHosts
 from api.job_feed import JobFeeds
 from api.metrics import OPEN_SSE_STREAMS
 from api.stream_tokens import StreamTokens
+from artifacts.stored_object import StoredObject
 from eventstore.committer import Committer
 from eventstore.integrity.reader import AuditReader
 from eventstore.log import Log
@@ -31,6 +32,9 @@ class PresignUrls(Protocol):
         ...
 
 
+ReadObject = Callable[[str, StoredObject], Awaitable[bytes]]
+"""Reads an object by its key, which must have this size and hash."""
+
 HealthCheck = Callable[[], Coroutine[Any, Any, None]]
 """Raises if what it checks is down; the message gives the reason."""
 
@@ -39,6 +43,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of the API. Times in seconds, sizes in bytes.
 
     eager_s: how long every POST waits for its job's end. patience_s: how long a request waits for the database.
+    compat: whether the APIs of other services are served.
     """
 
     create_status: int = 202
@@ -56,6 +61,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     slow_client_s: float = 30.0
     patience_s: float = 10.0
     weights: StepWeights | None = None
+    compat: bool = True
 
 
 class OpenStreamLimiter:
@@ -95,6 +101,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     tokens: StreamTokens
     admission: AdmissionControl
     presign: PresignUrls
+    read_object: ReadObject
     config: ApiConfig
     stopping: asyncio.Event
     open_streams: OpenStreamLimiter = msgspec.field(default_factory=OpenStreamLimiter)

@@ -154,6 +154,7 @@ async def _api(context: ProcessContext, stack: AsyncExitStack) -> None:
         tokens=StreamTokens(reads),
         admission=AdmissionControl(reads, limits),
         presign=store.presign_many,
+        read_object=store.get_verified,
         config=config,
         stopping=context.stopping,
     )

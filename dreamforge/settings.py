@@ -243,6 +243,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tenant_max_queued_jobs: int | None = None
     tenant_rate: float | None = None
     cors_origins: tuple[str, ...] = ()
+    compat: bool = True
     max_streams: int = 10_000
     stream_max_s: float | None = None
     sse_poll_ms: int = 500
@@ -387,6 +388,7 @@ _VARIABLE_LIST = (
         CORS_ORIGINS_FORMAT,
         "The origins whose pages may call the API from a browser; unset allows none.",
     ),
+    Variable("DF_COMPAT", FLAG_FORMAT, "Serve the APIs of other services: OpenAI Images at /openai/v1."),
     Variable(
         "DF_MAX_STREAMS",
         integer_format(1, 1_000_000),

@@ -43,6 +43,7 @@ async def services_on(url: str, config: ApiConfig | None = None) -> AsyncIterato
         tokens=StreamTokens(store.database),
         admission=AdmissionControl(store.database, AdmissionLimits()),
         presign=cast("Any", None),
+        read_object=cast("Any", None),
         config=config or ApiConfig(),
         stopping=asyncio.Event(),
     )

@@ -39,7 +39,7 @@ def failure(call):
 """
 SMALL = 'size="64x64", extra_body={"num_inference_steps": 2}'
 HEARTBEAT_S = 0.2
-SILENCE_S = 1.0
+SILENCE_S = 3.0
 
 
 def begin(base: str, key: str, code: str) -> "subprocess.Popen[str]":
@@ -283,7 +283,7 @@ print(json.dumps([event.b64_json for event in events]))
         program = begin(between.url, key, code)
         [job] = until(lambda: jobs_of(idle, key))
         with pytest.raises(subprocess.TimeoutExpired):
-            program.wait(3 * SILENCE_S)
+            program.wait(2 * SILENCE_S)
         with running("up", idle.url, s3_config):
             [image] = result(program)
         assert between.cuts == 0
